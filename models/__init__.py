@@ -1,0 +1,1 @@
+"""Plain PyTorch modules and their mathematics: no distribution, no data, no tracking."""

@@ -1,0 +1,80 @@
+"""The layer factory: the few layers that a tensor-parallel library may replace, and `torch.nn` for each of them.
+
+A piece of the model asks the factory for its linear layers and its embedding, and for nothing else; the pipeline hands in a
+factory whose layers are sharded (`pipeline/tensor_parallel.py`), so the model is written once.
+
+Shapes: B batch, M decoder tokens, D model width, V padded vocabulary, t tensor-parallel degree (1 here).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.initialization import mark_normal, normal_parameter
+
+
+class LayerFactory(Protocol):
+    """Makes layers. `std` is the standard deviation of the normal that the weights start from."""
+
+    tensor_parallel: int
+
+    def column_linear(self, in_features: int, out_features: int, std: float) -> nn.Module:
+        """(…, in) replicated → (…, out / t) sharded; no bias."""
+        ...
+
+    def row_linear(self, in_features: int, out_features: int, std: float) -> nn.Module:
+        """(…, in / t) sharded → (…, out) replicated; no bias."""
+        ...
+
+    def vocab_embedding(self, num_embeddings: int, dim: int, std: float) -> nn.Module:
+        """ids (B, N) → (B, N, D) replicated; the table `weight` is sharded over the vocabulary."""
+        ...
+
+    def head_table(self, rows: int, num_heads: int, std: float) -> nn.Parameter:
+        """A (rows, heads / t) table, sharded over heads."""
+        ...
+
+    def tied_logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """hidden (B, M, D) and the embedding's table (V / t, D) → fp32 logits (B, M, V / t)."""
+        ...
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits (B, M, V / t), targets (B, M) → negative log-likelihood in nats (B, M), fp32."""
+        ...
+
+
+class TorchLayers:
+    """Unsharded layers from `torch.nn`."""
+
+    tensor_parallel = 1
+
+    def column_linear(self, in_features: int, out_features: int, std: float) -> nn.Module:
+        return _linear(in_features, out_features, std)
+
+    def row_linear(self, in_features: int, out_features: int, std: float) -> nn.Module:
+        return _linear(in_features, out_features, std)
+
+    def vocab_embedding(self, num_embeddings: int, dim: int, std: float) -> nn.Module:
+        embedding = torch.nn.utils.skip_init(nn.Embedding, num_embeddings, dim)
+        mark_normal(embedding.weight, std)
+        return embedding
+
+    def head_table(self, rows: int, num_heads: int, std: float) -> nn.Parameter:
+        return normal_parameter((rows, num_heads), std)
+
+    def tied_logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(hidden, weight).float()
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+        return losses.view_as(targets)
+
+
+def _linear(in_features: int, out_features: int, std: float) -> nn.Linear:
+    linear = torch.nn.utils.skip_init(nn.Linear, in_features, out_features, bias=False)
+    mark_normal(linear.weight, std)
+    return linear

@@ -1,0 +1,1 @@
+"""Everything distributed: objectives, batches, the mesh, training, checkpoints, tracking, evaluation."""

@@ -1,0 +1,186 @@
+"""Checkpoints: canonical weights that know no mesh, beside the engine's state that continues this one.
+
+    checkpoints/step_00000100/weights/   model-0000k-of-0000n.safetensors + model.safetensors.index.json
+    checkpoints/step_00000100/state/     DeepSpeed's files, position.json, manifest.json with the sha256 of every file
+    checkpoints/latest                   the name of the newest complete one, written last
+
+A checkpoint is written under a temporary name and renamed when every rank has finished, so one with its final name is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from data_prep.files import atomic_write, sha256_file, write_json_atomically
+from pipeline.mesh import Mesh
+from pipeline.metrics import Counters
+from pipeline.stages import Stages
+
+WEIGHTS, STATE, INDEX = "weights", "state", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: enough to continue its data, its schedule and its counters."""
+
+    step: int
+    seed: int
+    dataset_fingerprint: str
+    counters: Counters
+    mesh: dict[str, int]
+
+    @classmethod
+    def read(cls, path: Path) -> Position:
+        values = json.loads(path.read_bytes())
+        return cls(**{**values, "counters": Counters(**values["counters"])})
+
+
+def step_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def latest(run: Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None. Raises ValueError where `latest` names one that is gone."""
+    pointer = run / "checkpoints" / "latest"
+    if not pointer.is_file():
+        return None
+    path = pointer.parent / pointer.read_text().strip()
+    if not path.is_dir():
+        raise ValueError(f"{pointer} names {path.name}, which does not exist: write the name of another checkpoint into it")
+    return path
+
+
+def find(run: Path, step: int | None = None) -> Path:
+    """The checkpoint of `step`, or the latest. Raises ValueError, naming what there is, where it does not exist."""
+    if step is None:
+        path = latest(run)
+        if path is None:
+            raise ValueError(f"{run} has no complete checkpoint: train it first, or give another run folder")
+        return path
+    path = run / "checkpoints" / step_name(step)
+    if not path.is_dir():
+        names = ", ".join(sorted(child.name for child in path.parent.glob("step_*[0-9]"))) or "none"
+        raise ValueError(f"{run} has no checkpoint of step {step}; it has: {names}")
+    return path
+
+
+def save(run: Path, engine: Any, stages: Stages, mesh: Mesh, position: Position) -> Path:
+    """Write a checkpoint: a collective, called by every rank at the same step."""
+    folder = run / "checkpoints"
+    final = folder / step_name(position.step)
+    partial = folder / f".{final.name}.partial"
+    if mesh.is_main:
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / WEIGHTS).mkdir(parents=True)
+    torch.distributed.barrier()
+    _save_weights(partial / WEIGHTS, stages, mesh)
+    # DeepSpeed makes the folder of its tag itself. No "latest" of its own: ours is the only one.
+    engine.save_checkpoint(str(partial), tag=STATE, client_state={"torch_rng": torch.get_rng_state()}, save_latest=False)
+    torch.distributed.barrier()
+    if mesh.is_main:
+        _finish_weights(partial / WEIGHTS, mesh)
+        write_json_atomically(partial / STATE / "position.json", asdict(position))
+        sums = {str(path.relative_to(partial)): sha256_file(path) for path in sorted(partial.rglob("*")) if path.is_file()}
+        write_json_atomically(partial / STATE / "manifest.json", {"step": position.step, "sha256": sums})
+        if final.exists():  # the same step again, after a restart from an earlier one
+            shutil.rmtree(final)
+        partial.rename(final)
+        with atomic_write(folder / "latest") as file:
+            file.write(final.name.encode() + b"\n")
+    torch.distributed.barrier()
+    return final
+
+
+def verify(checkpoint: Path) -> None:
+    """Compare every file with the checkpoint's manifest. Raises ValueError naming the first that differs."""
+    manifest = json.loads((checkpoint / STATE / "manifest.json").read_bytes())
+    for name, expected in manifest["sha256"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: the checkpoint is damaged; continue an earlier one by editing `latest`")
+        if sha256_file(path) != expected:
+            raise ValueError(
+                f"{path} differs from its checksum: the checkpoint is damaged; continue an earlier one by editing `latest`"
+            )
+
+
+def load_state(checkpoint: Path, engine: Any, mesh: Mesh, position: Position) -> None:
+    """Continue a checkpoint on the mesh that wrote it: a collective.
+
+    Raises ValueError on another mesh: the engine's files are cut along it.
+    """
+    current = mesh_shape(mesh)
+    if position.mesh != current:
+        raise ValueError(f"{checkpoint} was written on the mesh {position.mesh}, this run has {current}: use the same mesh")
+    path, client_state = engine.load_checkpoint(str(checkpoint), tag=STATE)
+    if path is None:
+        raise ValueError(
+            f"DeepSpeed found no state in {checkpoint / STATE}: continue an earlier checkpoint by editing `latest`"
+        )
+    torch.set_rng_state(client_state["torch_rng"])
+
+
+def mesh_shape(mesh: Mesh) -> dict[str, int]:
+    return {"tensor": mesh.tensor_parallel, "pipeline": mesh.pipeline_parallel, "data": mesh.data_parallel}
+
+
+def load_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """Every parameter by its canonical name, on the CPU. Raises ValueError where a file is missing."""
+    index_path = checkpoint / WEIGHTS / INDEX
+    if not index_path.is_file():
+        raise ValueError(f"{checkpoint} holds no {WEIGHTS}/{INDEX}: it is no checkpoint of ours, or not whole")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(json.loads(index_path.read_bytes())["weight_map"].values())):
+        path = checkpoint / WEIGHTS / name
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: the checkpoint is damaged")
+        tensors.update(load_file(path))
+    return tensors
+
+
+def gather_full(stages: Stages, mesh: Mesh) -> dict[str, Tensor]:
+    """This stage's own parameters, whole, on the CPU: a collective over the tensor group."""
+    from megatron.core import parallel_state
+
+    group = parallel_state.get_tensor_model_parallel_group()
+    tensors = {}
+    for entry in stages.canonical_parameters():
+        if entry.is_copy:
+            continue
+        value = entry.parameter.detach()
+        if entry.shard_dim is not None and mesh.tensor_parallel > 1:
+            shards = [torch.empty_like(value) for _ in range(mesh.tensor_parallel)]
+            torch.distributed.all_gather(shards, value.contiguous(), group=group)
+            value = torch.cat(shards, dim=entry.shard_dim)
+        tensors[entry.name] = value.cpu().contiguous()
+    return tensors
+
+
+def _save_weights(folder: Path, stages: Stages, mesh: Mesh) -> None:
+    tensors = gather_full(stages, mesh)
+    if mesh.tensor_rank == 0 and mesh.data_rank == 0:
+        save_file(tensors, folder / _part_name(mesh.pipeline_rank, mesh.pipeline_parallel))
+
+
+def _finish_weights(folder: Path, mesh: Mesh) -> None:
+    """Write the index that says which file holds which parameter (the layout of Hugging Face's sharded safetensors)."""
+    weight_map, total_size = {}, 0
+    for part in range(mesh.pipeline_parallel):
+        path = folder / _part_name(part, mesh.pipeline_parallel)
+        with safe_open(path, framework="pt") as file:
+            weight_map.update(dict.fromkeys(file.keys(), path.name))
+        total_size += path.stat().st_size
+    write_json_atomically(folder / INDEX, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
+
+
+def _part_name(part: int, num_parts: int) -> str:
+    return f"model-{part + 1:05d}-of-{num_parts:05d}.safetensors"

@@ -1,0 +1,144 @@
+"""What a training run is: the typed sections of a recipe, and every check that needs more than one of them.
+
+`launch/` reads YAML and overrides into a `RunConfig`; everything below reads the resolved `config.json` of a run folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from models.config import ModelConfig, expand_size
+
+
+class Section(BaseModel):
+    """A section of a recipe: an unknown key is an error, and nothing changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    path: Path
+    """Dataset folder made by `fnet-t5 prepare`."""
+    objective: Literal["prefix_lm"] = "prefix_lm"
+    encoder_length: PositiveInt = 512
+    """Tokens that the encoder reads: constant in a run, because the Fourier basis depends on it."""
+    decoder_length: PositiveInt = 128
+    """Tokens that the decoder writes."""
+    validation_rows: PositiveInt = 512
+    """Rows of the validation split that each validation reads: always its first ones."""
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of one packed row."""
+        return self.encoder_length + self.decoder_length
+
+
+class MeshConfig(Section):
+    """Data parallelism is what remains: processes / (tensor_parallel * pipeline_parallel)."""
+
+    tensor_parallel: PositiveInt = 1
+    pipeline_parallel: PositiveInt = 1
+
+    def data_parallel(self, num_processes: int) -> int:
+        """Raises ValueError where the processes do not divide into whole replicas of the model."""
+        model_parallel = self.tensor_parallel * self.pipeline_parallel
+        if num_processes % model_parallel:
+            raise ValueError(
+                f"{num_processes} processes cannot hold replicas of {model_parallel} (mesh.tensor_parallel "
+                f"{self.tensor_parallel} x mesh.pipeline_parallel {self.pipeline_parallel}): start a multiple of that"
+            )
+        return num_processes // model_parallel
+
+
+class TrainConfig(Section):
+    steps: PositiveInt
+    global_batch_size: PositiveInt = 128
+    """Rows of one optimizer step, over all replicas."""
+    micro_batch_size: PositiveInt = 8
+    """Rows that one replica computes at a time."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    seed: int = 0
+    checkpoint_every: PositiveInt = 1000
+    validate_every: PositiveInt = 500
+    log_every: PositiveInt = 10
+    zero_stage: Literal[0, 1, 2, 3] = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_fp16(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("precision") == "fp16":
+            raise ValueError(
+                "precision fp16 is refused: every fp16 pretraining run of T5 that we know of diverged; use bf16 or fp32"
+            )
+        return values
+
+    def accumulation_steps(self, data_parallel: int) -> int:
+        """Micro-batches of one replica in one step. Raises ValueError where the batch does not divide."""
+        rows = self.micro_batch_size * data_parallel
+        if self.global_batch_size % rows:
+            raise ValueError(
+                f"train.global_batch_size {self.global_batch_size} is not a multiple of train.micro_batch_size "
+                f"{self.micro_batch_size} x {data_parallel} data-parallel replicas: change one of them"
+            )
+        return self.global_batch_size // rows
+
+
+class OptimizerConfig(Section):
+    name: Literal["adamw"] = "adamw"
+    learning_rate: PositiveFloat = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = Field(default=1000, ge=0)
+    final_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Where the cosine ends, as a share of learning_rate."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Applied to matrices only: not to norms, embeddings or bias tables."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    clip: float = Field(default=1.0, ge=0)
+    """Largest global gradient norm; 0 switches clipping off."""
+
+
+class TrackingConfig(Section):
+    experiment: str = "fnet-t5"
+    """MLflow experiment. The server is MLFLOW_TRACKING_URI, or sqlite:///mlflow.db."""
+    enabled: bool = True
+
+
+class RunConfig(Section):
+    model: ModelConfig
+    data: DataConfig
+    mesh: MeshConfig = MeshConfig()
+    train: TrainConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_size(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("model"), dict):
+            return {**values, "model": expand_size(values["model"])}
+        return values
+
+    @model_validator(mode="after")
+    def _check_mesh(self) -> RunConfig:
+        model, tp, pp = self.model, self.mesh.tensor_parallel, self.mesh.pipeline_parallel
+        for name in ("num_heads", "d_ff"):
+            if getattr(model, name) % tp:
+                raise ValueError(f"mesh.tensor_parallel {tp} does not divide model.{name} {getattr(model, name)}")
+        if model.padded_vocab_size % tp:
+            raise ValueError(f"mesh.tensor_parallel {tp} does not divide the padded vocabulary {model.padded_vocab_size}")
+        num_layers = model.num_encoder_layers + model.num_decoder_layers
+        if pp > num_layers:
+            raise ValueError(f"mesh.pipeline_parallel {pp} exceeds the model's {num_layers} layers")
+        return self
+
+    @classmethod
+    def load(cls, run: Path) -> RunConfig:
+        """The resolved configuration of a run folder. Raises ValueError where there is none or it is not ours."""
+        path = run / "config.json"
+        if not path.is_file():
+            raise ValueError(f"{run} is no run folder: it holds no config.json. Give the --output of a `fnet-t5 train`")
+        return cls.model_validate_json(path.read_bytes())

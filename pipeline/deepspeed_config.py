@@ -1,0 +1,71 @@
+"""DeepSpeed's configuration, emitted from ours: the user never writes it, and combinations known to be wrong are refused.
+
+Each fixed setting and each refusal is explained where it stands; the reasons were found by running, see `docs/architecture.md`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config import RunConfig
+
+
+def deepspeed_config(config: RunConfig, data_parallel: int) -> dict[str, Any]:
+    """The dictionary for `deepspeed.initialize`. Raises ValueError for a combination that trains wrongly."""
+    check_version(_installed_version())
+    check_zero(config)
+    train = config.train
+    result: dict[str, Any] = {
+        "train_batch_size": train.global_batch_size,
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": train.accumulation_steps(data_parallel),
+        "gradient_clipping": config.optimizer.clip,
+        "zero_optimization": {"stage": train.zero_stage},
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+        "pipeline": {
+            # By default only the first tensor between two stages may carry a gradient; an encoder-decoder sends three.
+            "pipe_partitioned": False,
+            "grad_partitioned": False,
+            # The reentrant form fails on a first stage whose inputs are all integers.
+            "use_reentrant": False,
+        },
+    }
+    if train.precision == "bf16":
+        result["bf16"] = {"enabled": True}
+        # Without it gradients accumulate in bf16.
+        result["data_types"] = {"grad_accum_dtype": "fp32"}
+    return result
+
+
+def check_zero(config: RunConfig) -> None:
+    stage, train = config.train.zero_stage, config.train
+    if stage >= 2:
+        raise ValueError(
+            f"train.zero_stage {stage} is refused: DeepSpeed's pipeline engine knows stages 0 and 1; use train.zero_stage=1"
+        )
+    if stage == 0 and train.precision == "bf16":
+        raise ValueError(
+            "train.zero_stage 0 with bf16 is refused: DeepSpeed has no fp32 accumulation there; use train.zero_stage=1"
+        )
+    if stage == 0 and config.mesh.pipeline_parallel > 1 and config.optimizer.clip > 0:
+        raise ValueError(
+            "train.zero_stage 0 with pipeline parallelism and clipping is refused: DeepSpeed counts tied weights twice in the "
+            "gradient norm on that path; use train.zero_stage=1, or optimizer.clip=0"
+        )
+
+
+def check_version(version: str) -> None:
+    """0.18.3 to 0.19.2 scale gradients by 1/accumulation once per pipeline stage: silently wrong (DeepSpeed issue 8152)."""
+    numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:3])
+    if numbers < (0, 19, 3):
+        raise ValueError(
+            f"deepspeed {version} is refused: releases before 0.19.3 scale pipeline gradients wrongly (deepspeed issue 8152); "
+            "install deepspeed>=0.19.3"
+        )
+
+
+def _installed_version() -> str:
+    from importlib.metadata import version
+
+    return version("deepspeed")

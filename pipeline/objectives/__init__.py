@@ -1,0 +1,1 @@
+"""Objectives: what the encoder reads and what the decoder writes, made from packed rows of tokens by numpy."""

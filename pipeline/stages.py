@@ -1,0 +1,174 @@
+"""The model's pieces as pipeline stages: the cut by FLOPs, the wrapping for DeepSpeed, and every parameter's canonical name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+from torch import Tensor, nn
+
+from models.config import ModelConfig
+from models.flops import Lengths
+from models.initialization import initial_value
+from models.layers import LayerFactory
+from models.pieces import Inputs, Piece, State, pieces
+from pipeline.mesh import Mesh
+from pipeline.tensor_parallel import MegatronLayers, shard_dim
+
+_TIED_WEIGHT = "module.tokens.weight"
+
+
+def cut_stages(model: Sequence[Piece], num_stages: int) -> list[int]:
+    """Bounds [0, …, len(model)] of the contiguous cut whose most expensive stage costs the fewest FLOPs.
+
+    A stage starts only at a piece that allows it. Raises ValueError where there are too few of those.
+    """
+    starts = [0] + [index for index, piece in enumerate(model) if piece.starts_stage and index > 0]
+    if len(starts) < num_stages:
+        raise ValueError(f"mesh.pipeline_parallel {num_stages} exceeds the {len(starts)} places at which this model can be cut")
+    cost = [0.0]
+    for piece in model:
+        cost.append(cost[-1] + piece.flops)
+    ends = [*starts[1:], len(model)]
+    # best[k][j]: (largest stage cost, bounds) of the pieces before ends[j] in k + 1 stages
+    best: list[dict[int, tuple[float, list[int]]]] = [{j: (cost[end], [0, end]) for j, end in enumerate(ends)}]
+    for _ in range(1, num_stages):
+        row: dict[int, tuple[float, list[int]]] = {}
+        for j, end in enumerate(ends):
+            options = [
+                (max(largest, cost[end] - cost[bounds[-1]]), [*bounds, end])
+                for i, (largest, bounds) in best[-1].items()
+                if i < j
+            ]
+            if options:
+                row[j] = min(options)
+        best.append(row)
+    return best[-1][len(ends) - 1][1]
+
+
+class StageLayer(nn.Module):
+    """A piece as a pipeline layer: tuples in, tuples out."""
+
+    def __init__(self, piece: Piece, factory: LayerFactory) -> None:
+        super().__init__()
+        self.piece = piece
+        self.module = piece.build(factory)
+
+    def forward(self, received: tuple[Tensor, ...]) -> Any:
+        return run_piece(self.piece, self.module, received)
+
+
+def run_piece(piece: Piece, module: nn.Module, received: tuple[Tensor, ...]) -> Any:
+    """Give the fields of a bare tuple their names back, then run. DeepSpeed clones what it passes on into plain tuples."""
+    if piece.name == "embedding":
+        return piece.run(module, Inputs(*received))
+    if piece.name == "relative_bias":
+        return piece.run(module, received)
+    return piece.run(module, State(*received))
+
+
+class _OwnGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].clone()
+
+
+def own_gradients(sent: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The last step of a stage: what it sends on, with gradients that will be copied out of the receive buffer.
+
+    DeepSpeed receives every micro-batch's gradients into the same buffer and hands that buffer to autograd. Where the way from
+    an output to a parameter is a mere view (the bias tables), autograd adopts the view as the parameter's `.grad`, and the next
+    micro-batch overwrites what was accumulated.
+    """
+    return tuple(_OwnGradient.apply(tensor) if tensor.is_floating_point() else tensor for tensor in sent)
+
+
+@dataclass(frozen=True)
+class CanonicalParameter:
+    """A local parameter, the name it has on disk, and how it lies on the mesh."""
+
+    name: str
+    parameter: nn.Parameter
+    shard_dim: int | None
+    """Dimension sharded over the tensor group; None where replicated."""
+    full_shape: tuple[int, ...]
+    is_copy: bool
+    """A tied parameter whose owner is an earlier stage."""
+
+    def local_slice(self, full: Tensor, mesh: Mesh) -> Tensor:
+        """This rank's part of the full tensor."""
+        if self.shard_dim is None:
+            return full
+        size = full.shape[self.shard_dim] // mesh.tensor_parallel
+        return full.narrow(self.shard_dim, mesh.tensor_rank * size, size)
+
+
+class Stages(PipelineModule):
+    """DeepSpeed's pipeline module over our pieces; this process builds only its own stage."""
+
+    def __init__(self, config: ModelConfig, lengths: Lengths, mesh: Mesh, loss_fn: Any) -> None:
+        factory = MegatronLayers()
+        self.pieces = pieces(config, factory, lengths)
+        self.bounds = cut_stages(self.pieces, mesh.pipeline_parallel)
+        super().__init__(
+            layers=[_spec(piece, self.pieces, factory) for piece in self.pieces], topology=mesh.topology, loss_fn=loss_fn
+        )
+
+    def _build(self) -> None:
+        super()._build()
+        if self.stage_id < self.num_stages - 1:
+            self.forward_funcs.append(own_gradients)
+
+    def _partition_layers(self, method: str = "") -> None:
+        self.parts = self.bounds
+        self._set_bounds(start=self.parts[self.stage_id], stop=self.parts[self.stage_id + 1])
+
+    def canonical_parameters(self) -> Iterator[CanonicalParameter]:
+        """Every parameter of this stage, once."""
+        for index in range(self._local_start, self._local_stop):
+            piece = self.pieces[index]
+            if piece.tied_to is None:
+                layer = self.tied_modules[piece.name] if piece.name in self.tied_modules else self.get_submodule(str(index))
+                is_copy = False
+            elif self.stage_owner(self._owner_of(piece)) == self.stage_id:
+                continue  # the owner is here and has been named already
+            else:
+                layer = self.tied_modules[piece.tied_to]
+                is_copy = True
+            for name, parameter in layer.module.named_parameters():
+                dim = shard_dim(parameter)
+                shape = list(parameter.shape)
+                if dim is not None:
+                    shape[dim] *= self.topology().get_dim("model")
+                yield CanonicalParameter(f"{piece.tied_to or piece.name}.{name}", parameter, dim, tuple(shape), is_copy)
+
+    def _owner_of(self, piece: Piece) -> int:
+        return next(index for index, other in enumerate(self.pieces) if other.name == piece.tied_to)
+
+
+@torch.no_grad()
+def initialize(stages: Stages, mesh: Mesh, seed: int) -> None:
+    """Draw this stage's parameters: the same values as on one process, whatever the mesh."""
+    for entry in stages.canonical_parameters():
+        full = initial_value(entry.parameter, entry.name, entry.full_shape, seed)
+        entry.parameter.copy_(entry.local_slice(full, mesh))
+
+
+def _spec(piece: Piece, model: Sequence[Piece], factory: LayerFactory) -> LayerSpec:
+    is_shared = any(other.tied_to == piece.name for other in model)
+    if piece.tied_to is None and not is_shared:
+        return LayerSpec(StageLayer, piece, factory)
+    if piece.tied_to is None:
+        return TiedLayerSpec(piece.name, StageLayer, piece, factory, tied_weight_attr=_TIED_WEIGHT)
+
+    def run(layer: StageLayer, received: tuple[Tensor, ...]) -> Any:
+        return run_piece(piece, layer.module, received)
+
+    return TiedLayerSpec(piece.tied_to, StageLayer, piece, factory, forward_fn=run, tied_weight_attr=_TIED_WEIGHT)

@@ -1,0 +1,105 @@
+"""The tensor-parallel layer factory: Megatron-core's layers, adapted to return one tensor.
+
+Shapes: B batch, M decoder tokens, D model width, V padded vocabulary, t tensor-parallel degree.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.model_parallel_config import ModelParallelConfig
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    copy_to_tensor_model_parallel_region,
+    set_tensor_model_parallel_attributes,
+    vocab_parallel_cross_entropy,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.initialization import mark_normal, normal_parameter
+
+
+class _Column(ColumnParallelLinear):
+    def forward(self, input_: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        return super().forward(input_, *arguments, **options)[0]
+
+
+class _Row(RowParallelLinear):
+    def forward(self, input_: Tensor) -> Tensor:
+        return super().forward(input_)[0]
+
+
+class MegatronLayers:
+    """A `models.layers.LayerFactory` over the current Megatron tensor-parallel group."""
+
+    def __init__(self) -> None:
+        self.tensor_parallel: int = parallel_state.get_tensor_model_parallel_world_size()
+        # perform_initialization off: values come from models/initialization.py, by canonical name
+        self._config = ModelParallelConfig(
+            tensor_model_parallel_size=self.tensor_parallel,
+            use_cpu_initialization=True,
+            perform_initialization=False,
+            gradient_accumulation_fusion=False,
+            params_dtype=torch.float32,
+        )
+
+    def column_linear(self, in_features: int, out_features: int, std: float) -> nn.Module:
+        layer = _Column(in_features, out_features, config=self._config, init_method=_untouched, bias=False, gather_output=False)
+        return _prepared(layer, std, dim=0)
+
+    def row_linear(self, in_features: int, out_features: int, std: float) -> nn.Module:
+        layer = _Row(
+            in_features,
+            out_features,
+            config=self._config,
+            init_method=_untouched,
+            bias=False,
+            input_is_parallel=True,
+            skip_bias_add=False,
+        )
+        return _prepared(layer, std, dim=1)
+
+    def vocab_embedding(self, num_embeddings: int, dim: int, std: float) -> nn.Module:
+        layer = VocabParallelEmbedding(num_embeddings, dim, init_method=_untouched, config=self._config)
+        return _prepared(layer, std, dim=0)
+
+    def head_table(self, rows: int, num_heads: int, std: float) -> nn.Parameter:
+        table = normal_parameter((rows, num_heads // self.tensor_parallel), std)
+        set_tensor_model_parallel_attributes(tensor=table, is_parallel=True, dim=1, stride=1)
+        return table
+
+    def tied_logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        # backward sums the partial gradients of `hidden` over the tensor group
+        return F.linear(copy_to_tensor_model_parallel_region(hidden), weight).float()
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        # Megatron's kernel subtracts the maximum in place; the caller's logits stay whole
+        return vocab_parallel_cross_entropy(logits.clone(), targets)
+
+
+def shard_dim(parameter: nn.Parameter) -> int | None:
+    """The dimension on which a parameter is sharded over the tensor group, or None where every rank holds all of it."""
+    return parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None
+
+
+def _untouched(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _prepared(layer: nn.Module, std: float, dim: int) -> nn.Module:
+    weight = layer.get_parameter("weight")
+    set_tensor_model_parallel_attributes_once(weight, dim)
+    mark_normal(weight, std)
+    return layer
+
+
+def set_tensor_model_parallel_attributes_once(weight: nn.Parameter, dim: int) -> None:
+    """Megatron marks a weight only when it also initialises it."""
+    if not hasattr(weight, "tensor_model_parallel"):
+        set_tensor_model_parallel_attributes(tensor=weight, is_parallel=True, dim=dim, stride=1)
+    assert weight.partition_dim == dim

@@ -1,0 +1,193 @@
+"""Training a run folder: what every process of the mesh executes, from joining to the last checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from data_prep.files import atomic_write
+from data_prep.manifest import load_manifest
+from data_prep.tokenizer import PAD_ID
+from models.flops import Lengths
+from models.layers import TorchLayers
+from models.pieces import forward_flops
+from pipeline import checkpoints
+from pipeline.batches import Rows, TrainingBatches, validation_batches
+from pipeline.checkpoints import Position
+from pipeline.config import RunConfig
+from pipeline.engine import Engine
+from pipeline.mesh import Mesh, join, leave
+from pipeline.metrics import Counters, MetricsFile
+from pipeline.objectives.prefix_lm import PrefixLM
+from pipeline.optimizer import learning_rate
+from pipeline.progress import NoProgress, TrainingProgress
+from pipeline.tracking import MlflowTracker, NoTracker
+
+METRICS_FILE, STATUS_FILE = "metrics.jsonl", "STATUS"
+
+
+def train(run: Path) -> str:
+    """Train the run folder to its last step, continuing its latest checkpoint; returns the status written to STATUS.
+
+    Called by every process. SIGTERM or SIGINT ends the run at the next step with a checkpoint and the status `preempted`.
+    """
+    config = RunConfig.load(run)
+    stop = StopSignal()
+    mesh = join(config.mesh)
+    try:
+        trainer = Trainer(run, config, mesh)
+        status = trainer.run(stop)
+    except BaseException:
+        if mesh.is_main:
+            write_status(run, "failed")
+        raise
+    leave()
+    return status
+
+
+class StopSignal:
+    """Remembers that the process was asked to stop; the loop looks at it between two steps."""
+
+    def __init__(self) -> None:
+        self.received = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+
+
+class Trainer:
+    def __init__(self, run: Path, config: RunConfig, mesh: Mesh) -> None:
+        self.run_folder, self.config, self.mesh = run, config, mesh
+        data, steps = config.data, config.train
+        manifest = load_manifest(data.path)
+        self.fingerprint = manifest.fingerprint
+        objective = PrefixLM(data.encoder_length, data.decoder_length, start_id=PAD_ID)
+        self.engine = Engine(config, mesh)
+        self.training = TrainingBatches(
+            Rows(data.path, "train", data.row_length), objective, self.engine.share, steps.global_batch_size, steps.seed
+        )
+        self.validation, self.validation_targets = validation_batches(
+            Rows(data.path, "val", data.row_length), objective, self.engine.share, data.validation_rows
+        )
+        self.flops_per_row = 3 * forward_flops(config.model, TorchLayers(), Lengths(data.encoder_length, data.decoder_length))
+        self.counters, self.step = Counters(), 0
+        self._continue_latest()
+        self.metrics = MetricsFile(run / METRICS_FILE, self.step) if mesh.is_main else None
+        self.progress = TrainingProgress(steps.steps, self.step) if mesh.is_main else NoProgress()
+        self.tracker = (
+            MlflowTracker(run, config.tracking.experiment, flatten(config.model_dump(mode="json")))
+            if mesh.is_main and config.tracking.enabled
+            else NoTracker()
+        )
+
+    def run(self, stop: StopSignal) -> str:
+        train = self.config.train
+        status = "failed"
+        self._set_status("running")
+        try:
+            with self.progress:
+                while self.step < train.steps:
+                    self._train_step()
+                    finished = self.step == train.steps
+                    if finished or self.step % train.validate_every == 0:
+                        self._validate()
+                    stopping = self.mesh.any(stop.received)
+                    if finished or stopping or self.step % train.checkpoint_every == 0:
+                        self._save()
+                    if stopping and not finished:
+                        break
+            status = "finished" if self.step >= train.steps else "preempted"
+            self._set_status(status)
+        finally:
+            if self.metrics is not None:
+                self.metrics.close()
+            self.tracker.close(
+                status, (self.run_folder / "config.yaml",) if (self.run_folder / "config.yaml").is_file() else ()
+            )
+        return status
+
+    def _train_step(self) -> None:
+        config, counters = self.config, self.counters
+        started = time.perf_counter()
+        self.step += 1
+        batches, num_targets = self.training.step(self.step)
+        rate = learning_rate(self.step, config.train.steps, config.optimizer)
+        loss, grad_norm = self.engine.train_step(batches, rate)
+        elapsed = time.perf_counter() - started
+        rows = config.train.global_batch_size
+        counters.encoder_tokens += rows * config.data.encoder_length
+        counters.decoder_tokens += rows * config.data.decoder_length
+        counters.target_tokens += num_targets
+        counters.flops += rows * self.flops_per_row
+        counters.seconds += elapsed
+        tokens_per_second = rows * config.data.row_length / elapsed
+        self.progress.step(self.step, loss, tokens_per_second)
+        if self.step == 1 or self.step % config.train.log_every == 0 or self.step == config.train.steps:
+            self._log(loss=loss, grad_norm=grad_norm, learning_rate=rate, tokens_per_second=tokens_per_second)
+
+    def _validate(self) -> None:
+        loss = self.engine.evaluate(self.validation)
+        self.progress.validated(self.step, loss)
+        self._log(validation_loss=loss, source="all", validation_target_tokens=self.validation_targets)
+
+    def _log(self, **values: Any) -> None:
+        if self.metrics is not None:
+            self.tracker.log(self.step, self.metrics.write(self.step, self.counters, **values))
+
+    def _save(self) -> None:
+        position = Position(
+            step=self.step,
+            seed=self.config.train.seed,
+            dataset_fingerprint=self.fingerprint,
+            counters=self.counters,
+            mesh=checkpoints.mesh_shape(self.mesh),
+        )
+        checkpoints.save(self.run_folder, self.engine.deepspeed, self.engine.stages, self.mesh, position)
+
+    def _continue_latest(self) -> None:
+        checkpoint = checkpoints.latest(self.run_folder)
+        if checkpoint is None:
+            return
+        position = Position.read(checkpoint / checkpoints.STATE / "position.json")
+        if position.dataset_fingerprint != self.fingerprint:
+            raise ValueError(
+                f"{self.config.data.path} is not the data that {self.run_folder} was trained on (fingerprint {self.fingerprint}; "
+                f"the checkpoint has {position.dataset_fingerprint}): restore the data, or give another --output"
+            )
+        if position.seed != self.config.train.seed:
+            raise ValueError(
+                f"train.seed {self.config.train.seed} differs from the checkpoint's {position.seed}: the data order would "
+                "change; keep the seed, or give another --output"
+            )
+        if self.mesh.is_main:
+            checkpoints.verify(checkpoint)
+        torch.distributed.barrier()
+        checkpoints.load_state(checkpoint, self.engine.deepspeed, self.mesh, position)
+        self.step, self.counters = position.step, position.counters
+
+    def _set_status(self, status: str) -> None:
+        if self.mesh.is_main:
+            write_status(self.run_folder, status)
+
+
+def write_status(run: Path, status: str) -> None:
+    with atomic_write(run / STATUS_FILE) as file:
+        file.write(status.encode() + b"\n")
+
+
+def flatten(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    result: dict[str, Any] = {}
+    for name, value in section.items():
+        if isinstance(value, dict):
+            result.update(flatten(value, f"{prefix}{name}."))
+        else:
+            result[prefix + name] = value
+    return result
