@@ -17,12 +17,14 @@ _VALUE = "init_value"
 
 def normal_parameter(shape: tuple[int, ...], std: float) -> nn.Parameter:
     """An fp32 parameter, uninitialised, that will start as N(0, std²)."""
-    return mark_normal(nn.Parameter(torch.empty(shape)), std)
-
-
-def mark_normal(parameter: nn.Parameter, std: float) -> nn.Parameter:
-    setattr(parameter, _STD, std)
+    parameter = nn.Parameter(torch.empty(shape))
+    mark_normal(parameter, std)
     return parameter
+
+
+def mark_normal(parameter: Tensor, std: float) -> None:
+    """Record that a weight made elsewhere will start as N(0, std²)."""
+    setattr(parameter, _STD, std)
 
 
 def constant_parameter(shape: tuple[int, ...], value: float) -> nn.Parameter:

@@ -59,7 +59,8 @@ class TorchLayers:
         return _linear(in_features, out_features, std)
 
     def vocab_embedding(self, num_embeddings: int, dim: int, std: float) -> nn.Module:
-        embedding = torch.nn.utils.skip_init(nn.Embedding, num_embeddings, dim)
+        # made on meta, so that no time goes into values that initialization.py will overwrite
+        embedding = nn.Embedding(num_embeddings, dim, device="meta").to_empty(device=torch.get_default_device())
         mark_normal(embedding.weight, std)
         return embedding
 
@@ -75,6 +76,6 @@ class TorchLayers:
 
 
 def _linear(in_features: int, out_features: int, std: float) -> nn.Linear:
-    linear = torch.nn.utils.skip_init(nn.Linear, in_features, out_features, bias=False)
+    linear = nn.Linear(in_features, out_features, bias=False, device="meta").to_empty(device=torch.get_default_device())
     mark_normal(linear.weight, std)
     return linear

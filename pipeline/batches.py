@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prep.indexed_dataset import TokenFile
-from data_prep.packing import PackedRows
+from data_prep.packing import PackedRows, rows_file
+from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer, start_id
+from pipeline.config import RunConfig
 from pipeline.objectives.prefix_lm import Batch, PrefixLM
 from pipeline.permutation import permute
 
@@ -31,7 +33,7 @@ class Rows:
 
     def __init__(self, folder: Path, split: str, row_length: int) -> None:
         prefix = folder / split
-        index = folder / f"{split}.rows_{row_length}.npy"
+        index = folder / rows_file(split, row_length)
         if not folder.is_dir():
             raise ValueError(f"data.path {folder} does not exist: make it with `fnet-t5 prepare --output {folder}`")
         if not index.is_file():
@@ -48,7 +50,7 @@ class Rows:
 
     def lengths(self, rows: Ints) -> Ints:
         """Tokens in each row (int64); 0 for NO_ROW."""
-        return np.where(rows == NO_ROW, 0, self.packed.row_lengths[np.maximum(rows, 0)])
+        return np.where(rows == NO_ROW, 0, self.packed.lengths_of(np.maximum(rows, 0)))
 
     def read(self, rows: Ints) -> tuple[Ints, Ints]:
         """Token ids (len(rows), row_length) padded with 0 at their end, and the lengths; both int64."""
@@ -94,6 +96,12 @@ class TrainingBatches:
     def step(self, step: int) -> tuple[list[PipelineBatch], int]:
         """This replica's micro-batches of a step, and the target tokens of the whole global batch."""
         return _make(self.rows, self.objective, self.share, self.sample_rows(step))
+
+
+def objective_of(config: RunConfig) -> PrefixLM:
+    """The objective of a run, with the start token of the data's tokenizer."""
+    tokenizer = load_tokenizer(config.data.path / TOKENIZER_FILE)
+    return PrefixLM(config.data.encoder_length, config.data.decoder_length, start_id=start_id(tokenizer))
 
 
 def validation_batches(rows: Rows, objective: PrefixLM, share: Share, num_rows: int) -> tuple[list[PipelineBatch], int]:

@@ -1,7 +1,7 @@
 """Checkpoints: canonical weights that know no mesh, beside the engine's state that continues this one.
 
     checkpoints/step_00000100/weights/   model-0000k-of-0000n.safetensors + model.safetensors.index.json
-    checkpoints/step_00000100/state/     DeepSpeed's files, position.json, manifest.json with the sha256 of every file
+    checkpoints/step_00000100/state/     deepspeed/, position.json, manifest.json with the sha256 of every file
     checkpoints/latest                   the name of the newest complete one, written last
 
 A checkpoint is written under a temporary name and renamed when every rank has finished, so one with its final name is whole.
@@ -26,6 +26,7 @@ from pipeline.metrics import Counters
 from pipeline.stages import Stages
 
 WEIGHTS, STATE, INDEX = "weights", "state", "model.safetensors.index.json"
+_ENGINE = "deepspeed"
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,14 @@ def save(run: Path, engine: Any, stages: Stages, mesh: Mesh, position: Position)
         (partial / WEIGHTS).mkdir(parents=True)
     torch.distributed.barrier()
     _save_weights(partial / WEIGHTS, stages, mesh)
-    # DeepSpeed makes the folder of its tag itself. No "latest" of its own: ours is the only one.
-    engine.save_checkpoint(str(partial), tag=STATE, client_state={"torch_rng": torch.get_rng_state()}, save_latest=False)
+    # No "latest" of DeepSpeed's own: ours is the only one.
+    rng = {"torch_rng": torch.get_rng_state()}
+    engine.save_checkpoint(str(partial / STATE), tag=_ENGINE, client_state=rng, save_latest=False)
     torch.distributed.barrier()
     if mesh.is_main:
         _finish_weights(partial / WEIGHTS, mesh)
+        for script in (partial / STATE).glob("*.py"):  # DeepSpeed's converters, which know nothing of pipelines
+            script.unlink()
         write_json_atomically(partial / STATE / "position.json", asdict(position))
         sums = {str(path.relative_to(partial)): sha256_file(path) for path in sorted(partial.rglob("*")) if path.is_file()}
         write_json_atomically(partial / STATE / "manifest.json", {"step": position.step, "sha256": sums})
@@ -121,7 +125,7 @@ def load_state(checkpoint: Path, engine: Any, mesh: Mesh, position: Position) ->
     current = mesh_shape(mesh)
     if position.mesh != current:
         raise ValueError(f"{checkpoint} was written on the mesh {position.mesh}, this run has {current}: use the same mesh")
-    path, client_state = engine.load_checkpoint(str(checkpoint), tag=STATE)
+    path, client_state = engine.load_checkpoint(str(checkpoint / STATE), tag=_ENGINE)
     if path is None:
         raise ValueError(
             f"DeepSpeed found no state in {checkpoint / STATE}: continue an earlier checkpoint by editing `latest`"

@@ -16,7 +16,8 @@ def build_optimizer(parameters: Iterable[CanonicalParameter], config: OptimizerC
 
     Both groups exist on every rank, in the same order, because ZeRO flattens each of them by itself.
     """
-    decayed, plain = [], []
+    decayed: list[torch.nn.Parameter] = []
+    plain: list[torch.nn.Parameter] = []
     for entry in parameters:
         is_matrix = entry.parameter.ndim == 2 and entry.name.startswith(("encoder.layers.", "decoder.layers."))
         (decayed if is_matrix else plain).append(entry.parameter)

@@ -84,7 +84,7 @@ class MegatronLayers:
 
 def shard_dim(parameter: nn.Parameter) -> int | None:
     """The dimension on which a parameter is sharded over the tensor group, or None where every rank holds all of it."""
-    return parameter.partition_dim if getattr(parameter, "tensor_model_parallel", False) else None
+    return getattr(parameter, "partition_dim") if getattr(parameter, "tensor_model_parallel", False) else None  # noqa: B009
 
 
 def _untouched(tensor: Tensor) -> Tensor:
@@ -93,13 +93,9 @@ def _untouched(tensor: Tensor) -> Tensor:
 
 def _prepared(layer: nn.Module, std: float, dim: int) -> nn.Module:
     weight = layer.get_parameter("weight")
-    set_tensor_model_parallel_attributes_once(weight, dim)
+    assert isinstance(weight, nn.Parameter)
+    if not hasattr(weight, "tensor_model_parallel"):  # Megatron marks a weight only when it also initialises it
+        set_tensor_model_parallel_attributes(tensor=weight, is_parallel=True, dim=dim, stride=1)
+    assert shard_dim(weight) in (dim, None)
     mark_normal(weight, std)
     return layer
-
-
-def set_tensor_model_parallel_attributes_once(weight: nn.Parameter, dim: int) -> None:
-    """Megatron marks a weight only when it also initialises it."""
-    if not hasattr(weight, "tensor_model_parallel"):
-        set_tensor_model_parallel_attributes(tensor=weight, is_parallel=True, dim=dim, stride=1)
-    assert weight.partition_dim == dim

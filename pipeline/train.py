@@ -12,18 +12,16 @@ import torch
 
 from data_prep.files import atomic_write
 from data_prep.manifest import load_manifest
-from data_prep.tokenizer import PAD_ID
 from models.flops import Lengths
 from models.layers import TorchLayers
 from models.pieces import forward_flops
 from pipeline import checkpoints
-from pipeline.batches import Rows, TrainingBatches, validation_batches
+from pipeline.batches import Rows, TrainingBatches, objective_of, validation_batches
 from pipeline.checkpoints import Position
 from pipeline.config import RunConfig
 from pipeline.engine import Engine
 from pipeline.mesh import Mesh, join, leave
 from pipeline.metrics import Counters, MetricsFile
-from pipeline.objectives.prefix_lm import PrefixLM
 from pipeline.optimizer import learning_rate
 from pipeline.progress import NoProgress, TrainingProgress
 from pipeline.tracking import MlflowTracker, NoTracker
@@ -66,9 +64,8 @@ class Trainer:
     def __init__(self, run: Path, config: RunConfig, mesh: Mesh) -> None:
         self.run_folder, self.config, self.mesh = run, config, mesh
         data, steps = config.data, config.train
-        manifest = load_manifest(data.path)
-        self.fingerprint = manifest.fingerprint
-        objective = PrefixLM(data.encoder_length, data.decoder_length, start_id=PAD_ID)
+        self.fingerprint = load_manifest(data.path).fingerprint(data.row_length)
+        objective = objective_of(config)
         self.engine = Engine(config, mesh)
         self.training = TrainingBatches(
             Rows(data.path, "train", data.row_length), objective, self.engine.share, steps.global_batch_size, steps.seed
@@ -158,8 +155,9 @@ class Trainer:
         position = Position.read(checkpoint / checkpoints.STATE / "position.json")
         if position.dataset_fingerprint != self.fingerprint:
             raise ValueError(
-                f"{self.config.data.path} is not the data that {self.run_folder} was trained on (fingerprint {self.fingerprint}; "
-                f"the checkpoint has {position.dataset_fingerprint}): restore the data, or give another --output"
+                f"{self.config.data.path} is not the data that {self.run_folder} was trained on (fingerprint "
+                f"{self.fingerprint}, the checkpoint has {position.dataset_fingerprint}): restore the data, or give another "
+                "--output"
             )
         if position.seed != self.config.train.seed:
             raise ValueError(

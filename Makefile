@@ -1,0 +1,45 @@
+# The two commands of a newcomer: `make demo` and `make test`. Each makes .venv from requirements.lock where it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-all lint types install clean lock
+
+demo: install
+	$(BIN)/fnet-t5 demo
+
+test: lint types
+	$(BIN)/pytest -q
+
+test-all: lint types
+	$(BIN)/pytest -q -m ""
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info < (3, 13); sys.exit(0 if ok else "Python 3.10, 3.11 or 3.12 is needed, this is " + sys.version.split()[0] + ": give another by make PYTHON=python3.11")'
+	@echo "Installing into $(VENV): about 2.5 GB, some minutes the first time."
+	$(PYTHON) -m venv $(VENV)
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --editable .
+	@touch $(INSTALLED)
+
+# Needs uv. torch is pinned by hand: its CUDA packages must not enter the lock of machines without a GPU.
+lock:
+	(echo "# Exact versions that continuous integration runs, for Python 3.10 to 3.12 on Linux. Made by \`make lock\`."; \
+	 echo "torch==2.13.0" > $(VENV)/pins; echo "mlflow==3.17.2" >> $(VENV)/pins; \
+	 uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --constraint $(VENV)/pins --quiet \
+	   --no-annotate --no-header --no-emit-index-url --no-emit-find-links | grep -vE '^(nvidia-|cuda-|triton|torch==)'; \
+	 echo "torch==2.13.0") > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,108 @@
+"""Evaluating a checkpoint in one process, from its canonical weights alone, on exactly the rows that training validated on.
+
+Losses are nats per target token over all target tokens. Bits per byte is the same negative log-likelihood in bits over the
+UTF-8 bytes of the target text: it does not depend on the tokenizer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_prep.indexed_dataset import TokenFile
+from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer, token_byte_lengths
+from models.pieces import Inputs
+from models.seq2seq import Seq2Seq
+from pipeline import checkpoints
+from pipeline.batches import Rows, Share, objective_of, validation_batches
+from pipeline.config import RunConfig
+
+_COUNTED_AT_ONCE = 1 << 22
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results on the validation rows of a run."""
+
+    step: int
+    loss: float
+    """Nats per target token."""
+    swapped_loss: float
+    """The same with every decoder reading the encoder input of another row: higher where the decoder uses the encoder."""
+    unigram_loss: float
+    """Of the training split's token frequencies, on the same target tokens."""
+    bits_per_byte: float
+    target_tokens: int
+    target_bytes: int
+
+
+def load_model(run: Path, step: int | None = None) -> tuple[Seq2Seq, RunConfig, int]:
+    """The single-process model of a run's checkpoint (the latest by default), its configuration, and its step."""
+    config = RunConfig.load(run)
+    checkpoint = checkpoints.find(run, step)
+    model = Seq2Seq(config.model)
+    weights = checkpoints.load_weights(checkpoint)
+    missing, unexpected = sorted(model.state_dict().keys() - weights.keys()), sorted(weights.keys() - model.state_dict().keys())
+    if missing or unexpected:
+        raise ValueError(f"{checkpoint} does not fit {run}/config.json: missing {missing[:3]}, unexpected {unexpected[:3]}")
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    return model.eval(), config, int(checkpoint.name.removeprefix("step_"))
+
+
+@torch.no_grad()
+def evaluate(run: Path, step: int | None = None) -> Evaluation:
+    """Evaluate a run's checkpoint on its validation rows. Raises ValueError where run, checkpoint or data are missing."""
+    model, config, found_step = load_model(run, step)
+    data = config.data
+    share = Share(config.train.micro_batch_size)
+    batches, num_targets = validation_batches(
+        Rows(data.path, "val", data.row_length), objective_of(config), share, data.validation_rows
+    )
+    if num_targets == 0:
+        raise ValueError(f"the validation rows of {data.path} hold no target tokens: prepare more validation text")
+    byte_lengths = token_byte_lengths(load_tokenizer(data.path / TOKENIZER_FILE))
+    unigram = unigram_losses(TokenFile(data.path / "train").tokens, len(byte_lengths))
+    nll = swapped_nll = unigram_nll = 0.0
+    target_bytes = 0
+    encoder_ids = torch.cat([inputs[0] for inputs, _ in batches])
+    encoder_mask = torch.cat([inputs[1] for inputs, _ in batches])
+    used = encoder_mask.sum(1) > 0  # rows that fill up the last micro-batch have no text to lend
+    partner = torch.arange(len(used))
+    partner[used] = partner[used].roll(1)
+    for index, (inputs, (targets, weights)) in enumerate(batches):
+        rows = slice(index * share.micro_batch_size, (index + 1) * share.micro_batch_size)
+        taken = weights > 0
+        nll += _nll(model, Inputs(*inputs), targets, taken)
+        other = partner[rows]
+        swapped_nll += _nll(model, Inputs(encoder_ids[other], encoder_mask[other], inputs[2]), targets, taken)
+        chosen = targets[taken].numpy()
+        unigram_nll += float(unigram[chosen].sum())
+        target_bytes += int(byte_lengths[chosen].sum())
+    return Evaluation(
+        step=found_step,
+        loss=nll / num_targets,
+        swapped_loss=swapped_nll / num_targets,
+        unigram_loss=unigram_nll / num_targets,
+        bits_per_byte=nll / math.log(2) / target_bytes,
+        target_tokens=num_targets,
+        target_bytes=target_bytes,
+    )
+
+
+def unigram_losses(tokens: NDArray[np.integer], vocab_size: int) -> NDArray[np.float64]:
+    """Negative log-likelihood in nats of each id (vocab_size,) under the frequencies of `tokens`, with one added to each."""
+    counts = np.ones(vocab_size, dtype=np.int64)
+    for start in range(0, len(tokens), _COUNTED_AT_ONCE):
+        counts += np.bincount(tokens[start : start + _COUNTED_AT_ONCE], minlength=vocab_size)
+    return -np.log(counts / counts.sum())
+
+
+def _nll(model: Seq2Seq, inputs: Inputs, targets: Tensor, taken: Tensor) -> float:
+    losses = model.factory.cross_entropy(model(inputs), targets)  # (B, M)
+    return float(losses[taken].double().sum())

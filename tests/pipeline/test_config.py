@@ -1,0 +1,96 @@
+"""Recipes and DeepSpeed's settings: what is refused, with which words, and what is emitted."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from pipeline.config import MeshConfig, OptimizerConfig, RunConfig
+from pipeline.deepspeed_config import check_version, deepspeed_config
+from pipeline.optimizer import learning_rate
+
+
+def recipe(**sections: dict[str, Any]) -> dict[str, Any]:
+    base: dict[str, dict[str, Any]] = {
+        "model": {"size": "nano", "vocab_size": 500},
+        "data": {"path": "data"},
+        "mesh": {},
+        "train": {"steps": 10, "global_batch_size": 8, "micro_batch_size": 2, "precision": "fp32"},
+        "optimizer": {},
+    }
+    return {name: {**values, **sections.get(name, {})} for name, values in base.items()}
+
+
+def test_a_size_fills_in_dimensions_and_explicit_keys_win() -> None:
+    config = RunConfig.model_validate(recipe(model={"d_ff": 256}))
+    assert (config.model.d_model, config.model.d_ff) == (64, 256)
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"d_modle": 64}}, "d_modle"),
+        ({"train": {"stepz": 64}}, "stepz"),
+        ({"train": {"precision": "fp16"}}, "fp16 is refused"),
+        ({"mesh": {"tensor_parallel": 3}}, "mesh.tensor_parallel 3 does not divide model.num_heads 4"),
+        ({"mesh": {"pipeline_parallel": 9}}, "mesh.pipeline_parallel 9 exceeds"),
+        ({"model": {"num_attention_layers": 5}}, "model.num_attention_layers is 5"),
+    ],
+)
+def test_impossible_recipes_are_refused(sections: dict[str, dict[str, Any]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunConfig.model_validate(recipe(**sections))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"train": {"zero_stage": 2}}, "stages 0 and 1"),
+        ({"train": {"zero_stage": 3}}, "stages 0 and 1"),
+        ({"train": {"zero_stage": 0}, "mesh": {"pipeline_parallel": 2}}, "tied weights twice"),
+        ({"train": {"zero_stage": 0, "precision": "bf16"}}, "bf16"),
+        ({"train": {"global_batch_size": 9}}, "train.global_batch_size 9"),
+    ],
+)
+def test_combinations_that_train_wrongly_are_refused(sections: dict[str, dict[str, Any]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        deepspeed_config(RunConfig.model_validate(recipe(**sections)), data_parallel=1)
+
+
+@pytest.mark.parametrize("version", ["0.18.3", "0.19.2", "0.16.0"])
+def test_releases_with_wrong_pipeline_gradients_are_refused(version: str) -> None:
+    with pytest.raises(ValueError, match="8152"):
+        check_version(version)
+
+
+@pytest.mark.parametrize("version", ["0.19.3", "0.19.8", "0.19.8+cu130", "0.20.0"])
+def test_later_releases_pass(version: str) -> None:
+    check_version(version)
+
+
+def test_emitted_settings() -> None:
+    settings = deepspeed_config(RunConfig.model_validate(recipe(train={"precision": "bf16"})), data_parallel=2)
+    assert settings["gradient_accumulation_steps"] == 2
+    assert settings["zero_optimization"] == {"stage": 1}
+    assert settings["pipeline"] == {"pipe_partitioned": False, "grad_partitioned": False, "use_reentrant": False}
+    assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert settings["bf16"] == {"enabled": True}
+
+
+def test_processes_must_hold_whole_replicas() -> None:
+    mesh = MeshConfig(tensor_parallel=2, pipeline_parallel=2)
+    assert mesh.data_parallel(8) == 2
+    with pytest.raises(ValueError, match="6 processes"):
+        mesh.data_parallel(6)
+
+
+def test_learning_rate_warms_up_and_follows_a_cosine() -> None:
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=10, final_fraction=0.1)
+    assert learning_rate(1, 110, config) == pytest.approx(0.1)
+    assert learning_rate(10, 110, config) == pytest.approx(1.0)
+    assert learning_rate(60, 110, config) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
+    assert learning_rate(110, 110, config) == pytest.approx(0.1)
+    assert learning_rate(50, 110, config.model_copy(update={"schedule": "constant"})) == 1.0

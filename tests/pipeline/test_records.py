@@ -1,0 +1,46 @@
+"""metrics.jsonl and MLflow: what survives crashes and dead servers."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.metrics import Counters, MetricsFile, read_metrics
+from pipeline.tracking import MlflowTracker
+
+
+def test_a_continued_file_drops_the_rows_that_will_be_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, resume_step=0)
+    for step in (1, 2, 3):
+        file.write(step, Counters(target_tokens=step), loss=1.0 / step)
+    file.close()
+    with path.open("ab") as cut:
+        cut.write(b'{"step": 4, "lo')  # a crash in the middle of a write
+    continued = MetricsFile(path, resume_step=2)
+    continued.write(3, Counters(target_tokens=30), loss=0.5)
+    continued.close()
+    assert [(row["step"], row["target_tokens"]) for row in read_metrics(path)] == [(1, 1), (2, 2), (3, 30)]
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\nnonsense\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl line 2"):
+        read_metrics(path)
+
+
+def test_a_dead_tracking_server_delays_and_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port: nobody listens
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    tracker = MlflowTracker(tmp_path, "experiment", {"a": 1})
+    started = time.perf_counter()
+    for step in range(1000):
+        tracker.log(step, {"loss": 1.0})
+    assert time.perf_counter() - started < 1
+    with pytest.warns(UserWarning, match=r"127.0.0.1:9 stopped"):
+        tracker.close("finished", timeout=60)
+    assert not (tmp_path / "mlflow_run_id").exists()

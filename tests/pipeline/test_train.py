@@ -1,0 +1,194 @@
+"""Training a run folder with four real processes: files, exact resume, the one-process check, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import launch
+from data_prep.tokenizer import load_tokenizer, num_ids
+from models.config import expand_size
+from pipeline import checkpoints
+from pipeline.config import RunConfig
+from pipeline.evaluate import evaluate
+from pipeline.metrics import read_metrics
+
+WORKER = Path(next(iter(launch.__path__))) / "worker.py"
+NUM_PROCESSES = 4
+
+
+def write_run(run: Path, dataset: Path, **train: Any) -> Path:
+    vocab_size = num_ids(load_tokenizer(dataset / "tokenizer.json"))
+    config = RunConfig.model_validate(
+        {
+            "model": expand_size({"size": "nano", "vocab_size": vocab_size}),
+            "data": {"path": str(dataset), "encoder_length": 16, "decoder_length": 8, "validation_rows": 21},
+            "mesh": {"tensor_parallel": 2, "pipeline_parallel": 2},
+            "train": {
+                "steps": 10,
+                "global_batch_size": 8,
+                "micro_batch_size": 2,
+                "precision": "fp32",
+                "checkpoint_every": 5,
+                "validate_every": 5,
+                "log_every": 1,
+                **train,
+            },
+            "optimizer": {"learning_rate": 0.003, "warmup_steps": 3},
+            "tracking": {"experiment": "test"},
+        }
+    )
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(config.model_dump_json())
+    return run
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def straight(
+    tmp_path_factory: pytest.TempPathFactory, dataset: Path, start_processes: Callable[..., None], tracking: str
+) -> Path:
+    """Ten steps in one go."""
+    run = write_run(tmp_path_factory.mktemp("runs") / "straight", dataset)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", tracking)
+        start_processes(NUM_PROCESSES, str(WORKER), run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def resumed(straight: Path, start_processes: Callable[..., None], tracking: str) -> Path:
+    """The same run cut back to its fifth step, with rows and files of later ones lying about, and continued."""
+    run = straight.with_name("resumed")
+    shutil.copytree(straight, run)
+    (run / "checkpoints" / "latest").write_text("step_00000005\n")
+    shutil.rmtree(run / "checkpoints" / "step_00000010")
+    half_written = run / "checkpoints" / ".step_00000010.partial" / "weights"
+    half_written.mkdir(parents=True)
+    (half_written / "model-00001-of-00002.safetensors").write_bytes(b"cut")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", tracking)
+        start_processes(NUM_PROCESSES, str(WORKER), run)
+    return run
+
+
+def without_times(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("seconds", "tokens_per_second")}
+
+
+def test_resume_is_bit_equal(straight: Path, resumed: Path) -> None:
+    first, second = (checkpoints.load_weights(checkpoints.find(run, 10)) for run in (straight, resumed))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    rows = [[without_times(row) for row in read_metrics(run / "metrics.jsonl")] for run in (straight, resumed)]
+    assert rows[0] == rows[1]
+    assert [row["step"] for row in rows[0] if "loss" in row] == list(range(1, 11))
+
+
+def test_resume_restores_the_optimizer(straight: Path, resumed: Path) -> None:
+    names = sorted(path.name for path in (straight / "checkpoints/step_00000010/state/deepspeed").glob("*optim_states.pt"))
+    assert len(names) == NUM_PROCESSES
+    for name in names:
+        states = [
+            torch.load(run / "checkpoints/step_00000010/state/deepspeed" / name, weights_only=False)["optimizer_state_dict"]
+            for run in (straight, resumed)
+        ]
+        moments = [list(_tensors(state["base_optimizer_state"])) for state in states]
+        assert len(moments[0]) >= 2
+        for ours, theirs in zip(*moments, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_run_folder_holds_what_the_contract_says(straight: Path, dataset: Path) -> None:
+    assert (straight / "STATUS").read_text() == "finished\n"
+    assert (straight / "checkpoints/latest").read_text() == "step_00000010\n"
+    last = read_metrics(straight / "metrics.jsonl")[-1]
+    assert last["validation_loss"] > 0
+    assert last["source"] == "all"
+    rows = [row for row in read_metrics(straight / "metrics.jsonl") if "loss" in row]
+    for name in ("grad_norm", "learning_rate", "encoder_tokens", "decoder_tokens", "target_tokens", "flops", "seconds"):
+        assert all(name in row for row in rows), name
+    assert rows[-1]["encoder_tokens"] == 10 * 8 * 16
+    assert rows[-1]["decoder_tokens"] == 10 * 8 * 8
+    assert 0 < rows[-1]["target_tokens"] <= rows[-1]["decoder_tokens"]
+    checkpoints.verify(straight / "checkpoints/step_00000010")
+
+
+def test_one_process_finds_the_loss_of_four(straight: Path) -> None:
+    validations = {row["step"]: row for row in read_metrics(straight / "metrics.jsonl") if "validation_loss" in row}
+    for step in (5, 10):
+        result = evaluate(straight, step)
+        assert result.loss == pytest.approx(validations[step]["validation_loss"], rel=1e-5)
+        assert result.target_tokens == validations[step]["validation_target_tokens"]
+
+
+def test_mlflow_continues_one_run(straight: Path, resumed: Path, tracking: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking)
+    run_id = (straight / "mlflow_run_id").read_text().strip()
+    assert (resumed / "mlflow_run_id").read_text().strip() == run_id
+    experiment = client.get_experiment_by_name("test")
+    assert [run.info.run_id for run in client.search_runs([experiment.experiment_id])] == [run_id]
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert client.get_run(run_id).data.params["train.steps"] == "10"
+    history = client.get_metric_history(run_id, "loss")
+    steps = [metric.step for metric in history]
+    assert sorted(set(steps)) == list(range(1, 11))
+    written = {row["step"]: row["loss"] for row in read_metrics(straight / "metrics.jsonl") if "loss" in row}
+    assert all(metric.value == written[metric.step] for metric in history)
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_found(straight: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(straight / "checkpoints/step_00000010", copy)
+    part = next((copy / "weights").glob("*.safetensors"))
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(ValueError, match=part.name):
+        checkpoints.verify(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": {"seed": 1}}, "train.seed 1 differs"),
+        ({"mesh": {"tensor_parallel": 4, "pipeline_parallel": 1}}, "use the same mesh"),
+    ],
+)
+@pytest.mark.slow
+def test_continuing_with_something_else_is_refused(
+    straight: Path, tmp_path: Path, start_processes: Callable[..., None], change: dict[str, dict[str, Any]], message: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    config = json.loads((run / "config.json").read_text())
+    for section, values in change.items():
+        config[section].update(values)
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AssertionError, match=message):
+        start_processes(NUM_PROCESSES, str(WORKER), run)
+    assert (run / "STATUS").read_text() == "failed\n"
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for name in sorted(value, key=str):
+            yield from _tensors(value[name])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
