@@ -1,0 +1,80 @@
+"""What a person decides about a preparation run, validated before anything is read."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+
+PackingMethod = Literal["best_fit", "concatenate"]
+
+
+class PackingConfig(BaseModel):
+    """How documents become rows: one row index a length, in tokens, for every split."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lengths: Annotated[list[PositiveInt], Field(min_length=1)] = [640]
+    method: PackingMethod = "best_fit"
+
+    @field_validator("lengths")
+    @classmethod
+    def _distinct(cls, lengths: list[int]) -> list[int]:
+        if len(set(lengths)) != len(lengths):
+            raise ValueError(f"packing.lengths names a length twice: {lengths}")
+        return sorted(lengths)
+
+
+class PrepareConfig(BaseModel):
+    """Everything `prepare` takes: what to read, how to tokenize and pack it, where to write, on how many processes.
+
+    `input`, `val` and `test` are globs. With `val` or `test` given, files decide the split; without, a hash of each
+    document's text and `seed` sends `val_share` and `test_share` of the documents there. With no `tokenizer` one of
+    `vocab_size` ids is trained on the input. `workers`, `ray_address` and `max_bad_share` change no output byte.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: Annotated[list[str], Field(min_length=1)]
+    val: list[str] = []
+    test: list[str] = []
+    output: Path
+    tokenizer: Path | None = None
+    vocab_size: PositiveInt = 32000
+    workers: PositiveInt = 1
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    ray_address: str | None = None
+    packing: PackingConfig = PackingConfig()
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.001
+    max_record_bytes: PositiveInt = 256 * 2**20
+    val_share: Annotated[float, Field(ge=0, lt=1)] = 0.005
+    test_share: Annotated[float, Field(ge=0, lt=1)] = 0.005
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train_on(self) -> "PrepareConfig":
+        if self.val_share + self.test_share >= 1:
+            raise ValueError(
+                f"val_share {self.val_share} and test_share {self.test_share} leave no document for training: "
+                "their sum must be below 1"
+            )
+        return self
+
+    @property
+    def splits_by_hash(self) -> bool:
+        """True where documents, not files, are sent to val and test."""
+        return not self.val and not self.test
+
+    def identity(self) -> dict[str, Any]:
+        """The decisions that output bytes depend on, as JSON values; input and tokenizer files are named by their
+        hashes in the manifest instead."""
+        decisions: dict[str, Any] = {
+            "seed": self.seed,
+            "packing": self.packing.model_dump(),
+            "max_record_bytes": self.max_record_bytes,
+            "split": "hash" if self.splits_by_hash else "files",
+            "tokenizer": "given" if self.tokenizer else "trained",
+        }
+        if self.splits_by_hash:
+            decisions |= {"val_share": self.val_share, "test_share": self.test_share}
+        if not self.tokenizer:
+            decisions["vocab_size"] = self.vocab_size
+        return decisions

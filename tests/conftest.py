@@ -1,0 +1,22 @@
+"""Fixtures and settings for every floor: where real test data lies, and how Hypothesis runs."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# First examples import Megatron or fill caches, and shared machines stall: a time limit on each would only flake.
+settings.register_profile("fnet-t5", deadline=None)
+settings.load_profile("fnet-t5")
+
+_REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real test data, from FNET_T5_TEST_DATA or `../shared/data`; skips where it is absent."""
+    folder = Path(os.environ.get("FNET_T5_TEST_DATA", _REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real test data in {folder}; set FNET_T5_TEST_DATA to the folder that holds minipile/")
+    return folder

@@ -1,0 +1,62 @@
+"""Fixtures of this floor: a small corpus with every irregularity that we promise to bear, and a Ray to share."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zstandard
+from tokenizers import Tokenizer
+
+from data_prep.ray_session import ray_session
+from data_prep.tokenizer import save_tokenizer, train_tokenizer
+
+_TEXT = "the quick brown fox jumps over a lazy dog while seven wizards box on café tables in 東京 🙂"
+_WORDS = _TEXT.split()
+
+
+def _texts(num: int, salt: int) -> list[str]:
+    """Texts of very different lengths, the same at every run; the numbers give merges enough for any vocabulary here."""
+    return [
+        " ".join(f"{_WORDS[(i * i + salt + j * (i + 3)) % len(_WORDS)]} {i * j % 997}" for j in range((i * 37) % 200))
+        + f"text {salt}.{i}\n"
+        for i in range(num)
+    ]
+
+
+def _record(text: str, source: str) -> bytes:
+    return json.dumps({"text": text, "meta": {"pile_set_name": source}}).encode() + b"\n"
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three files of 120 documents: zst in two frames with a bad line, gz, and plain; sources "even" and "odd"."""
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = [[_record(text, "odd" if i % 2 else "even") for i, text in enumerate(_texts(120, salt))] for salt in (1, 2, 3)]
+    lines[0].insert(60, b"{not json\n")
+    lines[0].append(_record("a literal </s> and <extra_id_0> and <|endoftext|>, line\u2028separator", "even"))
+    compress = zstandard.ZstdCompressor().compress
+    (folder / "0.jsonl.zst").write_bytes(compress(b"".join(lines[0][:50])) + compress(b"".join(lines[0][50:])))
+    (folder / "1.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[1])))
+    (folder / "2.jsonl").write_bytes(b"".join(lines[2]))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(_texts(200, 9), 600)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    save_tokenizer(tokenizer, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def ray() -> Iterator[None]:
+    """One Ray with two CPUs for all tests that prepare."""
+    with ray_session(2):
+        yield

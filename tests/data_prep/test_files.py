@@ -1,0 +1,83 @@
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.files import (
+    FolderInUseError,
+    atomic_write,
+    canonical_json,
+    only_writer,
+    sha256_file,
+    write_json_atomically,
+)
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def interrupted() -> None:
+        with atomic_write(path) as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_name_appears_only_when_the_file_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with atomic_write(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+
+
+@given(_JSON)
+def test_canonical_json_keeps_the_value_and_forgets_the_key_order(value: object) -> None:
+    assert json.loads(canonical_json(value)) == value
+    if isinstance(value, dict):
+        assert canonical_json(dict(reversed(value.items()))) == canonical_json(value)
+
+
+def test_canonical_json_refuses_what_json_lacks() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json(float("nan"))
+
+
+def test_json_and_hash_of_a_file(tmp_path: Path) -> None:
+    write_json_atomically(tmp_path / "a.json", {"b": "é", "a": 1})
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"a": 1, "b": "é"}
+    assert sha256_file(tmp_path / "a.json") == hashlib.sha256((tmp_path / "a.json").read_bytes()).hexdigest()
+
+
+def test_a_folder_has_one_writer_and_a_dead_one_does_not_count(tmp_path: Path) -> None:
+    program = (
+        f"import sys; from data_prep.files import only_writer\n"
+        f"with only_writer({str(tmp_path)!r}): print('mine', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"mine\n"
+        with pytest.raises(FolderInUseError, match="another process is writing"), only_writer(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+    with only_writer(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,16 @@
+"""The floor's promise to CPU-only nodes: importing all of it brings in no torch, no MLflow, no Ray, no floor above."""
+
+import pkgutil
+import subprocess
+import sys
+
+import data_prep
+
+
+def test_imports_stay_light() -> None:
+    modules = [f"data_prep.{module.name}" for module in pkgutil.iter_modules(data_prep.__path__)]
+    assert "data_prep.prepare" in modules
+    program = f"import {', '.join(modules)}; import sys; print('\\n'.join(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in result.stdout.splitlines()}
+    assert not loaded & {"torch", "mlflow", "ray", "megatron", "deepspeed", "transformers", "models", "pipeline", "launch"}

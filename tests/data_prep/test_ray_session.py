@@ -1,0 +1,77 @@
+"""Ray started for real in a process of its own: what it leaves behind, and what its workers see."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep.ray_session import WorkerError, run_on_workers
+
+_PROGRAM = """
+import os, ray, signal, subprocess
+from data_prep.ray_session import ray_session, run_on_workers
+from data_prep.files import sha256_file
+
+before = dict(os.environ)
+with ray_session(1):
+    assert os.getcwd() == {folder!r}
+    workers = ray.remote(lambda: (os.environ["PYTHONSAFEPATH"], __import__("sys").path))
+    safe, path = ray.get(workers.remote())
+    assert safe == "1" and {folder!r} not in path, path
+    print(list(run_on_workers(sha256_file, [({file!r},)], 1))[0])
+    children = {{line.split()[0] for line in subprocess.check_output(
+        ["ps", "--ppid", str(os.getpid()), "-o", "pid="], text=True).split()}}
+assert dict(os.environ) == before, set(os.environ) ^ set(before)
+assert not ray.is_initialized()
+assert not [child for child in children if os.path.exists(f"/proc/{{child}}/exe")], children
+"""
+
+
+def test_a_session_leaves_nothing_and_its_workers_find_our_package(tmp_path: Path) -> None:
+    shadow = tmp_path / "data_prep"
+    shadow.mkdir()
+    (shadow / "__init__.py").write_text("raise ImportError('not ours')")
+    file = tmp_path / "file"
+    file.write_bytes(b"abc")
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    result = subprocess.run(
+        [sys.executable, "-c", _PROGRAM.format(folder=str(tmp_path), file=str(file))],
+        cwd=tmp_path,
+        env={**environment, "HOME": str(home), "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert not list(home.iterdir())
+
+
+@pytest.mark.usefixtures("ray")
+def test_an_error_on_a_worker_names_the_argument(tmp_path: Path) -> None:
+    from data_prep.files import sha256_file
+
+    with pytest.raises(WorkerError, match=r"missing: FileNotFoundError"):
+        list(run_on_workers(sha256_file, [(tmp_path / "missing",)], 1))
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_is_named(tmp_path: Path) -> None:
+    def die_unless(file: Path) -> str:
+        import os
+        import signal
+
+        if not file.exists():
+            file.with_suffix(".seen").touch()
+            if file.name == "once":
+                file.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return file.name
+
+    assert list(run_on_workers(die_unless, [(tmp_path / "once",)], 1)) == ["once"]
+    assert (tmp_path / "once.seen").exists()
+    with pytest.raises(WorkerError, match=r"always: its worker died 3 times.*fewer workers"):
+        list(run_on_workers(die_unless, [(tmp_path / "always",)], 1))
