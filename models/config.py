@@ -110,7 +110,7 @@ _V11 = {"feed_forward": "gated_gelu", "tie_embeddings": False}
 
 SIZES: dict[str, dict[str, Any]] = {
     "nano": _t5(64, 128, 16, 4, 2),
-    "demo": {**_t5(192, 512, 48, 4, 4), "num_decoder_layers": 3},
+    "demo": {**_t5(128, 384, 32, 4, 2), **_V11},
     "t5-small": {**_t5(512, 2048, 64, 8, 6), **_V10},
     "t5-base": {**_t5(768, 3072, 64, 12, 12), **_V10},
     "t5-large": {**_t5(1024, 4096, 64, 16, 24), **_V10},

@@ -17,15 +17,16 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from data_prep.files import atomic_write, sha256_file, write_json_atomically
 from pipeline.mesh import Mesh
 from pipeline.metrics import Counters
+from pipeline.run_folder import INDEX, LATEST, WEIGHTS, checkpoints_of, step_name
 from pipeline.stages import Stages
 
-WEIGHTS, STATE, INDEX = "weights", "state", "model.safetensors.index.json"
+STATE = "state"
 _ENGINE = "deepspeed"
 
 
@@ -45,38 +46,9 @@ class Position:
         return cls(**{**values, "counters": Counters(**values["counters"])})
 
 
-def step_name(step: int) -> str:
-    return f"step_{step:08d}"
-
-
-def latest(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None. Raises ValueError where `latest` names one that is gone."""
-    pointer = run / "checkpoints" / "latest"
-    if not pointer.is_file():
-        return None
-    path = pointer.parent / pointer.read_text().strip()
-    if not path.is_dir():
-        raise ValueError(f"{pointer} names {path.name}, which does not exist: write the name of another checkpoint into it")
-    return path
-
-
-def find(run: Path, step: int | None = None) -> Path:
-    """The checkpoint of `step`, or the latest. Raises ValueError, naming what there is, where it does not exist."""
-    if step is None:
-        path = latest(run)
-        if path is None:
-            raise ValueError(f"{run} has no complete checkpoint: train it first, or give another run folder")
-        return path
-    path = run / "checkpoints" / step_name(step)
-    if not path.is_dir():
-        names = ", ".join(sorted(child.name for child in path.parent.glob("step_*[0-9]"))) or "none"
-        raise ValueError(f"{run} has no checkpoint of step {step}; it has: {names}")
-    return path
-
-
 def save(run: Path, engine: Any, stages: Stages, mesh: Mesh, position: Position) -> Path:
     """Write a checkpoint: a collective, called by every rank at the same step."""
-    folder = run / "checkpoints"
+    folder = checkpoints_of(run)
     final = folder / step_name(position.step)
     partial = folder / f".{final.name}.partial"
     if mesh.is_main:
@@ -98,7 +70,7 @@ def save(run: Path, engine: Any, stages: Stages, mesh: Mesh, position: Position)
         if final.exists():  # the same step again, after a restart from an earlier one
             shutil.rmtree(final)
         partial.rename(final)
-        with atomic_write(folder / "latest") as file:
+        with atomic_write(folder / LATEST) as file:
             file.write(final.name.encode() + b"\n")
     torch.distributed.barrier()
     return final
@@ -135,20 +107,6 @@ def load_state(checkpoint: Path, engine: Any, mesh: Mesh, position: Position) ->
 
 def mesh_shape(mesh: Mesh) -> dict[str, int]:
     return {"tensor": mesh.tensor_parallel, "pipeline": mesh.pipeline_parallel, "data": mesh.data_parallel}
-
-
-def load_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """Every parameter by its canonical name, on the CPU. Raises ValueError where a file is missing."""
-    index_path = checkpoint / WEIGHTS / INDEX
-    if not index_path.is_file():
-        raise ValueError(f"{checkpoint} holds no {WEIGHTS}/{INDEX}: it is no checkpoint of ours, or not whole")
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(set(json.loads(index_path.read_bytes())["weight_map"].values())):
-        path = checkpoint / WEIGHTS / name
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: the checkpoint is damaged")
-        tensors.update(load_file(path))
-    return tensors
 
 
 def gather_full(stages: Stages, mesh: Mesh) -> dict[str, Tensor]:

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer, num_ids
 from models.config import ModelConfig, expand_size
 
 
@@ -134,6 +136,20 @@ class RunConfig(Section):
         if pp > num_layers:
             raise ValueError(f"mesh.pipeline_parallel {pp} exceeds the model's {num_layers} layers")
         return self
+
+    def with_vocabulary(self) -> RunConfig:
+        """The same run with model.vocab_size taken from the data's tokenizer.
+
+        Raises ValueError where the recipe gives a vocabulary that the tokenizer exceeds.
+        """
+        num_tokens = num_ids(load_tokenizer(self.data.path / TOKENIZER_FILE))
+        if self.model.vocab_size and self.model.vocab_size < num_tokens:
+            raise ValueError(
+                f"model.vocab_size {self.model.vocab_size} is smaller than the {num_tokens} ids of "
+                f"{self.data.path / TOKENIZER_FILE}: leave it out, or set it to 0"
+            )
+        vocab_size = self.model.vocab_size or num_tokens
+        return self.model_copy(update={"model": replace(self.model, vocab_size=vocab_size)})
 
     @classmethod
     def load(cls, run: Path) -> RunConfig:

@@ -19,9 +19,9 @@ from data_prep.indexed_dataset import TokenFile
 from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer, token_byte_lengths
 from models.pieces import Inputs
 from models.seq2seq import Seq2Seq
-from pipeline import checkpoints
 from pipeline.batches import Rows, Share, objective_of, validation_batches
 from pipeline.config import RunConfig
+from pipeline.run_folder import find, load_weights
 
 _COUNTED_AT_ONCE = 1 << 22
 
@@ -45,9 +45,9 @@ class Evaluation:
 def load_model(run: Path, step: int | None = None) -> tuple[Seq2Seq, RunConfig, int]:
     """The single-process model of a run's checkpoint (the latest by default), its configuration, and its step."""
     config = RunConfig.load(run)
-    checkpoint = checkpoints.find(run, step)
+    checkpoint = find(run, step)
     model = Seq2Seq(config.model)
-    weights = checkpoints.load_weights(checkpoint)
+    weights = load_weights(checkpoint)
     missing, unexpected = sorted(model.state_dict().keys() - weights.keys()), sorted(weights.keys() - model.state_dict().keys())
     if missing or unexpected:
         raise ValueError(f"{checkpoint} does not fit {run}/config.json: missing {missing[:3]}, unexpected {unexpected[:3]}")
@@ -66,7 +66,7 @@ def evaluate(run: Path, step: int | None = None) -> Evaluation:
     )
     if num_targets == 0:
         raise ValueError(f"the validation rows of {data.path} hold no target tokens: prepare more validation text")
-    byte_lengths = token_byte_lengths(load_tokenizer(data.path / TOKENIZER_FILE))
+    byte_lengths = token_byte_lengths(load_tokenizer(run / TOKENIZER_FILE))
     unigram = unigram_losses(TokenFile(data.path / "train").tokens, len(byte_lengths))
     nll = swapped_nll = unigram_nll = 0.0
     target_bytes = 0

@@ -26,6 +26,14 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
 
 
+def _artifact_location() -> str | None:
+    """Beside a SQLite file, where MLflow itself would use the current folder; a server decides for itself."""
+    uri = tracking_uri()
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
+
+
 class NoTracker:
     """Does nothing: for the ranks that do not write, and where tracking is off."""
 
@@ -107,7 +115,9 @@ class MlflowTracker(NoTracker):
                 client.update_run(run_id, status="RUNNING")
                 return run_id
         experiment = client.get_experiment_by_name(self._experiment)
-        experiment_id = experiment.experiment_id if experiment else client.create_experiment(self._experiment)
+        experiment_id = (
+            experiment.experiment_id if experiment else client.create_experiment(self._experiment, _artifact_location())
+        )
         run_id = str(client.create_run(experiment_id, run_name=self._run.name).info.run_id)
         with atomic_write(path) as file:
             file.write(run_id.encode() + b"\n")

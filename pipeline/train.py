@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 
 import torch
 
-from data_prep.files import atomic_write
 from data_prep.manifest import load_manifest
+from data_prep.tokenizer import TOKENIZER_FILE
 from models.flops import Lengths
 from models.layers import TorchLayers
 from models.pieces import forward_flops
@@ -24,9 +25,8 @@ from pipeline.mesh import Mesh, join, leave
 from pipeline.metrics import Counters, MetricsFile
 from pipeline.optimizer import learning_rate
 from pipeline.progress import NoProgress, TrainingProgress
+from pipeline.run_folder import METRICS, latest, write_status
 from pipeline.tracking import MlflowTracker, NoTracker
-
-METRICS_FILE, STATUS_FILE = "metrics.jsonl", "STATUS"
 
 
 def train(run: Path) -> str:
@@ -66,6 +66,8 @@ class Trainer:
         data, steps = config.data, config.train
         self.fingerprint = load_manifest(data.path).fingerprint(data.row_length)
         objective = objective_of(config)
+        if mesh.is_main:  # so that a run folder can write text without its data
+            shutil.copyfile(data.path / TOKENIZER_FILE, run / TOKENIZER_FILE)
         self.engine = Engine(config, mesh)
         self.training = TrainingBatches(
             Rows(data.path, "train", data.row_length), objective, self.engine.share, steps.global_batch_size, steps.seed
@@ -76,7 +78,7 @@ class Trainer:
         self.flops_per_row = 3 * forward_flops(config.model, TorchLayers(), Lengths(data.encoder_length, data.decoder_length))
         self.counters, self.step = Counters(), 0
         self._continue_latest()
-        self.metrics = MetricsFile(run / METRICS_FILE, self.step) if mesh.is_main else None
+        self.metrics = MetricsFile(run / METRICS, self.step) if mesh.is_main else None
         self.progress = TrainingProgress(steps.steps, self.step) if mesh.is_main else NoProgress()
         self.tracker = (
             MlflowTracker(run, config.tracking.experiment, flatten(config.model_dump(mode="json")))
@@ -149,7 +151,7 @@ class Trainer:
         checkpoints.save(self.run_folder, self.engine.deepspeed, self.engine.stages, self.mesh, position)
 
     def _continue_latest(self) -> None:
-        checkpoint = checkpoints.latest(self.run_folder)
+        checkpoint = latest(self.run_folder)
         if checkpoint is None:
             return
         position = Position.read(checkpoint / checkpoints.STATE / "position.json")
@@ -173,11 +175,6 @@ class Trainer:
     def _set_status(self, status: str) -> None:
         if self.mesh.is_main:
             write_status(self.run_folder, status)
-
-
-def write_status(run: Path, status: str) -> None:
-    with atomic_write(run / STATUS_FILE) as file:
-        file.write(status.encode() + b"\n")
 
 
 def flatten(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pipeline import checkpoints
 from pipeline.config import RunConfig
 from pipeline.evaluate import evaluate
 from pipeline.metrics import read_metrics
+from pipeline.run_folder import find, load_weights
 
 WORKER = Path(next(iter(launch.__path__))) / "worker.py"
 NUM_PROCESSES = 4
@@ -87,7 +88,7 @@ def without_times(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_resume_is_bit_equal(straight: Path, resumed: Path) -> None:
-    first, second = (checkpoints.load_weights(checkpoints.find(run, 10)) for run in (straight, resumed))
+    first, second = (load_weights(find(run, 10)) for run in (straight, resumed))
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name

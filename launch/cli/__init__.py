@@ -1,0 +1,60 @@
+"""The command `fnet-t5`: one file a command group, joined here, and the one place where errors become a line for people."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from launch.cli import data, demo, evaluate, generate, prepare, tokenizer, train
+
+# A command file has `register(app)`; the order is that of `fnet-t5 --help`. What is slow to import (torch, ray, mlflow)
+# is imported inside its commands, so that help stays fast.
+COMMAND_FILES = (demo, tokenizer, prepare, data, train, evaluate, generate)
+
+
+@dataclass
+class _GlobalOptions:
+    debug: bool = False
+
+
+def build_app(options: _GlobalOptions) -> typer.Typer:
+    """The command line as a typer application, which fills `options` from the options before the command's name."""
+    app = typer.Typer(
+        name="fnet-t5",
+        help="Pretrain hybrid encoder-decoders: a Fourier (FNet) encoder with an attention decoder, at T5 sizes.",
+        epilog="Start with: fnet-t5 demo",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def global_options(
+        debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+    ) -> None:
+        from launch.identity import check_identity
+
+        options.debug = debug
+        check_identity()
+
+    for file in COMMAND_FILES:
+        file.register(app)
+    return app
+
+
+def main() -> None:
+    """Entry point of the console script. Exit codes: 0 done, 1 an error (one line on stderr), 2 a wrong call, 130 Ctrl-C."""
+    options = _GlobalOptions()
+    try:
+        build_app(options)()
+    except Exception as error:
+        if options.debug:
+            raise
+        expected = isinstance(error, (ValueError, OSError))
+        message = str(error) if expected else f"{type(error).__name__}: {error} (`fnet-t5 --debug …` shows where)"
+        typer.echo(typer.style("error: ", fg="red", bold=True) + message, err=True)
+        sys.exit(1)

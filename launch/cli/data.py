@@ -1,0 +1,89 @@
+"""`fnet-t5 data`: check a dataset folder, read in it, count it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Dataset folder made by `fnet-t5 prepare`.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the command line."""
+    group = typer.Typer(
+        help="Check, read and count a dataset folder.", no_args_is_help=True, epilog="Example: fnet-t5 data inspect data/pile"
+    )
+    group.command(epilog="Example: fnet-t5 data verify data/pile", no_args_is_help=True)(verify)
+    group.command(epilog="Example: fnet-t5 data inspect data/pile --split val --rows 5", no_args_is_help=True)(inspect)
+    group.command(epilog="Example: fnet-t5 data stats data/pile", no_args_is_help=True)(stats)
+    app.add_typer(group, name="data")
+
+
+def verify(folder: Folder) -> None:
+    """Read every byte and compare it with the checksums in the manifest; exit code 1 if anything differs."""
+    from data_prep.manifest import load_manifest
+    from data_prep.manifest import verify as problems_of
+
+    problems = problems_of(folder)
+    for problem in problems:
+        typer.echo(f"error: {problem}", err=True)
+    if problems:
+        raise typer.Exit(1)
+    files = load_manifest(folder).files
+    num_bytes = sum(record.bytes for record in files.values())
+    typer.echo(f"{folder}: {len(files)} files, {num_bytes / 1e6:,.1f} MB, all as they were written")
+
+
+def inspect(
+    folder: Folder,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
+    rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 3,
+    row_length: Annotated[int | None, typer.Option(help="Which row index. Default: the first one.")] = None,
+    seed: Annotated[int, typer.Option(help="Chooses the rows.")] = 0,
+) -> None:
+    """Show packed rows decoded back to text, as training reads them."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from data_prep.describe import sample_rows
+    from data_prep.manifest import load_manifest
+
+    manifest = load_manifest(folder)
+    if split not in manifest.splits:
+        raise ValueError(f"{folder} has no split {split!r}: it has {', '.join(manifest.splits)}")
+    lengths = [index.row_length for index in manifest.splits[split].packing]
+    if row_length is not None and row_length not in lengths:
+        raise ValueError(f"{folder} has no rows of {row_length} tokens: it has {', '.join(map(str, lengths))}")
+    console = Console()
+    for sample in sample_rows(folder, split, row_length or lengths[0], rows, seed):
+        pieces = "1 piece" if len(sample.pieces) == 1 else f"{len(sample.pieces)} pieces"
+        console.rule(f"{split} row {sample.row}: {sample.num_tokens} of {row_length or lengths[0]} tokens, {pieces}")
+        for number, piece in enumerate(sample.pieces):
+            if number:
+                console.rule(style="dim", characters="·")
+            console.print(Text(piece))
+
+
+def stats(folder: Folder) -> None:
+    """Tables: documents and tokens by source, packing, time by stage, and what was rejected."""
+    from rich.console import Console
+
+    from data_prep.manifest import load_manifest
+    from launch.cli import tables
+
+    manifest = load_manifest(folder)
+    console = Console()
+    for table in (*tables.sources(manifest), tables.packing(manifest), tables.stages(manifest)):
+        console.print(table)
+    num_bytes = sum(record.bytes for record in manifest.inputs)
+    tokenizer = manifest.tokenizer
+    lines = [
+        f"Input: {len(manifest.inputs)} files, {num_bytes / 1e6:,.1f} MB; {manifest.blank_lines:,} blank lines",
+        f"Tokenizer: {tokenizer.vocab_size:,} ids, sha256 {tokenizer.sha256[:12]}…; tokens stored as {manifest.token_dtype}",
+        f"Rejected: {tables.rejections(manifest)}",
+        f"Made by: {manifest.command or 'a program'}",
+    ]
+    for line in lines:
+        typer.echo(line)

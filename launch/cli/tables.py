@@ -1,0 +1,72 @@
+"""Tables of a dataset folder, as `prepare` and `data stats` print them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.table import Table
+
+from data_prep.describe import source_table
+from data_prep.manifest import Manifest, SourceCounts, SplitRecord
+from data_prep.work_units import SPLITS
+
+
+def sources(manifest: Manifest) -> Iterator[Table]:
+    """One table a split: documents, tokens and bytes of text by source, and in all."""
+    rows = source_table(manifest)
+    for split, record in _in_order(manifest):
+        table = _table(split, "documents", "tokens", "share", "MB", "B/token")
+        for row in rows:
+            if row.split == split:
+                counts = SourceCounts(documents=row.documents, tokens=row.tokens, bytes=row.bytes)
+                table.add_row(row.source, *_cells(counts, row.token_share))
+        table.add_section()
+        table.add_row("all", *_cells(record.total, 1.0))
+        yield table
+
+
+def packing(manifest: Manifest) -> Table:
+    """The row indexes of every split: rows, pieces of documents in them, and padding."""
+    table = _table("rows of", "split", "rows", "pieces", "padding", "method")
+    for split, record in _in_order(manifest):
+        for index in record.packing:
+            cells = (split, f"{index.rows:,}", f"{index.pieces:,}", f"{index.padding_share:.2%}", index.method)
+            table.add_row(f"{index.row_length:,} tokens", *cells)
+    return table
+
+
+def stages(manifest: Manifest) -> Table:
+    """How long each stage of the preparation took, the longest first."""
+    table = _table("stage", "seconds")
+    for stage, seconds in sorted(manifest.stage_seconds.items(), key=lambda item: -item[1]):
+        table.add_row(stage, f"{seconds:,.2f}")
+    return table
+
+
+def rejections(manifest: Manifest) -> str:
+    """How many records were refused, by reason."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items())) or "nothing"
+
+
+def _in_order(manifest: Manifest) -> list[tuple[str, SplitRecord]]:
+    # The file sorts its keys; people expect train first.
+    return [(split, manifest.splits[split]) for split in SPLITS if split in manifest.splits]
+
+
+def _cells(counts: SourceCounts, share: float) -> list[str]:
+    return [
+        f"{counts.documents:,}",
+        f"{counts.tokens:,}",
+        f"{share:.1%}",
+        f"{counts.bytes / 1e6:,.2f}",
+        f"{counts.bytes / counts.tokens:.2f}",
+    ]
+
+
+def _table(first: str, *columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column(first, no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table

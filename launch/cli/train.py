@@ -1,0 +1,90 @@
+"""`fnet-t5 train`: one training run, as local processes started here or as a rank of an outer launcher's job."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from launch.cli.arguments import Overrides
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+EXAMPLE = (
+    "Example: fnet-t5 train configs/train/demo.yaml --nproc 4 train.steps=500\n\n"
+    "Under torchrun: torchrun --nproc-per-node 8 --no-python fnet-t5 train configs/train/demo.yaml"
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command(epilog=EXAMPLE, no_args_is_help=True)(train)
+
+
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="A recipe: a path, or the name of a shipped one.")],
+    overrides: Overrides = None,
+    nproc: Annotated[
+        int | None, typer.Option(help="Local processes. Default: mesh.tensor_parallel × mesh.pipeline_parallel.", min=1)
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<name of the recipe>.")] = None,
+) -> None:
+    """Train a model. Run again with the same settings, it goes on from the latest checkpoint of its run folder.
+
+    Under torchrun (RANK in the environment) this process joins that job; otherwise it starts --nproc local ones.
+    """
+    from data_prep.manifest import load_manifest
+    from launch.config import check_same_run, load_run_config, write_resolved
+
+    run_config = load_run_config(config, overrides or [])
+    load_manifest(run_config.data.path)
+    run_config = run_config.with_vocabulary()
+    run_dir = output or Path("runs") / Path(config).stem
+    rank = _outer_rank(nproc)
+    num_processes = int(os.environ["WORLD_SIZE"]) if rank is not None else nproc or _model_parallel(run_config)
+    run_config.train.accumulation_steps(run_config.mesh.data_parallel(num_processes))
+    started_before = check_same_run(run_config, run_dir)
+    if not rank:
+        for line in describe(run_config, run_dir, num_processes, started_before):
+            typer.echo(line)
+    write_resolved(run_config, run_dir)
+    if rank is not None:
+        from pipeline.train import train as train_here
+
+        train_here(run_dir)
+        return
+    from launch.local import run_local
+
+    code = run_local(run_dir, num_processes)
+    if code:
+        raise typer.Exit(code)
+
+
+def describe(config: RunConfig, run_dir: Path, num_processes: int, started_before: bool) -> list[str]:
+    """What a start of this run will do, in two lines."""
+    model, mesh, data = config.model, config.mesh, config.data
+    begin = "Going on with" if started_before and (run_dir / "checkpoints" / "latest").exists() else "Training"
+    return [
+        f"{begin} {model.architecture} {model.size} on {data.path}: {data.objective}, {data.encoder_length} tokens in and "
+        f"{data.decoder_length} out, to step {config.train.steps:,} of {config.train.global_batch_size} rows each",
+        f"{num_processes} processes (tensor {mesh.tensor_parallel} × pipeline {mesh.pipeline_parallel} × data "
+        f"{mesh.data_parallel(num_processes)}); run folder {run_dir}, logs in {run_dir / 'logs'}",
+    ]
+
+
+def _outer_rank(nproc: int | None) -> int | None:
+    """This process's rank in the job of an outer launcher, None where there is none."""
+    if "RANK" not in os.environ:
+        return None
+    if "WORLD_SIZE" not in os.environ:
+        raise ValueError("RANK is set but WORLD_SIZE is not: start with torchrun, or unset RANK to start local processes")
+    if nproc is not None:
+        raise ValueError(f"--nproc {nproc} inside a job (RANK is set): the outer launcher starts the processes, leave it out")
+    return int(os.environ["RANK"])
+
+
+def _model_parallel(config: RunConfig) -> int:
+    return config.mesh.tensor_parallel * config.mesh.pipeline_parallel

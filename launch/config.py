@@ -1,0 +1,161 @@
+"""From YAML and `key=value` overrides to a checked, typed configuration, and from there to a run folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from data_prep.files import atomic_write
+from launch.config_errors import ConfigError, Origins, explain
+from launch.recipes import find_recipe
+from pipeline.config import RunConfig
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+_KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
+# What may change between two starts of one run: how long it goes on and how often it reports, not what it computes.
+_MAY_CHANGE = {"train.steps", "train.validate_every", "train.checkpoint_every", "train.log_every"}
+
+
+def load_run_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The training run that a recipe describes. Raises ConfigError; see `load_config`."""
+    return load_config(RunConfig, recipe, overrides)
+
+
+def load_config(
+    model_class: type[ConfigT],
+    recipe: str | Path | None,
+    overrides: Sequence[str] = (),
+    extra: Mapping[str, Any] | None = None,
+) -> ConfigT:
+    """Merge a recipe, command-line options and `key=value` overrides, later ones winning, and check the result.
+
+    `recipe` is a path or the name of a shipped recipe, `extra` holds the values of options by key (`ray_address` is
+    `--ray-address` in messages; None means not given), and override values are YAML: `optimizer.betas=[0.9,0.99]`.
+    Raises ConfigError, naming each offending key, where it came from and the remedy.
+    """
+    origins = Origins()
+    merged = OmegaConf.create({})
+    if recipe is not None:
+        merged = _read(recipe, origins)
+    for key, value in (extra or {}).items():
+        origins.options[key] = f"--{key.replace('_', '-')}"
+        if value is not None:
+            origins.given[key] = origins.options[key]
+            merged = OmegaConf.merge(merged, {key: str(value) if isinstance(value, Path) else value})
+    for text in overrides:
+        merged = _override(merged, text, origins)
+    try:
+        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = str(error.full_key or "")
+        raise ConfigError(f"{origins.of(key)}: {key} cannot be resolved; {str(error).splitlines()[0]}") from error
+    try:
+        return model_class.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, model_class, origins) from error
+
+
+def write_resolved(config: BaseModel, run_dir: Path) -> None:
+    """Write `config.yaml` and `config.json` into a run folder, made where it does not exist.
+
+    Each file is whole or absent, and one that already says the same is left alone, so every process of a job may call it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    values = config.model_dump(mode="json")
+    contents = {
+        "config.yaml": yaml.safe_dump(values, sort_keys=False, allow_unicode=True),
+        "config.json": json.dumps(values, indent=2, ensure_ascii=False) + "\n",
+    }
+    for name, text in contents.items():
+        path, data = run_dir / name, text.encode()
+        if not path.is_file() or path.read_bytes() != data:
+            with atomic_write(path) as file:
+                file.write(data)
+
+
+def check_same_run(config: BaseModel, run_dir: Path) -> bool:
+    """Whether `run_dir` already holds this run: True to go on with it, False where nothing was started there.
+
+    Raises ConfigError where it holds another run: any key but the number of steps and the reporting intervals differs.
+    """
+    path = run_dir / "config.json"
+    if not path.is_file():
+        return False
+    try:
+        earlier = dict(_flatten(json.loads(path.read_bytes())))
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} is not the configuration of a run ({error}): give another --output") from error
+    now = dict(_flatten(config.model_dump(mode="json")))
+    differing = [
+        f"{key} ({earlier.get(key, 'absent')} there, {now.get(key, 'absent')} now)"
+        for key in {**earlier, **now}
+        if key not in _MAY_CHANGE and (key not in earlier or key not in now or earlier[key] != now[key])
+    ]
+    if differing:
+        raise ConfigError(f"{run_dir} holds another run: {', '.join(differing)}; give another --output, or undo the difference")
+    return True
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _read(recipe: str | Path, origins: Origins) -> DictConfig:
+    try:
+        path = find_recipe(recipe)
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(str(error)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{recipe} cannot be read: {error}") from error
+    origins.file = str(recipe)
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None or not isinstance(root, yaml.MappingNode):
+            found = "is empty" if root is None else "holds no sections"
+            raise ConfigError(f"{recipe} {found}: a recipe is made of sections, such as `train:` with `steps: 100` under it")
+        origins.lines.update(_key_lines(root))
+        return OmegaConf.create(text)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{recipe}{line}: this is not YAML: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{recipe}: this is not YAML: {str(error).splitlines()[0]}") from error
+
+
+def _key_lines(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Dotted key and line (from 1) of every key in a YAML mapping."""
+    for key, value in node.value:
+        name = f"{prefix}{key.value}"
+        yield name, key.start_mark.line + 1
+        if isinstance(value, yaml.MappingNode):
+            yield from _key_lines(value, f"{name}.")
+
+
+def _override(merged: DictConfig, text: str, origins: Origins) -> DictConfig:
+    key, equals, _ = text.partition("=")
+    if not equals:
+        raise ConfigError(f"override {text!r} has no '=': write key=value, for example train.steps=100")
+    if not _KEY.fullmatch(key):
+        raise ConfigError(f"override {text!r}: {key!r} is not a dotted key such as train.steps")
+    origins.given.pop(key, None)  # re-inserted last: the order of `given` is the order in which values win
+    origins.given[key] = f"override {text!r}"
+    try:
+        return OmegaConf.merge(merged, OmegaConf.from_dotlist([text]))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: the value is not YAML: {getattr(error, 'problem', None) or error}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"override {text!r} cannot be applied: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,161 @@
+"""What a person reads when a configuration is wrong: one line a problem, with its origin, the key and the remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any, get_args, get_type_hints
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+_UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text (quote it: key='\"7\"')",
+    "path": "a path",
+    "list": "a list, such as [1, 2]",
+    "tuple": "a list, such as [1, 2]",
+    "dict": "a section of key: value lines",
+    "model": "a section of key: value lines",
+    "dataclass": "a section of key: value lines",
+}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is meant for the person who wrote it."""
+
+
+@dataclasses.dataclass
+class Origins:
+    """Which text gave a key its value: the line of a file, a command-line option, or an override (the last one wins)."""
+
+    file: str | None = None
+    lines: dict[str, int] = dataclasses.field(default_factory=dict)
+    given: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Dotted key to the text on the command line that set it."""
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Dotted key to the command-line option that could set it, given or not."""
+
+    def of(self, key: str) -> str:
+        """The place to look at for `key`; for a section, the command-line text that touched it last."""
+        for name, text in reversed(self.given.items()):
+            if name == key or name.startswith(f"{key}.") or key.startswith(f"{name}."):
+                return text
+        return self.in_file(key)
+
+    def in_file(self, key: str) -> str:
+        """The nearest line of the file, walking outwards from `key`; "the command line" where there is no file."""
+        if self.file is None:
+            return "the command line"
+        while key:
+            if key in self.lines:
+                return f"{self.file}:{self.lines[key]}"
+            key = key.rpartition(".")[0]
+        return self.file
+
+
+def explain(error: ValidationError, model_class: type[BaseModel], origins: Origins) -> ConfigError:
+    """The same problems as pydantic's `error`, said for people."""
+    details = error.errors(include_url=False)
+    suggested: set[str] = set()
+    lines: list[str] = []
+    # Unknown keys first: a required key that one of them misspells is then not reported as missing as well.
+    for problem in sorted(details, key=lambda problem: problem["type"] not in _UNKNOWN_KEY):
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] in _UNKNOWN_KEY:
+            section, _, name = key.rpartition(".")
+            near = _nearest(model_class, section, name)
+            suggested.update(near)
+            valid = f"valid keys{' of ' + section if section else ''}: {', '.join(_keys_of(model_class, section))}"
+            hint = f"did you mean {near[0]}?" if near else valid
+            lines.append(f"{origins.of(key)}: unknown key {key}; {hint}")
+        elif problem["type"] != "missing":
+            lines.append(_wrong_value(problem, key, model_class, origins))
+        elif isinstance(problem["loc"][-1], int):  # an item that a fixed-length list lacks
+            lines.append(f"{origins.of(key)}: {key.rpartition('.')[0]} is {problem['input']}; expected more values")
+        elif key not in suggested:
+            remedy = f"give {origins.options[key]}" if key in origins.options else "give it there"
+            lines.append(f"{origins.in_file(key)}: {key} is missing; {remedy}, or {key}=VALUE")
+    if len(lines) == 1:
+        return ConfigError(lines[0])
+    return ConfigError(f"{len(lines)} problems in the configuration" + "".join(f"\n  {line}" for line in lines))
+
+
+def _wrong_value(problem: ErrorDetails, key: str, model_class: type[BaseModel], origins: Origins) -> str:
+    context = problem.get("ctx", {})
+    if problem["type"] in ("value_error", "assertion_error"):  # our own validators: their message is already for people
+        message = str(context["error"])
+        mentioned = sorted((name for name in all_keys(model_class) if _mentions(message, name)), key=message.index)
+        places = dict.fromkeys(origins.of(name) for name in mentioned if name in origins.given)
+        where = ", ".join(places) or origins.of(mentioned[0] if mentioned else key)
+        prefix = "" if mentioned or not key or key.rpartition(".")[2] in message else f"{key}: "
+        return f"{where}: {prefix}{message}"
+    if problem["type"] == "literal_error":
+        expected = str(context["expected"])
+    elif problem["type"].startswith(("greater_than", "less_than")):
+        expected = f"a number {problem['msg'].removeprefix('Input should be ')}"
+    else:
+        family = problem["type"].partition("_")[0]
+        expected = _EXPECTED.get(family, problem["msg"].removeprefix("Input should be "))
+    value = problem["input"]
+    shown = "empty" if value is None else repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
+    return f"{origins.of(key)}: {key} is {shown}; expected {expected}{_near_value(value, expected)}"
+
+
+def _mentions(message: str, key: str) -> bool:
+    return re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.]*\w)", message) is not None
+
+
+def _near_value(value: object, expected: str) -> str:
+    choices = re.findall(r"'([^']*)'", expected)
+    near = get_close_matches(str(value), choices, n=1) if isinstance(value, str) and len(choices) > 1 else []
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _nearest(model_class: type[BaseModel], section: str, name: str) -> list[str]:
+    """At most one dotted key: the closest in the same section, else one of that name in another section."""
+    prefix = f"{section}." if section else ""
+    elsewhere = {key.rpartition(".")[2]: key for key in all_keys(model_class) if "." in key}
+    near = get_close_matches(name, _keys_of(model_class, section), n=1)
+    if near and name not in elsewhere:
+        return [prefix + near[0]]
+    return [elsewhere[match] for match in get_close_matches(name, elsewhere, n=1, cutoff=0.8)]
+
+
+def _keys_of(model_class: type[BaseModel], section: str) -> list[str]:
+    current: Any = model_class
+    for part in section.split(".") if section else ():
+        current = _section_class(_annotations(current).get(part)) if current else None
+    return list(_annotations(current)) if current else []
+
+
+def all_keys(model_class: type[BaseModel]) -> Iterable[str]:
+    """Every dotted key of a configuration, sections included, in the order they are declared."""
+    return _walk(model_class, "")
+
+
+def _walk(current: Any, prefix: str) -> Iterator[str]:
+    for name, annotation in _annotations(current).items():
+        yield prefix + name
+        section = _section_class(annotation)
+        if section is not None:
+            yield from _walk(section, f"{prefix}{name}.")
+
+
+def _annotations(section: Any) -> dict[str, Any]:
+    if isinstance(section, type) and issubclass(section, BaseModel):
+        return {name: field.annotation for name, field in section.model_fields.items()}
+    hints = get_type_hints(section)
+    return {field.name: hints[field.name] for field in dataclasses.fields(section)}
+
+
+def _section_class(annotation: Any) -> Any:
+    """The configuration class inside an annotation such as `Section | None`, or None where it holds plain values."""
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_class(part)) is not None), None)

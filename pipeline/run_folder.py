@@ -1,0 +1,70 @@
+"""A run folder's names, and the parts of it that every tool reads: checkpoints and their canonical weights.
+
+Nothing here needs the mesh that wrote them: no DeepSpeed, no Megatron.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from data_prep.files import atomic_write
+
+METRICS, STATUS, LATEST = "metrics.jsonl", "STATUS", "latest"
+WEIGHTS, INDEX = "weights", "model.safetensors.index.json"
+
+
+def checkpoints_of(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def step_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def latest(run: Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None. Raises ValueError where `latest` names one that is gone."""
+    pointer = checkpoints_of(run) / LATEST
+    if not pointer.is_file():
+        return None
+    path = pointer.parent / pointer.read_text().strip()
+    if not path.is_dir():
+        raise ValueError(f"{pointer} names {path.name}, which does not exist: write the name of another checkpoint into it")
+    return path
+
+
+def find(run: Path, step: int | None = None) -> Path:
+    """The checkpoint of `step`, or the latest. Raises ValueError, naming what there is, where it does not exist."""
+    if step is None:
+        path = latest(run)
+        if path is None:
+            raise ValueError(f"{run} has no complete checkpoint: train it first, or give another run folder")
+        return path
+    path = checkpoints_of(run) / step_name(step)
+    if not path.is_dir():
+        names = ", ".join(sorted(child.name for child in path.parent.glob("step_*[0-9]"))) or "none"
+        raise ValueError(f"{run} has no checkpoint of step {step}; it has: {names}")
+    return path
+
+
+def load_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """Every parameter by its canonical name, on the CPU. Raises ValueError where a file is missing."""
+    index_path = checkpoint / WEIGHTS / INDEX
+    if not index_path.is_file():
+        raise ValueError(f"{checkpoint} holds no {WEIGHTS}/{INDEX}: it is no checkpoint of ours, or not whole")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(json.loads(index_path.read_bytes())["weight_map"].values())):
+        path = checkpoint / WEIGHTS / name
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: the checkpoint is damaged")
+        tensors.update(load_file(path))
+    return tensors
+
+
+def write_status(run: Path, status: str) -> None:
+    """running, finished, preempted or failed."""
+    with atomic_write(run / STATUS) as file:
+        file.write(status.encode() + b"\n")

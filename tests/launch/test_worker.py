@@ -1,0 +1,101 @@
+"""The real worker, in a small copy of the house with its own trainer: errors in the log, no life without a launcher."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+
+LAUNCHER = """
+import sys
+from pathlib import Path
+from launch.local import run_local
+sys.exit(run_local(Path(sys.argv[1]), 2))
+"""
+
+TRAIN = """
+import os, sys, time
+from pathlib import Path
+
+def train(run: Path) -> None:
+    rank = os.environ["RANK"]
+    (run / f".pid_{rank}").write_text(str(os.getpid()))
+    (run / f".pid_{rank}").rename(run / f"pid_{rank}")
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path, environment: dict[str, str]) -> Callable[[str], "subprocess.Popen[str]"]:
+    """Start two real workers whose `pipeline.train.train` ends with the given statement."""
+    for name in ("models", "pipeline", "data_prep", "launch"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    for name in ("worker.py", "local.py", "identity.py"):
+        shutil.copy(LAUNCH / name, tmp_path / "launch" / name)
+    (tmp_path / "run").mkdir()
+    environment["PYTHONPATH"] = str(tmp_path)
+
+    def run(statement: str) -> "subprocess.Popen[str]":
+        (tmp_path / "pipeline" / "train.py").write_text(f"{TRAIN}    {statement}\n")
+        arguments = [sys.executable, "-c", LAUNCHER, str(tmp_path / "run")]
+        return subprocess.Popen(arguments, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+
+    return run
+
+
+def test_a_good_run_ends_with_0(start: Callable[[str], "subprocess.Popen[str]"]) -> None:
+    process = start("print('trained')")
+    _, message = process.communicate(timeout=20)
+    assert (process.returncode, message) == (0, "")
+
+
+def test_an_error_is_a_line_for_people_and_a_traceback_in_the_log(
+    start: Callable[[str], "subprocess.Popen[str]"], tmp_path: Path
+) -> None:
+    # Rank 1 waits: which of two failures is seen first would be chance.
+    process = start("time.sleep(60 * int(rank))\n    raise ValueError('data/pile holds no rows: prepare it again')")
+    _, message = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert message.endswith("  | error: data/pile holds no rows: prepare it again\n")
+    log = (tmp_path / "run" / "logs" / "rank_0.log").read_text()
+    assert "Traceback" in log
+    assert "in train" in log
+
+
+def test_kill_9_of_the_launcher_leaves_no_worker(start: Callable[[str], "subprocess.Popen[str]"], tmp_path: Path) -> None:
+    process = start("time.sleep(60)")
+    files = [tmp_path / "run" / f"pid_{rank}" for rank in range(2)]
+    deadline = time.monotonic() + 20
+    while not all(file.exists() for file in files):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    workers = [psutil.Process(int(file.read_text())) for file in files]
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=5)
+    # Where nothing adopts and reaps orphans, a killed one stays as a zombie.
+    assert all(worker.status() == psutil.STATUS_ZOMBIE for worker in alive)
+
+
+def test_a_worker_whose_launcher_is_gone_leaves_at_once(tmp_path: Path, environment: dict[str, str]) -> None:
+    environment["FNET_T5_LAUNCHER_PID"] = "1" if os.getpid() != 1 else "2"
+    done = subprocess.run([sys.executable, LAUNCH / "worker.py", tmp_path], env=environment, capture_output=True, timeout=20)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_worker_of_another_installation_is_refused(
+    start: Callable[[str], "subprocess.Popen[str]"], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    environment["PYTHONPATH"] = str(LAUNCH.parent)
+    worker = [sys.executable, tmp_path / "launch" / "worker.py", tmp_path / "run"]
+    done = subprocess.run(worker, env=environment, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1
+    assert f"would import `launch` from {LAUNCH}" in done.stderr.splitlines()[-1]
