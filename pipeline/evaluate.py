@@ -74,7 +74,7 @@ def evaluate(run: Path, step: int | None = None) -> Evaluation:
     encoder_mask = torch.cat([inputs[1] for inputs, _ in batches])
     used = encoder_mask.sum(1) > 0  # rows that fill up the last micro-batch have no text to lend
     partner = torch.arange(len(used))
-    partner[used] = partner[used].roll(1)
+    partner[used] = partner[used].roll(int(used.sum()) // 2)  # far away: the next row often continues the same document
     for index, (inputs, (targets, weights)) in enumerate(batches):
         rows = slice(index * share.micro_batch_size, (index + 1) * share.micro_batch_size)
         taken = weights > 0
