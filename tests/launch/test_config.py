@@ -213,12 +213,11 @@ def test_rewriting_the_same_leaves_the_files_alone(tmp_path: Path) -> None:
 
 
 def test_a_run_folder_takes_back_its_own_run_only(tmp_path: Path) -> None:
-    config = load_run_config(DEMO)
+    config = load_run_config(DEMO, ["optimizer.learning_rate=0.003"])
     assert check_same_run(config, tmp_path) is False
     write_resolved(config, tmp_path)
-    longer = load_run_config(
-        DEMO, ["train.steps=999", "train.validate_every=7", "train.checkpoint_every=7", "train.log_every=7"]
-    )
+    intervals = ["train.steps=999", "train.validate_every=7", "train.checkpoint_every=7", "train.log_every=7"]
+    longer = load_run_config(DEMO, ["optimizer.learning_rate=0.003", *intervals])
     assert check_same_run(longer, tmp_path) is True
     other = load_run_config(DEMO, ["optimizer.learning_rate=0.5", "train.seed=3", "train.steps=1"])
     with pytest.raises(ConfigError) as caught:

@@ -168,10 +168,12 @@ def test_a_second_start_shows_the_page_again(demo: DemoFolder) -> None:
 
 def test_it_writes_and_is_evaluated(demo: DemoFolder) -> None:
     run = str(demo.folder / "run")
-    written = subprocess.run(
-        [COMMAND, "generate", run, "--max-new-tokens", "5"], input="import os\n", capture_output=True, text=True, check=True
-    )
-    assert written.stdout.strip()
+    generate = [COMMAND, "generate", run, "--max-new-tokens", "20", "--temperature", "1", "--seed", "3"]
+    written = [
+        subprocess.run(generate, input="import os\n", capture_output=True, text=True, check=True).stdout for _ in range(2)
+    ]
+    assert written[0] == written[1]
+    assert written[0].strip()
     evaluated = subprocess.run([COMMAND, "evaluate", run, "--json"], capture_output=True, text=True, check=True)
     result = json.loads((demo.folder / "result.json").read_text())
     assert json.loads(evaluated.stdout)["loss"] == pytest.approx(result["mesh_loss"], rel=1e-5)
