@@ -36,6 +36,10 @@ class Rows:
         index = folder / rows_file(split, row_length)
         if not folder.is_dir():
             raise ValueError(f"data.path {folder} does not exist: make it with `fnet-t5 prepare --output {folder}`")
+        if not Path(f"{prefix}.bin").is_file():
+            raise ValueError(
+                f"{folder} has no {split} split (too little text fell to it): prepare with --{split}, or more text"
+            )
         if not index.is_file():
             made = sorted(path.stem.rpartition("_")[2] for path in folder.glob(f"{split}.rows_*.npy"))
             raise ValueError(

@@ -137,8 +137,8 @@ class RunConfig(Section):
             raise ValueError(f"mesh.pipeline_parallel {pp} exceeds the model's {num_layers} layers")
         return self
 
-    def with_vocabulary(self) -> RunConfig:
-        """The same run with model.vocab_size taken from the data's tokenizer.
+    def resolved(self) -> RunConfig:
+        """The same run with the data's absolute path, and model.vocab_size taken from the data's tokenizer.
 
         Raises ValueError where the recipe gives a vocabulary that the tokenizer exceeds.
         """
@@ -149,7 +149,8 @@ class RunConfig(Section):
                 f"{self.data.path / TOKENIZER_FILE}: leave it out, or set it to 0"
             )
         vocab_size = self.model.vocab_size or num_tokens
-        return self.model_copy(update={"model": replace(self.model, vocab_size=vocab_size)})
+        data = self.data.model_copy(update={"path": self.data.path.resolve()})
+        return self.model_copy(update={"model": replace(self.model, vocab_size=vocab_size), "data": data})
 
     @classmethod
     def load(cls, run: Path) -> RunConfig:

@@ -41,7 +41,7 @@ def train(
 
     run_config = load_run_config(config, overrides or [])
     load_manifest(run_config.data.path)
-    run_config = run_config.with_vocabulary()
+    run_config = run_config.resolved()
     run_dir = output or Path("runs") / Path(config).stem
     rank = _outer_rank(nproc)
     num_processes = int(os.environ["WORLD_SIZE"]) if rank is not None else nproc or _model_parallel(run_config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer
 from models.generation import Sampling
 from pipeline.batches import Rows
 from pipeline.config import DataConfig
-from pipeline.evaluate import evaluate, load_model
+from pipeline.evaluate import Evaluation, evaluate, load_model
 from pipeline.metrics import read_metrics
 from pipeline.run_folder import METRICS
 from pipeline.write_text import write_text
@@ -23,23 +23,14 @@ _TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
-    """Losses are nats per target token on the validation rows, unless they say training."""
+class Findings(Evaluation):
+    """The evaluation by one process, beside what the mesh found and what the model writes. Losses as there."""
 
-    steps: int
     num_parameters: int
     training_loss_first: float
     training_loss_last: float
     mesh_loss: float
     """As the processes of the mesh computed it at the end of training."""
-    loss: float
-    """As one process computes it from the checkpoint."""
-    swapped_loss: float
-    """With every decoder reading the encoder input of another row."""
-    unigram_loss: float
-    bits_per_byte: float
-    target_tokens: int
-    target_bytes: int
     tokens_per_second: float
     training_seconds: float
     training_flops: float
@@ -84,17 +75,11 @@ def findings(run: Path) -> Findings:
     last = trained[-1]
     positions = last["encoder_tokens"] + last["decoder_tokens"]
     return Findings(
-        steps=evaluation.step,
+        **asdict(evaluation),
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         training_loss_first=trained[0]["loss"],
         training_loss_last=last["loss"],
         mesh_loss=validated[-1]["validation_loss"],
-        loss=evaluation.loss,
-        swapped_loss=evaluation.swapped_loss,
-        unigram_loss=evaluation.unigram_loss,
-        bits_per_byte=evaluation.bits_per_byte,
-        target_tokens=evaluation.target_tokens,
-        target_bytes=evaluation.target_bytes,
         tokens_per_second=positions / last["seconds"],
         training_seconds=last["seconds"],
         training_flops=last["flops"],

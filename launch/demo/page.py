@@ -83,7 +83,7 @@ def _what_was_done(config: RunConfig, result: Result) -> str:
 def _what_it_took(result: Result) -> str:
     stages = ", ".join(f"{name} {result.stage_seconds[name]:.0f} s" for name in STAGES)
     return (
-        f"{result.steps} steps took {result.training_seconds:.0f} s: {result.tokens_per_second:,.0f} tokens/s through encoder "
+        f"{result.step} steps took {result.training_seconds:.0f} s: {result.tokens_per_second:,.0f} tokens/s through encoder "
         f"and decoder, {result.training_flops / 1e12:.1f} TFLOP in all. Stages, start-up included: {stages}. "
         f"Peak memory of all processes together: {result.peak_memory_bytes / 2**30:.1f} GiB."
     )

@@ -62,7 +62,7 @@ class Demo:
                 self._find_text()
             with self._timed("data", "Training a tokenizer and preparing the data with Ray"):
                 self._prepare(recipe)
-            config = recipe.with_vocabulary()
+            config = recipe.resolved()
             mesh = config.mesh
             num_processes = mesh.tensor_parallel * mesh.pipeline_parallel
             with self._timed(

@@ -25,6 +25,7 @@ from pipeline.config import RunConfig
 from pipeline.engine import Engine
 from pipeline.mesh import join
 from pipeline.objectives.prefix_lm import Batch, PrefixLM
+from pipeline.stages import own_gradients
 
 STEPS, ENCODER, DECODER, VOCABULARY, GLOBAL_BATCH, MICRO_BATCH = 10, 16, 8, 250, 8, 2
 
@@ -71,12 +72,15 @@ def micro_batches(step: int, share: Share) -> list[PipelineBatch]:
 
 def plant(bug: str | None, engine: Engine) -> None:
     """Break the engine on purpose: the parity check has to notice."""
-    if bug == "tied_gradients_not_reduced":
-        engine.deepspeed._exec_reduce_tied_grads = lambda: None
-        engine.deepspeed._INSTRUCTION_MAP = {
-            **engine.deepspeed._INSTRUCTION_MAP,
-            next(kind for kind in engine.deepspeed._INSTRUCTION_MAP if kind.__name__ == "ReduceTiedGrads"): lambda self: None,
-        }
+    if bug == "tied gradients are not reduced":
+        instructions = engine.deepspeed._INSTRUCTION_MAP
+        reduce = next(kind for kind in instructions if kind.__name__ == "ReduceTiedGrads")
+        engine.deepspeed._INSTRUCTION_MAP = {**instructions, reduce: lambda self: None}
+    elif bug == "gradients stay in the receive buffer":
+        if own_gradients in engine.stages.forward_funcs:
+            engine.stages.forward_funcs.remove(own_gradients)
+    else:
+        assert bug is None
 
 
 def main() -> None:

@@ -27,7 +27,8 @@ ONE, TWO, FOUR = (
         {"name": "tp2", "tensor": 2, "pipeline": 1},
         {"name": "pp2", "tensor": 1, "pipeline": 2},
         {"name": "dp2", "tensor": 1, "pipeline": 1},
-        {"name": "planted", "tensor": 1, "pipeline": 2, "bug": "tied_gradients_not_reduced"},
+        {"name": "planted_tied", "tensor": 1, "pipeline": 2, "bug": "tied gradients are not reduced"},
+        {"name": "planted_buffer", "tensor": 1, "pipeline": 2, "bug": "gradients stay in the receive buffer"},
     ],
     [
         {"name": "tp2_pp2", "tensor": 2, "pipeline": 2},
@@ -84,9 +85,9 @@ def test_untied_mixed_encoder_equals_one_process(results: dict[str, Result]) -> 
     assert max(found.values()) < TOLERANCE, found
 
 
-def test_turns_red_without_the_tied_gradient_reduction(results: dict[str, Result]) -> None:
-    found = disagreement(results["planted"], results["one"])
-    assert found["losses"] > TOLERANCE
+@pytest.mark.parametrize("bug", ["planted_tied", "planted_buffer"])
+def test_turns_red_when_a_bug_is_planted(results: dict[str, Result], bug: str) -> None:
+    found = disagreement(results[bug], results["one"])
     assert found["norms"] > TOLERANCE
     assert found["parameters"] > TOLERANCE
 

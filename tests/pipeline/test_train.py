@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import launch
+from data_prep.indexed_dataset import TokenFile
 from data_prep.tokenizer import load_tokenizer, num_ids
 from models.config import expand_size
+from models.generation import Sampling, generate, pad_prefixes
 from pipeline import checkpoints
+from pipeline.batches import Rows
 from pipeline.config import RunConfig
-from pipeline.evaluate import evaluate
+from pipeline.evaluate import evaluate, load_model
 from pipeline.metrics import read_metrics
 from pipeline.run_folder import find, load_weights
+from pipeline.write_text import write_text
 
 WORKER = Path(next(iter(launch.__path__))) / "worker.py"
 NUM_PROCESSES = 4
@@ -132,6 +139,34 @@ def test_one_process_finds_the_loss_of_four(straight: Path) -> None:
         result = evaluate(straight, step)
         assert result.loss == pytest.approx(validations[step]["validation_loss"], rel=1e-5)
         assert result.target_tokens == validations[step]["validation_target_tokens"]
+
+
+def test_yardsticks_are_taken_over_the_target_text(straight: Path, dataset: Path) -> None:
+    """Bytes by decoding the targets, the unigram model by counting in Python, bits per byte from both."""
+    tokenizer = load_tokenizer(dataset / "tokenizer.json")
+    ids, lengths = Rows(dataset, "val", 24).read(np.arange(21))
+    targets = [row[16:length].tolist() for row, length in zip(ids, lengths, strict=True)]
+    result = evaluate(straight)
+    assert result.target_bytes == sum(len(tokenizer.decode(row).encode()) for row in targets)
+    counts = Counter(np.asarray(TokenFile(dataset / "train").tokens).tolist())
+    total = sum(counts.values()) + num_ids(tokenizer)
+    flat = [token for row in targets for token in row]
+    unigram = -sum(math.log((counts[token] + 1) / total) for token in flat) / len(flat)
+    assert result.unigram_loss == pytest.approx(unigram, rel=1e-9)
+    assert result.bits_per_byte == pytest.approx(result.loss * len(flat) / math.log(2) / result.target_bytes, rel=1e-9)
+
+
+def test_text_is_streamed_as_it_is_decoded(straight: Path) -> None:
+    model, config, _ = load_model(straight)
+    tokenizer = load_tokenizer(straight / "tokenizer.json")
+    sampling = Sampling(max_new_tokens=30, temperature=1.5, seed=4)
+    streamed = "".join(write_text(model, tokenizer, "The “with” statement", config.data.encoder_length, sampling))
+    prompt = tokenizer.encode("The “with” statement", add_special_tokens=False).ids
+    encoder_ids, mask = pad_prefixes([prompt], config.data.encoder_length, pad_id=0)
+    tokens = [int(token) for token in generate(model, encoder_ids, mask, start_id=0, eos_id=1, sampling=sampling)]
+    assert streamed == tokenizer.decode([token for token in tokens if token != 1])
+    with pytest.raises(ValueError, match="prompt is empty"):
+        next(write_text(model, tokenizer, "", config.data.encoder_length, sampling))
 
 
 def test_mlflow_continues_one_run(straight: Path, resumed: Path, tracking: str) -> None:
