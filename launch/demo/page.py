@@ -72,7 +72,7 @@ def _what_was_done(config: RunConfig, result: Result) -> str:
     model, data, mesh = config.model, config.data, config.mesh
     return (
         "Text of this machine's Python installation was tokenized and packed by Ray. An FNet-T5 of "
-        f"{result.num_parameters / 1e6:.1f} M parameters ({model.num_encoder_layers} {model.mixing} encoder layers, "
+        f"{result.num_parameters / 1e6:.1f} M parameters ({model.num_encoder_layers} {model.mixing.capitalize()} encoder layers, "
         f"{model.num_decoder_layers} attention decoder layers, width {model.d_model}) read the first {data.encoder_length} "
         f"tokens of each row and learnt to write the next {data.decoder_length}, on {_num_processes(config)} processes (tensor "
         f"parallel {mesh.tensor_parallel} x pipeline parallel {mesh.pipeline_parallel}, ZeRO-{config.train.zero_stage}). One "
