@@ -93,6 +93,9 @@ class OptimizerConfig(Section):
     learning_rate: PositiveFloat = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = Field(default=1000, ge=0)
+    decay_steps: PositiveInt | None = None
+    """Step at which the schedule ends. Default: train.steps. Give it where a run will be made longer later: its learning
+    rates then stay what they were."""
     final_fraction: float = Field(default=0.1, ge=0, le=1)
     """Where the cosine ends, as a share of learning_rate."""
     weight_decay: float = Field(default=0.0, ge=0)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
-from typing import Any
 
-import torch
+import deepspeed
 from torch import Tensor
 
 from models.flops import Lengths
@@ -33,7 +32,7 @@ class Engine:
             self.stages = Stages(config.model, lengths, mesh, weighted_loss(MegatronLayers()))
             initialize(self.stages, mesh, config.train.seed)
             optimizer = build_optimizer(self.stages.canonical_parameters(), config.optimizer)
-            self.deepspeed = start_deepspeed(self.stages, optimizer, settings)
+            self.deepspeed, *_ = deepspeed.initialize(model=self.stages, optimizer=optimizer, config=settings)
 
     def train_step(self, batches: list[PipelineBatch], rate: float) -> tuple[float, float]:
         """One update: its loss (nats per target token over the global batch) and the gradient norm before clipping."""
@@ -51,13 +50,6 @@ class Engine:
             return tuple(tensor.to(self.mesh.device, non_blocking=True) for tensor in tensors)
 
         return [(move(inputs), move(labels)) for inputs, labels in batches]
-
-
-def start_deepspeed(stages: Stages, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> Any:
-    import deepspeed
-
-    engine, _, _, _ = deepspeed.initialize(model=stages, optimizer=optimizer, config=settings)
-    return engine
 
 
 def weighted_loss(factory: MegatronLayers) -> Callable[[Tensor, tuple[Tensor, Tensor]], Tensor]:

@@ -11,8 +11,11 @@ import sys
 from dataclasses import dataclass
 from datetime import timedelta
 
+import deepspeed
+import deepspeed.comm.torch
 import torch
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
+from megatron.core import parallel_state
 
 from pipeline.config import MeshConfig
 
@@ -55,9 +58,6 @@ def join(config: MeshConfig, timeout: timedelta = timedelta(minutes=30)) -> Mesh
     data_parallel = config.data_parallel(int(os.environ["WORLD_SIZE"]))
     device = _start_distributed(timeout)
 
-    import deepspeed.comm
-    from megatron.core import parallel_state
-
     world_size = torch.distributed.get_world_size()
     rank = torch.distributed.get_rank()
     topology = PipeModelDataParallelTopology(
@@ -97,8 +97,6 @@ def leave() -> None:
 
 
 def _start_distributed(timeout: timedelta) -> torch.device:
-    import deepspeed
-
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -118,6 +116,5 @@ def _skip_shared_memory_op() -> None:
     The first start would compile for a minute and a half, and a start killed meanwhile leaves a lock file on which every later
     one waits in silence. gloo serves without it.
     """
-    import deepspeed.comm.torch  # noqa: F401
-
+    # `deepspeed.comm.torch` the attribute is PyTorch itself, which that module imports
     setattr(sys.modules["deepspeed.comm.torch"], "build_shm_op", lambda: None)  # noqa: B010

@@ -29,7 +29,8 @@ def build_optimizer(parameters: Iterable[CanonicalParameter], config: OptimizerC
 
 
 def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
-    """Learning rate of the `step`-th update (counted from 1) of `num_steps`."""
+    """Learning rate of the `step`-th update (counted from 1) of a run of `num_steps`."""
+    num_steps = config.decay_steps or num_steps
     if step <= config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
     if config.schedule == "constant":

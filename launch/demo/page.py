@@ -72,7 +72,8 @@ def _what_was_done(config: RunConfig, result: Result) -> str:
     model, data, mesh = config.model, config.data, config.mesh
     return (
         "Text of this machine's Python installation was tokenized and packed by Ray. An FNet-T5 of "
-        f"{result.num_parameters / 1e6:.1f} M parameters ({model.num_encoder_layers} {model.mixing.capitalize()} encoder layers, "
+        f"{result.num_parameters / 1e6:.1f} M parameters "
+        f"({model.num_encoder_layers} {model.mixing.capitalize()} encoder layers, "
         f"{model.num_decoder_layers} attention decoder layers, width {model.d_model}) read the first {data.encoder_length} "
         f"tokens of each row and learnt to write the next {data.decoder_length}, on {_num_processes(config)} processes (tensor "
         f"parallel {mesh.tensor_parallel} x pipeline parallel {mesh.pipeline_parallel}, ZeRO-{config.train.zero_stage}). One "
@@ -97,7 +98,8 @@ def _what_next(demo: Demo) -> str:
         f"  echo 'def test_' | fnet-t5 generate {run} --temperature 0.7 --top-k 40\n"
         f"  fnet-t5 evaluate {run}\n"
         f"  fnet-t5 data inspect {data}\n"
-        f"  fnet-t5 train configs/train/demo.yaml --output runs/longer data.path={data} train.steps=2000"
+        f"  fnet-t5 train configs/train/demo.yaml --output runs/longer data.path={data} "
+        "train.steps=2000 optimizer.decay_steps=2000"
     )
 
 

@@ -94,3 +94,9 @@ def test_learning_rate_warms_up_and_follows_a_cosine() -> None:
     assert learning_rate(60, 110, config) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
     assert learning_rate(110, 110, config) == pytest.approx(0.1)
     assert learning_rate(50, 110, config.model_copy(update={"schedule": "constant"})) == 1.0
+
+
+def test_a_run_with_decay_steps_can_be_made_longer() -> None:
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=2, decay_steps=10)
+    assert [learning_rate(step, 5, config) for step in range(1, 6)] == [learning_rate(step, 20, config) for step in range(1, 6)]
+    assert learning_rate(15, 20, config) == learning_rate(10, 20, config) == pytest.approx(0.1)

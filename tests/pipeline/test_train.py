@@ -48,7 +48,7 @@ def write_run(run: Path, dataset: Path, **train: Any) -> Path:
                 "log_every": 1,
                 **train,
             },
-            "optimizer": {"learning_rate": 0.003, "warmup_steps": 3},
+            "optimizer": {"learning_rate": 0.003, "warmup_steps": 3, "decay_steps": 10},
             "tracking": {"experiment": "test"},
         }
     )
@@ -75,17 +75,20 @@ def straight(
 
 
 @pytest.fixture(scope="module")
-def resumed(straight: Path, start_processes: Callable[..., None], tracking: str) -> Path:
-    """The same run cut back to its fifth step, with rows and files of later ones lying about, and continued."""
-    run = straight.with_name("resumed")
-    shutil.copytree(straight, run)
-    (run / "checkpoints" / "latest").write_text("step_00000005\n")
-    shutil.rmtree(run / "checkpoints" / "step_00000010")
-    half_written = run / "checkpoints" / ".step_00000010.partial" / "weights"
-    half_written.mkdir(parents=True)
-    (half_written / "model-00001-of-00002.safetensors").write_bytes(b"cut")
+def resumed(straight: Path, dataset: Path, start_processes: Callable[..., None], tracking: str) -> Path:
+    """Five steps, then the same folder told to go to ten, with what a crash may leave lying about."""
+    run = write_run(straight.with_name("resumed"), dataset, steps=5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", tracking)
+        start_processes(NUM_PROCESSES, str(WORKER), run)
+        config = json.loads((run / "config.json").read_text())
+        config["train"]["steps"] = 10
+        (run / "config.json").write_text(json.dumps(config))
+        half_written = run / "checkpoints" / ".step_00000010.partial" / "weights"
+        half_written.mkdir(parents=True)
+        (half_written / "model-00001-of-00002.safetensors").write_bytes(b"cut")
+        with (run / "metrics.jsonl").open("ab") as file:
+            file.write(b'{"step": 6, "loss": 1.0}\n{"step": 7, "lo')
         start_processes(NUM_PROCESSES, str(WORKER), run)
     return run
 
@@ -169,21 +172,20 @@ def test_text_is_streamed_as_it_is_decoded(straight: Path) -> None:
         next(write_text(model, tokenizer, "", config.data.encoder_length, sampling))
 
 
-def test_mlflow_continues_one_run(straight: Path, resumed: Path, tracking: str) -> None:
+def test_mlflow_continues_one_run(resumed: Path, tracking: str) -> None:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking)
-    run_id = (straight / "mlflow_run_id").read_text().strip()
-    assert (resumed / "mlflow_run_id").read_text().strip() == run_id
+    run = client.get_run((resumed / "mlflow_run_id").read_text().strip())
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.steps"] == "5"
+    assert run.data.tags["restart.train.steps"] == "10"
     experiment = client.get_experiment_by_name("test")
-    assert [run.info.run_id for run in client.search_runs([experiment.experiment_id])] == [run_id]
-    assert client.get_run(run_id).info.status == "FINISHED"
-    assert client.get_run(run_id).data.params["train.steps"] == "10"
-    history = client.get_metric_history(run_id, "loss")
-    steps = [metric.step for metric in history]
-    assert sorted(set(steps)) == list(range(1, 11))
-    written = {row["step"]: row["loss"] for row in read_metrics(straight / "metrics.jsonl") if "loss" in row}
-    assert all(metric.value == written[metric.step] for metric in history)
+    assert len(client.search_runs([experiment.experiment_id])) == 2  # this one and the one that went straight
+    history = client.get_metric_history(run.info.run_id, "loss")
+    written = {row["step"]: row["loss"] for row in read_metrics(resumed / "metrics.jsonl") if "loss" in row}
+    assert {metric.step: metric.value for metric in history} == written
+    assert sorted(written) == list(range(1, 11))
 
 
 def test_a_flipped_bit_in_a_checkpoint_is_found(straight: Path, tmp_path: Path) -> None:
