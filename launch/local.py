@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -82,8 +83,9 @@ def run_local(
 
     Rank 0's stdout stays on the terminal; everything else is appended to `run_dir/logs/rank_<r>.log`. When a rank fails
     the others get SIGTERM and, `failure_grace` seconds later, SIGKILL; its last lines are shown on stderr and its exit
-    code is returned. Ctrl-C, SIGTERM or SIGHUP become SIGTERM for every rank, SIGKILL after `stop_grace` seconds or at
-    the second Ctrl-C, and the exit code 128 + signal. If this process is killed, the kernel kills the ranks.
+    code is returned. Ctrl-C, SIGTERM or SIGHUP become SIGTERM for every rank, SIGKILL after `stop_grace` seconds
+    (`failure_grace` where a rank ends badly meanwhile) or at the second Ctrl-C, and the exit code 128 + signal. If this
+    process is killed, the kernel kills the ranks.
 
     Must be called from the main thread: only it may set signal handlers, and the kernel takes the end of the thread
     that started a rank for its launcher's. Raises ValueError for fewer than one process.
@@ -104,7 +106,7 @@ def run_local(
                 _end(ranks, failure_grace, stop)
             elif stop.signal:
                 print(f"stopping: up to {stop_grace:.0f} s for an orderly end, Ctrl-C again to kill", file=sys.stderr)
-                _end(ranks, stop_grace, stop)
+                _end(ranks, stop_grace, stop, failure_grace)
         finally:
             codes = [rank.reap() for rank in ranks]
             if sys.stdout.isatty():  # a rank that was killed inside its progress bar left the cursor hidden
@@ -166,12 +168,19 @@ def _peek(rank: _Rank) -> int:
     return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
 
-def _end(ranks: list[_Rank], grace: float, stop: _StopRequest) -> None:
-    """SIGTERM to every rank, then wait until all have exited, `grace` seconds have passed or a second Ctrl-C comes."""
+def _end(ranks: list[_Rank], grace: float, stop: _StopRequest, grace_after_failure: float = math.inf) -> None:
+    """SIGTERM to every rank, then wait until all have exited, `grace` seconds have passed or a second Ctrl-C comes.
+
+    Once a rank has ended badly the others, which may wait for it in a collective, get `grace_after_failure` seconds more.
+    """
     for rank in ranks:
         rank.terminate()
     deadline = time.monotonic() + grace
+    someone_failed = False
     while time.monotonic() < deadline and not stop.at_once and not all(rank.has_exited() for rank in ranks):
+        if not someone_failed and any(rank.has_exited() and _peek(rank) != 0 for rank in ranks):
+            someone_failed = True
+            deadline = min(deadline, time.monotonic() + grace_after_failure)
         time.sleep(_POLL_SECONDS)
 
 

@@ -35,11 +35,11 @@ def train(run: Path) -> str:
     Called by every process. SIGTERM or SIGINT ends the run at the next step with a checkpoint and the status `preempted`.
     """
     config = RunConfig.load(run)
-    stop = StopSignal()
     mesh = join(config.mesh)
     try:
         trainer = Trainer(run, config, mesh)
-        status = trainer.run(stop)
+        # Not earlier: until all ranks are ready for the first step, a signal should just end them.
+        status = trainer.run(StopSignal())
     except BaseException:
         if mesh.is_main:
             write_status(run, "failed")

@@ -220,13 +220,14 @@ def test_ending_the_launcher_ends_the_ranks_in_order(
     assert [(run / f"signals_{rank}").read_text() for rank in range(2)] == ["SIGTERM\n"] * 2
 
 
-@pytest.mark.parametrize("how", ["grace", "second signal"])
+@pytest.mark.parametrize("how", ["grace", "second signal", "a peer died of it"])
 def test_ranks_that_do_not_stop_are_killed(
     how: str, run: Path, worker: Callable[[str], Path], launcher: Callable[..., list[str]], environment: dict[str, str]
 ) -> None:
-    script = worker("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEP)
-    grace = 0.2 if how == "grace" else 60.0
-    process = subprocess.Popen(launcher(script, stop_grace=grace), env=environment, stderr=subprocess.PIPE)
+    last_rank = "signal.SIG_DFL" if how == "a peer died of it" else "signal.SIG_IGN"
+    script = worker(f"signal.signal(signal.SIGTERM, {last_rank} if rank == 1 else signal.SIG_IGN)\n" + SLEEP)
+    options = {"stop_grace": 0.2 if how == "grace" else 60.0, "failure_grace": 0.2}
+    process = subprocess.Popen(launcher(script, **options), env=environment, stderr=subprocess.PIPE)
     assert eventually(lambda: len(pids(run)) == 2)
     process.send_signal(signal.SIGINT)
     if how == "second signal":
