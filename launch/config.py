@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from data_prep.files import atomic_write
 from launch.config_errors import ConfigError, Origins, explain
 from launch.recipes import find_recipe
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, flatten
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -91,10 +91,10 @@ def check_same_run(config: BaseModel, run_dir: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        earlier = dict(_flatten(json.loads(path.read_bytes())))
+        earlier = flatten(json.loads(path.read_bytes()))
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"{path} is not the configuration of a run ({error}): give another --output") from error
-    now = dict(_flatten(config.model_dump(mode="json")))
+    now = flatten(config.model_dump(mode="json"))
     differing = [
         f"{key} ({earlier.get(key, 'absent')} there, {now.get(key, 'absent')} now)"
         for key in {**earlier, **now}
@@ -103,14 +103,6 @@ def check_same_run(config: BaseModel, run_dir: Path) -> bool:
     if differing:
         raise ConfigError(f"{run_dir} holds another run: {', '.join(differing)}; give another --output, or undo the difference")
     return True
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _read(recipe: str | Path, origins: Origins) -> DictConfig:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -162,3 +163,14 @@ class RunConfig(Section):
         if not path.is_file():
             raise ValueError(f"{run} is no run folder: it holds no config.json. Give the --output of a `fnet-t5 train`")
         return cls.model_validate_json(path.read_bytes())
+
+
+def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    result: dict[str, Any] = {}
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            result.update(flatten(value, f"{prefix}{name}."))
+        else:
+            result[prefix + name] = value
+    return result

@@ -68,3 +68,10 @@ def write_status(run: Path, status: str) -> None:
     """running, finished, preempted or failed."""
     with atomic_write(run / STATUS) as file:
         file.write(status.encode() + b"\n")
+
+
+def settle_status(run: Path) -> None:
+    """Mark a run whose processes are gone, and could not say so themselves, as failed."""
+    path = run / STATUS
+    if path.is_file() and path.read_text().strip() == "running":
+        write_status(run, "failed")

@@ -19,7 +19,7 @@ from models.pieces import forward_flops
 from pipeline import checkpoints
 from pipeline.batches import Rows, TrainingBatches, objective_of, validation_batches
 from pipeline.checkpoints import Position
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, flatten
 from pipeline.engine import Engine
 from pipeline.mesh import Mesh, join, leave
 from pipeline.metrics import Counters, MetricsFile
@@ -175,14 +175,3 @@ class Trainer:
     def _set_status(self, status: str) -> None:
         if self.mesh.is_main:
             write_status(self.run_folder, status)
-
-
-def flatten(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys."""
-    result: dict[str, Any] = {}
-    for name, value in section.items():
-        if isinstance(value, dict):
-            result.update(flatten(value, f"{prefix}{name}."))
-        else:
-            result[prefix + name] = value
-    return result

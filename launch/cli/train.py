@@ -57,8 +57,10 @@ def train(
         train_here(run_dir)
         return
     from launch.local import run_local
+    from pipeline.run_folder import settle_status
 
     code = run_local(run_dir, num_processes)
+    settle_status(run_dir)
     if code:
         raise typer.Exit(code)
 

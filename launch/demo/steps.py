@@ -25,6 +25,7 @@ from launch.demo.findings import Findings, findings
 from launch.local import run_local
 from launch.memory import PeakMemory
 from pipeline.config import RunConfig
+from pipeline.run_folder import settle_status
 
 DATA_RECIPE, TRAIN_RECIPE = "configs/data/demo.yaml", "configs/train/demo.yaml"
 IDENTITY_FILE, CORPUS_FILE, SECONDS_FILE, RESULT_FILE = "demo.json", "corpus.json", "seconds.json", "result.json"
@@ -145,6 +146,7 @@ class Demo:
             f"  logs in {self.run / 'logs'}, MLflow at {tracking_uri()}; the processes take some seconds to start"
         )
         code = run_local(self.run, num_processes)
+        settle_status(self.run)
         if code:
             raise typer.Exit(code)
 

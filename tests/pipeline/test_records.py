@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.metrics import Counters, MetricsFile, read_metrics
+from pipeline.run_folder import settle_status, write_status
 from pipeline.tracking import MlflowTracker
 
 
@@ -30,6 +31,13 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     path.write_bytes(b'{"step": 1}\nnonsense\n{"step": 2}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl line 2"):
         read_metrics(path)
+
+
+@pytest.mark.parametrize(("before", "after"), [("running", "failed"), ("finished", "finished"), ("preempted", "preempted")])
+def test_a_run_whose_processes_are_gone_is_not_running(tmp_path: Path, before: str, after: str) -> None:
+    write_status(tmp_path, before)
+    settle_status(tmp_path)
+    assert (tmp_path / "STATUS").read_text() == f"{after}\n"
 
 
 def test_a_dead_tracking_server_delays_and_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
