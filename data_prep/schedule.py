@@ -5,7 +5,7 @@ bytes in flight are bounded whatever the corpus. The driver only ever sees heade
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data_prep.block_reader import (
@@ -40,6 +40,16 @@ def run_units(
     yield from _Schedule(files, done, settings, pool).events()
 
 
+class _ReaderActor:
+    """A process that reads one file after another: processes are slow to start, and corpora may be many small files."""
+
+    def open(self, *arguments: Any) -> None:
+        self._reader = BlockReader(*arguments)
+
+    def next(self) -> Any:
+        return self._reader.next()
+
+
 class _Schedule:
     def __init__(
         self, files: Sequence[InputFile], done: Mapping[int, Mapping[int, str]], settings: UnitSettings, pool: WorkerPool
@@ -53,10 +63,10 @@ class _Schedule:
         self._streams = deque(file for file in files if not file.is_plain)
         self._ready: deque[Call] = deque()
         self._given_up: set[int] = set()
-        self._reader = ray.remote(num_cpus=0)(BlockReader)
+        self._reader = ray.remote(num_cpus=0)(_ReaderActor)
         num_readers = min(len(self._streams), -(-pool.num_workers // _WORKERS_PER_READER))
         self._readers: dict[Any, _ActiveReader] = {}  # by the reference of the header that it is asked for
-        self._asleep = [reader for _ in range(num_readers) if (reader := self._open_next())]
+        self._asleep = [self._open(self._reader.remote(), self._streams.popleft()) for _ in range(num_readers)]
 
     def events(self) -> Iterator[Event]:
         import ray
@@ -112,7 +122,7 @@ class _Schedule:
                     f"{reader.file}: its reader died {_READER_TRIES} times ({type(error).__name__}), most often for "
                     "want of memory: try smaller unit_bytes or max_record_bytes"
                 ) from error
-            self._asleep.append(self._open(reader.file, reader.given, reader.tries + 1))
+            self._asleep.append(self._open(self._reader.remote(), reader.file, reader.given, reader.tries + 1))
             return None
         if isinstance(header, BlockHeader):
             reader.given.add(header.index)
@@ -121,9 +131,10 @@ class _Schedule:
             reader.data = None
             self._asleep.append(reader)
             return None
-        ray.kill(reader.actor)
-        if following := self._open_next():
-            self._asleep.append(following)
+        if self._streams:
+            self._asleep.append(self._open(reader.actor, self._streams.popleft()))
+        else:
+            ray.kill(reader.actor)
         end: FileEnd | Unreadable = header
         return end
 
@@ -131,13 +142,10 @@ class _Schedule:
         finished = self._pool.finish(reference)
         return finished[1] if finished else None
 
-    def _open_next(self) -> "_ActiveReader | None":
-        return self._open(self._streams.popleft(), set(), 1) if self._streams else None
-
-    def _open(self, file: InputFile, given: set[int], tries: int) -> "_ActiveReader":
+    def _open(self, actor: Any, file: InputFile, given: Iterable[int] = (), tries: int = 1) -> "_ActiveReader":
         passed_over: dict[int, str | None] = {**self._done.get(file.index, {}), **dict.fromkeys(given)}
-        actor = self._reader.remote(file, self._settings.unit_bytes, self._settings.max_record_bytes, passed_over)
-        return _ActiveReader(actor, file, given, tries)
+        actor.open.remote(file, self._settings.unit_bytes, self._settings.max_record_bytes, passed_over)
+        return _ActiveReader(actor, file, set(given), tries)
 
     def _plain_calls(self, file: InputFile) -> Iterator[Call]:
         try:
