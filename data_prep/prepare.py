@@ -8,7 +8,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -186,7 +186,10 @@ class _Run:
         for end in self.job.ends.values():
             self.clock.add_end(end)
         num_workers = self.config.workers
-        with self._session(num_workers), self._pool(num_workers) as pool:
+        with ExitStack() as stack:
+            with self.clock.stage("start Ray"):
+                stack.enter_context(self._session(num_workers))
+                pool = stack.enter_context(self._pool(num_workers))
             while True:
                 try:
                     self._tokenize(pool)
