@@ -1,43 +1,137 @@
-"""Part files to the finished files of a folder: token pairs, row indexes and the quarantine, in plan order."""
+"""Committed units to the finished files of a folder: tokens copied in parallel to known offsets, index last."""
 
+import os
 import re
-from collections.abc import Sequence
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import orjson
 
 from data_prep.config import PackingConfig
-from data_prep.files import atomic_write
-from data_prep.indexed_dataset import TokenFile, TokenFileWriter
-from data_prep.manifest import MANIFEST_FILE, PackingRecord
+from data_prep.files import atomic_write, canonical_json, fsync_folder
+from data_prep.indexed_dataset import TokenFile, write_index
+from data_prep.manifest import MANIFEST_FILE, PackingRecord, SourceCounts
 from data_prep.packing import pack, rows_file
-from data_prep.tokenize_unit import part_path
 from data_prep.tokenizer import TOKENIZER_FILE
-from data_prep.work_units import SPLITS, Split, WorkUnit
+from data_prep.unit_store import DOCUMENT_DTYPE, DOCUMENTS, QUARANTINE, UnitKey, UnitRecord, UnitStore
+from data_prep.work_units import SPLITS, Split
+from data_prep.workers import Call, WorkerPool
 
 QUARANTINE_FILE = "quarantine.jsonl"
+NUM_HISTOGRAM_BINS = 32
+_COPIED_AT_ONCE = 1 << 26  # tokens
 _OURS = re.compile(
     rf"({'|'.join(SPLITS)})\.(bin|idx|rows_\d+\.npy)|{re.escape(QUARANTINE_FILE)}|{re.escape(TOKENIZER_FILE)}"
     rf"|\.({'|'.join(SPLITS)}|{re.escape(MANIFEST_FILE)})\b.*\.tmp"
 )
 
-
-def join_tokens(units: Sequence[WorkUnit], split: Split, parts: Path, output: Path, dtype: np.dtype[Any]) -> None:
-    """Write `<split>.bin` and `.idx` from the parts that units left, in plan order."""
-    with TokenFileWriter(output / split, dtype) as writer:
-        for unit in units:
-            lengths_path = part_path(parts, unit, f"{split}.lengths")
-            if lengths_path.exists():
-                tokens = np.memmap(part_path(parts, unit, f"{split}.tokens"), dtype=dtype, mode="r")
-                writer.add(tokens, np.fromfile(lengths_path, dtype="<i4"))
+Masks = Mapping[UnitKey, npt.NDArray[np.bool_]]
 
 
-def join_quarantine(units: Sequence[WorkUnit], parts: Path, output: Path) -> None:
-    """Write `quarantine.jsonl`, in plan order and within a file in line order."""
-    with atomic_write(output / QUARANTINE_FILE) as file:
-        for unit in units:
-            file.write(part_path(parts, unit, "quarantine").read_bytes())
+@dataclass(frozen=True)
+class TokenCopy:
+    """The tokens of one unit for one split: they go to token `offset` of the `.bin`. `kept`: which of the split's
+    documents, None for all; `lengths` are theirs before anything is left out."""
+
+    record: UnitRecord
+    offset: int
+    lengths: npt.NDArray[np.int32] | None
+    kept: npt.NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True)
+class SplitContent:
+    """One split of the corpus. lengths: int32 (documents,) in tokens; histogram bin i counts lengths in [2^i, 2^(i+1))."""
+
+    lengths: npt.NDArray[np.int32]
+    copies: list[TokenCopy]
+    sources: dict[str, SourceCounts]
+    histogram: dict[str, list[int]]
+
+
+def split_content(records: Sequence[UnitRecord], split: Split, store: UnitStore, masks: Masks) -> SplitContent:
+    """Collect what goes into a split, units in order. `masks` says which documents of a unit stay, where not all do."""
+    lengths: list[npt.NDArray[np.int32]] = [np.empty(0, dtype=np.int32)]
+    copies: list[TokenCopy] = []
+    counts: dict[str, npt.NDArray[np.int64]] = {}  # (documents, tokens, bytes, bins…) by source
+    offset = 0
+    for record in records:
+        documents = store.section(record, DOCUMENTS, DOCUMENT_DTYPE)
+        in_split = documents["split"] == SPLITS.index(split)
+        mine = documents[in_split]
+        if not len(mine):
+            continue
+        mask = masks.get(record.key)
+        kept = mask[in_split] if mask is not None else None
+        before = np.ascontiguousarray(mine["tokens"])
+        if kept is not None and kept.all():
+            kept = None
+        if kept is not None:
+            mine = mine[kept]
+        copies.append(TokenCopy(record, offset, before if kept is not None else None, kept))
+        lengths.append(np.ascontiguousarray(mine["tokens"]))
+        offset += int(mine["tokens"].sum(dtype=np.int64))
+        for number in np.unique(mine["source"]).tolist():
+            rows = mine[mine["source"] == number]
+            bins = np.bincount(np.frexp(rows["tokens"])[1] - 1, minlength=NUM_HISTOGRAM_BINS)
+            found = np.array([len(rows), rows["tokens"].sum(dtype=np.int64), rows["bytes"].sum(), *bins], dtype=np.int64)
+            source = record.sources[number]
+            counts[source] = counts[source] + found if source in counts else found
+    sources = {
+        source: SourceCounts(documents=int(found[0]), tokens=int(found[1]), bytes=int(found[2]))
+        for source, found in counts.items()
+    }
+    histogram = {source: np.trim_zeros(found[3:], "b").tolist() for source, found in counts.items()}
+    return SplitContent(np.concatenate(lengths), copies, sources, histogram)
+
+
+def join_tokens(
+    content: SplitContent, split: Split, store: UnitStore, output: Path, dtype: np.dtype[Any], pool: WorkerPool
+) -> None:
+    """Write `<split>.bin` by several workers at once, then name it, then write `.idx`."""
+    path = output / f"{split}.bin"
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with open(temporary, "xb") as file:
+        file.truncate(int(content.lengths.sum(dtype=np.int64)) * dtype.itemsize)
+    for _ in pool.map(
+        Call(copy_tokens, (copies, split, store.folder, temporary, dtype), f"{path}") for copies in _grouped(content.copies)
+    ):
+        pass
+    os.replace(temporary, path)
+    fsync_folder(output)
+    write_index(output / f"{split}.idx", content.lengths, dtype)
+
+
+def copy_tokens(copies: Sequence[TokenCopy], split: Split, units: Path, target: Path, dtype: np.dtype[Any]) -> None:
+    """Copy units' tokens to their offsets in `target`, durably."""
+    store = UnitStore(units)
+    with open(target, "r+b") as file:
+        for copy in copies:
+            tokens = store.section(copy.record, f"{split}.tokens", dtype)
+            if copy.kept is not None and copy.lengths is not None:
+                tokens = tokens[np.repeat(copy.kept, copy.lengths)]
+            file.seek(copy.offset * dtype.itemsize)
+            file.write(tokens.data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def join_quarantine(records: Sequence[UnitRecord], store: UnitStore, path: Path) -> None:
+    """Write the rejected records of all units in plan order, with line numbers that count from the file's first line."""
+    file_number, lines_before = -1, 0
+    with atomic_write(path) as file:
+        for record in records:
+            if record.file != file_number:
+                file_number, lines_before = record.file, 0
+            for line in store.section(record, QUARANTINE, np.uint8).tobytes().splitlines():
+                rejected = orjson.loads(line)
+                file.write(canonical_json({**rejected, "line": rejected["line"] + lines_before}) + b"\n")
+            lines_before += record.lines
 
 
 def pack_split(output: Path, split: Split, config: PackingConfig) -> list[PackingRecord]:
@@ -54,6 +148,7 @@ def pack_split(output: Path, split: Split, config: PackingConfig) -> list[Packin
                 rows=rows.num_rows,
                 pieces=rows.num_pieces,
                 padding_share=rows.padding_share,
+                cut_documents=rows.num_cut(lengths),
             )
         )
     return records
@@ -64,3 +159,16 @@ def remove_leftovers(output: Path) -> None:
     for path in output.iterdir():
         if _OURS.fullmatch(path.name):
             path.unlink()
+
+
+def _grouped(copies: Sequence[TokenCopy]) -> Iterator[list[TokenCopy]]:
+    group: list[TokenCopy] = []
+    tokens = 0
+    for copy in copies:
+        group.append(copy)
+        tokens += copy.record.tokens
+        if tokens >= _COPIED_AT_ONCE:
+            yield group
+            group, tokens = [], 0
+    if group:
+        yield group

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
-PackingMethod = Literal["best_fit", "concatenate"]
+PackingMethod = Literal["best_fit", "concatenate", "document"]
 
 
 class PackingConfig(BaseModel):
@@ -29,7 +29,9 @@ class PrepareConfig(BaseModel):
 
     `input`, `val` and `test` are globs. With `val` or `test` given, files decide the split; without, a hash of each
     document's text and `seed` sends `val_share` and `test_share` of the documents there. With no `tokenizer` one of
-    `vocab_size` ids is trained on the input. `workers`, `ray_address` and `max_bad_share` change no output byte.
+    `vocab_size` ids is trained on the input. `workers`, `ray_address`, `unit_bytes`, `engine`, `max_worker_bytes` and
+    `max_bad_share` change no output byte. `on_unreadable: skip` leaves out files that cannot be read or that change
+    during the job. `deduplicate` keeps one of each exact duplicate text, in a held-out split where there is one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +48,13 @@ class PrepareConfig(BaseModel):
     packing: PackingConfig = PackingConfig()
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.001
     max_record_bytes: PositiveInt = 256 * 2**20
+    unit_bytes: Annotated[int, Field(gt=0, le=256_000_000)] = 64_000_000
+    max_worker_bytes: PositiveInt = 2 * 2**30
+    engine: Literal["auto", "reference"] = "auto"
+    on_unreadable: Literal["fail", "skip"] = "fail"
+    include_sources: list[str] | None = None
+    exclude_sources: list[str] = []
+    deduplicate: bool = False
     val_share: Annotated[float, Field(ge=0, lt=1)] = 0.005
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.005
 
@@ -72,6 +81,9 @@ class PrepareConfig(BaseModel):
             "max_record_bytes": self.max_record_bytes,
             "split": "hash" if self.splits_by_hash else "files",
             "tokenizer": "given" if self.tokenizer else "trained",
+            "include_sources": sorted(self.include_sources) if self.include_sources is not None else None,
+            "exclude_sources": sorted(self.exclude_sources),
+            "deduplicate": self.deduplicate,
         }
         if self.splits_by_hash:
             decisions |= {"val_share": self.val_share, "test_share": self.test_share}

@@ -1,5 +1,6 @@
 """What a dataset folder says about itself: origin, counts, and a SHA-256 of every file, the manifest included."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from data_prep.config import PackingMethod
 from data_prep.files import atomic_write, canonical_json, readable_json, sha256_bytes, sha256_file
 from data_prep.packing import rows_file
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
+_THREADS = 4
 
 
 class ManifestError(ValueError):
@@ -55,19 +57,23 @@ class SourceCounts(_Record):
 
 
 class PackingRecord(_Record):
-    """One row index of a split. `padding_share` is the share of places in rows that hold no token."""
+    """One row index of a split. `padding_share` is the share of places in rows that hold no token, and
+    `cut_documents` counts documents that lie in more than one piece."""
 
     row_length: int
     method: PackingMethod
     rows: int
     pieces: int
     padding_share: float
+    cut_documents: int
 
 
 class SplitRecord(_Record):
-    """One split. Splits without documents are left out, and have no files."""
+    """One split. Splits without documents are left out, and have no files. `length_histogram` counts the documents of
+    each source by length in tokens: bin i holds those of 2^i to 2^(i+1) - 1."""
 
     sources: dict[str, SourceCounts]
+    length_histogram: dict[str, list[int]]
     packing: list[PackingRecord]
 
     @property
@@ -83,9 +89,22 @@ class FileRecord(_Record):
     sha256: str
 
 
+class EngineRecord(_Record):
+    """What tokenized. `note` says why it was not the fast engine; `checked_documents` counts those that the reference
+    encoded too, with the same result."""
+
+    name: str
+    note: str | None
+    checked_documents: int
+
+
 class Manifest(_Record):
-    """`manifest.json`. Between two runs on the same inputs only `stage_seconds`, `command` and `manifest_sha256` may
-    differ. `config` holds the decisions that output bytes depend on."""
+    """`manifest.json`. Between two runs on the same inputs only `stage_seconds`, `command`, `retokenized_units` and
+    `manifest_sha256` may differ. `config` holds the decisions that output bytes depend on.
+
+    `records` counts all that were read: documents of the splits + `rejected` + `dropped`, exactly. `skipped_inputs` says
+    why files were left out. `retokenized_units` were started more than once, because of a crash or damage.
+    """
 
     schema_version: int = SCHEMA_VERSION
     command: str
@@ -95,8 +114,14 @@ class Manifest(_Record):
     token_dtype: str
     inputs: list[InputRecord]
     splits: dict[str, SplitRecord]
+    records: int
     rejected: dict[str, int]
+    dropped: dict[str, int]
     blank_lines: int
+    skipped_inputs: dict[str, str]
+    engine: EngineRecord
+    units: int
+    retokenized_units: int
     stage_seconds: dict[str, float]
     files: dict[str, FileRecord]
     manifest_sha256: str = ""
@@ -153,11 +178,12 @@ def load_manifest(folder: Path | str) -> Manifest:
 
 def describe_files(folder: Path) -> dict[str, FileRecord]:
     """Size and SHA-256 of every file that belongs in a manifest: all in the folder but hidden ones and the manifest."""
-    return {
-        path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
-        for path in sorted(folder.iterdir())
-        if _belongs(path)
-    }
+    paths = [path for path in sorted(folder.iterdir()) if _belongs(path)]
+    with ThreadPoolExecutor(_THREADS) as threads:  # hashing lets go of the interpreter's lock
+        hashes = threads.map(sha256_file, paths)
+        return {
+            path.name: FileRecord(bytes=path.stat().st_size, sha256=digest) for path, digest in zip(paths, hashes, strict=True)
+        }
 
 
 def verify(folder: Path | str) -> list[str]:

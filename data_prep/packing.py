@@ -2,7 +2,8 @@
 
 `best_fit` cuts documents into full rows and places what is left by best-fit decreasing: almost no padding, and no
 document is cut that would fit a row (arXiv 2404.10830, "Fewer Truncations Improve Language Modeling"). `concatenate`
-chops the stream at every L tokens. A piece is a span of one document; every token lies in exactly one piece.
+chops the stream at every L tokens. `document` gives every document rows of its own. A piece is a span of one document;
+every token lies in exactly one piece.
 """
 
 from array import array
@@ -60,6 +61,12 @@ class PackedRows:
         """Share of the R · row_length places that hold no token."""
         places = self.num_rows * self.row_length
         return 1 - int(self.length.sum()) / places if places else 0.0
+
+    def num_cut(self, lengths: IntArray) -> int:
+        """How many of the documents of `lengths` tokens, which these rows were made of, lie in more than one piece."""
+        starts = sequence_offsets(lengths)
+        document = np.searchsorted(starts, self.start, side="right") - 1
+        return int((np.bincount(document, minlength=len(lengths)) > 1).sum())
 
     def pieces(self, row: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Starts and lengths of the spans that make up `row`, in their order in the corpus."""
@@ -139,6 +146,9 @@ def pack(lengths: IntArray, row_length: int, method: PackingMethod = "best_fit")
     if method == "concatenate":
         start, length = _cut(starts, documents, row_length, phase=starts % row_length)
         row = start // row_length
+    elif method == "document":
+        start, length = _cut(starts, documents, row_length, phase=np.zeros_like(starts))
+        row = np.arange(len(start))
     else:
         start, length = _cut(starts, documents, row_length, phase=np.zeros_like(starts))
         row = _best_fit_decreasing(length, row_length)

@@ -1,12 +1,13 @@
 """Raw text to a finished dataset folder: plan, tokenizer, units on Ray workers, assembly in plan order, manifest last.
 
-Whatever the workers do and when, files are put together in plan order: the output is a function of inputs and config.
+Whatever the workers do and when, and however often a run is killed and started again, files are put together in plan
+order from committed units: the output is a function of inputs and config.
 """
 
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,23 @@ import orjson
 
 from data_prep.assemble import (
     QUARANTINE_FILE,
+    Masks,
     join_quarantine,
     join_tokens,
     pack_split,
     remove_leftovers,
+    split_content,
 )
+from data_prep.block_reader import FileEnd, Unreadable
 from data_prep.config import PrepareConfig
+from data_prep.dedup import kept_documents
+from data_prep.engine import EngineMismatchError, FastEngine, ReferenceEngine, why_not_fast
 from data_prep.files import atomic_write, canonical_json, only_writer, sha256_bytes, sha256_file
 from data_prep.indexed_dataset import token_dtype
+from data_prep.job import Job, PrepareError
 from data_prep.manifest import (
     MANIFEST_FILE,
+    EngineRecord,
     InputRecord,
     Manifest,
     SourceCounts,
@@ -34,23 +42,25 @@ from data_prep.manifest import (
     load_manifest,
     write_manifest,
 )
-from data_prep.ray_session import ray_session, run_on_workers
-from data_prep.tokenize_unit import UnitResult, UnitSettings, tokenize_unit
+from data_prep.ray_session import ray_session
+from data_prep.schedule import run_units
+from data_prep.tokenize_unit import UnitSettings
 from data_prep.tokenizer import TOKENIZER_FILE, eos_id, load_tokenizer, num_ids, save_tokenizer, train_tokenizer
 from data_prep.train_tokenizer import sample_texts
-from data_prep.work_units import SPLITS, HashSplit, Split, WorkUnit, plan
+from data_prep.unit_store import UnitKey, UnitRecord
+from data_prep.work_units import SPLITS, HashSplit, InputFile, plan
+from data_prep.workers import Call, DiskFullError, WorkerPool, is_disk_full
 
 WORK_FOLDER = ".work"
 _SHOWN_REJECTIONS = 3
-
-
-class PrepareError(ValueError):
-    """A run that cannot start or must not finish: the message says which file and what to do."""
+# What text usually shrinks to, for a guess at the number of units of a file that is not read to its end yet.
+_COMPRESSION = 3
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. `total` counts what finished units hold; `seconds` run from the start of the run."""
+    """How far a run is. `num_units` is a guess until every file was read to its end; `total` counts what finished units
+    hold, `resumed_bytes` of its bytes from earlier runs; `seconds` run from the start of the run."""
 
     stage: str
     units_done: int
@@ -58,118 +68,290 @@ class Progress:
     total: SourceCounts
     rejected: int
     seconds: float
+    resumed_bytes: int = 0
+    note: str | None = None
 
 
 class _Clock:
     """Names the stages of a run, times them, and tells the listener at each step."""
 
-    def __init__(self, num_units: int, listener: Callable[[Progress], None] | None) -> None:
+    def __init__(self, files: Sequence[InputFile], unit_bytes: int, listener: Callable[[Progress], None] | None) -> None:
         self.stage_seconds: dict[str, float] = {}
-        self._num_units = num_units
+        self.note: str | None = None
+        self._resumed_bytes = 0
+        self._files = files
+        self._unit_bytes = unit_bytes
         self._listener = listener
         self._begin = time.perf_counter()
+        self._done = 0
+        self._total = SourceCounts()
+        self._rejected = 0
+        self._num_units: dict[int, int] = {}
+        self._stage = ""
 
     @contextmanager
-    def stage(self, name: str, results: Sequence[UnitResult] = ()) -> Iterator[None]:
+    def stage(self, name: str) -> Iterator[None]:
         begin = time.perf_counter()
-        self.tell(name, results)
+        self._stage = name
+        self.tell()
         yield
         self.stage_seconds[name] = round(time.perf_counter() - begin, 3)
 
-    def tell(self, stage: str, results: Sequence[UnitResult]) -> None:
+    def add(self, records: Iterable[UnitRecord], resumed: bool = False) -> None:
+        for record in records:
+            self._done += 1
+            self._total += SourceCounts(documents=record.documents, tokens=record.tokens, bytes=record.text_bytes)
+            self._rejected += sum(record.rejected.values())
+        if resumed:
+            self._resumed_bytes = self._total.bytes
+
+    def add_end(self, end: FileEnd) -> None:
+        self._num_units[end.file] = len(end.blocks)
+
+    def tell(self) -> None:
         if self._listener:
+            num_units = sum(self._num_units.get(file.index, self._guess(file)) for file in self._files)
             self._listener(
                 Progress(
-                    stage=stage,
-                    units_done=len(results),
-                    num_units=self._num_units,
-                    total=sum((result.total for result in results), SourceCounts()),
-                    rejected=sum(result.rejected.total() for result in results),
+                    stage=self._stage,
+                    units_done=self._done,
+                    num_units=max(num_units, self._done),
+                    total=self._total,
+                    rejected=self._rejected,
                     seconds=time.perf_counter() - self._begin,
+                    resumed_bytes=self._resumed_bytes,
+                    note=self.note,
                 )
             )
+
+    def _guess(self, file: InputFile) -> int:
+        raw_bytes = file.bytes if file.is_plain else file.bytes * _COMPRESSION
+        return max(1, -(-raw_bytes // self._unit_bytes))
 
 
 def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | None = None, command: str = "") -> Manifest:
     """Make the dataset folder `config.output` and return its manifest.
 
-    A folder already made from the same inputs and decisions is left alone and its manifest returned. After an error or
-    an interruption there is no manifest, and running again starts over. All errors are ValueErrors: PrepareError (a
-    folder made from other inputs, more bad records than `config.max_bad_share`, nothing to train on), WorkerError,
-    FolderInUseError, InputError, TokenizerError.
+    A folder already made from the same inputs and decisions is left alone and its manifest returned. After an error, an
+    interruption or a kill there is no manifest, and running again goes on from the units that were committed. All
+    errors are ValueErrors: PrepareError (a folder made or begun from other inputs, a file that cannot be read, more bad
+    records than `config.max_bad_share`, nothing to train on), WorkerError, DiskFullError, FolderInUseError, InputError,
+    TokenizerError.
     """
-    units = plan(config)
+    files = plan(config)
     # Absolute, because workers run in another folder.
     output = config.output.absolute()
     output.mkdir(parents=True, exist_ok=True)
     with only_writer(output):
         if (output / MANIFEST_FILE).exists():
-            return _up_to_date(config, units, output)
-        parts = output / WORK_FOLDER
-        shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir()
+            shutil.rmtree(output / WORK_FOLDER, ignore_errors=True)
+            return _up_to_date(config, files, output)
         remove_leftovers(output)
         try:
-            return _run(config, units, output, parts, _Clock(len(units), on_progress), command)
-        finally:
-            shutil.rmtree(parts, ignore_errors=True)
+            return _Run(config, files, output, _Clock(files, config.unit_bytes, on_progress), command).run()
+        except (OSError, DiskFullError) as error:
+            if not isinstance(error, DiskFullError) and not is_disk_full(error):
+                raise
+            raise DiskFullError(
+                f"no space left for {output} ({error}); what is done is kept there: free some space and run the same "
+                "command again to go on"
+            ) from error
 
 
-def _run(config: PrepareConfig, units: list[WorkUnit], output: Path, parts: Path, clock: _Clock, command: str) -> Manifest:
-    hash_split = HashSplit(config.val_share, config.test_share, config.seed)
-    tokenizer_file = parts / TOKENIZER_FILE
-    with clock.stage("tokenizer"):
-        _make_tokenizer(config, units, hash_split, tokenizer_file)
-    tokenizer = load_tokenizer(tokenizer_file)
-    tokenizer_record = TokenizerRecord(
-        sha256=sha256_file(tokenizer_file), vocab_size=num_ids(tokenizer), eos_id=eos_id(tokenizer)
-    )
-    settings = UnitSettings(tokenizer_file, tokenizer_record.sha256, hash_split, config.max_record_bytes, parts)
-    dtype = token_dtype(tokenizer_record.vocab_size)
-    results = _tokenize_units(units, settings, config, clock)
-    join_quarantine(units, parts, parts)
-    _refuse_bad_input(config, results, parts / QUARANTINE_FILE)
+class _Run:
+    """One start of a job, from whatever state the last one left to the manifest."""
 
-    splits: dict[str, SplitRecord] = {}
-    for split in SPLITS:
-        sources = _sum_sources(results, split)
-        if sources:
-            with clock.stage(f"assemble {split}", results):
-                join_tokens(units, split, parts, output, dtype)
-            with clock.stage(f"pack {split}", results):
-                splits[split] = SplitRecord(sources=sources, packing=pack_split(output, split, config.packing))
-    (parts / QUARANTINE_FILE).replace(output / QUARANTINE_FILE)
-    tokenizer_file.replace(output / TOKENIZER_FILE)
-    with clock.stage("checksums", results):
-        files = describe_files(output)
+    def __init__(self, config: PrepareConfig, files: list[InputFile], output: Path, clock: _Clock, command: str) -> None:
+        self.config = config
+        self.files = files
+        self.output = output
+        self.clock = clock
+        self.command = command
+        self.job = Job(output / WORK_FOLDER)
+        self.tokenizer_file = self.job.folder / TOKENIZER_FILE
+        self.hash_split = HashSplit(config.val_share, config.test_share, config.seed)
+        self.skipped: dict[int, str] = {}
 
-    rejected: Counter[str] = sum((result.rejected for result in results), Counter())
-    identity = config.identity()
-    return write_manifest(
-        output,
-        Manifest(
-            command=command,
+    def run(self) -> Manifest:
+        with self.clock.stage("resume" if self.job.exists else "tokenizer"):
+            if self.job.exists:
+                damaged = self.job.resume(self.config, self.files)
+                if damaged:
+                    self.clock.note = f"{damaged} committed units were damaged and are done again"
+            else:
+                self._begin()
+        if self.job.why_reference:
+            self.clock.note = f"tokenizing with the slow reference: {self.job.why_reference}"
+        self.clock.add(self.job.records.values(), resumed=True)
+        for end in self.job.ends.values():
+            self.clock.add_end(end)
+        num_workers = self.config.workers
+        with ExitStack() as stack:
+            with self.clock.stage("start Ray"):
+                stack.enter_context(self._session(num_workers))
+                pool = stack.enter_context(self._pool(num_workers))
+            while True:
+                try:
+                    self._tokenize(pool)
+                    break
+                except EngineMismatchError as error:
+                    self.clock.note = f"{error}: starting over with the slow reference"
+                    self.job.fall_back(str(error))
+            return self._finish(pool)
+
+    def _begin(self) -> None:
+        self.job.clear()
+        _make_tokenizer(self.config, self.files, self.hash_split, self.tokenizer_file)
+        tokenizer = load_tokenizer(self.tokenizer_file)
+        reason = "asked for by `engine: reference`" if self.config.engine == "reference" else why_not_fast(tokenizer)
+        self.job.begin(self.config, self.files, sha256_file(self.tokenizer_file), reason)
+
+    @contextmanager
+    def _session(self, num_workers: int) -> Iterator[None]:
+        # Blocks: one in work and one waiting for each worker, one in each reader; some room for the store's own needs.
+        num_blocks = 2 * num_workers + -(-num_workers // 4) + 2
+        with ray_session(num_workers, self.config.ray_address, int(num_blocks * self.config.unit_bytes * 1.1)):
+            yield
+
+    def _pool(self, num_workers: int) -> WorkerPool:
+        return WorkerPool(
+            num_workers, self.config.max_worker_bytes, on_start=self._count_attempt, passed=(EngineMismatchError,)
+        )
+
+    def _count_attempt(self, call: Call) -> None:
+        if call.name.rpartition(" ")[0].endswith(" unit"):
+            self.job.count_attempt()
+
+    def _settings(self) -> UnitSettings:
+        config = self.config
+        return UnitSettings(
+            tokenizer=self.tokenizer_file,
+            tokenizer_sha256=sha256_file(self.tokenizer_file),
+            fast=self.job.fast and config.engine == "auto",
+            hash_split=self.hash_split,
+            max_record_bytes=config.max_record_bytes,
+            unit_bytes=config.unit_bytes,
+            units=self.job.store.folder,
+            include_sources=frozenset(config.include_sources) if config.include_sources is not None else None,
+            exclude_sources=frozenset(config.exclude_sources),
+            digests=config.deduplicate,
+        )
+
+    def _tokenize(self, pool: WorkerPool) -> None:
+        """Do every unit that is not committed yet."""
+        unfinished = [file for file in self.files if not self.job.is_finished(file.index)]
+        with self.clock.stage("tokenize"):
+            for event in run_units(unfinished, self.job.done(), self._settings(), pool):
+                if isinstance(event, UnitRecord):
+                    self.job.records[event.key] = event
+                    self.clock.add([event])
+                elif isinstance(event, FileEnd):
+                    self.job.add_end(event)
+                    self.clock.add_end(event)
+                else:
+                    self._leave_out(event)
+                self.clock.tell()
+        for number in self.skipped:
+            self.job.forget_file(number)
+
+    def _leave_out(self, unreadable: Unreadable) -> None:
+        if self.config.on_unreadable == "fail":
+            raise PrepareError(
+                f"{unreadable.reason}: mend the input and run again to go on, or leave such files out with on_unreadable=skip"
+            )
+        self.skipped[unreadable.file] = unreadable.reason
+
+    def _finish(self, pool: WorkerPool) -> Manifest:
+        """From committed units to the manifest."""
+        job, output, clock, config = self.job, self.output, self.clock, self.config
+        keys = [UnitKey(file, block) for file, end in sorted(job.ends.items()) for block in end.blocks]
+        records = [job.records[key] for key in keys]
+        tokenizer = load_tokenizer(self.tokenizer_file)
+        tokenizer_record = TokenizerRecord(
+            sha256=sha256_file(self.tokenizer_file), vocab_size=num_ids(tokenizer), eos_id=eos_id(tokenizer)
+        )
+        dtype = token_dtype(tokenizer_record.vocab_size)
+        join_quarantine(records, job.store, job.folder / QUARANTINE_FILE)
+        rejected: Counter[str] = sum((Counter(record.rejected) for record in records), Counter())
+        dropped: Counter[str] = sum((Counter(record.dropped) for record in records), Counter())
+        self._refuse_bad_input(records, rejected)
+
+        masks: Masks = {}
+        if config.deduplicate:
+            with clock.stage("deduplicate"):
+                masks = kept_documents(records, job.store, job.folder)
+            if duplicates := sum(int((~mask).sum()) for mask in masks.values()):
+                dropped["duplicate"] = duplicates
+        splits: dict[str, SplitRecord] = {}
+        for split in SPLITS:
+            content = split_content(records, split, job.store, masks)
+            if content.sources:
+                with clock.stage(f"assemble {split}"):
+                    join_tokens(content, split, job.store, output, dtype, pool)
+                with clock.stage(f"pack {split}"):
+                    packing = pack_split(output, split, config.packing)
+                splits[split] = SplitRecord(sources=content.sources, length_histogram=content.histogram, packing=packing)
+        _refuse_nothing_to_train_on(splits)
+        # Copies: the work folder must stay whole until the manifest is there.
+        for name in (QUARANTINE_FILE, TOKENIZER_FILE):
+            with atomic_write(output / name) as file, open(job.folder / name, "rb") as source:
+                shutil.copyfileobj(source, file)
+        with clock.stage("checksums"):
+            described = describe_files(output)
+
+        num_records = sum(record.lines - record.blank_lines for record in records)
+        kept = sum(split.total.documents for split in splits.values())
+        assert num_records == kept + rejected.total() + dropped.total(), "a record is neither kept nor counted as dropped"
+        identity = config.identity()
+        settings = self._settings()
+        manifest = Manifest(
+            command=self.command,
             config=identity,
             config_sha256=sha256_bytes(canonical_json(identity)),
             tokenizer=tokenizer_record,
             token_dtype=dtype.name,
-            inputs=[_input_record(result.unit, result.sha256, result.bytes) for result in results],
+            inputs=[_input_record(file, job.ends[file.index].sha256) for file in self.files if file.index in job.ends],
             splits=splits,
+            records=num_records,
             rejected=dict(rejected),
-            blank_lines=sum(result.blank_lines for result in results),
+            dropped=dict(dropped),
+            blank_lines=sum(record.blank_lines for record in records),
+            skipped_inputs={self.files[number].name: reason for number, reason in sorted(self.skipped.items())},
+            engine=EngineRecord(
+                name=(FastEngine(tokenizer) if settings.fast else ReferenceEngine(tokenizer)).name,
+                note=job.why_reference,
+                checked_documents=sum(record.checked_documents for record in records),
+            ),
+            units=len(records),
+            retokenized_units=job.num_attempts - len(records),
             stage_seconds=clock.stage_seconds,
-            files=files,
-        ),
-    )
+            files=described,
+        )
+        manifest = write_manifest(output, manifest)
+        shutil.rmtree(job.folder, ignore_errors=True)
+        return manifest
+
+    def _refuse_bad_input(self, records: Sequence[UnitRecord], rejected: Counter[str]) -> None:
+        num_records = sum(record.lines - record.blank_lines for record in records)
+        if rejected.total() > self.config.max_bad_share * num_records:
+            quarantine = self.job.folder / QUARANTINE_FILE
+            with open(quarantine, "rb") as lines:
+                first = [orjson.loads(line) for line, _ in zip(lines, range(_SHOWN_REJECTIONS), strict=False)]
+            shown = "; ".join(f"{bad['file']} line {bad['line']}: {bad['reason']} {bad['first_bytes'][:60]!r}" for bad in first)
+            raise PrepareError(
+                f"{rejected.total()} of {num_records} records are bad, above max_bad_share {self.config.max_bad_share}: "
+                f"{shown}. All are in {quarantine}. Mend the input, or raise max_bad_share and run again, which goes on "
+                "from what is done"
+            )
 
 
-def _make_tokenizer(config: PrepareConfig, units: list[WorkUnit], hash_split: HashSplit, path: Path) -> None:
+def _make_tokenizer(config: PrepareConfig, files: list[InputFile], hash_split: HashSplit, path: Path) -> None:
     if config.tokenizer:
         load_tokenizer(config.tokenizer)  # speaks up before anything is read
         with atomic_write(path) as file:
             file.write(config.tokenizer.read_bytes())
         return
-    training = [unit for unit in units if unit.split in (None, "train")]
+    training = [file for file in files if file.split in (None, "train")]
     texts = sample_texts(
         training,
         config.max_record_bytes,
@@ -178,48 +360,16 @@ def _make_tokenizer(config: PrepareConfig, units: list[WorkUnit], hash_split: Ha
     save_tokenizer(train_tokenizer(texts, config.vocab_size), path)
 
 
-def _tokenize_units(units: list[WorkUnit], settings: UnitSettings, config: PrepareConfig, clock: _Clock) -> list[UnitResult]:
-    """Run every unit on a worker and return the results in plan order."""
-    results: list[UnitResult] = []
-    num_workers = min(config.workers, len(units))
-    with ExitStack() as stack:
-        with clock.stage("start workers"):
-            stack.enter_context(ray_session(num_workers, config.ray_address))
-        with clock.stage("tokenize"):
-            for result in run_on_workers(tokenize_unit, [(unit, settings) for unit in units], num_workers):
-                results.append(result)
-                clock.tell("tokenize", results)
-    return sorted(results, key=lambda result: result.unit.index)
-
-
-def _sum_sources(results: Sequence[UnitResult], split: Split) -> dict[str, SourceCounts]:
-    sources: dict[str, SourceCounts] = {}
-    for result in results:
-        for source, counts in result.sources.get(split, {}).items():
-            sources[source] = sources.get(source, SourceCounts()) + counts
-    return sources
-
-
-def _refuse_bad_input(config: PrepareConfig, results: Sequence[UnitResult], quarantine: Path) -> None:
-    rejected = sum(result.rejected.total() for result in results)
-    documents = sum(result.total.documents for result in results)
-    if rejected > config.max_bad_share * (documents + rejected):
-        with open(quarantine, "rb") as lines:
-            first = [orjson.loads(line) for line, _ in zip(lines, range(_SHOWN_REJECTIONS), strict=False)]
-        shown = "; ".join(f"{bad['file']} line {bad['line']}: {bad['reason']} {bad['first_bytes'][:60]!r}" for bad in first)
-        raise PrepareError(
-            f"{rejected} of {documents + rejected} records are bad, above max_bad_share {config.max_bad_share}: {shown}. "
-            "Mend the input, or raise max_bad_share"
-        )
-    if not any("train" in result.sources for result in results):
+def _refuse_nothing_to_train_on(splits: Mapping[str, SplitRecord]) -> None:
+    if "train" not in splits:
         raise PrepareError("the input holds no document for the train split; give more input or lower val and test shares")
 
 
-def _input_record(unit: WorkUnit, sha256: str, num_bytes: int) -> InputRecord:
-    return InputRecord(name=unit.name, split=unit.split or "hash", bytes=num_bytes, sha256=sha256)
+def _input_record(file: InputFile, sha256: str) -> InputRecord:
+    return InputRecord(name=file.name, split=file.split or "hash", bytes=file.bytes, sha256=sha256)
 
 
-def _up_to_date(config: PrepareConfig, units: list[WorkUnit], output: Path) -> Manifest:
+def _up_to_date(config: PrepareConfig, files: list[InputFile], output: Path) -> Manifest:
     """The manifest of a finished folder, if this run would make the same one."""
     manifest = load_manifest(output)
     differences = [
@@ -230,12 +380,11 @@ def _up_to_date(config: PrepareConfig, units: list[WorkUnit], output: Path) -> M
     if config.tokenizer and sha256_file(config.tokenizer) != manifest.tokenizer.sha256:
         differences.append(f"the tokenizer is not {config.tokenizer}")
     there = {record.name: record for record in manifest.inputs}
-    here = {unit.name: unit for unit in units}
+    here = {file.name: file for file in files if file.name not in manifest.skipped_inputs}
     differences += [f"input {name} is only there" for name in sorted(there.keys() - here.keys())]
     differences += [f"input {name} is only here" for name in sorted(here.keys() - there.keys())]
     for name in sorted(there.keys() & here.keys()):
-        unit, record = here[name], there[name]
-        if _input_record(unit, sha256_file(unit.path), unit.path.stat().st_size) != record:
+        if _input_record(here[name], sha256_file(here[name].path)) != there[name]:
             differences.append(f"input {name} has other bytes or another split")
     differences += [
         f"{name} is damaged there"

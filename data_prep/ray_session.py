@@ -1,33 +1,25 @@
-"""Work on Ray: a session that is started or joined for one block and always let go, and a bounded map over workers."""
+"""A Ray session that is started or joined for one block and always let go."""
 
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, TypeVar
 
-# Only results of a few hundred bytes go through the object store; documents and tokens go through files.
-_OBJECT_STORE_BYTES = 200 * 2**20
+# Blocks of raw text go through the object store, tokens through files. Pages are taken as they are first used.
+MIN_OBJECT_STORE_BYTES = 200 * 2**20
 
 # PYTHONSAFEPATH and the empty folder below: the current folder may hold some other `data_prep`, and Ray puts the
 # driver's current folder first on its workers' path. Each worker is one core's work, so the tokenizer may not start
 # threads of its own.
 _WORKER_ENVIRONMENT = {"PYTHONSAFEPATH": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-# Tries after the first for a worker that died, as opposed to one that raised. What runs here must bear repetition.
-_RETRIES = 2
-
-Result = TypeVar("Result")
-
-
-class WorkerError(ValueError):
-    """A call that raised on its worker, or whose worker died again and again."""
-
 
 @contextmanager
-def ray_session(num_workers: int, address: str | None = None) -> Iterator[None]:
+def ray_session(
+    num_workers: int, address: str | None = None, object_store_bytes: int = MIN_OBJECT_STORE_BYTES
+) -> Iterator[None]:
     """Make `ray` usable inside the block: at `address` if given, else embedded with `num_workers` CPUs.
 
     A Ray that this process already runs is used as it is and left running. The environment and the current folder are
@@ -51,40 +43,11 @@ def ray_session(num_workers: int, address: str | None = None) -> Iterator[None]:
                         include_dashboard=False,
                         log_to_driver=False,
                         logging_level="ERROR",
-                        object_store_memory=_OBJECT_STORE_BYTES,
+                        object_store_memory=max(object_store_bytes, MIN_OBJECT_STORE_BYTES),
                     )
             yield
         finally:
             ray.shutdown()
-
-
-def run_on_workers(function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], num_workers: int) -> Iterator[Result]:
-    """Call `function(*arguments[i])` for every i on Ray, `num_workers` at a time, and yield results as they come.
-
-    `function` must be importable by name on the workers. Needs a session; raises WorkerError, naming the arguments.
-    """
-    import ray
-
-    task = ray.remote(num_cpus=1, max_retries=_RETRIES)(function)
-    waiting = iter(arguments)
-    running: dict[Any, tuple[Any, ...]] = {}
-    while True:
-        while len(running) < num_workers and (call := next(waiting, None)):
-            running[task.remote(*call)] = call
-        if not running:
-            return
-        for reference in ray.wait(list(running), num_returns=1)[0]:
-            call = running.pop(reference)
-            try:
-                result = ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                raise WorkerError(f"{call[0]}: {type(error.cause).__name__}: {error.cause}") from error
-            except ray.exceptions.RayError as error:
-                raise WorkerError(
-                    f"{call[0]}: its worker died {_RETRIES + 1} times ({type(error).__name__}), "
-                    "most often for want of memory: try fewer workers"
-                ) from error
-            yield result
 
 
 def _embedded_environment() -> dict[str, str]:

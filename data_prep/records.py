@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from data_prep.streams import LostTail, read_lines
+from data_prep.blocks import Line, LostTail, read_lines
 
 UNKNOWN_SOURCE = "unknown"
 
@@ -57,26 +57,35 @@ class RecordReader:
     def __iter__(self) -> Iterator[Document | Rejected]:
         self.num_blank_lines = 0
         for line in read_lines(self.path, self.max_record_bytes):
-            if isinstance(line, LostTail):
-                yield self._reject(line.number, line.data, line.reason)
-                continue
-            if line.too_long:
-                yield self._reject(line.number, line.data, "record too long")
-                continue
-            data = line.data.removeprefix(_BYTE_ORDER_MARK) if line.number == 1 else line.data
-            data = data.removesuffix(b"\r")
-            if not data.strip():
+            record = read_record(line, self.name)
+            if record is None:
                 self.num_blank_lines += 1
-                continue
-            try:
-                text, source = parse_record(data)
-            except BadRecordError as error:
-                yield self._reject(line.number, data, str(error))
             else:
-                yield Document(text, source, self.name, line.number)
+                yield record
 
-    def _reject(self, number: int, data: bytes, reason: str) -> Rejected:
-        return Rejected(self.name, number, reason, data[:_FIRST_BYTES].decode("utf-8", "backslashreplace"))
+
+def read_record(line: Line | LostTail, file: str, starts_file: bool | None = None) -> Document | Rejected | None:
+    """The document or rejected record of one line, None for a blank one. `starts_file` where `line.number` does not
+    say whether this is the file's first line, which alone may begin with a byte order mark."""
+
+    def reject(data: bytes, reason: str) -> Rejected:
+        return Rejected(file, line.number, reason, data[:_FIRST_BYTES].decode("utf-8", "backslashreplace"))
+
+    if isinstance(line, LostTail):
+        return reject(line.data, line.reason)
+    if line.too_long:
+        return reject(line.data, "record too long")
+    data = line.data
+    if (line.number == 1 if starts_file is None else starts_file) and data.startswith(_BYTE_ORDER_MARK):
+        data = data.removeprefix(_BYTE_ORDER_MARK)
+    data = data.removesuffix(b"\r")
+    if not data.strip():
+        return None
+    try:
+        text, source = parse_record(data)
+    except BadRecordError as error:
+        return reject(data, str(error))
+    return Document(text, source, file, line.number)
 
 
 def parse_record(data: bytes) -> tuple[str, str]:

@@ -1,15 +1,17 @@
-"""Compressed files to numbered lines: every zstd frame and gzip member is read, and a cut or damaged one is reported.
+"""Files to raw bytes of JSON lines: every zstd frame, gzip member and xz stream is read, and damage is reported.
 
 python-zstandard ends silently both after the first frame (`decompressobj`, `read_to_iter`) and at the cut of a
-truncated file (`stream_reader`), so frames are walked one by one here and each must say that it ended.
+truncated file (`stream_reader`), so frames are walked one by one here and each must say that it ended. Containers
+that hold no lines, Parquet and plain text, become the JSON lines that they would have been.
 """
 
+import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+import orjson
 import zstandard
 
 _PLAIN_CHUNK_BYTES = 1 << 20
@@ -17,9 +19,11 @@ _PLAIN_CHUNK_BYTES = 1 << 20
 _COMPRESSED_CHUNK_BYTES = 1 << 16
 # What `zstd --long=31` may ask for; the library's default refuses windows above 128 MiB.
 _MAX_ZSTD_WINDOW_BYTES = 1 << 31
-_SHOWN_BYTES = 1024
+_PARQUET_ROWS = 1024
 
-SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz")
+# Only plain lines can be entered in the middle, so only they are cut into byte ranges.
+PLAIN_SUFFIX = ".jsonl"
+SUFFIXES = (PLAIN_SUFFIX, ".jsonl.zst", ".jsonl.gz", ".jsonl.xz", ".parquet", ".txt")
 
 
 class DamagedStreamError(ValueError):
@@ -44,47 +48,44 @@ class _Decompressor(Protocol):
     def decompress(self, data: bytes, /) -> bytes: ...
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line without its newline; `data` holds only the first bytes where `too_long`."""
-
-    number: int
-    data: bytes
-    too_long: bool = False
-
-
-@dataclass(frozen=True)
-class LostTail:
-    """The end of a damaged file: where reading stopped, why, and the bytes of the line that was being read."""
-
-    number: int
-    data: bytes
-    reason: str
-
-
-def read_chunks(path: Path) -> Iterator[bytes]:
-    """The decompressed bytes of a file in pieces of no particular size.
+def read_chunks(path: Path, on_read: Callable[[bytes], object] = lambda data: None) -> Iterator[bytes]:
+    """The decompressed bytes of a file in pieces of no particular size; `on_read` sees the bytes as they lie on disk.
 
     Raises DamagedStreamError after the last good piece, UnknownFormatError for a name that ends in no known suffix.
     """
     name = path.name.lower()
+    if name.endswith(".parquet"):
+        yield from _parquet_lines(path, on_read)
+        return
     with open(path, "rb") as file:
         if name.endswith(".jsonl.zst"):
             context = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW_BYTES)
-            yield from _read_frames(path, file, lambda: context.decompressobj(), b"")
+            yield from _read_frames(path, file, lambda: context.decompressobj(), b"", on_read)
         elif name.endswith(".jsonl.gz"):
             # Tape tools and some object stores pad gzip files with zeros, which start no member.
-            yield from _read_frames(path, file, lambda: zlib.decompressobj(zlib.MAX_WBITS | 16), b"\0")
-        elif name.endswith(".jsonl"):
+            yield from _read_frames(path, file, lambda: zlib.decompressobj(zlib.MAX_WBITS | 16), b"\0", on_read)
+        elif name.endswith(".jsonl.xz"):
+            # The format itself allows padding with zeros between streams.
+            yield from _read_frames(path, file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), b"\0", on_read)
+        elif name.endswith(PLAIN_SUFFIX):
             while chunk := file.read(_PLAIN_CHUNK_BYTES):
+                on_read(chunk)
                 yield chunk
+        elif name.endswith(".txt"):
+            data = file.read()
+            on_read(data)
+            # Not decoded here: the record's reader then reports invalid UTF-8 as it does for any other record.
+            yield _as_json_line(data) if data else b""
         else:
             raise UnknownFormatError(f"{path}: cannot tell the format from the name; known endings: {', '.join(SUFFIXES)}")
 
 
-def _read_frames(path: Path, file: BinaryIO, new: Callable[[], _Decompressor], padding: bytes) -> Iterator[bytes]:
+def _read_frames(
+    path: Path, file: BinaryIO, new: Callable[[], _Decompressor], padding: bytes, on_read: Callable[[bytes], object]
+) -> Iterator[bytes]:
     frame: _Decompressor | None = None
     while chunk := file.read(_COMPRESSED_CHUNK_BYTES):
+        on_read(chunk)
         while chunk:
             if frame is None:
                 chunk = chunk.lstrip(padding) if padding else chunk
@@ -93,7 +94,7 @@ def _read_frames(path: Path, file: BinaryIO, new: Callable[[], _Decompressor], p
                 frame = new()
             try:
                 data = frame.decompress(chunk)
-            except (zlib.error, zstandard.ZstdError) as error:
+            except (zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
                 raise DamagedStreamError(path, "corrupt", str(error)) from error
             if data:
                 yield data
@@ -104,41 +105,25 @@ def _read_frames(path: Path, file: BinaryIO, new: Callable[[], _Decompressor], p
         raise DamagedStreamError(path, "truncated", "the last compressed frame does not end")
 
 
-def read_lines(path: Path, max_line_bytes: int) -> Iterator[Line | LostTail]:
-    r"""The lines of a file, numbered from 1, cut at b"\n" alone: U+2028, U+0085 and lone CR are text.
+def _parquet_lines(path: Path, on_read: Callable[[bytes], object]) -> Iterator[bytes]:
+    """The rows of a Parquet file as JSON lines: columns `text`, and `meta` where there is one."""
+    import pyarrow as pa  # late: only those with Parquet files pay for the import
+    import pyarrow.parquet as pq
 
-    A line over `max_line_bytes` comes as its first bytes, marked, and the rest is passed over without being kept. A
-    damaged file gives the lines before the damage and then one LostTail; an unfinished line there is never a record.
-    """
-    number = 1
-    parts: list[bytes] = []
-    num_bytes = 0
-    too_long = False
-
-    def finish() -> Line:
-        nonlocal number, parts, num_bytes, too_long
-        line = Line(number, b"".join(parts), too_long)
-        number, parts, num_bytes, too_long = number + 1, [], 0, False
-        return line
-
-    def keep(data: bytes) -> None:
-        nonlocal num_bytes, too_long
-        if data and not too_long:
-            parts.append(data)
-            num_bytes += len(data)
-            if num_bytes > max_line_bytes:
-                too_long = True
-                parts[:] = [b"".join(parts)[:_SHOWN_BYTES]]
-
+    with open(path, "rb") as file:
+        while chunk := file.read(_PLAIN_CHUNK_BYTES):
+            on_read(chunk)
     try:
-        for chunk in read_chunks(path):
-            first, *rest = chunk.split(b"\n")
-            keep(first)
-            for data in rest:
-                yield finish()
-                keep(data)
-    except DamagedStreamError as damage:
-        yield LostTail(number, b"".join(parts), damage.reason)
-        return
-    if parts:
-        yield finish()
+        with pq.ParquetFile(path) as parquet:
+            columns = [name for name in ("text", "meta") if name in parquet.schema_arrow.names]
+            for batch in parquet.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
+                yield b"".join(orjson.dumps(row, default=str) + b"\n" for row in batch.to_pylist())
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedStreamError(path, "corrupt", str(error).splitlines()[0]) from error
+
+
+def _as_json_line(data: bytes) -> bytes:
+    try:
+        return orjson.dumps({"text": data.decode("utf-8")}) + b"\n"
+    except UnicodeDecodeError:
+        return b'{"text": "' + data.replace(b"\n", b" ").replace(b'"', b" ").replace(b"\\", b" ") + b'"}\n'

@@ -1,47 +1,50 @@
 """Training a tokenizer on files: which part of a large corpus it sees, and why always the same part."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from data_prep.records import Document, RecordReader
 from data_prep.tokenizer import save_tokenizer, train_tokenizer
-from data_prep.work_units import WorkUnit, expand
+from data_prep.work_units import InputFile, expand, input_file
 
 SAMPLE_BYTES = 200_000_000
 
 
 def sample_texts(
-    units: Sequence[WorkUnit],
+    files: Sequence[InputFile],
     max_record_bytes: int,
     sample_bytes: int = SAMPLE_BYTES,
     keep: Callable[[bytes], bool] = lambda text: True,
 ) -> Iterator[str]:
-    """The first texts of every unit, about `sample_bytes` of UTF-8 in all.
+    """The first texts of every file, about `sample_bytes` of UTF-8 in all.
 
-    Corpora are often one file a source, so units share the budget evenly; what small files leave goes to larger ones.
+    Corpora are often one file a source, so files share the budget evenly; what small files leave goes to larger ones.
     `keep` sees a text in UTF-8: it leaves out documents that are held out from training.
     """
-    smallest_first = sorted(units, key=lambda unit: (unit.path.stat().st_size, unit.index))
-    for position, unit in enumerate(smallest_first):
+    smallest_first = sorted(files, key=lambda file: (file.bytes, file.index))
+    for position, file in enumerate(smallest_first):
         share = sample_bytes // (len(smallest_first) - position)
-        for record in RecordReader(unit.path, unit.name, max_record_bytes):
-            if share <= 0:
-                break
-            if isinstance(record, Document):
-                text = record.text.encode("utf-8")
-                if keep(text):
-                    share -= len(text)
-                    sample_bytes -= len(text)
-                    yield record.text
+        # A file that cannot be read is for the run to report, or to leave out.
+        with suppress(OSError):
+            for record in RecordReader(file.path, file.name, max_record_bytes):
+                if share <= 0:
+                    break
+                if isinstance(record, Document):
+                    text = record.text.encode("utf-8")
+                    if keep(text):
+                        share -= len(text)
+                        sample_bytes -= len(text)
+                        yield record.text
 
 
 def train_tokenizer_on_files(
     globs: Sequence[str], vocab_size: int, output: Path, max_record_bytes: int = 256 * 2**20
 ) -> Tokenizer:
     """Train on a sample of the files that `globs` match and write `output`. Raises InputError, TokenizerError."""
-    units = [WorkUnit(index, None, path, path.name) for index, path in enumerate(expand(globs))]
-    tokenizer = train_tokenizer(sample_texts(units, max_record_bytes), vocab_size)
+    files = [input_file(index, None, path, path.name) for index, path in enumerate(expand(globs))]
+    tokenizer = train_tokenizer(sample_texts(files, max_record_bytes), vocab_size)
     save_tokenizer(tokenizer, output)
     return tokenizer

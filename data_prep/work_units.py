@@ -1,7 +1,7 @@
 """The deterministic plan of a run: which input files there are, in which order, and which split their documents go to.
 
-A unit is one whole file. A later version cuts inside a file; everything behind the plan only knows that units, in
-plan order, give the corpus in order.
+Files are cut into units by `blocks`; everything behind the plan only knows that units, in the order of their keys,
+give the corpus in order.
 """
 
 import glob
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.config import PrepareConfig
-from data_prep.streams import SUFFIXES
+from data_prep.streams import PLAIN_SUFFIX, SUFFIXES
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -23,21 +23,38 @@ class InputError(ValueError):
     """Input globs that name nothing, something unreadable, or one file for two splits."""
 
 
+class ChangedInputError(InputError):
+    """An input file that is not what it was when the job began."""
+
+
 @dataclass(frozen=True)
-class WorkUnit:
-    """One piece of work: `split` is where all its documents go, or None where a hash of each text decides.
+class InputFile:
+    """One input file: `split` is where all its documents go, or None where a hash of each text decides.
 
     `name` is the path below the folder that all inputs share: it is what outputs mention, so that moving a corpus
-    changes no byte of them.
+    changes no byte of them. `bytes` and `mtime_ns` are those of the start of the job: a file that differs later changed.
     """
 
     index: int
     split: Split | None
     path: Path
     name: str
+    bytes: int
+    mtime_ns: int
 
     def __str__(self) -> str:
         return str(self.path)
+
+    @property
+    def is_plain(self) -> bool:
+        """True where a worker can read any range of it without what lies before."""
+        return self.path.name.lower().endswith(PLAIN_SUFFIX)
+
+    def refuse_change(self) -> None:
+        """Raise ChangedInputError, or the OSError of a file that is gone, unless size and time are as they were."""
+        status = os.stat(self.path)
+        if (status.st_size, status.st_mtime_ns) != (self.bytes, self.mtime_ns):
+            raise ChangedInputError(f"{self.path}: changed during the job ({self.bytes} bytes before, {status.st_size} now)")
 
 
 @dataclass(frozen=True)
@@ -57,8 +74,8 @@ class HashSplit:
         return "val" if share < self.test_share + self.val_share else "train"
 
 
-def plan(config: PrepareConfig) -> list[WorkUnit]:
-    """All units of a run: train files sorted by path, then val's, then test's. Raises InputError; reads no file."""
+def plan(config: PrepareConfig) -> list[InputFile]:
+    """All files of a run: train files sorted by path, then val's, then test's. Raises InputError; reads no file."""
     groups: list[tuple[Split | None, list[Path]]] = [(None if config.splits_by_hash else "train", expand(config.input))]
     if config.val:
         groups.append(("val", expand(config.val)))
@@ -72,9 +89,18 @@ def plan(config: PrepareConfig) -> list[WorkUnit]:
             seen[path] = str(split)
     shared = Path(os.path.commonpath([path.parent for path in seen]))
     return [
-        WorkUnit(index, split, path, path.relative_to(shared).as_posix())
+        input_file(index, split, path, path.relative_to(shared).as_posix())
         for index, (split, path) in enumerate((split, path) for split, paths in groups for path in paths)
     ]
+
+
+def input_file(index: int, split: Split | None, path: Path, name: str) -> InputFile:
+    """An InputFile with its size and time as they are now; raises InputError where it is gone."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; it was there a moment ago") from error
+    return InputFile(index, split, path, name, status.st_size, status.st_mtime_ns)
 
 
 def expand(globs: Sequence[str]) -> list[Path]:

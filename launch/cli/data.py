@@ -82,6 +82,9 @@ def stats(folder: Folder) -> None:
     lines = [
         f"Input: {len(manifest.inputs)} files, {num_bytes / 1e6:,.1f} MB; {manifest.blank_lines:,} blank lines",
         f"Tokenizer: {tokenizer.vocab_size:,} ids, sha256 {tokenizer.sha256[:12]}…; tokens stored as {manifest.token_dtype}",
+        f"Tokenized by: {manifest.engine.name}, {manifest.engine.checked_documents:,} documents checked against the reference",
+        f"Units: {manifest.units:,}, done more than once: {manifest.retokenized_units:,}",
+        tables.reconciliation(manifest),
         f"Rejected: {tables.rejections(manifest)}",
         f"Made by: {manifest.command or 'a program'}",
     ]

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def prepare(
     input: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB...", help="Raw text: .jsonl files, plain, .zst or .gz.", show_default=False),
+        typer.Option(metavar="GLOB...", help="Raw text: .jsonl, plain, .zst, .gz or .xz; .parquet; .txt.", show_default=False),
     ] = None,
     val: Annotated[
         list[str] | None, typer.Option(metavar="GLOB...", help="Files for validation. Default: documents by hash.")
@@ -40,7 +40,7 @@ def prepare(
 ) -> None:
     """Tokenize and pack raw text with Ray workers into a folder that training reads, with a manifest over every file.
 
-    Run again, it leaves a finished folder alone and starts an unfinished one over.
+    Run again, it leaves a finished folder alone and goes on with an unfinished one from the units that are done.
     """
     from rich.console import Console
 
@@ -77,4 +77,7 @@ def prepare(
         console.print(table)
     if manifest.rejected:
         typer.echo(f"Rejected: {tables.rejections(manifest)} (see {resolved.output / QUARANTINE_FILE})")
+    for reason in manifest.skipped_inputs.values():
+        typer.echo(f"Left out: {reason}")
+    typer.echo(tables.reconciliation(manifest))
     typer.echo(f"Look inside: fnet-t5 data inspect {resolved.output}")

@@ -1,4 +1,4 @@
-"""The live bar of `prepare`: stage, files done, and what has been counted so far."""
+"""The live bar of `prepare`: stage, units done, rate, time left, and what has been counted so far."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from data_prep.prepare import Progress
@@ -19,15 +19,22 @@ def preparation_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.description:<16}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("files  {task.fields[counts]}"),
+        TextColumn("units  {task.fields[counts]}"),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
     )
     with Bar(*columns, console=console) as bar:
         task = bar.add_task("plan", total=None, counts="", visible=False)
 
+        shown: set[str] = set()
+
         def listener(progress: Progress) -> None:
+            if progress.note and progress.note not in shown:
+                shown.add(progress.note)
+                console.print(f"Note: {progress.note}", markup=False)
             total, seconds = progress.total, max(progress.seconds, 1e-6)
-            counts = f"{total.tokens / 1e6:,.1f}M tokens  {total.bytes / seconds / 1e6:.1f} MB/s"
+            counts = f"{total.tokens / 1e6:,.1f}M tokens  {(total.bytes - progress.resumed_bytes) / seconds / 1e6:.1f} MB/s"
             bar.update(
                 task,
                 description=progress.stage,

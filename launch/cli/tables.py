@@ -28,10 +28,17 @@ def sources(manifest: Manifest) -> Iterator[Table]:
 
 def packing(manifest: Manifest) -> Table:
     """The row indexes of every split: rows, pieces of documents in them, and padding."""
-    table = _table("rows of", "split", "rows", "pieces", "padding", "method")
+    table = _table("rows of", "split", "rows", "pieces", "padding", "cut", "method")
     for split, record in _in_order(manifest):
         for index in record.packing:
-            cells = (split, f"{index.rows:,}", f"{index.pieces:,}", f"{index.padding_share:.2%}", index.method)
+            cells = (
+                split,
+                f"{index.rows:,}",
+                f"{index.pieces:,}",
+                f"{index.padding_share:.2%}",
+                f"{index.cut_documents:,}",
+                index.method,
+            )
             table.add_row(f"{index.row_length:,} tokens", *cells)
     return table
 
@@ -47,6 +54,14 @@ def stages(manifest: Manifest) -> Table:
 def rejections(manifest: Manifest) -> str:
     """How many records were refused, by reason."""
     return ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items())) or "nothing"
+
+
+def reconciliation(manifest: Manifest) -> str:
+    """Where every record went, in one line."""
+    kept = sum(record.total.documents for record in manifest.splits.values())
+    lost = {**manifest.rejected, **manifest.dropped}
+    parts = [f"{kept:,} kept", *(f"{count:,} {reason}" for reason, count in sorted(lost.items()))]
+    return f"Records: {manifest.records:,} read = {' + '.join(parts)}"
 
 
 def _in_order(manifest: Manifest) -> list[tuple[str, SplitRecord]]:

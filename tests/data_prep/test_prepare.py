@@ -47,6 +47,14 @@ def _data_hashes(folder: Path) -> dict[str, str]:
     return {path.name: sha256_file(path) for path in folder.iterdir() if path.name != "manifest.json"}
 
 
+def _assert_reconciled(manifest: Manifest) -> None:
+    kept = sum(split.total.documents for split in manifest.splits.values())
+    assert manifest.records == kept + sum(manifest.rejected.values()) + sum(manifest.dropped.values())
+    for split in manifest.splits.values():
+        for source, bins in split.length_histogram.items():
+            assert sum(bins) == split.sources[source].documents
+
+
 def _documents(config: PrepareConfig) -> list[Document]:
     records = [record for unit in plan(config) for record in RecordReader(unit.path, unit.name, 1 << 28)]
     return [record for record in records if isinstance(record, Document)]
@@ -95,6 +103,59 @@ def test_counts_agree_with_the_files(corpus: Path, prepared: Path) -> None:
     ]
     assert manifest.inputs[0].sha256 == sha256_file(corpus / "0.jsonl.zst")
     assert manifest.command == "fnet-t5 prepare …"
+    assert manifest.records == 362
+    _assert_reconciled(manifest)
+    assert manifest.engine.name.startswith("gigatoken")
+    assert manifest.engine.checked_documents >= 3
+
+
+@pytest.mark.parametrize(
+    ("unit_bytes", "engine"), [(2000, "auto"), (9000, "reference"), pytest.param(1, "auto", marks=pytest.mark.slow)]
+)
+def test_output_is_the_same_for_other_units_and_the_other_engine(
+    corpus: Path, prepared: Path, tmp_path: Path, unit_bytes: int, engine: str
+) -> None:
+    manifest = prepare(_config(corpus, tmp_path / "data", workers=2, unit_bytes=unit_bytes, engine=engine))
+    assert manifest.units > 250_000 // unit_bytes // 2 or unit_bytes == 1
+    assert _data_hashes(tmp_path / "data") == _data_hashes(prepared)
+    _assert_reconciled(manifest)
+    assert (manifest.engine.note is None) == (engine == "auto")
+
+
+def test_sources_are_chosen_and_counted(corpus: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+    manifest = prepare(_config(corpus, tmp_path / "a", exclude_sources=["odd"], tokenizer=tokenizer_file))
+    assert manifest.dropped == {"source odd": 180}
+    assert {source for split in manifest.splits.values() for source in split.sources} == {"even"}
+    _assert_reconciled(manifest)
+    manifest = prepare(_config(corpus, tmp_path / "b", include_sources=["odd"], tokenizer=tokenizer_file))
+    assert manifest.dropped == {"source even": 181}
+    _assert_reconciled(manifest)
+
+
+def test_duplicates_are_dropped_from_the_less_held_out_split(corpus: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        shutil.copy(corpus / "2.jsonl", tmp_path / name)
+    with open(tmp_path / "a.jsonl", "ab") as file:
+        file.write(b'{"text": "only here"}\n' * 3)
+    config = _config(
+        tmp_path,
+        tmp_path / "data",
+        input=[f"{tmp_path}/a.jsonl"],
+        val=[f"{tmp_path}/b.jsonl"],
+        tokenizer=tokenizer_file,
+        deduplicate=True,
+        unit_bytes=3000,
+    )
+    manifest = prepare(config)
+    texts = [document.text for document in _documents(config) if document.file == "b.jsonl"]
+    assert manifest.dropped == {"duplicate": 122 + 120 - len(set(texts))}
+    assert {name: split.total.documents for name, split in manifest.splits.items()} == {"train": 1, "val": len(set(texts))}
+    _assert_reconciled(manifest)
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.encode_special_tokens = True
+    val = TokenFile(tmp_path / "data" / "val")
+    assert [val[i].tolist() for i in range(len(val))] == [[*tokenizer.encode(text).ids, 1] for text in dict.fromkeys(texts)]
+    assert tokenizer.decode(TokenFile(tmp_path / "data" / "train")[0].tolist()) == "only here"
 
 
 def test_rejected_records_are_kept_apart(prepared: Path) -> None:
@@ -109,7 +170,7 @@ def test_output_is_the_same_for_two_workers_elsewhere(corpus: Path, prepared: Pa
     shutil.copytree(corpus, tmp_path / "moved")
     manifest = prepare(_config(tmp_path / "moved", tmp_path / "data", workers=2), command="another")
     assert _data_hashes(tmp_path / "data") == _data_hashes(prepared)
-    varying = {"command", "stage_seconds", "manifest_sha256"}
+    varying = {"command", "stage_seconds", "retokenized_units", "manifest_sha256"}
     assert manifest.model_dump(exclude=varying) == load_manifest(prepared).model_dump(exclude=varying)
     assert manifest.fingerprint() == load_manifest(prepared).fingerprint()
     assert not [path for path in (tmp_path / "data").iterdir() if path.name.startswith(".")]
@@ -143,10 +204,16 @@ def test_a_finished_folder_is_left_alone_or_refused(corpus: Path, prepared: Path
     assert {path.name: path.stat().st_mtime_ns for path in prepared.iterdir()} == before
 
 
-def test_too_many_bad_records_leave_no_dataset(corpus: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+def test_too_many_bad_records_leave_no_dataset_until_they_are_let_pass(
+    corpus: Path, tokenizer_file: Path, tmp_path: Path
+) -> None:
     with pytest.raises(PrepareError, match=r"1 of 362 records are bad.*0\.jsonl\.zst line 61: invalid JSON '{not json'"):
         prepare(_config(corpus, tmp_path / "data", max_bad_share=0.001, tokenizer=tokenizer_file))
-    assert not list((tmp_path / "data").iterdir())
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [".work"]
+    # Nothing has to be tokenized again for a threshold that lets it pass.
+    manifest = prepare(_config(corpus, tmp_path / "data", max_bad_share=0.01, tokenizer=tokenizer_file))
+    assert (manifest.units, manifest.retokenized_units) == (3, 0)
+    assert verify(tmp_path / "data") == []
 
 
 def test_nothing_to_train_on(tokenizer_file: Path, tmp_path: Path) -> None:
@@ -155,19 +222,24 @@ def test_nothing_to_train_on(tokenizer_file: Path, tmp_path: Path) -> None:
         prepare(_config(tmp_path, tmp_path / "data", input=[f"{tmp_path}/*.jsonl"], tokenizer=tokenizer_file))
 
 
-def test_an_interrupted_run_is_cleared_away_by_the_next(
-    corpus: Path, prepared: Path, tmp_path: Path, tokenizer_file: Path
-) -> None:
+def test_an_interrupted_run_is_continued_and_refused_to_another(corpus: Path, prepared: Path, tmp_path: Path) -> None:
     def interrupt(progress: Progress) -> None:
         if progress.stage == "pack val":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(_config(corpus, tmp_path, seed=5, packing={"lengths": [32]}), interrupt)
-    assert (tmp_path / "train.rows_32.npy").exists()
+        prepare(_config(corpus, tmp_path), interrupt)
+    assert (tmp_path / "train.rows_64.npy").exists()
     assert not (tmp_path / "manifest.json").exists()
     (tmp_path / "notes.txt").write_text("mine")
-    prepare(_config(corpus, tmp_path))
+    with pytest.raises(PrepareError, match=r"unfinished work of another run: seed was 0 and is 5\."):
+        prepare(_config(corpus, tmp_path, seed=5))
+    with pytest.raises(PrepareError, match=r"unit_bytes was 64000000 and is 5000"):
+        prepare(_config(corpus, tmp_path, unit_bytes=5000))
+    with pytest.raises(PrepareError, match=r"input 0\.jsonl\.zst is gone"):
+        prepare(_config(corpus, tmp_path, input=[f"{corpus}/[12]*"]))
+    manifest = prepare(_config(corpus, tmp_path))
+    assert manifest.retokenized_units == 0
     assert (tmp_path / "notes.txt").read_text() == "mine"
     (tmp_path / "notes.txt").unlink()
     assert _data_hashes(tmp_path) == _data_hashes(prepared)

@@ -3,15 +3,17 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from data_prep.ray_session import WorkerError, run_on_workers
+from data_prep.workers import Call, DiskFullError, WorkerError, WorkerPool
 
 _PROGRAM = """
 import os, ray, signal, subprocess
-from data_prep.ray_session import ray_session, run_on_workers
+from data_prep.ray_session import ray_session
+from data_prep.workers import Call, WorkerPool
 from data_prep.files import sha256_file
 
 before = dict(os.environ)
@@ -20,7 +22,8 @@ with ray_session(1):
     workers = ray.remote(lambda: (os.environ["PYTHONSAFEPATH"], __import__("sys").path))
     safe, path = ray.get(workers.remote())
     assert safe == "1" and {folder!r} not in path, path
-    print(list(run_on_workers(sha256_file, [({file!r},)], 1))[0])
+    with WorkerPool(1) as pool:
+        print(list(pool.map([Call(sha256_file, ({file!r},), 'hash')]))[0][1])
     children = {{line.split()[0] for line in subprocess.check_output(
         ["ps", "--ppid", str(os.getpid()), "-o", "pid="], text=True).split()}}
 assert dict(os.environ) == before, set(os.environ) ^ set(before)
@@ -50,12 +53,25 @@ def test_a_session_leaves_nothing_and_its_workers_find_our_package(tmp_path: Pat
     assert not list(home.iterdir())
 
 
+def _results(function: Callable[..., object], argument: object, pool: WorkerPool) -> list[object]:
+    return [result for _, result in pool.map([Call(function, (argument,), str(argument))])]
+
+
 @pytest.mark.usefixtures("ray")
 def test_an_error_on_a_worker_names_the_argument(tmp_path: Path) -> None:
     from data_prep.files import sha256_file
 
-    with pytest.raises(WorkerError, match=r"missing: FileNotFoundError"):
-        list(run_on_workers(sha256_file, [(tmp_path / "missing",)], 1))
+    with WorkerPool(1) as pool, pytest.raises(WorkerError, match=r"missing: FileNotFoundError"):
+        _results(sha256_file, tmp_path / "missing", pool)
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_full_disk_has_its_own_error(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        Path("/dev/full").write_bytes(b"x")
+
+    with WorkerPool(1) as pool, pytest.raises(DiskFullError, match="No space left"):
+        _results(write, tmp_path, pool)
 
 
 @pytest.mark.usefixtures("ray")
@@ -71,7 +87,26 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_is_named(tmp_pa
             os.kill(os.getpid(), signal.SIGKILL)
         return file.name
 
-    assert list(run_on_workers(die_unless, [(tmp_path / "once",)], 1)) == ["once"]
-    assert (tmp_path / "once.seen").exists()
-    with pytest.raises(WorkerError, match=r"always: its worker died 3 times.*fewer workers"):
-        list(run_on_workers(die_unless, [(tmp_path / "always",)], 1))
+    started: list[Call] = []
+    with WorkerPool(1, on_start=started.append) as pool:
+        assert _results(die_unless, tmp_path / "once", pool) == ["once"]
+        assert len(started) == 2
+        assert (tmp_path / "once.seen").exists()
+        with pytest.raises(WorkerError, match=r"always: its worker died 3 times.*fewer workers"):
+            _results(die_unless, tmp_path / "always", pool)
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_worker_that_holds_much_memory_is_recycled(tmp_path: Path) -> None:
+    def hoard(size: int) -> int:
+        import builtins
+        import os
+
+        builtins.hoard = b"x" * size  # type: ignore[attr-defined]
+        return os.getpid()
+
+    with WorkerPool(1, max_worker_bytes=400_000_000) as pool:
+        small, large, after = (_results(hoard, size, pool)[0] for size in (1, 500_000_000, 1))
+        assert small == large
+        assert after != large
+        assert pool.num_recycled == 1

@@ -1,4 +1,5 @@
 import gzip
+import lzma
 import struct
 from itertools import pairwise
 from pathlib import Path
@@ -8,7 +9,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.streams import Line, LostTail, UnknownFormatError, read_chunks, read_lines
+from data_prep.blocks import Line, LostTail, read_lines
+from data_prep.streams import UnknownFormatError, read_chunks
 
 _SKIPPABLE = struct.pack("<II", 0x184D2A50, 5) + b"hello"
 
@@ -17,20 +19,25 @@ def _zst(data: bytes) -> bytes:
     return zstandard.ZstdCompressor().compress(data)
 
 
-def _lines(path: Path, data: bytes, limit: int = 1 << 20) -> list[Line | LostTail]:
+def _lines(path: Path, data: bytes, limit: int = 1 << 20, unit_bytes: int = 64) -> list[Line | LostTail]:
     path.write_bytes(data)
-    return list(read_lines(path, limit))
+    return list(read_lines(path, limit, unit_bytes))
 
 
-@given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=4), st.sampled_from(["zst", "gz", ""]))
-def test_any_cut_into_frames_gives_the_lines_of_the_whole(
-    tmp_path_factory: pytest.TempPathFactory, data: bytes, cuts: list[int], kind: str
+@given(
+    st.binary(max_size=300),
+    st.lists(st.integers(0, 300), max_size=4),
+    st.sampled_from(["zst", "gz", "xz", ""]),
+    st.integers(1, 400),
+)
+def test_any_cut_into_frames_and_blocks_gives_the_lines_of_the_whole(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, cuts: list[int], kind: str, unit_bytes: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / f"x.jsonl{'.' * bool(kind)}{kind}"
     bounds = [0, *sorted(cuts), len(data)]
     pieces = [data[a:b] for a, b in pairwise(bounds)]
-    pack = {"zst": _zst, "gz": gzip.compress, "": bytes}[kind]
-    lines = _lines(path, b"".join(map(pack, pieces)))
+    pack = {"zst": _zst, "gz": gzip.compress, "xz": lzma.compress, "": bytes}[kind]
+    lines = _lines(path, b"".join(map(pack, pieces)), unit_bytes=unit_bytes)
     expected = data.split(b"\n")
     if not expected[-1]:
         expected.pop()
@@ -42,9 +49,9 @@ def test_skippable_and_empty_frames_hold_no_text(tmp_path: Path) -> None:
     assert _lines(tmp_path / "x.jsonl.zst", data) == [Line(1, b"a"), Line(2, b"b")]
 
 
-@pytest.mark.parametrize("suffix", ["zst", "gz"])
+@pytest.mark.parametrize("suffix", ["zst", "gz", "xz"])
 def test_every_truncation_is_reported(tmp_path: Path, suffix: str) -> None:
-    pack = _zst if suffix == "zst" else gzip.compress
+    pack = {"zst": _zst, "gz": gzip.compress, "xz": lzma.compress}[suffix]
     first, second = pack(b"one\ntwo\n"), pack(b"three\nfour\n")
     for cut in range(1, len(second)):
         *good, last = _lines(tmp_path / f"x.jsonl.{suffix}", first + second[:-cut])

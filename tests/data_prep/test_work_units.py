@@ -35,8 +35,8 @@ def test_faults_are_named(folder: Path) -> None:
         plan(_config(folder, test=[f"{folder}/none/*"]))
     with pytest.raises(InputError, match=r"2\.jsonl is matched for both train and val"):
         plan(_config(folder, val=[f"{folder}/train/2.jsonl"]))
-    (folder / "train" / "notes.txt").touch()
-    with pytest.raises(InputError, match=r"notes\.txt.*known endings"):
+    (folder / "train" / "notes.csv").touch()
+    with pytest.raises(InputError, match=r"notes\.csv.*known endings"):
         plan(_config(folder, input=[f"{folder}/train/*"]))
 
 

@@ -1,0 +1,120 @@
+"""The two engines behind one call: the Hugging Face reference, and gigatoken where it provably says the same, faster.
+
+gigatoken turns added tokens that it finds in text into their ids and has no switch for it; given the same tokenizer
+with an empty list of added tokens it equals the reference with `encode_special_tokens`. It is trusted only as far as it
+is checked: on hard strings when a job starts, and in every unit on sampled documents.
+"""
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+HARD_TEXTS = (
+    "",
+    " ",
+    "\x00 \x00",
+    "a\r\n\r\n\tb\u2028c\u0085d\u00a0 e\u3000f",
+    "don't we'll I'VE it's '",
+    "1234567890 12,345.67 ½ ² ٣",
+    "e\u0301 é \u1e9b\u0323 ﬁ 한국어 日本語テキスト ไทย עברית",
+    "🙂🏳️‍🌈👩‍👩‍👧 \U0010ffff \ufffd \ufeff",
+    "<|endoftext|></s><pad><unk><extra_id_0>[MASK]",
+    "    indented\n\n\n        code = {'a': [1]}  # !!!???",
+    "x" * 3000 + " " * 300 + "=" * 300,
+)
+
+
+class EngineMismatchError(ValueError):
+    """The fast engine and the reference give different ids for a text."""
+
+
+class Engine(Protocol):
+    """Texts in UTF-8 to token ids."""
+
+    name: str
+
+    def encode(self, texts: Sequence[bytes]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """The ids of all texts back to back (no EOS) and the number of ids of each."""
+        ...
+
+
+class ReferenceEngine:
+    """Hugging Face `tokenizers`, which define what is right."""
+
+    name = "tokenizers"
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, texts: Sequence[bytes]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        encodings = self._tokenizer.encode_batch_fast([text.decode("utf-8") for text in texts], add_special_tokens=False)
+        lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
+        ids = np.empty(int(lengths.sum()), dtype=np.uint32)
+        end = 0
+        for encoding, length in zip(encodings, lengths.tolist(), strict=True):
+            ids[end : end + length] = encoding.ids
+            end += length
+        return ids, lengths
+
+
+class FastEngine:
+    """gigatoken, on the calling thread alone, because every worker is one core's work."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        import gigatoken  # late: only workers of tokenizers that it takes pay for the import
+
+        self.name = f"gigatoken {version('gigatoken')}"
+        description = json.loads(tokenizer.to_str())
+        description["added_tokens"] = []
+        self._tokenizer = gigatoken.Tokenizer.from_json(json.dumps(description))
+
+    def encode(self, texts: Sequence[bytes]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        layout = self._tokenizer.encode_batch(list(texts), parallel=False).layout
+        offsets = np.asarray(layout.offsets.data)
+        return np.asarray(layout.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
+
+
+def why_not_fast(tokenizer: Tokenizer) -> str | None:
+    """Why gigatoken cannot stand in for this tokenizer, or None where it can: byte-level BPE that takes text as it is."""
+    description = json.loads(tokenizer.to_str())
+    model = description["model"]
+    if model["type"] != "BPE":
+        return f"its model is {model['type']}, not BPE"
+    steps = description["pre_tokenizer"] or {}
+    kinds = [step["type"] for step in steps.get("pretokenizers", [steps]) if "type" in step]
+    if not kinds or kinds[-1] != "ByteLevel":
+        return "it is not byte-level"
+    if description["normalizer"]:
+        return "it normalizes text"
+    if model.get("dropout"):
+        return "its merges are random (dropout)"
+    plain = [token["content"] for token in description["added_tokens"] if not token["special"]]
+    if plain:
+        return f"added tokens like {plain[0]!r} are not special and must be found in text"
+    try:
+        fast = FastEngine(tokenizer)
+        check(fast, ReferenceEngine(tokenizer), [text.encode("utf-8") for text in HARD_TEXTS])
+    except ImportError:
+        return "gigatoken is not installed"
+    except EngineMismatchError as error:
+        return str(error)
+    except Exception as error:  # the library's own errors, of no common class
+        return f"gigatoken refuses it ({error})"
+    return None
+
+
+def check(engine: Engine, reference: Engine, texts: Sequence[bytes]) -> None:
+    """Raise EngineMismatchError, showing the text, unless both engines give the same ids for each of `texts`."""
+    ids, lengths = engine.encode(texts)
+    expected, expected_lengths = reference.encode(texts)
+    if np.array_equal(lengths, expected_lengths) and np.array_equal(ids, expected):
+        return
+    if len(texts) > 1:
+        for text in texts:
+            check(engine, reference, [text])
+    raise EngineMismatchError(f"{engine.name} and {reference.name} differ on {texts[0][:100]!r}")

@@ -1,0 +1,131 @@
+"""Finished units on disk: a part file of sections, then a commit record with its size and hash, each whole or absent.
+
+Both are pure functions of the unit's bytes and the settings, so a unit that is done twice, even by two processes at
+once, leaves the same files.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data_prep.files import atomic_write, readable_json, sha256_file
+
+DOCUMENTS = "documents"
+DIGESTS = "digests"
+QUARANTINE = "quarantine"
+DOCUMENT_DTYPE = np.dtype([("tokens", "<i4"), ("bytes", "<i8"), ("source", "<u4"), ("split", "u1")])
+
+_RECORD = re.compile(r"(\d{5,})\.(\d{6,})\.json")
+
+
+@dataclass(frozen=True, order=True)
+class UnitKey:
+    """A unit of work: block `block` of input file `file`. Sorted, the keys give the corpus in order."""
+
+    file: int
+    block: int
+
+    def __str__(self) -> str:
+        return f"{self.file:05d}.{self.block:06d}"
+
+
+class UnitRecord(BaseModel):
+    """What a unit found and where its part file keeps it: `sections` are byte offset and size.
+
+    `raw_*` describe the decompressed lines that the unit is made of; `sources` are numbered as in the documents table.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: int
+    block: int
+    raw_bytes: int
+    raw_sha256: str
+    lines: int
+    blank_lines: int
+    documents: int
+    tokens: int
+    text_bytes: int
+    sources: list[str]
+    rejected: dict[str, int]
+    dropped: dict[str, int]
+    checked_documents: int
+    sections: dict[str, tuple[int, int]]
+    bytes: int
+    sha256: str
+
+    @property
+    def key(self) -> UnitKey:
+        return UnitKey(self.file, self.block)
+
+
+class UnitStore:
+    """The units folder of a job, on a disk that all workers see."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def part_path(self, key: UnitKey) -> Path:
+        return self.folder / f"{key}.part"
+
+    def record_path(self, key: UnitKey) -> Path:
+        return self.folder / f"{key}.json"
+
+    def commit(self, fields: Mapping[str, Any], sections: Mapping[str, npt.NDArray[Any] | bytes]) -> UnitRecord:
+        """Write the part, make it durable, and only then its record."""
+        key = UnitKey(fields["file"], fields["block"])
+        digest = sha256()
+        places: dict[str, tuple[int, int]] = {}
+        end = 0
+        with atomic_write(self.part_path(key)) as file:
+            for name, section in sections.items():
+                data = np.frombuffer(section, dtype=np.uint8).data
+                digest.update(data)
+                file.write(data)
+                places[name] = (end, data.nbytes)
+                end += data.nbytes
+        record = UnitRecord(**fields, sections=places, bytes=end, sha256=digest.hexdigest())
+        with atomic_write(self.record_path(key)) as file:
+            file.write(readable_json(record.model_dump()))
+        return record
+
+    def records(self) -> Iterator[UnitRecord]:
+        """The committed units in order. A record that does not parse counts as not committed."""
+        for path in sorted(self.folder.iterdir()):
+            if _RECORD.fullmatch(path.name):
+                try:
+                    yield UnitRecord.model_validate_json(path.read_bytes())
+                except ValidationError:
+                    continue
+
+    def is_whole(self, record: UnitRecord) -> bool:
+        """True where the part still has the bytes that were committed; reads all of it."""
+        path = self.part_path(record.key)
+        return path.is_file() and path.stat().st_size == record.bytes and sha256_file(path) == record.sha256
+
+    def discard(self, key: UnitKey) -> None:
+        """Forget a unit: the record first, so that no record is ever without its part."""
+        self.record_path(key).unlink(missing_ok=True)
+        self.part_path(key).unlink(missing_ok=True)
+
+    def discard_all(self) -> None:
+        """Forget every unit and what interrupted writers left."""
+        for record in sorted(self.folder.glob("*.json")):
+            record.unlink()
+        for path in self.folder.iterdir():
+            path.unlink(missing_ok=True)
+
+    def section(self, record: UnitRecord, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """One section of a unit's part; empty where the unit has none of that name."""
+        offset, size = record.sections.get(name, (0, 0))
+        if not size:
+            return np.empty(0, dtype=dtype)
+        count = size // np.dtype(dtype).itemsize
+        return np.fromfile(self.part_path(record.key), dtype=dtype, count=count, offset=offset)

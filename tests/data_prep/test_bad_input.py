@@ -1,0 +1,232 @@
+"""Every kind of bad input: what is good is kept, what is not is located and counted, and nothing is lost in silence."""
+
+import gzip
+import json
+import lzma
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from tokenizers import Tokenizer
+
+from data_prep.config import PrepareConfig
+from data_prep.indexed_dataset import TokenFile
+from data_prep.manifest import Manifest
+from data_prep.prepare import PrepareError, Progress, prepare
+from data_prep.work_units import InputError
+
+pytestmark = pytest.mark.usefixtures("ray")
+
+_LINES = [orjson.dumps({"text": f"document {i} {i * i} {i**3}"}) + b"\n" for i in range(4000)]
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    (folder / "good.jsonl").write_bytes(b"".join(_LINES[:50]))
+    return folder
+
+
+def _config(raw: Path, tokenizer_file: Path, **kwargs: object) -> PrepareConfig:
+    fields = {
+        "input": [f"{raw}/*"],
+        "output": raw.parent / "data",
+        "tokenizer": tokenizer_file,
+        "val_share": 0,
+        "test_share": 0,
+        "max_bad_share": 0.5,
+        "unit_bytes": 30_000,
+        "workers": 2,
+    }
+    return PrepareConfig.model_validate({**fields, **kwargs})
+
+
+def _quarantine(config: PrepareConfig) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (config.output / "quarantine.jsonl").read_text().splitlines()]
+
+
+def _reconcile(manifest: Manifest) -> int:
+    kept = sum(split.total.documents for split in manifest.splits.values())
+    assert manifest.records == kept + sum(manifest.rejected.values()) + sum(manifest.dropped.values())
+    return kept
+
+
+_PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "zst": lambda data: zstandard.ZstdCompressor(write_checksum=True).compress(data),
+    "gz": gzip.compress,
+    "xz": lzma.compress,
+}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [
+        ("zst", "truncated"),
+        ("gz", "corrupt"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in [("zst", "corrupt"), ("gz", "truncated"), ("xz", "truncated")]
+        ),
+        pytest.param("xz", "corrupt", marks=pytest.mark.slow),
+    ],
+)
+def test_the_good_part_of_a_damaged_file_is_kept(
+    raw: Path, tokenizer_file: Path, tokenizer: Tokenizer, suffix: str, damage: str
+) -> None:
+    good, bad = (_PACKERS[suffix](b"".join(lines)) for lines in (_LINES[:2000], _LINES[2000:]))
+    bad = bad[:-3] if damage == "truncated" else bad[:20] + bytes(byte ^ 0x55 for byte in bad[20:60]) + bad[60:]
+    (raw / f"a.jsonl.{suffix}").write_bytes(good + bad)
+    config = _config(raw, tokenizer_file)
+    manifest = prepare(config)
+    assert manifest.rejected == {damage: 1}
+    (rejected,) = _quarantine(config)
+    kept = _reconcile(manifest)
+    assert (rejected["file"], rejected["reason"], rejected["line"]) == (f"a.jsonl.{suffix}", damage, kept - 50 + 1)
+    assert kept >= 2050
+    data = TokenFile(config.output / "train")
+    assert tokenizer.decode(data[1999][:-1].tolist()) == orjson.loads(_LINES[1999])["text"]
+    assert tokenizer.decode(data[kept - 51][:-1].tolist()) == orjson.loads(_LINES[kept - 51])["text"]
+
+
+def test_bad_lines_are_located_in_the_file_whatever_the_units(raw: Path, tokenizer_file: Path) -> None:
+    bad = {
+        100: (b'{"text": "\xff"}\n', "invalid UTF-8"),
+        1000: (b"{broken\n", "invalid JSON"),
+        1500: (b'{"text": 3}\n', "text is not a string"),
+        2000: (b'{"text": ""}\n', "empty text"),
+        3000: (b'{"no": "text"}\n', "no text key"),
+        3500: (orjson.dumps({"text": "long " * 2000}) + b"\n", "record too long"),
+    }
+    lines = [bad[number][0] if number in bad else line for number, line in enumerate(_LINES, 1)]
+    lines[2500] = b"\r\n"
+    (raw / "a.jsonl").write_bytes(b"".join(lines))
+    (raw / "b.jsonl.zst").write_bytes(_PACKERS["zst"](b"".join(lines)))
+    config = _config(raw, tokenizer_file, max_record_bytes=5000)
+    manifest = prepare(config)
+    assert [(bad_one["file"], bad_one["line"], bad_one["reason"]) for bad_one in _quarantine(config)] == [
+        (name, number, reason) for name in ("a.jsonl", "b.jsonl.zst") for number, (_, reason) in bad.items()
+    ]
+    assert _reconcile(manifest) == 2 * (4000 - 6 - 1) + 50
+    assert manifest.blank_lines == 2
+    with pytest.raises(PrepareError, match=r"12 of 8048 records are bad, above max_bad_share 0\.001: a\.jsonl line 100: inv"):
+        prepare(_config(raw, tokenizer_file, max_record_bytes=5000, max_bad_share=0.001, output=raw.parent / "strict"))
+
+
+def test_empty_files_are_named(raw: Path, tokenizer_file: Path) -> None:
+    names = ["a.jsonl", "a.jsonl.gz", "a.jsonl.xz", "a.jsonl.zst", "a.txt"]
+    for name in names:
+        (raw / name).touch()
+    config = _config(raw, tokenizer_file)
+    assert prepare(config).rejected == {"empty file": 5}
+    assert _quarantine(config) == [{"file": name, "line": 1, "reason": "empty file", "first_bytes": ""} for name in names]
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("a.jsonl.gz", "vanishes"),
+        ("a.jsonl", "changes"),
+        pytest.param("a.jsonl", "vanishes", marks=pytest.mark.slow),
+        pytest.param("a.jsonl.gz", "changes", marks=pytest.mark.slow),
+        pytest.param("a.jsonl.gz", "is a dangling link", marks=pytest.mark.slow),
+    ],
+)
+def test_a_file_that_cannot_be_trusted_fails_the_job_or_is_left_out(
+    raw: Path, tokenizer_file: Path, name: str, fault: str
+) -> None:
+    data = b"".join(_LINES)
+    (raw / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    target = raw.parent / "elsewhere"
+    if fault == "is a dangling link":
+        shutil.move(raw / name, target)
+        (raw / name).symlink_to(target)
+
+    def spoil(progress: Progress) -> None:
+        if progress.stage == "tokenizer":
+            if fault == "vanishes":
+                (raw / name).unlink()
+            elif fault == "changes":
+                with open(raw / name, "ab") as file:
+                    file.write(b"\n")
+            else:
+                target.unlink()
+
+    config = _config(raw, tokenizer_file)
+    message = rf"{name}: (No such file|changed during the job).*on_unreadable=skip"
+    with pytest.raises(PrepareError, match=message):
+        prepare(config, spoil)
+    (raw / name).unlink(missing_ok=True)
+    target.unlink(missing_ok=True)
+    (raw / name).write_bytes(data)
+    output = raw.parent / "skipping"
+    manifest = prepare(_config(raw, tokenizer_file, on_unreadable="skip", output=output), _only(spoil, fault, raw / name))
+    assert list(manifest.skipped_inputs) == [name]
+    assert [record.name for record in manifest.inputs] == ["good.jsonl"]
+    assert _reconcile(manifest) == 50
+
+
+def _only(spoil: Callable[[Progress], None], fault: str, path: Path) -> Callable[[Progress], None]:
+    """The same fault for a file that is no link any more."""
+
+    def listener(progress: Progress) -> None:
+        if fault != "is a dangling link":
+            spoil(progress)
+        elif progress.stage == "tokenizer":
+            path.unlink()
+
+    return listener
+
+
+def test_a_file_that_changes_while_it_is_read(raw: Path, tokenizer_file: Path) -> None:
+    path = raw / "a.jsonl"
+    path.write_bytes(b"".join(_LINES))
+
+    def spoil(progress: Progress) -> None:
+        if progress.units_done == 2:
+            os.utime(path, ns=(1, 1))
+
+    with pytest.raises(PrepareError, match=r"a\.jsonl: changed during the job"):
+        prepare(_config(raw, tokenizer_file, unit_bytes=5000), spoil)
+
+
+def test_a_folder_without_a_match_is_refused(tmp_path: Path, tokenizer_file: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    with pytest.raises(InputError, match="no file matches"):
+        prepare(_config(tmp_path / "raw", tokenizer_file))
+
+
+def test_other_containers_give_the_same_documents(raw: Path, tokenizer_file: Path, tokenizer: Tokenizer) -> None:
+    texts = [orjson.loads(line)["text"] for line in _LINES[:300]]
+    (raw / "good.jsonl").unlink()
+    (raw / "a.jsonl.xz").write_bytes(lzma.compress(b"".join(_LINES[:100])) + lzma.compress(b"".join(_LINES[100:200])))
+    table = pa.table({"text": texts[200:299], "meta": [{"pile_set_name": "ArXiv"}] * 99, "other": range(99)})
+    pq.write_table(table, raw / "b.parquet", row_group_size=10)
+    (raw / "c.txt").write_text(texts[299])
+    config = _config(raw, tokenizer_file)
+    manifest = prepare(config)
+    data = TokenFile(config.output / "train")
+    assert [tokenizer.decode(data[i][:-1].tolist()) for i in range(len(data))] == texts
+    assert {name: counts.documents for name, counts in manifest.splits["train"].sources.items()} == {
+        "ArXiv": 99,
+        "unknown": 201,
+    }
+
+
+def test_a_damaged_parquet_file_and_text_that_is_not_utf8_are_quarantined(raw: Path, tokenizer_file: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"] * 1000}), raw / "a.parquet")
+    (raw / "a.parquet").write_bytes((raw / "a.parquet").read_bytes()[:-20])
+    (raw / "b.txt").write_bytes(b'caf\xe9 "\n\\')
+    config = _config(raw, tokenizer_file)
+    manifest = prepare(config)
+    assert [(bad["file"], bad["reason"]) for bad in _quarantine(config)] == [
+        ("a.parquet", "corrupt"),
+        ("b.txt", "invalid UTF-8"),
+    ]
+    assert _reconcile(manifest) == 50

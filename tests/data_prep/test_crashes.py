@@ -1,0 +1,261 @@
+"""Kills at any moment: a driver in a process of its own, its workers, and a disk that fills up; the bytes must not care."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import psutil
+import pytest
+import zstandard
+
+from data_prep.config import PrepareConfig
+from data_prep.files import sha256_file
+from data_prep.manifest import load_manifest, verify
+from data_prep.prepare import prepare
+
+_PROGRAM = """
+import sys
+from data_prep.config import PrepareConfig
+from data_prep.prepare import prepare
+try:
+    prepare(PrepareConfig.model_validate_json(sys.argv[1]))
+except ValueError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+_WORKERS = 2
+
+
+@pytest.fixture(scope="module")
+def long_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One zstd frame and one plain file, about 1.2 MB each, with a few bad lines."""
+    folder = tmp_path_factory.mktemp("long")
+    random_words = random.Random(7)
+    words = [f"word{i}" for i in range(3000)]
+    for name in ("a.jsonl.zst", "b.jsonl"):
+        lines = []
+        for i in range(3000):
+            text = " ".join(random_words.choices(words, k=random_words.randrange(1, 100)))
+            lines.append(orjson.dumps({"text": text, "meta": {"pile_set_name": f"s{i % 3}"}}) if i % 1000 else b"{bad")
+        data = b"\n".join(lines)
+        (folder / name).write_bytes(zstandard.ZstdCompressor().compress(data) if name.endswith("zst") else data)
+    return folder
+
+
+def _config(corpus: Path, tokenizer_file: Path, output: Path, **kwargs: object) -> PrepareConfig:
+    fields = {
+        "input": [f"{corpus}/*.jsonl*"],
+        "output": output,
+        "tokenizer": tokenizer_file,
+        "unit_bytes": 40_000,
+        "workers": _WORKERS,
+        "val_share": 0.05,
+        "max_bad_share": 0.01,
+    }
+    return PrepareConfig.model_validate({**fields, **kwargs})
+
+
+@pytest.fixture(scope="module")
+def expected(ray: None, long_corpus: Path, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The bytes of a run in peace, by one worker and whole files as units."""
+    output = tmp_path_factory.mktemp("peace") / "data"
+    prepare(_config(long_corpus, tokenizer_file, output, workers=1, unit_bytes=100_000_000))
+    return _hashes(output)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_file(path) for path in folder.iterdir() if path.name != "manifest.json"}
+
+
+def _start(config: PrepareConfig) -> subprocess.Popen[bytes]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, config.model_dump_json()],
+        env={**environment, "PYTHONSAFEPATH": "1"},
+        stderr=subprocess.PIPE,
+    )
+
+
+def _num_committed(output: Path) -> int:
+    return len(list((output / ".work" / "units").glob("*.json")))
+
+
+def _moments(process: subprocess.Popen[bytes], output: Path) -> Iterator[int]:
+    """The number of committed units, again and again while the process lives."""
+    while process.poll() is None:
+        yield _num_committed(output)
+        time.sleep(0.002)
+
+
+def _kill_driver_at(config: PrepareConfig, num_units: int) -> None:
+    """Start a run and kill its driver, and nothing else, when so many units are committed."""
+    process = _start(config)
+    children: list[psutil.Process] = []
+    for committed in _moments(process, config.output):
+        if committed >= num_units:
+            children = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+            break
+    process.communicate()
+    assert process.returncode == -9, "the run ended before it could be killed"
+    # Workers die with the driver; two agents of Ray's own would live on.
+    for child in psutil.wait_procs(children, timeout=3)[1]:
+        child.kill()
+
+
+def test_a_killed_driver_is_continued(
+    ray: None, long_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    """The single frame at 80 %: no more than 2 units a worker are done again, and the bytes are the same."""
+    config = _config(long_corpus, tokenizer_file, tmp_path / "data", input=[f"{long_corpus}/a.jsonl.zst"])
+    alone = prepare(_config(long_corpus, tokenizer_file, tmp_path / "alone", input=config.input))
+    _kill_driver_at(config, int(alone.units * 0.8))
+    assert not (config.output / "manifest.json").exists()
+    committed = _num_committed(config.output)
+    assert committed >= int(alone.units * 0.8)
+    manifest = prepare(config)
+    assert manifest.units == alone.units > 20
+    assert manifest.retokenized_units <= 2 * _WORKERS
+    assert _hashes(config.output) == _hashes(tmp_path / "alone")
+    assert verify(config.output) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_drivers_killed_at_random_moments(
+    ray: None, long_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path, seed: int
+) -> None:
+    moments = random.Random(seed)
+    config = _config(long_corpus, tokenizer_file, tmp_path / "data")
+    process = _start(config)
+    time.sleep(moments.uniform(1, 7))
+    if process.poll() is None:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for child in psutil.wait_procs(children, timeout=3)[1]:
+            child.kill()
+    process.communicate()
+    prepare(config)
+    assert _hashes(config.output) == expected
+    assert verify(config.output) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_workers_and_readers_killed_at_random_moments(
+    long_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path, seed: int
+) -> None:
+    moments = random.Random(seed)
+    config = _config(long_corpus, tokenizer_file, tmp_path / "data")
+    process = _start(config)
+    kills = 0
+    due = moments.randrange(0, 5)
+    for committed in _moments(process, config.output):
+        if committed >= due and kills < 2:
+            actors = [child for child in psutil.Process(process.pid).children(recursive=True) if _is_actor(child)]
+            if actors:
+                moments.choice(actors).kill()
+                kills += 1
+                due = committed + moments.randrange(5, 20)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    assert kills > 0
+    assert _hashes(config.output) == expected
+    assert load_manifest(config.output).retokenized_units <= kills
+
+
+def _is_actor(process: psutil.Process) -> bool:
+    try:
+        title = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    return title.startswith(("ray::_Worker", "ray::_ReaderActor"))
+
+
+def test_a_damaged_commit_is_found_and_done_again(
+    ray: None, long_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    config = _config(long_corpus, tokenizer_file, tmp_path / "data")
+
+    def interrupt(progress: object) -> None:
+        if getattr(progress, "stage", "") == "assemble train":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, interrupt)
+    units = config.output / ".work" / "units"
+    first, second, third = sorted(units.glob("*.part"))[:3]
+    changed = bytearray(first.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    first.write_bytes(changed)
+    second.unlink()
+    third.with_suffix(".json").write_bytes(b"{")
+    (units / f".{third.name}.1.abcd.tmp").write_bytes(b"left by a kill")
+    notes: list[str] = []
+    manifest = prepare(config, lambda progress: notes.append(progress.note or ""))
+    assert any("2 committed units were damaged" in note for note in notes)
+    assert manifest.retokenized_units == 3
+    assert _hashes(config.output) == expected
+
+
+def test_changed_input_of_an_unfinished_run_is_refused(ray: None, tokenizer_file: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    lines = [orjson.dumps({"text": f"document {i} " * 30}) for i in range(500)]
+    compress = zstandard.ZstdCompressor(level=1, write_content_size=False).compress
+    (raw / "a.jsonl").write_bytes(b"\n".join(lines))
+    (raw / "b.jsonl.zst").write_bytes(compress(b"\n".join(lines)))
+    config = _config(raw, tokenizer_file, tmp_path / "data", unit_bytes=20_000)
+
+    def interrupt(progress: object) -> None:
+        if getattr(progress, "stage", "") == "assemble train":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, interrupt)
+    # The same bytes with another time, as after a copy, are the same input.
+    os.utime(raw / "a.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, interrupt)
+    before = (raw / "a.jsonl").read_bytes()
+    (raw / "a.jsonl").write_bytes(before.replace(b"document 7 ", b"documemt 7 "))
+    with pytest.raises(ValueError, match=r"another run: input a\.jsonl has other bytes"):
+        prepare(config)
+    (config.output / ".work" / "files" / "00000.json").unlink()
+    with pytest.raises(ValueError, match=r"another run: input a\.jsonl has other bytes in unit 0"):
+        prepare(config)
+    (raw / "a.jsonl").write_bytes(before + b" ")
+    with pytest.raises(ValueError, match=rf"input a\.jsonl was {len(before)} bytes for hash and is {len(before) + 1} for hash"):
+        prepare(config)
+    (raw / "a.jsonl").write_bytes(before)
+    prepare(config)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB; skipped where we may not mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    result = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
+    if result.returncode:
+        pytest.skip(f"mounting a small tmpfs is not allowed here: {result.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_leaves_a_state_to_go_on_from(
+    ray: None, long_corpus: Path, tokenizer_file: Path, expected: dict[str, str], small_disk: Path
+) -> None:
+    config = _config(long_corpus, tokenizer_file, small_disk / "data")
+    with pytest.raises(ValueError, match=r"no space left for .*data.*run the same command again"):
+        prepare(config)
+    committed = _num_committed(config.output)
+    assert committed > 5
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    manifest = prepare(config)
+    assert manifest.retokenized_units <= 2 * _WORKERS
+    assert _hashes(config.output) == expected
