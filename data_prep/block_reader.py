@@ -72,6 +72,7 @@ class BlockReader:
                     yield BlockHeader(block.index, block.too_long, block.damage), block.data
                 elif done[block.index] not in (None, raw_sha256(block)):
                     raise ChangedInputError(f"{file.path}: other bytes in unit {block.index} than when it was committed")
+                del block  # not to be held while the next one is read
             file.refuse_change()
         except (OSError, ChangedInputError) as error:
             yield Unreadable(file.index, describe(error)), _NOTHING
@@ -129,5 +130,6 @@ def _never_none(blocks: Iterator[Block]) -> Iterator[Block]:
     for block in blocks:
         found = True
         yield block
+        del block
     if not found:
         yield Block(0, _NOTHING, damage=EMPTY_FILE)

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -139,7 +138,7 @@ class _BlockBuilder:
     unit_bytes: int
     max_record_bytes: int
     position: int
-    parts: list[bytes] = field(default_factory=list)
+    held: bytearray = field(default_factory=bytearray)
     line_bytes: int = 0
     passing_over: bool = False
     too_long: list[int] = field(default_factory=list)
@@ -149,7 +148,7 @@ class _BlockBuilder:
 
     @property
     def holds_bytes(self) -> bool:
-        return bool(self.parts)
+        return bool(self.held)
 
     def add(self, piece: bytes) -> Iterator[Block]:
         while piece:
@@ -164,9 +163,9 @@ class _BlockBuilder:
                 yield self.close()
 
     def close(self, damage: str | None = None) -> Block:
-        data: npt.NDArray[Any] = np.frombuffer(b"".join(self.parts), dtype=np.uint8)
-        block = Block(self.index, data, tuple(self.too_long), damage)
-        self.parts, self.too_long, self.line_bytes, self.passing_over = [], [], 0, False
+        # The block takes the buffer over: no copy, and nothing of it stays here.
+        block = Block(self.index, np.frombuffer(self.held, dtype=np.uint8), tuple(self.too_long), damage)
+        self.held, self.too_long, self.line_bytes, self.passing_over = bytearray(), [], 0, False
         self.index = self.position // self.unit_bytes
         return block
 
@@ -176,18 +175,14 @@ class _BlockBuilder:
             if newline < 0:
                 return
             piece, self.passing_over = piece[newline:], False
-        self.parts.append(piece)
+        self.held += piece
         newline = piece.rfind(_NEWLINE)
         self.line_bytes = len(piece) - newline - 1 if newline >= 0 else self.line_bytes + len(piece)
         if self.line_bytes > self.max_record_bytes:
             self._pass_over_line()
 
     def _pass_over_line(self) -> None:
-        excess = self.line_bytes - _SHOWN_BYTES
-        while excess > 0:
-            tail = self.parts.pop()
-            if len(tail) > excess:
-                self.parts.append(tail[:-excess])
-            excess -= len(tail)
-        self.too_long.append(sum(part.count(_NEWLINE) for part in self.parts))
-        self.line_bytes, self.passing_over = min(self.line_bytes, _SHOWN_BYTES), True
+        shown = min(self.line_bytes, _SHOWN_BYTES)
+        del self.held[len(self.held) - self.line_bytes + shown :]
+        self.too_long.append(self.held.count(_NEWLINE))
+        self.line_bytes, self.passing_over = shown, True

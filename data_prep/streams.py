@@ -23,7 +23,7 @@ _PARQUET_ROWS = 1024
 
 # Only plain lines can be entered in the middle, so only they are cut into byte ranges.
 PLAIN_SUFFIX = ".jsonl"
-SUFFIXES = (PLAIN_SUFFIX, ".jsonl.zst", ".jsonl.gz", ".jsonl.xz", ".parquet", ".txt")
+SUFFIXES = (PLAIN_SUFFIX, ".jsonl.zst", ".jsonl.gz", ".json.gz", ".jsonl.xz", ".parquet", ".txt")
 
 
 class DamagedStreamError(ValueError):
@@ -61,7 +61,7 @@ def read_chunks(path: Path, on_read: Callable[[bytes], object] = lambda data: No
         if name.endswith(".jsonl.zst"):
             context = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW_BYTES)
             yield from _read_frames(path, file, lambda: context.decompressobj(), b"", on_read)
-        elif name.endswith(".jsonl.gz"):
+        elif name.endswith((".jsonl.gz", ".json.gz")):
             # Tape tools and some object stores pad gzip files with zeros, which start no member.
             yield from _read_frames(path, file, lambda: zlib.decompressobj(zlib.MAX_WBITS | 16), b"\0", on_read)
         elif name.endswith(".jsonl.xz"):

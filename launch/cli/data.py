@@ -1,4 +1,4 @@
-"""`fnet-t5 data`: check a dataset folder, read in it, count it."""
+"""`fnet-t5 data`: check a dataset folder, read in it, count it, add row lengths, join folders."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Dataset folder made
 def register(app: typer.Typer) -> None:
     """Add the group to the command line."""
     group = typer.Typer(
-        help="Check, read and count a dataset folder.", no_args_is_help=True, epilog="Example: fnet-t5 data inspect data/pile"
+        help="Check, read, count, repack and join dataset folders.",
+        no_args_is_help=True,
+        epilog="Example: fnet-t5 data inspect data/pile",
     )
     group.command(epilog="Example: fnet-t5 data verify data/pile", no_args_is_help=True)(verify)
     group.command(epilog="Example: fnet-t5 data inspect data/pile --split val --rows 5", no_args_is_help=True)(inspect)
     group.command(epilog="Example: fnet-t5 data stats data/pile", no_args_is_help=True)(stats)
+    group.command(epilog="Example: fnet-t5 data pack data/pile 1024 2048", no_args_is_help=True)(pack)
+    group.command(epilog="Example: fnet-t5 data merge data/a data/b --output data/both", no_args_is_help=True)(merge)
     app.add_typer(group, name="data")
 
 
@@ -66,8 +70,11 @@ def inspect(
             console.print(Text(piece))
 
 
-def stats(folder: Folder) -> None:
-    """Tables: documents and tokens by source, packing, time by stage, and what was rejected."""
+def stats(
+    folder: Folder,
+    plot: Annotated[Path | None, typer.Option(help="Draw the lengths of documents by source to this .png or .svg.")] = None,
+) -> None:
+    """Tables: documents and tokens by source, lengths, packing, time by stage, and what was rejected."""
     from rich.console import Console
 
     from data_prep.manifest import load_manifest
@@ -75,8 +82,18 @@ def stats(folder: Folder) -> None:
 
     manifest = load_manifest(folder)
     console = Console()
-    for table in (*tables.sources(manifest), tables.packing(manifest), tables.stages(manifest)):
+    for table in (
+        *tables.sources(manifest),
+        *tables.lengths(manifest),
+        tables.packing(manifest),
+        tables.stages(manifest),
+    ):
         console.print(table)
+    if plot is not None:
+        from launch.cli.length_plot import draw_lengths
+
+        draw_lengths(manifest, plot)
+        typer.echo(f"Lengths drawn to {plot}")
     num_bytes = sum(record.bytes for record in manifest.inputs)
     tokenizer = manifest.tokenizer
     lines = [
@@ -90,3 +107,44 @@ def stats(folder: Folder) -> None:
     ]
     for line in lines:
         typer.echo(line)
+
+
+def pack(
+    folder: Folder,
+    lengths: Annotated[list[int], typer.Argument(metavar="LENGTH...", help="Row lengths in tokens.", min=1)],
+    method: Annotated[str, typer.Option(help="best_fit, concatenate or document.")] = "best_fit",
+) -> None:
+    """Add row indexes of other lengths; the tokens stay as they are."""
+    from rich.console import Console
+
+    from data_prep.config import PackingConfig
+    from data_prep.pack_folder import pack_folder
+    from launch.cli import tables
+
+    wanted = PackingConfig.model_validate({"lengths": lengths, "method": method})
+    Console().print(tables.packing(pack_folder(folder, wanted.lengths, wanted.method)))
+
+
+def merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Finished folders of one tokenizer.")],
+    output: Annotated[Path, typer.Option(help="Dataset folder to make.")],
+    lengths: Annotated[list[int] | None, typer.Option(help="Row lengths. Default: those of the first folder.")] = None,
+) -> None:
+    """Join the documents of several folders, in the order given, and pack them anew."""
+    import shlex
+    import sys
+
+    from rich.console import Console
+
+    from data_prep.config import PackingConfig
+    from data_prep.manifest import load_manifest
+    from data_prep.merge import merge as join
+    from launch.cli import tables
+
+    there = next(iter(load_manifest(folders[0]).splits.values())).packing
+    packing = PackingConfig.model_validate(
+        {"lengths": lengths or [record.row_length for record in there], "method": there[0].method}
+    )
+    manifest = join(folders, output, packing, shlex.join(["fnet-t5", *sys.argv[1:]]))
+    for table in tables.sources(manifest):
+        Console().print(table)

@@ -26,6 +26,18 @@ def sources(manifest: Manifest) -> Iterator[Table]:
         yield table
 
 
+def lengths(manifest: Manifest) -> Iterator[Table]:
+    """One table: how many documents of training lie between one power of two of tokens and the next, by source."""
+    for split, record in _in_order(manifest)[:1]:
+        first = min(next(i for i, count in enumerate(bins) if count) for bins in record.length_histogram.values())
+        last = max(map(len, record.length_histogram.values()))
+        table = _table(f"{split}: tokens", *(f"{1 << bin_}+" for bin_ in range(first, last)))
+        for source, bins in sorted(record.length_histogram.items()):
+            padded = bins + [0] * (last - len(bins))
+            table.add_row(source, *(f"{count:,}" if count else "" for count in padded[first:]))
+        yield table
+
+
 def packing(manifest: Manifest) -> Table:
     """The row indexes of every split: rows, pieces of documents in them, and padding."""
     table = _table("rows of", "split", "rows", "pieces", "padding", "cut", "method")
