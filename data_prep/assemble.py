@@ -16,7 +16,8 @@ from data_prep.config import PackingConfig
 from data_prep.files import atomic_write, canonical_json, fsync_folder
 from data_prep.indexed_dataset import TokenFile, write_index
 from data_prep.manifest import MANIFEST_FILE, PackingRecord, SourceCounts
-from data_prep.packing import pack, rows_file
+from data_prep.packing import rows_file
+from data_prep.row_index import write_row_index
 from data_prep.tokenizer import TOKENIZER_FILE
 from data_prep.unit_store import DOCUMENT_DTYPE, DOCUMENTS, QUARANTINE, UnitKey, UnitRecord, UnitStore
 from data_prep.work_units import SPLITS, Split
@@ -137,21 +138,10 @@ def join_quarantine(records: Sequence[UnitRecord], store: UnitStore, path: Path)
 def pack_split(output: Path, split: Split, config: PackingConfig) -> list[PackingRecord]:
     """Write `<split>.rows_<length>.npy` for each length and say how well they are filled."""
     lengths = TokenFile(output / split).lengths
-    records = []
-    for row_length in config.lengths:
-        rows = pack(lengths, row_length, config.method)
-        rows.save(output / rows_file(split, row_length))
-        records.append(
-            PackingRecord(
-                row_length=row_length,
-                method=config.method,
-                rows=rows.num_rows,
-                pieces=rows.num_pieces,
-                padding_share=rows.padding_share,
-                cut_documents=rows.num_cut(lengths),
-            )
-        )
-    return records
+    return [
+        write_row_index(output / rows_file(split, row_length), lengths, row_length, config.method)
+        for row_length in config.lengths
+    ]
 
 
 def remove_leftovers(output: Path) -> None:
