@@ -31,7 +31,8 @@ _OURS = re.compile(
     rf"|\.({'|'.join(SPLITS)}|{re.escape(MANIFEST_FILE)})\b.*\.tmp"
 )
 
-Masks = Mapping[UnitKey, npt.NDArray[np.bool_]]
+# How often each document of a unit appears: uint8 (documents,). Units that are not named appear once.
+Copies = Mapping[UnitKey, npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -55,40 +56,54 @@ class SplitContent:
     histogram: dict[str, list[int]]
 
 
-def split_content(records: Sequence[UnitRecord], split: Split, store: UnitStore, masks: Masks) -> SplitContent:
-    """Collect what goes into a split, units in order. `masks` says which documents of a unit stay, where not all do."""
-    lengths: list[npt.NDArray[np.int32]] = [np.empty(0, dtype=np.int32)]
-    copies: list[TokenCopy] = []
-    counts: dict[str, npt.NDArray[np.int64]] = {}  # (documents, tokens, bytes, bins…) by source
-    offset = 0
-    for record in records:
-        documents = store.section(record, DOCUMENTS, DOCUMENT_DTYPE)
-        in_split = documents["split"] == SPLITS.index(split)
-        mine = documents[in_split]
+def split_content(records: Sequence[UnitRecord], split: Split, store: UnitStore, copies: Copies) -> SplitContent:
+    """Collect what goes into a split: units in order, and again in order for what appears more than once."""
+    content = _Content()
+    passes = max((int(number.max(initial=0)) for number in copies.values()), default=1) if copies else 1
+    for number in range(max(passes, 1)):
+        for record in records:
+            if number and (record.key not in copies or copies[record.key].max(initial=0) <= number):
+                continue
+            documents = store.section(record, DOCUMENTS, DOCUMENT_DTYPE)
+            in_split = documents["split"] == SPLITS.index(split)
+            kept = copies[record.key][in_split] > number if record.key in copies else None
+            content.add(record, documents[in_split], None if kept is None or kept.all() else kept)
+    return content.whole()
+
+
+class _Content:
+    """A split's content as it is collected."""
+
+    def __init__(self) -> None:
+        self._lengths: list[npt.NDArray[np.int32]] = [np.empty(0, dtype=np.int32)]
+        self._copies: list[TokenCopy] = []
+        self._counts: dict[str, npt.NDArray[np.int64]] = {}  # (documents, tokens, bytes, bins…) by source
+        self._offset = 0
+
+    def add(self, record: UnitRecord, mine: npt.NDArray[np.void], kept: npt.NDArray[np.bool_] | None) -> None:
+        """Append the documents of one unit that are in the split and `kept`."""
+        before = np.ascontiguousarray(mine["tokens"]) if kept is not None else None
+        mine = mine if kept is None else mine[kept]
         if not len(mine):
-            continue
-        mask = masks.get(record.key)
-        kept = mask[in_split] if mask is not None else None
-        before = np.ascontiguousarray(mine["tokens"])
-        if kept is not None and kept.all():
-            kept = None
-        if kept is not None:
-            mine = mine[kept]
-        copies.append(TokenCopy(record, offset, before if kept is not None else None, kept))
-        lengths.append(np.ascontiguousarray(mine["tokens"]))
-        offset += int(mine["tokens"].sum(dtype=np.int64))
+            return
+        self._copies.append(TokenCopy(record, self._offset, before, kept))
+        self._lengths.append(np.ascontiguousarray(mine["tokens"]))
+        self._offset += int(mine["tokens"].sum(dtype=np.int64))
         for number in np.unique(mine["source"]).tolist():
             rows = mine[mine["source"] == number]
             bins = np.bincount(np.frexp(rows["tokens"])[1] - 1, minlength=NUM_HISTOGRAM_BINS)
             found = np.array([len(rows), rows["tokens"].sum(dtype=np.int64), rows["bytes"].sum(), *bins], dtype=np.int64)
             source = record.sources[number]
-            counts[source] = counts[source] + found if source in counts else found
-    sources = {
-        source: SourceCounts(documents=int(found[0]), tokens=int(found[1]), bytes=int(found[2]))
-        for source, found in counts.items()
-    }
-    histogram = {source: np.trim_zeros(found[3:], "b").tolist() for source, found in counts.items()}
-    return SplitContent(np.concatenate(lengths), copies, sources, histogram)
+            self._counts[source] = self._counts[source] + found if source in self._counts else found
+
+    def whole(self) -> SplitContent:
+        """All that was added."""
+        sources = {
+            source: SourceCounts(documents=int(found[0]), tokens=int(found[1]), bytes=int(found[2]))
+            for source, found in self._counts.items()
+        }
+        histogram = {source: np.trim_zeros(found[3:], "b").tolist() for source, found in self._counts.items()}
+        return SplitContent(np.concatenate(self._lengths), self._copies, sources, histogram)
 
 
 def join_tokens(

@@ -102,8 +102,10 @@ class Manifest(_Record):
     """`manifest.json`. Between two runs on the same inputs only `stage_seconds`, `command`, `retokenized_units` and
     `manifest_sha256` may differ. `config` holds the decisions that output bytes depend on.
 
-    `records` counts all that were read: documents of the splits + `rejected` + `dropped`, exactly. `skipped_inputs` says
-    why files were left out. `retokenized_units` were started more than once, because of a crash or damage.
+    `records` counts all that were read: documents of the splits - `repeated` + `rejected` + `dropped`, exactly. `repeated`
+    counts documents beyond their first copy and `epochs` is how often training reads each source, where a mixture was
+    asked for. `skipped_inputs` says why files were left out. `retokenized_units` were started more than once, because of
+    a crash or damage.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -117,6 +119,8 @@ class Manifest(_Record):
     records: int
     rejected: dict[str, int]
     dropped: dict[str, int]
+    repeated: int = 0
+    epochs: dict[str, float] = {}
     blank_lines: int
     skipped_inputs: dict[str, str]
     engine: EngineRecord

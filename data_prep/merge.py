@@ -89,6 +89,7 @@ def _merged(
         records=sum(manifest.records for manifest in manifests),
         rejected=dict(sum((Counter(manifest.rejected) for manifest in manifests), Counter())),
         dropped=dict(sum((Counter(manifest.dropped) for manifest in manifests), Counter())),
+        repeated=sum(manifest.repeated for manifest in manifests),
         blank_lines=sum(manifest.blank_lines for manifest in manifests),
         skipped_inputs={f"{name}/{key}": why for name, manifest in named for key, why in manifest.skipped_inputs.items()},
         engine=EngineRecord(

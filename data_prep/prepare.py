@@ -12,11 +12,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
 from data_prep.assemble import (
     QUARANTINE_FILE,
-    Masks,
     join_quarantine,
     join_tokens,
     pack_split,
@@ -42,6 +43,7 @@ from data_prep.manifest import (
     load_manifest,
     write_manifest,
 )
+from data_prep.mixture import epochs_by_source, mixed_copies, refuse_mixed_files, training_sources
 from data_prep.ray_session import ray_session
 from data_prep.schedule import run_units
 from data_prep.tokenize_unit import UnitSettings
@@ -201,6 +203,8 @@ class _Run:
 
     def _begin(self) -> None:
         self.job.clear()
+        if self.config.mixture:
+            refuse_mixed_files(self.files, self.config.mixture, self.config.max_record_bytes)
         _make_tokenizer(self.config, self.files, self.hash_split, self.tokenizer_file)
         tokenizer = load_tokenizer(self.tokenizer_file)
         reason = "asked for by `engine: reference`" if self.config.engine == "reference" else why_not_fast(tokenizer)
@@ -276,15 +280,23 @@ class _Run:
         dropped: Counter[str] = sum((Counter(record.dropped) for record in records), Counter())
         self._refuse_bad_input(records, rejected)
 
-        masks: Masks = {}
+        copies: dict[UnitKey, npt.NDArray[np.uint8]] = {}
         if config.deduplicate:
             with clock.stage("deduplicate"):
-                masks = kept_documents(records, job.store, job.folder)
-            if duplicates := sum(int((~mask).sum()) for mask in masks.values()):
+                copies = kept_documents(records, job.store, job.folder)
+            if duplicates := _num_absent(copies):
                 dropped["duplicate"] = duplicates
+        epochs: dict[str, float] = {}
+        if config.mixture:
+            with clock.stage("mix"):
+                epochs = epochs_by_source(config.mixture, training_sources(records, job.store, copies))
+                absent = _num_absent(copies)
+                copies = mixed_copies(records, job.store, copies, epochs, config.seed)
+            if thinned := _num_absent(copies) - absent:
+                dropped["below one epoch"] = thinned
         splits: dict[str, SplitRecord] = {}
         for split in SPLITS:
-            content = split_content(records, split, job.store, masks)
+            content = split_content(records, split, job.store, copies)
             if content.sources:
                 with clock.stage(f"assemble {split}"):
                     join_tokens(content, split, job.store, output, dtype, pool)
@@ -301,7 +313,8 @@ class _Run:
 
         num_records = sum(record.lines - record.blank_lines for record in records)
         kept = sum(split.total.documents for split in splits.values())
-        assert num_records == kept + rejected.total() + dropped.total(), "a record is neither kept nor counted as dropped"
+        repeated = sum(int(np.maximum(number, 1).sum(dtype=np.int64)) - len(number) for number in copies.values())
+        assert num_records == kept - repeated + rejected.total() + dropped.total(), "a record is neither kept nor counted"
         identity = config.identity()
         settings = self._settings()
         manifest = Manifest(
@@ -315,6 +328,8 @@ class _Run:
             records=num_records,
             rejected=dict(rejected),
             dropped=dict(dropped),
+            repeated=repeated,
+            epochs=epochs,
             blank_lines=sum(record.blank_lines for record in records),
             skipped_inputs={self.files[number].name: reason for number, reason in sorted(self.skipped.items())},
             engine=EngineRecord(
@@ -358,6 +373,10 @@ def _make_tokenizer(config: PrepareConfig, files: list[InputFile], hash_split: H
         keep=lambda text: not config.splits_by_hash or hash_split(text) == "train",
     )
     save_tokenizer(train_tokenizer(texts, config.vocab_size), path)
+
+
+def _num_absent(copies: Mapping[UnitKey, npt.NDArray[np.uint8]]) -> int:
+    return sum(int((number == 0).sum()) for number in copies.values())
 
 
 def _refuse_nothing_to_train_on(splits: Mapping[str, SplitRecord]) -> None:

@@ -16,11 +16,13 @@ def sources(manifest: Manifest) -> Iterator[Table]:
     """One table a split: documents, tokens and bytes of text by source, and in all."""
     rows = source_table(manifest)
     for split, record in _in_order(manifest):
-        table = _table(split, "documents", "tokens", "share", "MB", "B/token")
+        mixed = split == "train" and bool(manifest.epochs)
+        table = _table(split, "documents", "tokens", "share", "MB", "B/token", *(["epochs"] if mixed else []))
         for row in rows:
             if row.split == split:
                 counts = SourceCounts(documents=row.documents, tokens=row.tokens, bytes=row.bytes)
-                table.add_row(row.source, *_cells(counts, row.token_share))
+                epochs = [f"{manifest.epochs[row.source]:.3g}"] if mixed else []
+                table.add_row(row.source, *_cells(counts, row.token_share), *epochs)
         table.add_section()
         table.add_row("all", *_cells(record.total, 1.0))
         yield table
@@ -73,7 +75,8 @@ def reconciliation(manifest: Manifest) -> str:
     kept = sum(record.total.documents for record in manifest.splits.values())
     lost = {**manifest.rejected, **manifest.dropped}
     parts = [f"{kept:,} kept", *(f"{count:,} {reason}" for reason, count in sorted(lost.items()))]
-    return f"Records: {manifest.records:,} read = {' + '.join(parts)}"
+    repeated = f" - {manifest.repeated:,} repeated" if manifest.repeated else ""
+    return f"Records: {manifest.records:,} read = {' + '.join(parts)}{repeated}"
 
 
 def _in_order(manifest: Manifest) -> list[tuple[str, SplitRecord]]:
