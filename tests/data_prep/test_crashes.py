@@ -160,6 +160,16 @@ def _is_actor(process: psutil.Process) -> bool:
     return title.startswith(("ray::_Worker", "ray::_ReaderActor"))
 
 
+def test_four_workers_write_the_bytes_of_one(
+    big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    config = _config(big_corpus, tokenizer_file, tmp_path / "data", workers=4)
+    process = _start(config)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    assert _hashes(config.output) == expected
+
+
 def test_a_damaged_commit_is_found_and_done_again(
     ray: None, big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
