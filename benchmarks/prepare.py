@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--memory-copies", nargs="*", type=int, default=[], help="more corpus sizes, for memory alone")
-    parser.add_argument("--peer-python", help="an interpreter with datatrove, run on each shard once")
+    parser.add_argument("--peer-python", help="an interpreter with datatrove, run on one shard a worker")
     parser.add_argument("--json", type=Path, help="write the results here too")
     options = parser.parse_args(arguments)
     results: dict[str, object] = {
@@ -244,8 +244,8 @@ def packing(data: Path) -> dict[str, float]:
 
 
 def peer(options: argparse.Namespace) -> dict[str, float]:
-    """datatrove's Megatron writer on each shard once, whole, with as many workers as ours; its start-up is measured on
-    one line a worker and taken off."""
+    """datatrove's Megatron writer on one whole shard a worker, so that none idles, with as many workers as ours; its
+    start-up is measured on one line a worker and taken off."""
     workers = max(options.workers)
     seconds, text_bytes = {}, 0
     for name, max_lines in (("one line", 1), ("all", sys.maxsize)):
@@ -253,7 +253,7 @@ def peer(options: argparse.Namespace) -> dict[str, float]:
             (folder / "raw").mkdir()
             text_bytes = sum(
                 _write_head(shard, folder / "raw" / f"{number}.jsonl.zst", max_lines)
-                for number, shard in enumerate(options.shards)
+                for number, shard in enumerate(options.shards[:workers])
             )
             begin = time.perf_counter()
             paths = [str(path) for path in (folder / "raw", folder / "out", options.tokenizer.resolve(), folder / "logs")]
