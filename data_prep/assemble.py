@@ -15,7 +15,7 @@ import orjson
 from data_prep.config import PackingConfig
 from data_prep.files import atomic_write, canonical_json, fsync_folder
 from data_prep.indexed_dataset import TokenFile, write_index
-from data_prep.manifest import MANIFEST_FILE, PackingRecord, SourceCounts
+from data_prep.manifest import MANIFEST_FILE, PackingRecord, SourceCounts, sources_file
 from data_prep.packing import rows_file
 from data_prep.row_index import write_row_index
 from data_prep.tokenizer import TOKENIZER_FILE
@@ -26,8 +26,9 @@ from data_prep.workers import Call, WorkerPool
 QUARANTINE_FILE = "quarantine.jsonl"
 NUM_HISTOGRAM_BINS = 32
 _COPIED_AT_ONCE = 1 << 26  # tokens
+_MAX_SOURCES = 1 << 16
 _OURS = re.compile(
-    rf"({'|'.join(SPLITS)})\.(bin|idx|rows_\d+\.npy)|{re.escape(QUARANTINE_FILE)}|{re.escape(TOKENIZER_FILE)}"
+    rf"({'|'.join(SPLITS)})\.(bin|idx|(rows_\d+|sources)\.npy)|{re.escape(QUARANTINE_FILE)}|{re.escape(TOKENIZER_FILE)}"
     rf"|\.({'|'.join(SPLITS)}|{re.escape(MANIFEST_FILE)})\b.*\.tmp"
 )
 
@@ -48,9 +49,11 @@ class TokenCopy:
 
 @dataclass(frozen=True)
 class SplitContent:
-    """One split of the corpus. lengths: int32 (documents,) in tokens; histogram bin i counts lengths in [2^i, 2^(i+1))."""
+    """One split of the corpus. lengths: int32 (documents,) in tokens; source_of: uint16 (documents,), each document's
+    place in `sorted(sources)`; histogram bin i counts lengths in [2^i, 2^(i+1))."""
 
     lengths: npt.NDArray[np.int32]
+    source_of: npt.NDArray[np.uint16]
     copies: list[TokenCopy]
     sources: dict[str, SourceCounts]
     histogram: dict[str, list[int]]
@@ -76,6 +79,8 @@ class _Content:
 
     def __init__(self) -> None:
         self._lengths: list[npt.NDArray[np.int32]] = [np.empty(0, dtype=np.int32)]
+        self._source_of: list[npt.NDArray[np.uint16]] = [np.empty(0, dtype=np.uint16)]
+        self._numbers: dict[str, int] = {}  # of sources, as they are met
         self._copies: list[TokenCopy] = []
         self._counts: dict[str, npt.NDArray[np.int64]] = {}  # (documents, tokens, bytes, bins…) by source
         self._offset = 0
@@ -89,6 +94,13 @@ class _Content:
         self._copies.append(TokenCopy(record, self._offset, before, kept))
         self._lengths.append(np.ascontiguousarray(mine["tokens"]))
         self._offset += int(mine["tokens"].sum(dtype=np.int64))
+        numbers = [self._numbers.setdefault(source, len(self._numbers)) for source in record.sources]
+        if len(self._numbers) > _MAX_SOURCES:
+            raise ValueError(
+                f"more than {_MAX_SOURCES:,} sources, at {record.sources[-1]!r}: meta.pile_set_name is for kinds of text, "
+                "not for single documents; leave it out of the input"
+            )
+        self._source_of.append(np.array(numbers, dtype=np.uint16)[mine["source"]])
         for number in np.unique(mine["source"]).tolist():
             rows = mine[mine["source"] == number]
             bins = np.bincount(np.frexp(rows["tokens"])[1] - 1, minlength=NUM_HISTOGRAM_BINS)
@@ -103,7 +115,11 @@ class _Content:
             for source, found in self._counts.items()
         }
         histogram = {source: np.trim_zeros(found[3:], "b").tolist() for source, found in self._counts.items()}
-        return SplitContent(np.concatenate(self._lengths), self._copies, sources, histogram)
+        places = {source: place for place, source in enumerate(sorted(sources))}
+        # A source that is met in records of this split, but never with a document that stays, has no place.
+        renumbered = np.array([places.get(source, 0) for source in self._numbers] or [0], dtype=np.uint16)
+        source_of = renumbered[np.concatenate(self._source_of)]
+        return SplitContent(np.concatenate(self._lengths), source_of, self._copies, sources, histogram)
 
 
 def join_tokens(
@@ -120,7 +136,14 @@ def join_tokens(
         pass
     os.replace(temporary, path)
     fsync_folder(output)
+    write_sources(output, split, content.source_of)
     write_index(output / f"{split}.idx", content.lengths, dtype)
+
+
+def write_sources(output: Path, split: Split, source_of: npt.NDArray[np.uint16]) -> None:
+    """Write `<split>.sources.npy`, what evaluation by source reads: see `SplitContent.source_of`."""
+    with atomic_write(output / sources_file(split)) as file:
+        np.save(file, source_of.astype("<u2", copy=False))
 
 
 def copy_tokens(copies: Sequence[TokenCopy], split: Split, units: Path, target: Path, dtype: np.dtype[Any]) -> None:

@@ -153,6 +153,12 @@ class Manifest(_Record):
         return sha256_bytes(canonical_json(read))
 
 
+def sources_file(split: str) -> str:
+    """The file that holds each document's source in a dataset folder: uint16 (documents,), places in the sorted names of
+    the split's sources."""
+    return f"{split}.sources.npy"
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Write `manifest` with its own hash filled in, whole or not at all, and return it so."""
     manifest = manifest.model_copy(update={"manifest_sha256": manifest.own_sha256()})

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep import pile
@@ -65,6 +66,9 @@ def test_epochs_are_passes_in_order_and_every_record_is_accounted_for(
     kept = sum(record.total.documents for record in manifest.splits.values())
     assert manifest.records == 600 == kept - manifest.repeated + manifest.dropped["below one epoch"]
     assert manifest.epochs == {"ArXiv": 2.5, "Pile-CC": 0.25, "Ours": 1.0}
+    names = sorted(manifest.splits["train"].sources)
+    source_of = [names[place] for place in np.load(tmp_path / "mixed" / "train.sources.npy").tolist()]
+    assert source_of == [text.split(" number")[0] for text in mixed]
     assert verify(tmp_path / "mixed") == []
 
 
