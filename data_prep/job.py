@@ -17,6 +17,7 @@ import orjson
 from data_prep.block_reader import FileEnd, plain_block
 from data_prep.config import PrepareConfig
 from data_prep.files import sha256_file, write_json_atomically
+from data_prep.locations import sha256_location
 from data_prep.tokenize_unit import raw_sha256
 from data_prep.unit_store import UnitKey, UnitRecord, UnitStore
 from data_prep.work_units import InputFile
@@ -72,7 +73,7 @@ class Job:
         self._description = {
             **_identity(config, files),
             "tokenizer_sha256": tokenizer_sha256,
-            "mtime_ns": [file.mtime_ns for file in files],
+            "versions": [file.version for file in files],
             "fast": why_reference is None,
             "why_reference": why_reference,
         }
@@ -166,13 +167,13 @@ class Job:
         self._refuse(sorted(differences))
 
     def _refuse_changed_inputs(self, files: Sequence[InputFile], config: PrepareConfig) -> None:
-        """Compare what was read of files that have another time now; a reader that enters a file checks it itself."""
+        """Compare what was read of files that have another version now; a reader that enters a file checks it itself."""
         differences = []
-        for file, mtime_ns in zip(files, self._description["mtime_ns"], strict=True):
-            if file.mtime_ns == mtime_ns:
+        for file, version in zip(files, self._description["versions"], strict=True):
+            if file.version == version:
                 continue
             if file.index in self.ends:
-                if sha256_file(file.path) != self.ends[file.index].sha256:
+                if sha256_location(file.path) != self.ends[file.index].sha256:
                     differences.append(f"input {file.name} has other bytes")
             elif file.is_plain:
                 differences += [

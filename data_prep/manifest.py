@@ -11,7 +11,7 @@ from data_prep.config import PackingMethod
 from data_prep.files import atomic_write, canonical_json, readable_json, sha256_bytes, sha256_file
 from data_prep.packing import rows_file
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 _THREADS = 4
 
@@ -25,12 +25,14 @@ class _Record(BaseModel):
 
 
 class InputRecord(_Record):
-    """One input file; `split` is "hash" where each document's text decides."""
+    """One input file; `split` is "hash" where each document's text decides. `version` is what a remote place gave: an
+    ETag, or a fingerprint of a dataset, whose `bytes` and `sha256` are of its rows as JSON lines."""
 
     name: str
     split: str
     bytes: int
     sha256: str
+    version: str | None = None
 
 
 class TokenizerRecord(_Record):

@@ -30,6 +30,7 @@ from data_prep.engine import EngineMismatchError, FastEngine, ReferenceEngine, w
 from data_prep.files import atomic_write, canonical_json, only_writer, sha256_bytes, sha256_file
 from data_prep.indexed_dataset import token_dtype
 from data_prep.job import Job, PrepareError
+from data_prep.locations import sha256_location
 from data_prep.manifest import (
     MANIFEST_FILE,
     EngineRecord,
@@ -310,7 +311,7 @@ class _Run:
             config_sha256=sha256_bytes(canonical_json(identity)),
             tokenizer=tokenizer_record,
             token_dtype=dtype.name,
-            inputs=[_input_record(file, job.ends[file.index].sha256) for file in self.files if file.index in job.ends],
+            inputs=[_input_record(file, job.ends[file.index]) for file in self.files if file.index in job.ends],
             splits=splits,
             records=num_records,
             rejected=dict(rejected),
@@ -365,8 +366,18 @@ def _refuse_nothing_to_train_on(splits: Mapping[str, SplitRecord]) -> None:
         raise PrepareError("the input holds no document for the train split; give more input or lower val and test shares")
 
 
-def _input_record(file: InputFile, sha256: str) -> InputRecord:
-    return InputRecord(name=file.name, split=file.split or "hash", bytes=file.bytes, sha256=sha256)
+def _input_record(file: InputFile, end: FileEnd) -> InputRecord:
+    # The version of a local file is a time, which copies change.
+    version = None if isinstance(file.path, Path) else file.version
+    return InputRecord(name=file.name, split=file.split or "hash", bytes=end.bytes, sha256=end.sha256, version=version)
+
+
+def _is_same_input(file: InputFile, there: InputRecord) -> bool:
+    if (file.split or "hash") != there.split or (file.bytes and file.bytes != there.bytes):
+        return False
+    if file.version == there.version != "":
+        return True  # what lies far away is not fetched again
+    return sha256_location(file.path) == there.sha256
 
 
 def _up_to_date(config: PrepareConfig, files: list[InputFile], output: Path) -> Manifest:
@@ -384,7 +395,7 @@ def _up_to_date(config: PrepareConfig, files: list[InputFile], output: Path) -> 
     differences += [f"input {name} is only there" for name in sorted(there.keys() - here.keys())]
     differences += [f"input {name} is only here" for name in sorted(here.keys() - there.keys())]
     for name in sorted(there.keys() & here.keys()):
-        if _input_record(here[name], sha256_file(here[name].path)) != there[name]:
+        if not _is_same_input(here[name], there[name]):
             differences.append(f"input {name} has other bytes or another split")
     differences += [
         f"{name} is damaged there"

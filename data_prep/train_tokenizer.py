@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from data_prep.records import Document, RecordReader
 from data_prep.tokenizer import save_tokenizer, train_tokenizer
-from data_prep.work_units import InputFile, expand, input_file
+from data_prep.work_units import InputFile, expand, input_files
 
 SAMPLE_BYTES = 200_000_000
 
@@ -44,7 +44,8 @@ def train_tokenizer_on_files(
     globs: Sequence[str], vocab_size: int, output: Path, max_record_bytes: int = 256 * 2**20
 ) -> Tokenizer:
     """Train on a sample of the files that `globs` match and write `output`. Raises InputError, TokenizerError."""
-    files = [input_file(index, None, path, path.name) for index, path in enumerate(expand(globs))]
+    paths = expand(globs)
+    files = input_files(paths, [None] * len(paths))
     tokenizer = train_tokenizer(sample_texts(files, max_record_bytes), vocab_size)
     save_tokenizer(tokenizer, output)
     return tokenizer
