@@ -30,10 +30,12 @@ class PrepareError(ValueError):
 
 
 class Job:
-    """The work folder of one run. `exists` says whether a run was begun here; its description is checked, not trusted."""
+    """The work folder of one run, whose `decisions` its output depends on. `exists` says whether a run was begun here; its
+    description is checked, not trusted."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, decisions: dict[str, Any]) -> None:
         self.folder = folder
+        self._decisions = decisions
         self.store = UnitStore(folder / "units")
         self.records: dict[UnitKey, UnitRecord] = {}
         self.ends: dict[int, FileEnd] = {}
@@ -71,7 +73,7 @@ class Job:
     ) -> None:
         """Say what this job is; from here on it can be continued."""
         self._description = {
-            **_identity(config, files),
+            **self._identity(config, files),
             "tokenizer_sha256": tokenizer_sha256,
             "versions": [file.version for file in files],
             "fast": why_reference is None,
@@ -145,7 +147,7 @@ class Job:
         return self.folder / "job.json"
 
     def _refuse_another(self, config: PrepareConfig, files: Sequence[InputFile]) -> None:
-        there, here = self._description, _identity(config, files)
+        there, here = self._description, self._identity(config, files)
         differences = [
             f"{key} was {there['config'].get(key)!r} and is {here['config'].get(key)!r}"
             for key in sorted({*there["config"], *here["config"]})
@@ -192,7 +194,6 @@ class Job:
                 "Run that again as it was, give another --output, or delete the folder"
             )
 
-
-def _identity(config: PrepareConfig, files: Sequence[InputFile]) -> dict[str, Any]:
-    inputs = [[file.name, file.split or "hash", file.bytes] for file in files]
-    return {"config": config.identity(), "unit_bytes": config.unit_bytes, "inputs": inputs}
+    def _identity(self, config: PrepareConfig, files: Sequence[InputFile]) -> dict[str, Any]:
+        inputs = [[file.name, file.split or "hash", file.bytes] for file in files]
+        return {"config": self._decisions, "unit_bytes": config.unit_bytes, "inputs": inputs}

@@ -104,6 +104,8 @@ class Manifest(_Record):
     """`manifest.json`. Between two runs on the same inputs only `stage_seconds`, `command`, `retokenized_units` and
     `manifest_sha256` may differ. `config` holds the decisions that output bytes depend on.
 
+    `notes` is for people: sources that were expected and are not there, references too short to look for.
+
     `records` counts all that were read: documents of the splits + `rejected` + `dropped`, exactly. `skipped_inputs` says
     why files were left out. `retokenized_units` were started more than once, because of a crash or damage.
     """
@@ -121,6 +123,7 @@ class Manifest(_Record):
     dropped: dict[str, int]
     blank_lines: int
     skipped_inputs: dict[str, str]
+    notes: list[str] = []
     engine: EngineRecord
     units: int
     retokenized_units: int
