@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.blocks import Block, cut_blocks, num_ranges, read_range
-from data_prep.files import sha256_file
+from data_prep.dataset_rows import DatasetRows
+from data_prep.locations import sha256_location
 from data_prep.streams import read_chunks
 from data_prep.tokenize_unit import UnitSettings, raw_sha256, tokenize_unit
 from data_prep.unit_store import UnitRecord
@@ -33,7 +34,8 @@ class BlockHeader:
 
 @dataclass(frozen=True)
 class FileEnd:
-    """A file that was read to its end: `sha256` is over its bytes on disk, `blocks` are the numbers of its units."""
+    """A file that was read to its end: `bytes` and `sha256` are of what lies on disk, or of the lines that a dataset
+    became; `blocks` are the numbers of its units."""
 
     file: int
     bytes: int
@@ -72,10 +74,10 @@ class BlockReader:
     def _read(
         self, unit_bytes: int, max_record_bytes: int, done: Mapping[int, str | None]
     ) -> Iterator[tuple[BlockHeader | FileEnd | Unreadable, npt.NDArray[np.uint8]]]:
-        file, digest, blocks = self._file, sha256(), []
+        file, digest, blocks = self._file, _Digest(), []
         try:
             file.refuse_change()
-            for block in _never_none(cut_blocks(read_chunks(file.path, digest.update), unit_bytes, max_record_bytes)):
+            for block in _never_none(cut_blocks(read_chunks(file.path, digest.add), unit_bytes, max_record_bytes)):
                 blocks.append(block.index)
                 if block.index not in done:
                     if self._only is None or block.index in self._only:
@@ -87,7 +89,22 @@ class BlockReader:
         except (OSError, ChangedInputError) as error:
             yield Unreadable(file.index, describe(error)), _NOTHING
             return
-        yield FileEnd(file.index, file.bytes, digest.hexdigest(), tuple(blocks)), _NOTHING
+        yield FileEnd(file.index, digest.bytes, digest.hexdigest(), tuple(blocks)), _NOTHING
+
+
+class _Digest:
+    """A hash and the number of bytes that went into it."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._sha256 = sha256()
+
+    def add(self, data: bytes) -> None:
+        self.bytes += len(data)
+        self._sha256.update(data)
+
+    def hexdigest(self) -> str:
+        return self._sha256.hexdigest()
 
 
 def tokenize_block(
@@ -112,6 +129,7 @@ def plain_block(file: InputFile, index: int, unit_bytes: int, max_record_bytes: 
     """Unit `index` of a plain file; the one unit of an empty file says so."""
     if not file.bytes:
         return Block(0, _NOTHING, damage=EMPTY_FILE)
+    assert not isinstance(file.path, DatasetRows), "rows cannot be entered anywhere"
     return read_range(file.path, index, unit_bytes, max_record_bytes)
 
 
@@ -119,8 +137,8 @@ def hash_plain(file: InputFile, unit_bytes: int) -> FileEnd | Unreadable:
     """What a reader would have said at the end of a plain file."""
     try:
         file.refuse_change()
-        digest = sha256_file(file.path)
-        blocks = tuple(range(max(1, num_ranges(file.path, unit_bytes))))
+        digest = sha256_location(file.path)
+        blocks = tuple(range(max(1, num_ranges(file.bytes, unit_bytes))))
         file.refuse_change()
     except (OSError, ChangedInputError) as error:
         return Unreadable(file.index, describe(error))

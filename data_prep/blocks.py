@@ -4,7 +4,6 @@ A line belongs to the block in whose cell of the grid 0, U, 2U, … of decompres
 be cut by workers that see only their own range, a compressed one by a reader that streams, and both cut alike.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.locations import Location, open_location
+from data_prep.remote import RemoteFile
 from data_prep.streams import DamagedStreamError, read_chunks
 
 _SHOWN_BYTES = 1024
@@ -68,10 +69,10 @@ def cut_blocks(pieces: Iterable[bytes], unit_bytes: int, max_record_bytes: int) 
         yield builder.close()
 
 
-def read_range(path: Path, index: int, unit_bytes: int, max_record_bytes: int) -> Block:
+def read_range(path: Path | RemoteFile, index: int, unit_bytes: int, max_record_bytes: int) -> Block:
     """Block `index` of a plain file of lines, read without what lies before it; perhaps empty."""
     first, end = index * unit_bytes, (index + 1) * unit_bytes
-    with open(path, "rb") as file:
+    with open_location(path) as file:
         position = first
         if first:
             position = first - 1  # a newline right before the cell starts a line in it
@@ -117,7 +118,7 @@ def _newlines(data: npt.NDArray[np.uint8]) -> list[int]:
     return [start + end for start in starts for end in np.flatnonzero(data[start : start + _READ_BYTES] == 0x0A).tolist()]
 
 
-def read_lines(path: Path, max_record_bytes: int, unit_bytes: int = DEFAULT_UNIT_BYTES) -> Iterator[Line | LostTail]:
+def read_lines(path: Location, max_record_bytes: int, unit_bytes: int = DEFAULT_UNIT_BYTES) -> Iterator[Line | LostTail]:
     """All lines of a file in order. A damaged file gives the lines before the damage and then one LostTail."""
     number = 1
     for block in cut_blocks(read_chunks(path), unit_bytes, max_record_bytes):
@@ -126,9 +127,9 @@ def read_lines(path: Path, max_record_bytes: int, unit_bytes: int = DEFAULT_UNIT
             number += 1
 
 
-def num_ranges(path: Path, unit_bytes: int) -> int:
-    """How many blocks a plain file is cut into."""
-    return -(-os.path.getsize(path) // unit_bytes)
+def num_ranges(num_bytes: int, unit_bytes: int) -> int:
+    """How many blocks a plain file of `num_bytes` is cut into: none for an empty one."""
+    return -(-num_bytes // unit_bytes)
 
 
 @dataclass

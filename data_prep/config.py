@@ -50,15 +50,36 @@ class MixtureConfig(BaseModel):
         return "pile" in (self.epochs, self.weights)
 
 
+class LanguageConfig(BaseModel):
+    """Keep documents whose first `first_characters` are in one of the languages `keep`, by py3langid's codes: "en", …,
+    "zxx" for what is no language (numbers, much code), "und" for those below `min_confidence`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keep: Annotated[list[str], Field(min_length=1)]
+    first_characters: PositiveInt = 1000
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class DecontaminateConfig(BaseModel):
+    """Drop training documents that share `ngram` words in a row with any record of the files that `against` names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    against: Annotated[list[str], Field(min_length=1)]
+    ngram: PositiveInt = 13
+
+
 class PrepareConfig(BaseModel):
     """Everything `prepare` takes: what to read, how to tokenize and pack it, where to write, on how many processes.
 
-    `input`, `val` and `test` are globs. With `val` or `test` given, files decide the split; without, a hash of each
-    document's text and `seed` sends `val_share` and `test_share` of the documents there. With no `tokenizer` one of
-    `vocab_size` ids is trained on the input. `workers`, `ray_address`, `unit_bytes`, `engine`, `max_worker_bytes` and
+    `input`, `val` and `test` are globs, URLs or datasets. With `val` or `test` given, files decide the split; without, a
+    hash of each document's text and `seed` sends `val_share` and `test_share` of the documents there. With no `tokenizer`
+    one of `vocab_size` ids is trained on the input. `workers`, `ray_address`, `unit_bytes`, `engine`, `max_worker_bytes` and
     `max_bad_share` change no output byte. `on_unreadable: skip` leaves out files that cannot be read or that change
     during the job. `deduplicate` keeps one of each exact duplicate text, in a held-out split where there is one.
     `mixture` repeats or thins out the sources of the training split.
+    `expected_sources` are said aloud where no document of theirs is kept.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -81,6 +102,9 @@ class PrepareConfig(BaseModel):
     on_unreadable: Literal["fail", "skip"] = "fail"
     include_sources: list[str] | None = None
     exclude_sources: list[str] = []
+    expected_sources: list[str] = []
+    language: LanguageConfig | None = None
+    decontaminate: DecontaminateConfig | None = None
     deduplicate: bool = False
     mixture: MixtureConfig | None = None
     val_share: Annotated[float, Field(ge=0, lt=1)] = 0.005
@@ -102,7 +126,7 @@ class PrepareConfig(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The decisions that output bytes depend on, as JSON values; input and tokenizer files are named by their
-        hashes in the manifest instead."""
+        hashes in the manifest instead. `filters.Filters.identity` adds what these depend on."""
         decisions: dict[str, Any] = {
             "seed": self.seed,
             "packing": self.packing.model_dump(),

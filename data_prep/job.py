@@ -17,6 +17,7 @@ import orjson
 from data_prep.block_reader import FileEnd, plain_block
 from data_prep.config import PrepareConfig
 from data_prep.files import sha256_file, write_json_atomically
+from data_prep.locations import sha256_location
 from data_prep.tokenize_unit import raw_sha256
 from data_prep.unit_store import UnitKey, UnitRecord, UnitStore
 from data_prep.work_units import InputFile
@@ -29,10 +30,12 @@ class PrepareError(ValueError):
 
 
 class Job:
-    """The work folder of one run. `exists` says whether a run was begun here; its description is checked, not trusted."""
+    """The work folder of one run, whose `decisions` its output depends on. `exists` says whether a run was begun here; its
+    description is checked, not trusted."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, decisions: dict[str, Any]) -> None:
         self.folder = folder
+        self._decisions = decisions
         self.store = UnitStore(folder / "units")
         self.records: dict[UnitKey, UnitRecord] = {}
         self.ends: dict[int, FileEnd] = {}
@@ -70,9 +73,9 @@ class Job:
     ) -> None:
         """Say what this job is; from here on it can be continued."""
         self._description = {
-            **_identity(config, files),
+            **self._identity(config, files),
             "tokenizer_sha256": tokenizer_sha256,
-            "mtime_ns": [file.mtime_ns for file in files],
+            "versions": [file.version for file in files],
             "fast": why_reference is None,
             "why_reference": why_reference,
         }
@@ -144,7 +147,7 @@ class Job:
         return self.folder / "job.json"
 
     def _refuse_another(self, config: PrepareConfig, files: Sequence[InputFile]) -> None:
-        there, here = self._description, _identity(config, files)
+        there, here = self._description, self._identity(config, files)
         differences = [
             f"{key} was {there['config'].get(key)!r} and is {here['config'].get(key)!r}"
             for key in sorted({*there["config"], *here["config"]})
@@ -166,13 +169,13 @@ class Job:
         self._refuse(sorted(differences))
 
     def _refuse_changed_inputs(self, files: Sequence[InputFile], config: PrepareConfig) -> None:
-        """Compare what was read of files that have another time now; a reader that enters a file checks it itself."""
+        """Compare what was read of files that have another version now; a reader that enters a file checks it itself."""
         differences = []
-        for file, mtime_ns in zip(files, self._description["mtime_ns"], strict=True):
-            if file.mtime_ns == mtime_ns:
+        for file, version in zip(files, self._description["versions"], strict=True):
+            if file.version == version:
                 continue
             if file.index in self.ends:
-                if sha256_file(file.path) != self.ends[file.index].sha256:
+                if sha256_location(file.path) != self.ends[file.index].sha256:
                     differences.append(f"input {file.name} has other bytes")
             elif file.is_plain:
                 differences += [
@@ -191,9 +194,8 @@ class Job:
                 "Run that again as it was, give another --output, or delete the folder"
             )
 
-
-def _identity(config: PrepareConfig, files: Sequence[InputFile]) -> dict[str, Any]:
-    inputs = [[file.name, file.split or "hash", file.bytes] for file in files]
-    # The mixture is made of finished units: it may still be mended when all are done and a weight turns out to be missing.
-    decisions = {key: value for key, value in config.identity().items() if key != "mixture"}
-    return {"config": decisions, "unit_bytes": config.unit_bytes, "inputs": inputs}
+    def _identity(self, config: PrepareConfig, files: Sequence[InputFile]) -> dict[str, Any]:
+        inputs = [[file.name, file.split or "hash", file.bytes] for file in files]
+        # The mixture is made of finished units: it may still be mended when all are done and a weight is missing.
+        decisions = {key: value for key, value in self._decisions.items() if key != "mixture"}
+        return {"config": decisions, "unit_bytes": config.unit_bytes, "inputs": inputs}

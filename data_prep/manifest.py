@@ -11,7 +11,7 @@ from data_prep.config import PackingMethod
 from data_prep.files import atomic_write, canonical_json, readable_json, sha256_bytes, sha256_file
 from data_prep.packing import rows_file
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 _THREADS = 4
 
@@ -25,12 +25,14 @@ class _Record(BaseModel):
 
 
 class InputRecord(_Record):
-    """One input file; `split` is "hash" where each document's text decides."""
+    """One input file; `split` is "hash" where each document's text decides. `version` is what a remote place gave: an
+    ETag, or a fingerprint of a dataset, whose `bytes` and `sha256` are of its rows as JSON lines."""
 
     name: str
     split: str
     bytes: int
     sha256: str
+    version: str | None = None
 
 
 class TokenizerRecord(_Record):
@@ -102,6 +104,8 @@ class Manifest(_Record):
     """`manifest.json`. Between two runs on the same inputs only `stage_seconds`, `command`, `retokenized_units` and
     `manifest_sha256` may differ. `config` holds the decisions that output bytes depend on.
 
+    `notes` is for people: sources that were expected and are not there, references too short to look for.
+
     `records` counts all that were read: documents of the splits - `repeated` + `rejected` + `dropped`, exactly. `repeated`
     counts documents beyond their first copy and `epochs` is how often training reads each source, where a mixture was
     asked for. `skipped_inputs` says why files were left out. `retokenized_units` were started more than once, because of
@@ -123,6 +127,7 @@ class Manifest(_Record):
     epochs: dict[str, float] = {}
     blank_lines: int
     skipped_inputs: dict[str, str]
+    notes: list[str] = []
     engine: EngineRecord
     units: int
     retokenized_units: int

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +30,10 @@ from data_prep.config import PrepareConfig
 from data_prep.dedup import kept_documents
 from data_prep.engine import EngineMismatchError, FastEngine, ReferenceEngine, why_not_fast
 from data_prep.files import atomic_write, canonical_json, only_writer, sha256_bytes, sha256_file
+from data_prep.filters import FilterPlan, Filters
 from data_prep.indexed_dataset import token_dtype
 from data_prep.job import Job, PrepareError
+from data_prep.locations import sha256_location
 from data_prep.manifest import (
     MANIFEST_FILE,
     EngineRecord,
@@ -45,6 +48,7 @@ from data_prep.manifest import (
 )
 from data_prep.mixture import epochs_by_source, mixed_copies, refuse_mixed_files, training_sources
 from data_prep.ray_session import ray_session
+from data_prep.records import Document
 from data_prep.schedule import run_units
 from data_prep.tokenize_unit import UnitSettings
 from data_prep.tokenizer import TOKENIZER_FILE, eos_id, load_tokenizer, num_ids, save_tokenizer, train_tokenizer
@@ -140,6 +144,7 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | Non
     records than `config.max_bad_share`, nothing to train on), WorkerError, DiskFullError, FolderInUseError, InputError,
     TokenizerError.
     """
+    filters = FilterPlan(config)  # speaks up before anything is read
     files = plan(config)
     # Absolute, because workers run in another folder.
     output = config.output.absolute()
@@ -147,10 +152,10 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | Non
     with only_writer(output):
         if (output / MANIFEST_FILE).exists():
             shutil.rmtree(output / WORK_FOLDER, ignore_errors=True)
-            return _up_to_date(config, files, output)
+            return _up_to_date(config, filters.decisions, files, output)
         remove_leftovers(output)
         try:
-            return _Run(config, files, output, _Clock(files, config.unit_bytes, on_progress), command).run()
+            return _Run(config, filters, files, output, _Clock(files, config.unit_bytes, on_progress), command).run()
         except (OSError, DiskFullError) as error:
             if not isinstance(error, DiskFullError) and not is_disk_full(error):
                 raise
@@ -163,13 +168,25 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | Non
 class _Run:
     """One start of a job, from whatever state the last one left to the manifest."""
 
-    def __init__(self, config: PrepareConfig, files: list[InputFile], output: Path, clock: _Clock, command: str) -> None:
+    def __init__(
+        self,
+        config: PrepareConfig,
+        filters: FilterPlan,
+        files: list[InputFile],
+        output: Path,
+        clock: _Clock,
+        command: str,
+    ) -> None:
         self.config = config
+        self.decisions = filters.decisions
+        self.filter_plan = filters
+        self.filters = Filters()
+        self.notes: list[str] = []
         self.files = files
         self.output = output
         self.clock = clock
         self.command = command
-        self.job = Job(output / WORK_FOLDER)
+        self.job = Job(output / WORK_FOLDER, filters.decisions)
         self.tokenizer_file = self.job.folder / TOKENIZER_FILE
         self.hash_split = HashSplit(config.val_share, config.test_share, config.seed)
         self.skipped: dict[int, str] = {}
@@ -184,6 +201,7 @@ class _Run:
                 self._begin()
         if self.job.why_reference:
             self.clock.note = f"tokenizing with the slow reference: {self.job.why_reference}"
+        self._build_filters()
         self.clock.add(self.job.records.values(), resumed=True)
         for end in self.job.ends.values():
             self.clock.add_end(end)
@@ -201,11 +219,18 @@ class _Run:
                     self.job.fall_back(str(error))
             return self._finish(pool)
 
+    def _build_filters(self) -> None:
+        with self.clock.stage("filters"):
+            self.filters, self.notes = self.filter_plan.build(self.job.folder)
+            for note in self.notes:
+                self.clock.note = note
+                self.clock.tell()
+
     def _begin(self) -> None:
         self.job.clear()
         if self.config.mixture:
             refuse_mixed_files(self.files, self.config.mixture, self.config.max_record_bytes)
-        _make_tokenizer(self.config, self.files, self.hash_split, self.tokenizer_file)
+        _make_tokenizer(self.config, self.filter_plan.filters, self.files, self.hash_split, self.tokenizer_file)
         tokenizer = load_tokenizer(self.tokenizer_file)
         reason = "asked for by `engine: reference`" if self.config.engine == "reference" else why_not_fast(tokenizer)
         self.job.begin(self.config, self.files, sha256_file(self.tokenizer_file), reason)
@@ -236,8 +261,7 @@ class _Run:
             max_record_bytes=config.max_record_bytes,
             unit_bytes=config.unit_bytes,
             units=self.job.store.folder,
-            include_sources=frozenset(config.include_sources) if config.include_sources is not None else None,
-            exclude_sources=frozenset(config.exclude_sources),
+            filters=self.filters,
             digests=config.deduplicate,
         )
 
@@ -315,7 +339,7 @@ class _Run:
         kept = sum(split.total.documents for split in splits.values())
         repeated = sum(int(np.maximum(number, 1).sum(dtype=np.int64)) - len(number) for number in copies.values())
         assert num_records == kept - repeated + rejected.total() + dropped.total(), "a record is neither kept nor counted"
-        identity = config.identity()
+        identity = self.decisions
         settings = self._settings()
         manifest = Manifest(
             command=self.command,
@@ -323,7 +347,7 @@ class _Run:
             config_sha256=sha256_bytes(canonical_json(identity)),
             tokenizer=tokenizer_record,
             token_dtype=dtype.name,
-            inputs=[_input_record(file, job.ends[file.index].sha256) for file in self.files if file.index in job.ends],
+            inputs=[_input_record(file, job.ends[file.index]) for file in self.files if file.index in job.ends],
             splits=splits,
             records=num_records,
             rejected=dict(rejected),
@@ -332,6 +356,7 @@ class _Run:
             epochs=epochs,
             blank_lines=sum(record.blank_lines for record in records),
             skipped_inputs={self.files[number].name: reason for number, reason in sorted(self.skipped.items())},
+            notes=[*self.notes, *_missing_sources(config, splits, dropped)],
             engine=EngineRecord(
                 name=(FastEngine(tokenizer) if settings.fast else ReferenceEngine(tokenizer)).name,
                 note=job.why_reference,
@@ -360,18 +385,19 @@ class _Run:
             )
 
 
-def _make_tokenizer(config: PrepareConfig, files: list[InputFile], hash_split: HashSplit, path: Path) -> None:
+def _make_tokenizer(config: PrepareConfig, filters: Filters, files: list[InputFile], hash_split: HashSplit, path: Path) -> None:
     if config.tokenizer:
         load_tokenizer(config.tokenizer)  # speaks up before anything is read
         with atomic_write(path) as file:
             file.write(config.tokenizer.read_bytes())
         return
     training = [file for file in files if file.split in (None, "train")]
-    texts = sample_texts(
-        training,
-        config.max_record_bytes,
-        keep=lambda text: not config.splits_by_hash or hash_split(text) == "train",
-    )
+
+    def keep(document: Document, text: bytes) -> bool:
+        in_training = not config.splits_by_hash or hash_split(text) == "train"
+        return in_training and filters.why_dropped(document) is None
+
+    texts = sample_texts(training, config.max_record_bytes, keep=keep)
     save_tokenizer(train_tokenizer(texts, config.vocab_size), path)
 
 
@@ -384,17 +410,38 @@ def _refuse_nothing_to_train_on(splits: Mapping[str, SplitRecord]) -> None:
         raise PrepareError("the input holds no document for the train split; give more input or lower val and test shares")
 
 
-def _input_record(file: InputFile, sha256: str) -> InputRecord:
-    return InputRecord(name=file.name, split=file.split or "hash", bytes=file.bytes, sha256=sha256)
+def _missing_sources(config: PrepareConfig, splits: Mapping[str, SplitRecord], dropped: Mapping[str, int]) -> list[str]:
+    """One line naming the expected sources that no document is of, and how many were left out by name."""
+    kept = {source for split in splits.values() for source in split.sources}
+    missing = [source for source in config.expected_sources if source not in kept]
+    if not missing:
+        return []
+    left_out = {source: dropped.get(f"source {source}", 0) for source in missing}
+    named = [f"{source} ({count:,} documents left out by name)" if count else source for source, count in left_out.items()]
+    return [f"{len(missing)} of {len(config.expected_sources)} expected sources are missing: {', '.join(named)}"]
 
 
-def _up_to_date(config: PrepareConfig, files: list[InputFile], output: Path) -> Manifest:
+def _input_record(file: InputFile, end: FileEnd) -> InputRecord:
+    # The version of a local file is a time, which copies change.
+    version = None if isinstance(file.path, Path) else file.version
+    return InputRecord(name=file.name, split=file.split or "hash", bytes=end.bytes, sha256=end.sha256, version=version)
+
+
+def _is_same_input(file: InputFile, there: InputRecord) -> bool:
+    if (file.split or "hash") != there.split or (file.bytes and file.bytes != there.bytes):
+        return False
+    if file.version == there.version != "":
+        return True  # what lies far away is not fetched again
+    return sha256_location(file.path) == there.sha256
+
+
+def _up_to_date(config: PrepareConfig, decisions: Mapping[str, Any], files: list[InputFile], output: Path) -> Manifest:
     """The manifest of a finished folder, if this run would make the same one."""
     manifest = load_manifest(output)
     differences = [
-        f"{key} is {manifest.config.get(key)!r} there and {config.identity().get(key)!r} here"
-        for key in sorted({*manifest.config, *config.identity()})
-        if manifest.config.get(key) != config.identity().get(key)
+        f"{key} is {manifest.config.get(key)!r} there and {decisions.get(key)!r} here"
+        for key in sorted({*manifest.config, *decisions})
+        if manifest.config.get(key) != decisions.get(key)
     ]
     if config.tokenizer and sha256_file(config.tokenizer) != manifest.tokenizer.sha256:
         differences.append(f"the tokenizer is not {config.tokenizer}")
@@ -403,7 +450,7 @@ def _up_to_date(config: PrepareConfig, files: list[InputFile], output: Path) -> 
     differences += [f"input {name} is only there" for name in sorted(there.keys() - here.keys())]
     differences += [f"input {name} is only here" for name in sorted(here.keys() - there.keys())]
     for name in sorted(there.keys() & here.keys()):
-        if _input_record(here[name], sha256_file(here[name].path)) != there[name]:
+        if not _is_same_input(here[name], there[name]):
             differences.append(f"input {name} has other bytes or another split")
     differences += [
         f"{name} is damaged there"

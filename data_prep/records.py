@@ -5,12 +5,12 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
 
 from data_prep.blocks import Line, LostTail, read_lines
+from data_prep.locations import Location
 
 UNKNOWN_SOURCE = "unknown"
 
@@ -48,7 +48,7 @@ class BadRecordError(ValueError):
 class RecordReader:
     """The documents and rejected records of one file, in order; `num_blank_lines` is complete after the iteration."""
 
-    def __init__(self, path: Path, name: str, max_record_bytes: int) -> None:
+    def __init__(self, path: Location, name: str, max_record_bytes: int) -> None:
         self.path = path
         self.name = name
         self.max_record_bytes = max_record_bytes

@@ -161,10 +161,7 @@ class _Schedule:
         return _ActiveReader(actor, file, set(given), tries, only)
 
     def _plain_calls(self, file: InputFile) -> Iterator[Call]:
-        try:
-            num_units = max(1, num_ranges(file.path, self._settings.unit_bytes))
-        except OSError:
-            num_units = 0  # gone: the hash below says so
+        num_units = max(1, num_ranges(file.bytes, self._settings.unit_bytes))
         done = self._done.get(file.index, {})
         for index in range(num_units):
             if index not in done:

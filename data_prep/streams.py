@@ -2,7 +2,7 @@
 
 python-zstandard ends silently both after the first frame (`decompressobj`, `read_to_iter`) and at the cut of a
 truncated file (`stream_reader`), so frames are walked one by one here and each must say that it ended. Containers
-that hold no lines, Parquet and plain text, become the JSON lines that they would have been.
+that hold no lines, Parquet, plain text and datasets, become the JSON lines that they would have been.
 """
 
 import lzma
@@ -13,6 +13,10 @@ from typing import BinaryIO, Protocol
 
 import orjson
 import zstandard
+
+from data_prep.dataset_rows import DatasetRows
+from data_prep.locations import Location, can_enter, open_location
+from data_prep.remote import RemoteError, RemoteFile
 
 _PLAIN_CHUNK_BYTES = 1 << 20
 # Small, because one compressed chunk is expanded at once: this bounds memory on highly repetitive input.
@@ -29,7 +33,7 @@ SUFFIXES = (PLAIN_SUFFIX, ".jsonl.zst", ".jsonl.gz", ".json.gz", ".jsonl.xz", ".
 class DamagedStreamError(ValueError):
     """A compressed file that ends early (`reason` "truncated") or does not decode ("corrupt")."""
 
-    def __init__(self, path: Path, reason: str, detail: str) -> None:
+    def __init__(self, path: Location, reason: str, detail: str) -> None:
         super().__init__(f"{path}: {reason}: {detail}; fetch or compress the file again")
         self.reason = reason
 
@@ -48,16 +52,22 @@ class _Decompressor(Protocol):
     def decompress(self, data: bytes, /) -> bytes: ...
 
 
-def read_chunks(path: Path, on_read: Callable[[bytes], object] = lambda data: None) -> Iterator[bytes]:
+def read_chunks(path: Location, on_read: Callable[[bytes], object] = lambda data: None) -> Iterator[bytes]:
     """The decompressed bytes of a file in pieces of no particular size; `on_read` sees the bytes as they lie on disk.
 
-    Raises DamagedStreamError after the last good piece, UnknownFormatError for a name that ends in no known suffix.
+    A dataset has no bytes on disk: `on_read` sees its lines. Raises DamagedStreamError after the last good piece,
+    UnknownFormatError for a name that ends in no known suffix.
     """
+    if isinstance(path, DatasetRows):
+        for lines in path.lines():
+            on_read(lines)
+            yield lines
+        return
     name = path.name.lower()
     if name.endswith(".parquet"):
         yield from _parquet_lines(path, on_read)
         return
-    with open(path, "rb") as file:
+    with open_location(path) as file:
         if name.endswith(".jsonl.zst"):
             context = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW_BYTES)
             yield from _read_frames(path, file, lambda: context.decompressobj(), b"", on_read)
@@ -81,7 +91,7 @@ def read_chunks(path: Path, on_read: Callable[[bytes], object] = lambda data: No
 
 
 def _read_frames(
-    path: Path, file: BinaryIO, new: Callable[[], _Decompressor], padding: bytes, on_read: Callable[[bytes], object]
+    path: Location, file: BinaryIO, new: Callable[[], _Decompressor], padding: bytes, on_read: Callable[[bytes], object]
 ) -> Iterator[bytes]:
     frame: _Decompressor | None = None
     while chunk := file.read(_COMPRESSED_CHUNK_BYTES):
@@ -105,19 +115,23 @@ def _read_frames(
         raise DamagedStreamError(path, "truncated", "the last compressed frame does not end")
 
 
-def _parquet_lines(path: Path, on_read: Callable[[bytes], object]) -> Iterator[bytes]:
+def _parquet_lines(path: Path | RemoteFile, on_read: Callable[[bytes], object]) -> Iterator[bytes]:
     """The rows of a Parquet file as JSON lines: columns `text`, and `meta` where there is one."""
     import pyarrow as pa  # late: only those with Parquet files pay for the import
     import pyarrow.parquet as pq
 
-    with open(path, "rb") as file:
+    if not can_enter(path):
+        raise RemoteError(f"{path}: Parquet is read from its end, but this server only sends whole files: download it")
+    with open_location(path) as file:
         while chunk := file.read(_PLAIN_CHUNK_BYTES):
             on_read(chunk)
     try:
-        with pq.ParquetFile(path) as parquet:
+        with open_location(path) as file, pq.ParquetFile(file) as parquet:
             columns = [name for name in ("text", "meta") if name in parquet.schema_arrow.names]
             for batch in parquet.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
                 yield b"".join(orjson.dumps(row, default=str) + b"\n" for row in batch.to_pylist())
+    except RemoteError:
+        raise
     except (pa.ArrowException, OSError) as error:
         raise DamagedStreamError(path, "corrupt", str(error).splitlines()[0]) from error
 

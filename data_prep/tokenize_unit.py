@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from data_prep.blocks import Block, lines_of
 from data_prep.engine import Engine, EngineMismatchError, FastEngine, ReferenceEngine, check
 from data_prep.files import canonical_json, sha256_file
+from data_prep.filters import Filters
 from data_prep.indexed_dataset import token_dtype
 from data_prep.records import Document, read_record
 from data_prep.tokenizer import TokenizerError, eos_id, load_tokenizer, num_ids
@@ -43,8 +44,7 @@ class UnitSettings:
     max_record_bytes: int
     unit_bytes: int
     units: Path
-    include_sources: frozenset[str] | None = None
-    exclude_sources: frozenset[str] = frozenset()
+    filters: Filters
     digests: bool = False
 
 
@@ -85,6 +85,7 @@ def tokenize_unit(file: InputFile, block: Block, settings: UnitSettings) -> Unit
 
     def flush() -> None:
         nonlocal batch, batch_bytes, num_batches
+        batch = _without_contaminated(batch, unit, file, settings)
         if batch:
             sampled = num_batches % _CHECKED_BATCHES == 0
             _encode(batch, unit, file, settings, engines, dtype, eos, sampled)
@@ -98,10 +99,8 @@ def tokenize_unit(file: InputFile, block: Block, settings: UnitSettings) -> Unit
         elif not isinstance(record, Document):
             unit.quarantine.append(canonical_json(vars(record)) + b"\n")
             unit.rejected[record.reason] += 1
-        elif record.source in settings.exclude_sources or (
-            settings.include_sources is not None and record.source not in settings.include_sources
-        ):
-            unit.dropped[f"source {record.source}"] += 1
+        elif reason := settings.filters.why_dropped(record):
+            unit.dropped[reason] += 1
         else:
             text = record.text.encode("utf-8")
             batch.append((text, unit.sources.setdefault(record.source, len(unit.sources))))
@@ -110,6 +109,18 @@ def tokenize_unit(file: InputFile, block: Block, settings: UnitSettings) -> Unit
                 flush()
     flush()
     return _commit(file, block, unit, settings, dtype)
+
+
+def _without_contaminated(
+    batch: list[tuple[bytes, int]], unit: _Unit, file: InputFile, settings: UnitSettings
+) -> list[tuple[bytes, int]]:
+    if settings.filters.references is None or file.split in ("val", "test"):
+        return batch
+    training = [number for number, (text, _) in enumerate(batch) if file.split or settings.hash_split(text) == "train"]
+    reasons = settings.filters.contaminated([batch[number][0] for number in training])
+    unit.dropped.update(reasons.values())
+    dropped = {training[number] for number in reasons}
+    return [document for number, document in enumerate(batch) if number not in dropped]
 
 
 def _encode(

@@ -5,12 +5,13 @@ sentinel has the highest id, as in T5.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_prep.files import atomic_write
 
@@ -19,7 +20,9 @@ PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 NUM_SENTINELS = 100
 VOCABULARY_MULTIPLE = 128
 
-_GPT2_EOS = "<|endoftext|>"
+# The names of other vocabularies: GPT-2's; BERT's and FNet's.
+_EOS_NAMES = (EOS, "<|endoftext|>", "[SEP]")
+_PAD_NAMES = (PAD, "[PAD]")
 _BYTE_ALPHABET = frozenset(pre_tokenizers.ByteLevel.alphabet())
 SMALLEST_VOCABULARY = 3 + len(_BYTE_ALPHABET) + NUM_SENTINELS
 
@@ -65,8 +68,10 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path | str) -> None:
 def load_tokenizer(path: Path | str) -> Tokenizer:
     """Read a `tokenizer.json` for encoding corpora: nothing is cut, padded, or taken for a special token.
 
-    A literal "</s>" in a text stays text; ids of specials are only ever put there by us. Raises TokenizerError for a
-    file that is missing or does not parse.
+    A literal "</s>" in a text stays text; ids of specials are only ever put there by us. Models like T5's (Unigram) hold
+    their specials as pieces that any text can match, so these strings are cut apart before they reach the model: only
+    texts that hold one get other ids than from the plain file. Raises TokenizerError for a file that is missing or does
+    not parse.
     """
     path = Path(path)
     if not path.is_file():
@@ -78,7 +83,22 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
+    reachable = [token.content for token in _specials(tokenizer) if _is_reachable(tokenizer, token.content)]
+    if reachable:
+        cuts = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in reachable)
+        apart = pre_tokenizers.Split(Regex(cuts), "isolated")
+        before = tokenizer.pre_tokenizer
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([before, apart]) if before is not None else apart
     return tokenizer
+
+
+def _specials(tokenizer: Tokenizer) -> list[AddedToken]:
+    """Special tokens that can be cut: one of a single character cannot be told from text."""
+    return [token for token in tokenizer.get_added_tokens_decoder().values() if token.special and len(token.content) > 1]
+
+
+def _is_reachable(tokenizer: Tokenizer, special: str) -> bool:
+    return tokenizer.token_to_id(special) in tokenizer.encode(f"a {special} b{special}", add_special_tokens=False).ids
 
 
 def num_ids(tokenizer: Tokenizer) -> int:
@@ -93,18 +113,23 @@ def padded_vocab_size(vocab_size: int, multiple: int = VOCABULARY_MULTIPLE) -> i
 
 
 def eos_id(tokenizer: Tokenizer) -> int:
-    """The id that ends every document: "</s>", or "<|endoftext|>" for GPT-2's vocabulary."""
-    for name in (EOS, _GPT2_EOS):
-        token = tokenizer.token_to_id(name)
-        if token is not None:
-            return int(token)
-    raise TokenizerError(f"the tokenizer has neither {EOS} nor {_GPT2_EOS}; add one as a special token")
+    """The id that ends every document: "</s>", "<|endoftext|>" in GPT-2's vocabulary, "[SEP]" in BERT's and FNet's."""
+    token = _first_of(tokenizer, _EOS_NAMES)
+    if token is None:
+        raise TokenizerError(f"the tokenizer has none of {', '.join(_EOS_NAMES)}; add one as a special token")
+    return token
 
 
 def start_id(tokenizer: Tokenizer) -> int:
-    """The id that a decoder starts from: "<pad>" as in T5, or the end of a document where there is none (GPT-2's)."""
-    token = tokenizer.token_to_id(PAD)
-    return eos_id(tokenizer) if token is None else int(token)
+    """The id that a decoder starts from: "<pad>" as in T5, "[PAD]" in BERT's vocabulary, or the end of a document where
+    there is neither (GPT-2's)."""
+    token = _first_of(tokenizer, _PAD_NAMES)
+    return eos_id(tokenizer) if token is None else token
+
+
+def _first_of(tokenizer: Tokenizer, names: Iterable[str]) -> int | None:
+    ids = (tokenizer.token_to_id(name) for name in names)
+    return next((int(token) for token in ids if token is not None), None)
 
 
 def token_byte_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int32]:

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from data_prep.records import Document, RecordReader
 from data_prep.tokenizer import save_tokenizer, train_tokenizer
-from data_prep.work_units import InputFile, expand, input_file
+from data_prep.work_units import InputFile, expand, input_files
 
 SAMPLE_BYTES = 200_000_000
 
@@ -17,12 +17,12 @@ def sample_texts(
     files: Sequence[InputFile],
     max_record_bytes: int,
     sample_bytes: int = SAMPLE_BYTES,
-    keep: Callable[[bytes], bool] = lambda text: True,
+    keep: Callable[[Document, bytes], bool] = lambda document, text: True,
 ) -> Iterator[str]:
     """The first texts of every file, about `sample_bytes` of UTF-8 in all.
 
     Corpora are often one file a source, so files share the budget evenly; what small files leave goes to larger ones.
-    `keep` sees a text in UTF-8: it leaves out documents that are held out from training.
+    `keep` sees a document and its text in UTF-8: it leaves out what is held out from training, or dropped.
     """
     smallest_first = sorted(files, key=lambda file: (file.bytes, file.index))
     for position, file in enumerate(smallest_first):
@@ -34,7 +34,7 @@ def sample_texts(
                     break
                 if isinstance(record, Document):
                     text = record.text.encode("utf-8")
-                    if keep(text):
+                    if keep(record, text):
                         share -= len(text)
                         sample_bytes -= len(text)
                         yield record.text
@@ -44,7 +44,8 @@ def train_tokenizer_on_files(
     globs: Sequence[str], vocab_size: int, output: Path, max_record_bytes: int = 256 * 2**20
 ) -> Tokenizer:
     """Train on a sample of the files that `globs` match and write `output`. Raises InputError, TokenizerError."""
-    files = [input_file(index, None, path, path.name) for index, path in enumerate(expand(globs))]
+    paths = expand(globs)
+    files = input_files(paths, [None] * len(paths))
     tokenizer = train_tokenizer(sample_texts(files, max_record_bytes), vocab_size)
     save_tokenizer(tokenizer, output)
     return tokenizer

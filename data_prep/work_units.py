@@ -4,8 +4,8 @@ Files are cut into units by `blocks`; everything behind the plan only knows that
 give the corpus in order.
 """
 
-import glob
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.config import PrepareConfig
+from data_prep.dataset_rows import DatasetRows
+from data_prep.locations import Location, State, can_enter, find, names, state, states
+from data_prep.remote import RemoteError, RemoteFile
 from data_prep.streams import PLAIN_SUFFIX, SUFFIXES
 
 Split = Literal["train", "val", "test"]
@@ -32,15 +35,16 @@ class InputFile:
     """One input file: `split` is where all its documents go, or None where a hash of each text decides.
 
     `name` is the path below the folder that all inputs share: it is what outputs mention, so that moving a corpus
-    changes no byte of them. `bytes` and `mtime_ns` are those of the start of the job: a file that differs later changed.
+    changes no byte of them. `bytes` (0 where only reading tells) and `version` (time or checksum) are those of the start
+    of the job: a file that differs later changed.
     """
 
     index: int
     split: Split | None
-    path: Path
+    path: Location
     name: str
     bytes: int
-    mtime_ns: int
+    version: str
 
     def __str__(self) -> str:
         return str(self.path)
@@ -48,13 +52,13 @@ class InputFile:
     @property
     def is_plain(self) -> bool:
         """True where a worker can read any range of it without what lies before."""
-        return self.path.name.lower().endswith(PLAIN_SUFFIX)
+        return can_enter(self.path) and not isinstance(self.path, DatasetRows) and _is_named(self.path, PLAIN_SUFFIX)
 
     def refuse_change(self) -> None:
-        """Raise ChangedInputError, or the OSError of a file that is gone, unless size and time are as they were."""
-        status = os.stat(self.path)
-        if (status.st_size, status.st_mtime_ns) != (self.bytes, self.mtime_ns):
-            raise ChangedInputError(f"{self.path}: changed during the job ({self.bytes} bytes before, {status.st_size} now)")
+        """Raise ChangedInputError, or the OSError of a file that is gone, unless size and version are as they were."""
+        now = state(self.path)
+        if now != State(self.bytes, self.version):
+            raise ChangedInputError(f"{self.path}: changed during the job ({self.bytes} bytes before, {now.bytes} now)")
 
 
 @dataclass(frozen=True)
@@ -75,45 +79,54 @@ class HashSplit:
 
 
 def plan(config: PrepareConfig) -> list[InputFile]:
-    """All files of a run: train files sorted by path, then val's, then test's. Raises InputError; reads no file."""
-    groups: list[tuple[Split | None, list[Path]]] = [(None if config.splits_by_hash else "train", expand(config.input))]
+    """All files of a run: train files sorted by path, then val's, then test's. Raises InputError and what `find` raises;
+    reads no file."""
+    groups: list[tuple[Split | None, list[Location]]] = [(None if config.splits_by_hash else "train", expand(config.input))]
     if config.val:
         groups.append(("val", expand(config.val)))
     if config.test:
         groups.append(("test", expand(config.test)))
-    seen: dict[Path, str] = {}
+    seen: dict[Location, str] = {}
     for split, paths in groups:
         for path in paths:
             if path in seen:
                 raise InputError(f"{path} is matched for both {seen[path]} and {split}; narrow one of the globs")
             seen[path] = str(split)
-    shared = Path(os.path.commonpath([path.parent for path in seen]))
+    return input_files([path for _, paths in groups for path in paths], [split for split, paths in groups for _ in paths])
+
+
+def input_files(paths: Sequence[Location], splits: Sequence[Split | None]) -> list[InputFile]:
+    """InputFiles with their sizes and versions as they are now. Raises InputError where one is gone."""
+    named = names(paths)
+    for name, number in Counter(named).items():
+        if number > 1:
+            raise InputError(f"{number} inputs are all called {name}; give one of them another name")
+    try:
+        now = states(paths)
+    except RemoteError:
+        raise
+    except OSError as error:
+        raise InputError(f"{error.filename or error}: {error.strerror}; it was there a moment ago") from error
     return [
-        input_file(index, split, path, path.relative_to(shared).as_posix())
-        for index, (split, path) in enumerate((split, path) for split, paths in groups for path in paths)
+        InputFile(index, split, path, name, found.bytes, found.version)
+        for index, (split, path, name, found) in enumerate(zip(splits, paths, named, now, strict=True))
     ]
 
 
-def input_file(index: int, split: Split | None, path: Path, name: str) -> InputFile:
-    """An InputFile with its size and time as they are now; raises InputError where it is gone."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; it was there a moment ago") from error
-    return InputFile(index, split, path, name, status.st_size, status.st_mtime_ns)
-
-
-def expand(globs: Sequence[str]) -> list[Path]:
-    """The files that globs match (`**` crosses folders), absolute, each once, sorted. Raises InputError for a glob
-    that matches none and for a file in no format that we read."""
-    paths: set[Path] = set()
+def expand(globs: Sequence[str]) -> list[Location]:
+    """What globs, URLs and dataset spellings name (`**` crosses folders), each once, sorted. Raises InputError for one
+    that names nothing and for a file in no format that we read."""
+    paths: set[Location] = set()
     for pattern in globs:
-        found = glob.glob(os.path.expanduser(pattern), recursive=True)
-        matches = [Path(os.path.abspath(match)) for match in found if os.path.isfile(match)]
+        matches = find(pattern)
         if not matches:
             raise InputError(f"no file matches {pattern!r} (looked from {os.getcwd()})")
         paths.update(matches)
     for path in paths:
-        if not path.name.lower().endswith(SUFFIXES):
+        if not isinstance(path, DatasetRows) and not _is_named(path, *SUFFIXES):
             raise InputError(f"{path}: cannot tell the format from the name; known endings: {', '.join(SUFFIXES)}")
-    return sorted(paths, key=Path.as_posix)
+    return sorted(paths, key=str)
+
+
+def _is_named(path: Path | RemoteFile, *suffixes: str) -> bool:
+    return path.name.lower().endswith(suffixes)

@@ -22,7 +22,11 @@ def register(app: typer.Typer) -> None:
 def prepare(
     input: Annotated[
         list[str] | None,
-        typer.Option(metavar="GLOB...", help="Raw text: .jsonl, plain, .zst, .gz or .xz; .parquet; .txt.", show_default=False),
+        typer.Option(
+            metavar="GLOB...",
+            help="Paths, URLs or datasets://NAME: .jsonl(.zst|.gz|.xz), .parquet, .txt.",
+            show_default=False,
+        ),
     ] = None,
     val: Annotated[
         list[str] | None, typer.Option(metavar="GLOB...", help="Files for validation. Default: documents by hash.")
@@ -80,6 +84,8 @@ def prepare(
         typer.echo(f"Rejected: {tables.rejections(manifest)} (see {resolved.output / QUARANTINE_FILE})")
     for reason in manifest.skipped_inputs.values():
         typer.echo(f"Left out: {reason}")
+    for note in manifest.notes:
+        typer.echo(f"Note: {note}")
     typer.echo(tables.reconciliation(manifest))
     if not finished_before and "resume" not in manifest.stage_seconds:
         seconds = sum(manifest.stage_seconds.values())

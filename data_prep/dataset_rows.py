@@ -1,0 +1,173 @@
+"""Hugging Face datasets as input, from a folder or the hub: rows in their order become the JSON lines that we read.
+
+Spelling: `datasets://NAME_OR_FOLDER?config=en&split=train&text=content&source=domain&revision=v1`, every part behind
+the "?" being optional; `data_dir` and `data_files` go to `load_dataset` as they are. Line numbers are row numbers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode
+
+import orjson
+
+SCHEME = "datasets://"
+_ROWS = 1024
+
+
+class DatasetError(OSError, ValueError):
+    """A dataset that cannot be found or read, or lacks what was asked for."""
+
+
+@dataclass(frozen=True)
+class DatasetRows:
+    """One split of one dataset. `folder` says that `name` is a local path. `source` is a column whose value names the
+    source of a document; without it a column `meta` is read as in The Pile's records."""
+
+    name: str
+    folder: bool
+    config: str | None = None
+    split: str = "train"
+    text: str = "text"
+    source: str | None = None
+    revision: str | None = None
+    data_dir: str | None = None
+    data_files: str | None = None
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.name}{self._query}"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Folders, then the name with what was asked for: what a place shares with its neighbours."""
+        if self.folder:
+            path = Path(self.name)
+            return (path.anchor, *path.parts[1:-1], path.name + self._query)
+        *owner, name = self.name.split("/")
+        return (SCHEME, *owner, name + self._query)
+
+    def state(self) -> tuple[None, str]:
+        """No size, and a token that changes with the data: the commit on the hub, or files with their times."""
+        try:
+            return None, self._version()
+        except DatasetError:
+            raise
+        except Exception as error:  # the library's readers raise errors of no common class
+            raise self._explained(error) from error
+
+    def check(self) -> None:
+        """Read the first row. Raises DatasetError for a missing dataset, config, split or column."""
+        next(self.lines(), b"")
+
+    def lines(self) -> Iterator[bytes]:
+        """All rows as JSON lines, some hundreds at a time. Raises DatasetError."""
+        try:
+            dataset = self._dataset()
+            labels = getattr((dataset.features or {}).get(self.source), "names", None)
+            for table in dataset.with_format("arrow").iter(batch_size=_ROWS):
+                yield self._as_lines(table, labels)
+        except DatasetError:
+            raise
+        except Exception as error:  # see `state`
+            raise self._explained(error) from error
+
+    @property
+    def _query(self) -> str:
+        """What differs from the defaults, in the order of the fields."""
+        given = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in ("name", "folder") and getattr(self, field.name) != field.default
+        }
+        return f"?{urlencode(given, quote_via=quote, safe='/*')}" if given else ""
+
+    @property
+    def _saved(self) -> Path | None:
+        """The folder of the split that `save_to_disk` wrote, or None for any other dataset."""
+        if not self.folder:
+            return None
+        folder = Path(self.name)
+        if (folder / "dataset_dict.json").is_file():
+            splits = orjson.loads((folder / "dataset_dict.json").read_bytes())["splits"]
+            if self.split not in splits:
+                raise DatasetError(f"{self}: no split {self.split!r}; there are {', '.join(splits)}")
+            return folder / self.split
+        return folder if (folder / "state.json").is_file() else None
+
+    def _builder(self) -> Any:
+        import datasets  # late: a second, and only those who read datasets pay for it
+
+        return datasets.load_dataset_builder(
+            self.name, self.config, revision=self.revision, data_dir=self.data_dir, data_files=self.data_files
+        )
+
+    def _version(self) -> str:
+        if self._saved:
+            found: list[Any] = sorted(
+                (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self._saved.iterdir()
+            )
+        else:
+            builder = self._builder()
+            by_split = builder.config.data_files or {}
+            files = by_split.get(self.split, [])
+            found = [list(files), getattr(files, "origin_metadata", []), "" if self.folder else builder.hash]
+        return sha256(repr(found).encode()).hexdigest()
+
+    def _dataset(self) -> Any:
+        import datasets
+
+        if self._saved:
+            return datasets.load_from_disk(str(self._saved))
+        return self._builder().as_streaming_dataset(split=self.split)
+
+    def _as_lines(self, table: Any, labels: list[str] | None) -> bytes:
+        for column in (self.text, self.source):
+            if column is not None and column not in table.column_names:
+                raise DatasetError(
+                    f"{self}: no column {column!r}; there are {', '.join(table.column_names)}: choose by ?text=… and &source=…"
+                )
+        texts = table.column(self.text).to_pylist()
+        meta_column = self.source or ("meta" if "meta" in table.column_names else None)
+        if meta_column is None:
+            rows: list[dict[str, Any]] = [{"text": text} for text in texts]
+        else:
+            metas = table.column(meta_column).to_pylist()
+            if self.source:
+                metas = [_as_meta(value, labels) for value in metas]
+            rows = [{"text": text, "meta": meta} for text, meta in zip(texts, metas, strict=True)]
+        return b"".join(orjson.dumps(row, default=str) + b"\n" for row in rows)
+
+    def _explained(self, error: Exception) -> DatasetError:
+        reason = (str(error).splitlines() or [""])[0]
+        return DatasetError(f"{self}: {reason or type(error).__name__}; check name, config, split and the network")
+
+
+def _as_meta(value: Any, labels: list[str] | None) -> Any:
+    """A source column's value as the `meta` of a record; numbers of a class label become its names."""
+    if value is None or isinstance(value, dict):
+        return value
+    if labels and isinstance(value, int) and 0 <= value < len(labels):
+        value = labels[value]
+    return {"pile_set_name": str(value)}
+
+
+def parse_dataset(spelling: str) -> DatasetRows:
+    """The dataset that `datasets://…` names; a folder that exists wins over a name on the hub. Raises DatasetError."""
+    name, _, query = spelling.removeprefix(SCHEME).partition("?")
+    known = [field.name for field in fields(DatasetRows) if field.name not in ("name", "folder")]
+    given = dict(parse_qsl(query, keep_blank_values=True))
+    for key, value in given.items():
+        if key not in known:
+            raise DatasetError(f"{spelling}: unknown setting {key!r}; known: {', '.join(known)}")
+        if not value:
+            raise DatasetError(f"{spelling}: {key} has no value")
+    if not name:
+        raise DatasetError(f"{spelling}: no name; write {SCHEME}NAME?split=train or {SCHEME}/path/to/folder")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return DatasetRows(str(path.absolute()), folder=True, **given)
+    if name.startswith(("/", ".", "~")):
+        raise DatasetError(f"{spelling}: no such folder")
+    return DatasetRows(name, folder=False, **given)

@@ -1,0 +1,303 @@
+"""Files behind a URL, through fsspec: found by glob, told apart by their change token, read to the last announced byte.
+
+A connection that breaks is opened again where it stopped; what still cannot be read is an error that names the URL,
+never the end of a file.
+"""
+
+import io
+import re
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, TypeVar
+from urllib.parse import urlsplit
+
+URL = re.compile(r"(?:[A-Za-z0-9+.\-]+::)*[A-Za-z][A-Za-z0-9+.\-]*://")
+
+# Tries without one new byte between them, and seconds before the second, doubled each time.
+_TRIES = 4
+_FIRST_WAIT = 0.5
+_CONNECT_SECONDS = 30
+_SILENCE_SECONDS = 60
+_BLOCK_BYTES = 8 << 20
+_BUFFER_BYTES = 1 << 20
+_THREADS = 8
+
+# Fields of fsspec's descriptions that change with the bytes; the first group of which one is there is the token.
+_CHECKSUMS = ("ETag", "etag", "md5Hash", "crc32c", "generation", "content_md5", "Content-MD5", "Digest", "blob_id", "lfs")
+_TIMES = ("Last-Modified", "LastModified", "last_modified", "updated", "modified", "mtime", "created")
+
+_PACKAGES = {
+    "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "http": "aiohttp", "https": "aiohttp",
+    "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "adl": "adlfs", "oci": "ocifs", "oss": "ossfs", "sftp": "paramiko",
+    "ssh": "paramiko", "webhdfs": "requests", "hdfs": "pyarrow", "smb": "smbprotocol", "gdrive": "gdrivefs",
+}  # fmt: skip
+
+_Result = TypeVar("_Result")
+
+
+class RemoteError(OSError, ValueError):
+    """A URL that cannot be listed, described or read: the message names it, and what to do."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file behind a URL. `ranges`: it has a known size and can be entered anywhere."""
+
+    url: str
+    ranges: bool
+
+    def __str__(self) -> str:
+        return shown(self.url)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path, without a query: it says the format."""
+        return PurePosixPath(urlsplit(self.url).path).name
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Scheme and host, then the folders, then the name: what a place shares with its neighbours."""
+        url = urlsplit(shown(self.url))
+        return (f"{url.scheme}://{url.netloc}", *(part for part in url.path.split("/") if part))
+
+    def state(self) -> tuple[int | None, str]:
+        """Size in bytes, None where the server does not tell, and a token that changes with the bytes ("": none given)."""
+        info = _info(self.url)
+        size = info.get("size")
+        return (int(size) if size is not None else None), _token(info)
+
+    def open(self) -> BinaryIO:
+        """A binary reader. Where there are no `ranges` it only reads on. Raises RemoteError, here and at every read."""
+        return io.BufferedReader(_Reader(self), _BUFFER_BYTES)
+
+
+def shown(url: str) -> str:
+    """A URL for people and outputs: without user, password and query, which may hold secrets."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def expand_url(pattern: str) -> list[RemoteFile]:
+    """The files that a URL with or without wildcards names. Raises RemoteError; an empty list where none matches."""
+    fs, path = _filesystem(pattern)
+    web = _is_web(pattern)
+    if not any(sign in path for sign in ("*[" if web else "*?[")):  # in a web address "?" begins the query
+        if not web and _info(pattern).get("type") == "directory":
+            raise RemoteError(f"{shown(pattern)}: a folder; name the files in it, as {shown(pattern).rstrip('/')}/*.jsonl.zst")
+        # In the spelling that a glob would find it by.
+        urls = [pattern if web else fs.unstrip_protocol(path)]
+    else:
+        fs.invalidate_cache()
+        found = _naming(pattern, lambda: fs.glob(path, detail=True))
+        urls = sorted(fs.unstrip_protocol(name) for name, info in found.items() if info.get("type") != "directory")
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(_described, urls))
+
+
+def _described(url: str) -> RemoteFile:
+    file = RemoteFile(url, ranges=False)
+    size, _ = file.state()
+    return RemoteFile(url, ranges=size is not None and (not _is_web(url) or _takes_ranges(url)))
+
+
+def _is_web(url: str) -> bool:
+    return url.lower().startswith(("http://", "https://"))
+
+
+def _takes_ranges(url: str) -> bool:
+    """Ask the server for one byte: what it says of itself is often missing, and sometimes wrong."""
+    from fsspec.asyn import sync
+
+    fs, path = _filesystem(url)
+
+    async def ask() -> bool:
+        session = await fs.set_session()
+        async with session.get(fs.encode_url(path), headers={"Range": "bytes=0-0"}) as response:
+            return bool(response.status == 206)
+
+    return _naming(url, lambda: sync(fs.loop, ask))
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's filesystem and the URL in its own spelling; its settings come from fsspec's files and variables."""
+    import fsspec  # late: local files need none of it
+
+    if "::" in url:
+        raise RemoteError(f"{shown(url)}: chained URLs are not read; unpack or download first, and name the files themselves")
+    scheme = url.partition("://")[0].lower()
+    options: dict[str, Any] = {}
+    try:
+        if scheme in ("http", "https"):
+            options["client_kwargs"] = _web_client(fsspec.config.conf.get(scheme, {}).get("client_kwargs", {}))
+        fs, path = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        package = _PACKAGES.get(scheme)
+        remedy = f"pip install {package}" if package else f"install the package that it needs ({error})"
+        raise RemoteError(f"{shown(url)}: {scheme}:// needs a driver that is not installed; {remedy}") from error
+    except ValueError as error:
+        raise RemoteError(
+            f"{shown(url)}: fsspec knows no scheme {scheme}:// ({error}); install the package that brings it, "
+            "e.g. pip install s3fs for s3://, gcsfs for gs://, adlfs for abfs://"
+        ) from error
+    return fs, path
+
+
+def _web_client(configured: dict[str, Any]) -> dict[str, Any]:
+    import aiohttp
+
+    return {
+        # The default ends every response after 5 minutes, and unpacks .gz files that a server declares as encoded.
+        "timeout": aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS),
+        "auto_decompress": False,
+        "headers": {"Accept-Encoding": "identity"},
+        **configured,
+    }
+
+
+def _info(url: str) -> dict[str, Any]:
+    fs, path = _filesystem(url)
+
+    def ask() -> dict[str, Any]:
+        fs.invalidate_cache()  # a listing of before would hide a change
+        return dict(fs.info(path))
+
+    return _naming(url, ask)
+
+
+def _token(info: dict[str, Any]) -> str:
+    for names in (_CHECKSUMS, _TIMES):
+        found = [f"{name}={info[name]}" for name in names if info.get(name)]
+        if found:
+            return " ".join(found)
+    return ""
+
+
+def _naming(url: str, action: Callable[[], _Result]) -> _Result:
+    """The result of `action`, tried again where trying may help; its error as a RemoteError that names the URL."""
+    for attempt in range(_TRIES):
+        try:
+            return action()
+        except Exception as error:  # drivers raise errors of no common class
+            if attempt == _TRIES - 1 or _is_final(error):
+                raise _explained(url, error) from error
+            time.sleep(_FIRST_WAIT * 2**attempt)
+    raise AssertionError("the last try returns or raises")
+
+
+def _causes(error: BaseException) -> Iterable[BaseException]:
+    """The error and what it came from: fsspec calls every fault of a web server a missing file."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
+def _status(error: BaseException) -> int | None:
+    found = (getattr(cause, "status", None) for cause in _causes(error))
+    return next((status for status in found if isinstance(status, int)), None)
+
+
+def _is_final(error: BaseException) -> bool:
+    status = _status(error)
+    if status is not None:
+        return 400 <= status < 500 and status not in (408, 425, 429)
+    if any(isinstance(cause, PermissionError | RemoteError | ImportError) for cause in _causes(error)):
+        return True
+    return isinstance(error, FileNotFoundError | IsADirectoryError) and error.__cause__ is None
+
+
+def _explained(url: str, error: BaseException) -> RemoteError:
+    if isinstance(error, RemoteError):
+        return error
+    *_, root = _causes(error)
+    status = _status(error)
+    kind = type(root).__name__
+    if status in (401, 403) or isinstance(root, PermissionError) or "Credentials" in kind:
+        what = f"access denied ({status or str(root) or kind}); check the credentials of this scheme's driver"
+    elif status in (404, 410) or isinstance(root, FileNotFoundError):
+        what = f"no such file{f' ({status})' if status else ''}; check the spelling"
+    elif isinstance(root, TimeoutError) or "Timeout" in kind:
+        what = "no answer in time; check the network and run again"
+    else:
+        what = f"{kind}: {str(root).replace(url, shown(url)) or 'no reason given'}; check the network and run again"
+    return RemoteError(f"{shown(url)}: {what}")
+
+
+class _Reader(io.RawIOBase):
+    """Reads on through broken connections; an end before the announced size counts as one."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self._url = file.url
+        self._ranges = file.ranges
+        self._size, _ = file.state()
+        self._position = 0
+        self._connection: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._ranges
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if not self._ranges or self._size is None:
+            raise io.UnsupportedOperation(f"{shown(self._url)}: the server sends it only from the beginning")
+        position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if position != self._position and self._connection is not None:
+            self._connection.seek(position)
+        self._position = position
+        return position
+
+    def readinto(self, buffer: Any) -> int:
+        if self._size is not None and self._position >= self._size:
+            return 0
+        data = _naming(self._url, lambda: self._read_or_let_go(len(buffer)))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._let_go()
+        super().close()
+
+    def _read_or_let_go(self, num_bytes: int) -> bytes:
+        try:
+            return self._read(num_bytes)
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _read(self, num_bytes: int) -> bytes:
+        if self._connection is None:
+            self._connection = self._connect()
+        data: bytes = self._connection.read(num_bytes)
+        if not data and self._size is not None:
+            raise EOFError(f"the connection ended after {self._position} of {self._size} bytes")
+        return data
+
+    def _connect(self) -> Any:
+        """A connection at the position: entered there, or read up to there."""
+        fs, path = _filesystem(self._url)
+        if self._ranges:
+            connection = fs.open(path, "rb", block_size=_BLOCK_BYTES)
+            connection.seek(self._position)
+            return connection
+        connection = fs.open(path, "rb", block_size=0) if _is_web(self._url) else fs.open(path, "rb")
+        passed = 0
+        while passed < self._position:
+            data = connection.read(min(_BUFFER_BYTES, self._position - passed))
+            if not data:
+                raise EOFError(f"the connection ended after {passed} of {self._size or 'unknown'} bytes")
+            passed += len(data)
+        return connection
+
+    def _let_go(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
