@@ -15,8 +15,9 @@ import orjson
 from data_prep.config import PackingConfig
 from data_prep.files import atomic_write, canonical_json, fsync_folder
 from data_prep.indexed_dataset import TokenFile, write_index
-from data_prep.manifest import MANIFEST_FILE, PackingRecord, SourceCounts
-from data_prep.packing import pack, rows_file
+from data_prep.manifest import MANIFEST_FILE, PackingRecord, SourceCounts, sources_file
+from data_prep.packing import rows_file
+from data_prep.row_index import write_row_index
 from data_prep.tokenizer import TOKENIZER_FILE
 from data_prep.unit_store import DOCUMENT_DTYPE, DOCUMENTS, QUARANTINE, UnitKey, UnitRecord, UnitStore
 from data_prep.work_units import SPLITS, Split
@@ -25,12 +26,14 @@ from data_prep.workers import Call, WorkerPool
 QUARANTINE_FILE = "quarantine.jsonl"
 NUM_HISTOGRAM_BINS = 32
 _COPIED_AT_ONCE = 1 << 26  # tokens
+_MAX_SOURCES = 1 << 16
 _OURS = re.compile(
-    rf"({'|'.join(SPLITS)})\.(bin|idx|rows_\d+\.npy)|{re.escape(QUARANTINE_FILE)}|{re.escape(TOKENIZER_FILE)}"
+    rf"({'|'.join(SPLITS)})\.(bin|idx|(rows_\d+|sources)\.npy)|{re.escape(QUARANTINE_FILE)}|{re.escape(TOKENIZER_FILE)}"
     rf"|\.({'|'.join(SPLITS)}|{re.escape(MANIFEST_FILE)})\b.*\.tmp"
 )
 
-Masks = Mapping[UnitKey, npt.NDArray[np.bool_]]
+# How often each document of a unit appears: uint8 (documents,). Units that are not named appear once.
+Copies = Mapping[UnitKey, npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -46,48 +49,77 @@ class TokenCopy:
 
 @dataclass(frozen=True)
 class SplitContent:
-    """One split of the corpus. lengths: int32 (documents,) in tokens; histogram bin i counts lengths in [2^i, 2^(i+1))."""
+    """One split of the corpus. lengths: int32 (documents,) in tokens; source_of: uint16 (documents,), each document's
+    place in `sorted(sources)`; histogram bin i counts lengths in [2^i, 2^(i+1))."""
 
     lengths: npt.NDArray[np.int32]
+    source_of: npt.NDArray[np.uint16]
     copies: list[TokenCopy]
     sources: dict[str, SourceCounts]
     histogram: dict[str, list[int]]
 
 
-def split_content(records: Sequence[UnitRecord], split: Split, store: UnitStore, masks: Masks) -> SplitContent:
-    """Collect what goes into a split, units in order. `masks` says which documents of a unit stay, where not all do."""
-    lengths: list[npt.NDArray[np.int32]] = [np.empty(0, dtype=np.int32)]
-    copies: list[TokenCopy] = []
-    counts: dict[str, npt.NDArray[np.int64]] = {}  # (documents, tokens, bytes, bins…) by source
-    offset = 0
-    for record in records:
-        documents = store.section(record, DOCUMENTS, DOCUMENT_DTYPE)
-        in_split = documents["split"] == SPLITS.index(split)
-        mine = documents[in_split]
+def split_content(records: Sequence[UnitRecord], split: Split, store: UnitStore, copies: Copies) -> SplitContent:
+    """Collect what goes into a split: units in order, and again in order for what appears more than once."""
+    content = _Content()
+    passes = max((int(number.max(initial=0)) for number in copies.values()), default=1) if copies else 1
+    for number in range(max(passes, 1)):
+        for record in records:
+            if number and (record.key not in copies or copies[record.key].max(initial=0) <= number):
+                continue
+            documents = store.section(record, DOCUMENTS, DOCUMENT_DTYPE)
+            in_split = documents["split"] == SPLITS.index(split)
+            kept = copies[record.key][in_split] > number if record.key in copies else None
+            content.add(record, documents[in_split], None if kept is None or kept.all() else kept)
+    return content.whole()
+
+
+class _Content:
+    """A split's content as it is collected."""
+
+    def __init__(self) -> None:
+        self._lengths: list[npt.NDArray[np.int32]] = [np.empty(0, dtype=np.int32)]
+        self._source_of: list[npt.NDArray[np.uint16]] = [np.empty(0, dtype=np.uint16)]
+        self._numbers: dict[str, int] = {}  # of sources, as they are met
+        self._copies: list[TokenCopy] = []
+        self._counts: dict[str, npt.NDArray[np.int64]] = {}  # (documents, tokens, bytes, bins…) by source
+        self._offset = 0
+
+    def add(self, record: UnitRecord, mine: npt.NDArray[np.void], kept: npt.NDArray[np.bool_] | None) -> None:
+        """Append the documents of one unit that are in the split and `kept`."""
+        before = np.ascontiguousarray(mine["tokens"]) if kept is not None else None
+        mine = mine if kept is None else mine[kept]
         if not len(mine):
-            continue
-        mask = masks.get(record.key)
-        kept = mask[in_split] if mask is not None else None
-        before = np.ascontiguousarray(mine["tokens"])
-        if kept is not None and kept.all():
-            kept = None
-        if kept is not None:
-            mine = mine[kept]
-        copies.append(TokenCopy(record, offset, before if kept is not None else None, kept))
-        lengths.append(np.ascontiguousarray(mine["tokens"]))
-        offset += int(mine["tokens"].sum(dtype=np.int64))
+            return
+        self._copies.append(TokenCopy(record, self._offset, before, kept))
+        self._lengths.append(np.ascontiguousarray(mine["tokens"]))
+        self._offset += int(mine["tokens"].sum(dtype=np.int64))
+        numbers = [self._numbers.setdefault(source, len(self._numbers)) for source in record.sources]
+        if len(self._numbers) > _MAX_SOURCES:
+            raise ValueError(
+                f"more than {_MAX_SOURCES:,} sources, at {record.sources[-1]!r}: meta.pile_set_name is for kinds of text, "
+                "not for single documents; leave it out of the input"
+            )
+        self._source_of.append(np.array(numbers, dtype=np.uint16)[mine["source"]])
         for number in np.unique(mine["source"]).tolist():
             rows = mine[mine["source"] == number]
             bins = np.bincount(np.frexp(rows["tokens"])[1] - 1, minlength=NUM_HISTOGRAM_BINS)
             found = np.array([len(rows), rows["tokens"].sum(dtype=np.int64), rows["bytes"].sum(), *bins], dtype=np.int64)
             source = record.sources[number]
-            counts[source] = counts[source] + found if source in counts else found
-    sources = {
-        source: SourceCounts(documents=int(found[0]), tokens=int(found[1]), bytes=int(found[2]))
-        for source, found in counts.items()
-    }
-    histogram = {source: np.trim_zeros(found[3:], "b").tolist() for source, found in counts.items()}
-    return SplitContent(np.concatenate(lengths), copies, sources, histogram)
+            self._counts[source] = self._counts[source] + found if source in self._counts else found
+
+    def whole(self) -> SplitContent:
+        """All that was added."""
+        sources = {
+            source: SourceCounts(documents=int(found[0]), tokens=int(found[1]), bytes=int(found[2]))
+            for source, found in self._counts.items()
+        }
+        histogram = {source: np.trim_zeros(found[3:], "b").tolist() for source, found in self._counts.items()}
+        places = {source: place for place, source in enumerate(sorted(sources))}
+        # A source that is met in records of this split, but never with a document that stays, has no place.
+        renumbered = np.array([places.get(source, 0) for source in self._numbers] or [0], dtype=np.uint16)
+        source_of = renumbered[np.concatenate(self._source_of)]
+        return SplitContent(np.concatenate(self._lengths), source_of, self._copies, sources, histogram)
 
 
 def join_tokens(
@@ -104,7 +136,14 @@ def join_tokens(
         pass
     os.replace(temporary, path)
     fsync_folder(output)
+    write_sources(output, split, content.source_of)
     write_index(output / f"{split}.idx", content.lengths, dtype)
+
+
+def write_sources(output: Path, split: Split, source_of: npt.NDArray[np.uint16]) -> None:
+    """Write `<split>.sources.npy`, what evaluation by source reads: see `SplitContent.source_of`."""
+    with atomic_write(output / sources_file(split)) as file:
+        np.save(file, source_of.astype("<u2", copy=False))
 
 
 def copy_tokens(copies: Sequence[TokenCopy], split: Split, units: Path, target: Path, dtype: np.dtype[Any]) -> None:
@@ -137,21 +176,10 @@ def join_quarantine(records: Sequence[UnitRecord], store: UnitStore, path: Path)
 def pack_split(output: Path, split: Split, config: PackingConfig) -> list[PackingRecord]:
     """Write `<split>.rows_<length>.npy` for each length and say how well they are filled."""
     lengths = TokenFile(output / split).lengths
-    records = []
-    for row_length in config.lengths:
-        rows = pack(lengths, row_length, config.method)
-        rows.save(output / rows_file(split, row_length))
-        records.append(
-            PackingRecord(
-                row_length=row_length,
-                method=config.method,
-                rows=rows.num_rows,
-                pieces=rows.num_pieces,
-                padding_share=rows.padding_share,
-                cut_documents=rows.num_cut(lengths),
-            )
-        )
-    return records
+    return [
+        write_row_index(output / rows_file(split, row_length), lengths, row_length, config.method)
+        for row_length in config.lengths
+    ]
 
 
 def remove_leftovers(output: Path) -> None:

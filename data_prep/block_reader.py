@@ -52,10 +52,19 @@ class Unreadable:
 
 
 class BlockReader:
-    """Gives the blocks of one file one by one. `done` maps blocks to pass over to their hash, None for no check."""
+    """Gives the blocks of one file one by one. `done` maps blocks to pass over to their hash, None for no check; `only`
+    names those to give where not all the others are wanted."""
 
-    def __init__(self, file: InputFile, unit_bytes: int, max_record_bytes: int, done: Mapping[int, str | None]) -> None:
+    def __init__(
+        self,
+        file: InputFile,
+        unit_bytes: int,
+        max_record_bytes: int,
+        done: Mapping[int, str | None],
+        only: frozenset[int] | None = None,
+    ) -> None:
         self._file = file
+        self._only = only
         self._steps = self._read(unit_bytes, max_record_bytes, done)
 
     def next(self) -> tuple[BlockHeader | FileEnd | Unreadable, npt.NDArray[np.uint8]]:
@@ -71,7 +80,8 @@ class BlockReader:
             for block in _never_none(cut_blocks(read_chunks(file.path, digest.add), unit_bytes, max_record_bytes)):
                 blocks.append(block.index)
                 if block.index not in done:
-                    yield BlockHeader(block.index, block.too_long, block.damage), block.data
+                    if self._only is None or block.index in self._only:
+                        yield BlockHeader(block.index, block.too_long, block.damage), block.data
                 elif done[block.index] not in (None, raw_sha256(block)):
                     raise ChangedInputError(f"{file.path}: other bytes in unit {block.index} than when it was committed")
                 del block  # not to be held while the next one is read

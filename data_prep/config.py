@@ -44,6 +44,32 @@ class DecontaminateConfig(BaseModel):
     ngram: PositiveInt = 13
 
 
+class MixtureConfig(BaseModel):
+    """How often training reads each source: `epochs`, or `weights` (shares of bytes) that epochs follow from, by source.
+
+    Either may be "pile", The Pile's official 22. Sources that `epochs` does not name are read once; `weights` must name all.
+    With weights no source is read more than `max_epochs` times: up to 4 repetitions are nearly as good as new text
+    (Muennighoff et al. 2023, arXiv 2305.16264).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: dict[str, Annotated[float, Field(ge=0, le=200)]] | Literal["pile"] | None = None
+    weights: dict[str, Annotated[float, Field(gt=0)]] | Literal["pile"] | None = None
+    max_epochs: Annotated[float, Field(gt=0, le=200)] = 4
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "MixtureConfig":
+        if (self.epochs is None) == (self.weights is None):
+            raise ValueError("mixture takes epochs or weights, one of them: a table by source, or `pile` for the official one")
+        return self
+
+    @property
+    def is_official(self) -> bool:
+        """True for the mixture of The Pile's authors."""
+        return "pile" in (self.epochs, self.weights)
+
+
 class PrepareConfig(BaseModel):
     """Everything `prepare` takes: what to read, how to tokenize and pack it, where to write, on how many processes.
 
@@ -52,7 +78,8 @@ class PrepareConfig(BaseModel):
     one of `vocab_size` ids is trained on the input. `workers`, `ray_address`, `unit_bytes`, `engine`, `max_worker_bytes` and
     `max_bad_share` change no output byte. `on_unreadable: skip` leaves out files that cannot be read or that change
     during the job. `deduplicate` keeps one of each exact duplicate text, in a held-out split where there is one.
-    `expected_sources` are said aloud where no document of theirs is kept.
+    `expected_sources`, or The Pile's 22, are said aloud where no document of theirs is kept.
+    `mixture` repeats or thins out the sources of the training split.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,10 +102,11 @@ class PrepareConfig(BaseModel):
     on_unreadable: Literal["fail", "skip"] = "fail"
     include_sources: list[str] | None = None
     exclude_sources: list[str] = []
-    expected_sources: list[str] = []
+    expected_sources: list[str] | Literal["pile"] = []
     language: LanguageConfig | None = None
     decontaminate: DecontaminateConfig | None = None
     deduplicate: bool = False
+    mixture: MixtureConfig | None = None
     val_share: Annotated[float, Field(ge=0, lt=1)] = 0.005
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.005
 
@@ -108,6 +136,7 @@ class PrepareConfig(BaseModel):
             "include_sources": sorted(self.include_sources) if self.include_sources is not None else None,
             "exclude_sources": sorted(self.exclude_sources),
             "deduplicate": self.deduplicate,
+            "mixture": self.mixture.model_dump() if self.mixture else None,
         }
         if self.splits_by_hash:
             decisions |= {"val_share": self.val_share, "test_share": self.test_share}

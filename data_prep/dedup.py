@@ -17,8 +17,8 @@ _ENTRY = np.dtype([("high", ">u8"), ("low", ">u8"), ("document", "<i8"), ("split
 _BUCKET_DOCUMENTS = 2_000_000  # about 66 MB of entries, and as much again to sort them
 
 
-def kept_documents(records: Sequence[UnitRecord], store: UnitStore, scratch: Path) -> dict[UnitKey, npt.NDArray[np.bool_]]:
-    """Which documents of each unit stay: one byte a document in memory, and one bucket of entries.
+def kept_documents(records: Sequence[UnitRecord], store: UnitStore, scratch: Path) -> dict[UnitKey, npt.NDArray[np.uint8]]:
+    """How many copies of each document of each unit stay, 1 or 0: one byte a document in memory, and one bucket of entries.
 
     `scratch` is a folder for the buckets, emptied again.
     """
@@ -32,7 +32,7 @@ def kept_documents(records: Sequence[UnitRecord], store: UnitStore, scratch: Pat
         for record in records:
             _scatter(record, store, begin, buckets)
             begin += record.documents
-        kept = np.ones(num_documents, dtype=np.bool_)
+        kept = np.ones(num_documents, dtype=np.uint8)
         for bucket in buckets:
             if bucket.exists():
                 _drop_duplicates(np.fromfile(bucket, dtype=_ENTRY), kept)
@@ -55,9 +55,9 @@ def _scatter(record: UnitRecord, store: UnitStore, begin: int, buckets: Sequence
             file.write(entries[place == number].tobytes())
 
 
-def _drop_duplicates(entries: npt.NDArray[np.void], kept: npt.NDArray[np.bool_]) -> None:
+def _drop_duplicates(entries: npt.NDArray[np.void], kept: npt.NDArray[np.uint8]) -> None:
     """Leave only the first of each digest, the splits taken from the last (test) to the first (train)."""
     order = np.lexsort((entries["document"], -entries["split"].astype(np.int8), entries["low"], entries["high"]))
     entries = entries[order]
     repeated = (entries["high"][1:] == entries["high"][:-1]) & (entries["low"][1:] == entries["low"][:-1])
-    kept[entries["document"][1:][repeated]] = False
+    kept[entries["document"][1:][repeated]] = 0

@@ -106,8 +106,10 @@ class Manifest(_Record):
 
     `notes` is for people: sources that were expected and are not there, references too short to look for.
 
-    `records` counts all that were read: documents of the splits + `rejected` + `dropped`, exactly. `skipped_inputs` says
-    why files were left out. `retokenized_units` were started more than once, because of a crash or damage.
+    `records` counts all that were read: documents of the splits - `repeated` + `rejected` + `dropped`, exactly. `repeated`
+    counts documents beyond their first copy and `epochs` is how often training reads each source, where a mixture was
+    asked for. `skipped_inputs` says why files were left out. `retokenized_units` were started more than once, because of
+    a crash or damage.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -121,6 +123,8 @@ class Manifest(_Record):
     records: int
     rejected: dict[str, int]
     dropped: dict[str, int]
+    repeated: int = 0
+    epochs: dict[str, float] = {}
     blank_lines: int
     skipped_inputs: dict[str, str]
     notes: list[str] = []
@@ -152,6 +156,12 @@ class Manifest(_Record):
             or (row_length is None and name.endswith(".npy"))
         }  # fmt: skip
         return sha256_bytes(canonical_json(read))
+
+
+def sources_file(split: str) -> str:
+    """The file that holds each document's source in a dataset folder: uint16 (documents,), places in the sorted names of
+    the split's sources."""
+    return f"{split}.sources.npy"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:

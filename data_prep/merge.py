@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
-from data_prep.assemble import QUARANTINE_FILE, pack_split, remove_leftovers
+from data_prep.assemble import QUARANTINE_FILE, pack_split, remove_leftovers, write_sources
 from data_prep.config import PackingConfig
 from data_prep.files import atomic_write, canonical_json, only_writer, sha256_bytes
 from data_prep.indexed_dataset import TokenFile, TokenFileWriter
@@ -21,6 +22,7 @@ from data_prep.manifest import (
     SplitRecord,
     describe_files,
     load_manifest,
+    sources_file,
     write_manifest,
 )
 from data_prep.tokenizer import TOKENIZER_FILE
@@ -56,6 +58,7 @@ def merge(folders: Sequence[Path], output: Path, packing: PackingConfig, command
             having = [(folder, m.splits[split]) for folder, m in zip(folders, manifests, strict=True) if split in m.splits]
             if having:
                 _join(split, [folder for folder, _ in having], output, np.dtype(manifests[0].token_dtype).newbyteorder("<"))
+                write_sources(output, split, _joined_sources(split, having))
                 splits[split] = SplitRecord(
                     sources=_summed_sources([record for _, record in having]),
                     length_histogram=_summed_histograms([record for _, record in having]),
@@ -89,6 +92,7 @@ def _merged(
         records=sum(manifest.records for manifest in manifests),
         rejected=dict(sum((Counter(manifest.rejected) for manifest in manifests), Counter())),
         dropped=dict(sum((Counter(manifest.dropped) for manifest in manifests), Counter())),
+        repeated=sum(manifest.repeated for manifest in manifests),
         blank_lines=sum(manifest.blank_lines for manifest in manifests),
         skipped_inputs={f"{name}/{key}": why for name, manifest in named for key, why in manifest.skipped_inputs.items()},
         engine=EngineRecord(
@@ -111,6 +115,15 @@ def _join(split: Split, folders: Sequence[Path], output: Path, dtype: np.dtype[n
                 lengths = file.lengths[start : start + _BLOCK_DOCUMENTS]
                 first = int(file.starts[start])
                 writer.add(file.tokens[first : first + int(lengths.sum(dtype=np.int64))], lengths)
+
+
+def _joined_sources(split: Split, having: Sequence[tuple[Path, SplitRecord]]) -> npt.NDArray[np.uint16]:
+    places = {source: place for place, source in enumerate(sorted(_summed_sources([record for _, record in having])))}
+    parts = []
+    for folder, record in having:
+        here = np.array([places[source] for source in sorted(record.sources)], dtype=np.uint16)
+        parts.append(here[np.load(folder / sources_file(split))])
+    return np.concatenate(parts)
 
 
 def _join_quarantine(folders: Sequence[Path], names: Sequence[str], output: Path) -> None:

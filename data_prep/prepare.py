@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
+from data_prep import pile
 from data_prep.assemble import (
     QUARANTINE_FILE,
-    Masks,
     join_quarantine,
     join_tokens,
     pack_split,
@@ -45,6 +47,7 @@ from data_prep.manifest import (
     load_manifest,
     write_manifest,
 )
+from data_prep.mixture import epochs_by_source, mixed_copies, refuse_mixed_files, training_sources
 from data_prep.ray_session import ray_session
 from data_prep.records import Document
 from data_prep.schedule import run_units
@@ -226,6 +229,8 @@ class _Run:
 
     def _begin(self) -> None:
         self.job.clear()
+        if self.config.mixture:
+            refuse_mixed_files(self.files, self.config.mixture, self.config.max_record_bytes)
         _make_tokenizer(self.config, self.filter_plan.filters, self.files, self.hash_split, self.tokenizer_file)
         tokenizer = load_tokenizer(self.tokenizer_file)
         reason = "asked for by `engine: reference`" if self.config.engine == "reference" else why_not_fast(tokenizer)
@@ -300,15 +305,23 @@ class _Run:
         dropped: Counter[str] = sum((Counter(record.dropped) for record in records), Counter())
         self._refuse_bad_input(records, rejected)
 
-        masks: Masks = {}
+        copies: dict[UnitKey, npt.NDArray[np.uint8]] = {}
         if config.deduplicate:
             with clock.stage("deduplicate"):
-                masks = kept_documents(records, job.store, job.folder)
-            if duplicates := sum(int((~mask).sum()) for mask in masks.values()):
+                copies = kept_documents(records, job.store, job.folder)
+            if duplicates := _num_absent(copies):
                 dropped["duplicate"] = duplicates
+        epochs: dict[str, float] = {}
+        if config.mixture:
+            with clock.stage("mix"):
+                epochs = epochs_by_source(config.mixture, training_sources(records, job.store, copies))
+                absent = _num_absent(copies)
+                copies = mixed_copies(records, job.store, copies, epochs, config.seed)
+            if thinned := _num_absent(copies) - absent:
+                dropped["below one epoch"] = thinned
         splits: dict[str, SplitRecord] = {}
         for split in SPLITS:
-            content = split_content(records, split, job.store, masks)
+            content = split_content(records, split, job.store, copies)
             if content.sources:
                 with clock.stage(f"assemble {split}"):
                     join_tokens(content, split, job.store, output, dtype, pool)
@@ -325,7 +338,8 @@ class _Run:
 
         num_records = sum(record.lines - record.blank_lines for record in records)
         kept = sum(split.total.documents for split in splits.values())
-        assert num_records == kept + rejected.total() + dropped.total(), "a record is neither kept nor counted as dropped"
+        repeated = sum(int(np.maximum(number, 1).sum(dtype=np.int64)) - len(number) for number in copies.values())
+        assert num_records == kept - repeated + rejected.total() + dropped.total(), "a record is neither kept nor counted"
         identity = self.decisions
         settings = self._settings()
         manifest = Manifest(
@@ -339,6 +353,8 @@ class _Run:
             records=num_records,
             rejected=dict(rejected),
             dropped=dict(dropped),
+            repeated=repeated,
+            epochs=epochs,
             blank_lines=sum(record.blank_lines for record in records),
             skipped_inputs={self.files[number].name: reason for number, reason in sorted(self.skipped.items())},
             notes=[*self.notes, *_missing_sources(config, splits, dropped)],
@@ -386,6 +402,10 @@ def _make_tokenizer(config: PrepareConfig, filters: Filters, files: list[InputFi
     save_tokenizer(train_tokenizer(texts, config.vocab_size), path)
 
 
+def _num_absent(copies: Mapping[UnitKey, npt.NDArray[np.uint8]]) -> int:
+    return sum(int((number == 0).sum()) for number in copies.values())
+
+
 def _refuse_nothing_to_train_on(splits: Mapping[str, SplitRecord]) -> None:
     if "train" not in splits:
         raise PrepareError("the input holds no document for the train split; give more input or lower val and test shares")
@@ -394,12 +414,13 @@ def _refuse_nothing_to_train_on(splits: Mapping[str, SplitRecord]) -> None:
 def _missing_sources(config: PrepareConfig, splits: Mapping[str, SplitRecord], dropped: Mapping[str, int]) -> list[str]:
     """One line naming the expected sources that no document is of, and how many were left out by name."""
     kept = {source for split in splits.values() for source in split.sources}
-    missing = [source for source in config.expected_sources if source not in kept]
+    expected = list(pile.COMPONENTS) if config.expected_sources == "pile" else config.expected_sources
+    missing = [source for source in expected if source not in kept]
     if not missing:
         return []
     left_out = {source: dropped.get(f"source {source}", 0) for source in missing}
     named = [f"{source} ({count:,} documents left out by name)" if count else source for source, count in left_out.items()]
-    return [f"{len(missing)} of {len(config.expected_sources)} expected sources are missing: {', '.join(named)}"]
+    return [f"{len(missing)} of {len(expected)} expected sources are missing: {', '.join(named)}"]
 
 
 def _input_record(file: InputFile, end: FileEnd) -> InputRecord:

@@ -37,7 +37,9 @@ def ray_session(
                 ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=environment)
             else:
                 with _environment(_embedded_environment()), _current_folder(empty_folder):
+                    # "local", or Ray joins any cluster that was ever started on this machine and left its address.
                     ray.init(
+                        "local",
                         num_cpus=num_workers,
                         num_gpus=0,
                         include_dashboard=False,

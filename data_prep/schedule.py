@@ -21,7 +21,7 @@ from data_prep.blocks import num_ranges
 from data_prep.tokenize_unit import UnitSettings
 from data_prep.unit_store import UnitRecord
 from data_prep.work_units import InputFile
-from data_prep.workers import Call, WorkerError, WorkerPool
+from data_prep.workers import Call, LostInputError, WorkerError, WorkerPool
 
 # A reader decompresses several times faster than a worker tokenizes.
 _WORKERS_PER_READER = 4
@@ -75,7 +75,7 @@ class _Schedule:
             while True:
                 self._ask_readers()
                 self._feed_workers()
-                waiting = [*self._readers, *self._pool.running]
+                waiting = [*self._readers, *self._pool.awaited]
                 if not waiting:
                     return
                 for reference in ray.wait(waiting, num_returns=1)[0]:
@@ -122,7 +122,7 @@ class _Schedule:
                     f"{reader.file}: its reader died {_READER_TRIES} times ({type(error).__name__}), most often for "
                     "want of memory: try smaller unit_bytes or max_record_bytes"
                 ) from error
-            self._asleep.append(self._open(self._reader.remote(), reader.file, reader.given, reader.tries + 1))
+            self._asleep.append(self._open(self._reader.remote(), reader.file, reader.given, reader.tries + 1, reader.only))
             return None
         if isinstance(header, BlockHeader):
             reader.given.add(header.index)
@@ -139,13 +139,26 @@ class _Schedule:
         return end
 
     def _result(self, reference: Any) -> Event | None:
-        finished = self._pool.finish(reference)
+        try:
+            finished = self._pool.finish(reference)
+        except LostInputError as lost:
+            # A node went down with a block that waited there: another reader goes through the file for this one.
+            file, header = lost.call.arguments[:2]
+            self._asleep.append(self._open(self._reader.remote(), file, only=frozenset([header.index])))
+            return None
         return finished[1] if finished else None
 
-    def _open(self, actor: Any, file: InputFile, given: Iterable[int] = (), tries: int = 1) -> "_ActiveReader":
+    def _open(
+        self,
+        actor: Any,
+        file: InputFile,
+        given: Iterable[int] = (),
+        tries: int = 1,
+        only: frozenset[int] | None = None,
+    ) -> "_ActiveReader":
         passed_over: dict[int, str | None] = {**self._done.get(file.index, {}), **dict.fromkeys(given)}
-        actor.open.remote(file, self._settings.unit_bytes, self._settings.max_record_bytes, passed_over)
-        return _ActiveReader(actor, file, set(given), tries)
+        actor.open.remote(file, self._settings.unit_bytes, self._settings.max_record_bytes, passed_over, only)
+        return _ActiveReader(actor, file, set(given), tries, only)
 
     def _plain_calls(self, file: InputFile) -> Iterator[Call]:
         num_units = max(1, num_ranges(file.bytes, self._settings.unit_bytes))
@@ -159,9 +172,10 @@ class _Schedule:
 class _ActiveReader:
     """A reader, the blocks that it has given, and the bytes of the one that it is asked for."""
 
-    def __init__(self, actor: Any, file: InputFile, given: set[int], tries: int) -> None:
+    def __init__(self, actor: Any, file: InputFile, given: set[int], tries: int, only: frozenset[int] | None) -> None:
         self.actor = actor
         self.file = file
         self.given = given
         self.tries = tries
+        self.only = only
         self.data: Any = None

@@ -1,6 +1,7 @@
 """Worker processes on Ray that do one call at a time: a dead one is replaced and its call repeated, a fat one recycled."""
 
 import errno
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -8,6 +9,8 @@ from typing import Any
 
 # Tries after the first for a worker that died, as opposed to one that raised. What runs here must bear repetition.
 _RETRIES = 2
+# Workers that die before they have done anything, one after another, until we stop to replace them.
+_FAILED_STARTS = 5
 _DEFAULT_MAX_BYTES = 2 * 2**30
 
 
@@ -32,7 +35,18 @@ class Call:
     tries: int = 0
 
 
+class LostInputError(Exception):
+    """What a call was to work on went down with the node that held it; `call` is the call."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call.name)
+        self.call = call
+
+
 class _Worker:
+    def ready(self) -> None:
+        """Returns once the process is there."""
+
     def call(self, function: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
         """The result, and the memory that this process alone holds, in bytes."""
         import psutil
@@ -44,8 +58,9 @@ class WorkerPool:
     """`num_workers` processes (no more than the session has CPUs). Use as a context manager, inside a `ray_session`.
 
     A worker that holds more than `max_worker_bytes` after a call is replaced by a fresh one: tokenizers' caches grow
-    without bound. `on_start` sees every call as it is started, repetitions included. Exceptions of classes in `passed`
-    come out as they were raised; others as WorkerError naming the call, a full disk as DiskFullError.
+    without bound. Only workers whose process is there get calls: on a cluster that lost a node or is busy, the others do
+    them all. `on_start` sees every call as it is started, repetitions included. Exceptions of classes in `passed` come
+    out as they were raised; others as WorkerError naming the call, a full disk as DiskFullError.
     """
 
     def __init__(
@@ -64,17 +79,22 @@ class WorkerPool:
         self._on_start = on_start
         self._passed = passed
         self._actor = ray.remote(num_cpus=1)(_Worker)
-        self._idle = [self._actor.remote() for _ in range(self.num_workers)]
+        self._idle: list[Any] = []
+        self._starting: dict[Any, Any] = {}  # by the reference of `ready`
         self._running: dict[Any, tuple[Any, Call]] = {}
+        self._orphans: deque[Call] = deque()
+        self._failed_starts = 0
+        for _ in range(self.num_workers):
+            self._replace()
 
     @property
     def has_idle(self) -> bool:
         return bool(self._idle)
 
     @property
-    def running(self) -> list[Any]:
-        """References to wait for, one a running call."""
-        return list(self._running)
+    def awaited(self) -> list[Any]:
+        """References to wait for: one a running call, and where work waits for workers, one a worker that starts."""
+        return [*self._running, *(self._starting if self._orphans or not self._idle else ())]
 
     def start(self, call: Call) -> None:
         """Give `call` to an idle worker."""
@@ -83,30 +103,72 @@ class WorkerPool:
         self._running[worker.call.remote(call.function, *call.arguments)] = (worker, call)
 
     def finish(self, reference: Any) -> tuple[Call, Any] | None:
-        """The call and result of a reference that is ready; None where its worker died and the call was started again."""
+        """The call and result of a reference that is ready; None for a worker that started, or died and was replaced.
+
+        Raises LostInputError where an object that the call was given is gone.
+        """
         import ray
 
+        if reference in self._starting:
+            self._greet(reference)
+            return None
         worker, call = self._running.pop(reference)
         try:
             result, held_bytes = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            self._idle.append(worker)
+            self._welcome(worker)
+            if isinstance(error.cause, ray.exceptions.ObjectLostError):
+                raise LostInputError(call) from error
             raise self._explained(call, error.cause) from error
+        except ray.exceptions.ObjectLostError as error:
+            self._welcome(worker)
+            raise LostInputError(call) from error
         except ray.exceptions.RayError as error:
-            self._idle.append(self._actor.remote())
+            ray.kill(worker)
+            self._replace()
             if call.tries == _RETRIES:
                 raise WorkerError(
                     f"{call.name}: its worker died {_RETRIES + 1} times ({type(error).__name__}), "
                     "most often for want of memory: try fewer workers or smaller unit_bytes"
                 ) from error
-            self.start(Call(call.function, call.arguments, call.name, call.tries + 1))
+            self._orphans.append(Call(call.function, call.arguments, call.name, call.tries + 1))
+            if self._idle:
+                self.start(self._orphans.popleft())
             return None
         if held_bytes > self._max_worker_bytes:
             self.num_recycled += 1
             ray.kill(worker)
-            worker = self._actor.remote()
-        self._idle.append(worker)
+            self._replace()
+        else:
+            self._welcome(worker)
         return call, result
+
+    def _replace(self) -> None:
+        worker = self._actor.remote()
+        self._starting[worker.ready.remote()] = worker
+
+    def _greet(self, reference: Any) -> None:
+        import ray
+
+        worker = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts >= _FAILED_STARTS:
+                raise WorkerError(
+                    f"workers do not start ({str(error).splitlines()[0]}): every node needs this package, of this version, "
+                    "in the Python that Ray was started with"
+                ) from error
+            self._replace()
+            return
+        self._failed_starts = 0
+        self._welcome(worker)
+
+    def _welcome(self, worker: Any) -> None:
+        self._idle.append(worker)
+        if self._orphans:
+            self.start(self._orphans.popleft())
 
     def map(self, calls: Iterable[Call]) -> Iterator[tuple[Call, Any]]:
         """Do all calls and give them with their results as these come."""
@@ -121,9 +183,9 @@ class WorkerPool:
                     exhausted = True
                 else:
                     self.start(call)
-            if not self._running:
+            if exhausted and not self._running and not self._orphans:
                 return
-            for reference in ray.wait(self.running, num_returns=1)[0]:
+            for reference in ray.wait(self.awaited, num_returns=1)[0]:
                 if finished := self.finish(reference):
                     yield finished
 
@@ -133,7 +195,7 @@ class WorkerPool:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         import ray
 
-        for worker in [*self._idle, *(worker for worker, _ in self._running.values())]:
+        for worker in [*self._idle, *self._starting.values(), *(worker for worker, _ in self._running.values())]:
             ray.kill(worker)
 
     def _explained(self, call: Call, cause: BaseException) -> Exception:

@@ -17,9 +17,12 @@ def draw_lengths(manifest: Manifest, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     sources = manifest.splits[split].length_histogram
-    for source, bins in sorted(sources.items(), key=lambda item: -sum(item[1])):
-        shares = [count / sum(bins) for count in bins]
-        axes.plot([2.0**i for i in range(len(bins))], shares, marker="o", markersize=3, label=f"{source} ({sum(bins):,})")
+    for number, (source, bins) in enumerate(sorted(sources.items(), key=lambda item: -sum(item[1]))):
+        first = next(i for i, count in enumerate(bins) if count)
+        shares = [count / sum(bins) for count in bins[first:]]
+        lengths = [2.0**i for i in range(first, len(bins))]
+        label, line = f"{source} ({sum(bins):,})", ("-", "--", ":")[number // 10 % 3]
+        axes.plot(lengths, shares, marker="o", markersize=3, color=f"C{number % 10}", linestyle=line, label=label)
     for row_length in [record.row_length for record in manifest.splits[split].packing]:
         axes.axvline(row_length, color="grey", linewidth=0.8, linestyle=":")
         axes.annotate(
@@ -28,5 +31,6 @@ def draw_lengths(manifest: Manifest, path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xlabel("tokens in a document, from 2^i to 2^(i+1) - 1")
     axes.set_ylabel(f"share of the source's {split} documents")
-    axes.legend(fontsize=8)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path)

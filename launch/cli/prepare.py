@@ -55,6 +55,7 @@ def prepare(
     from launch.cli import tables
     from launch.cli.progress import preparation_bar
     from launch.config import load_config
+    from launch.memory import PeakMemory
 
     given = {
         "input": input or None,
@@ -73,11 +74,11 @@ def prepare(
     typer.echo(f"with {vocabulary}, in rows of {rows} tokens; worker processes: {resolved.workers}")
     console = Console()
     finished_before = (resolved.output / MANIFEST_FILE).exists()
-    with preparation_bar(console) as listener:
+    with PeakMemory() as memory, preparation_bar(console) as listener:
         manifest = run(resolved, listener, shlex.join(["fnet-t5", *sys.argv[1:]]))
     if finished_before:
         typer.echo(f"{resolved.output} is already made of this input with these settings: left as it is.")
-    for table in tables.sources(manifest):
+    for table in (*tables.sources(manifest), tables.packing(manifest)):
         console.print(table)
     if manifest.rejected:
         typer.echo(f"Rejected: {tables.rejections(manifest)} (see {resolved.output / QUARANTINE_FILE})")
@@ -86,4 +87,9 @@ def prepare(
     for note in manifest.notes:
         typer.echo(f"Note: {note}")
     typer.echo(tables.reconciliation(manifest))
+    if not finished_before and "resume" not in manifest.stage_seconds:
+        seconds = sum(manifest.stage_seconds.values())
+        rate = sum(record.total.bytes for record in manifest.splits.values()) / seconds / 1e6
+        peak = f"; peak memory of all processes here {memory.peak_bytes / 2**30:.1f} GiB" if memory.peak_bytes else ""
+        typer.echo(f"{seconds:,.0f} s, {rate:,.1f} MB of text a second with everything in it{peak}")
     typer.echo(f"Look inside: fnet-t5 data inspect {resolved.output}")

@@ -16,31 +16,36 @@ def sources(manifest: Manifest) -> Iterator[Table]:
     """One table a split: documents, tokens and bytes of text by source, and in all."""
     rows = source_table(manifest)
     for split, record in _in_order(manifest):
-        table = _table(split, "documents", "tokens", "share", "MB", "B/token")
+        mixed = split == "train" and bool(manifest.epochs)
+        table = _table(split, "documents", "tokens", "share", "MB", "B/token", *(["epochs"] if mixed else []))
         for row in rows:
             if row.split == split:
                 counts = SourceCounts(documents=row.documents, tokens=row.tokens, bytes=row.bytes)
-                table.add_row(row.source, *_cells(counts, row.token_share))
+                epochs = [f"{manifest.epochs[row.source]:.3g}"] if mixed else []
+                table.add_row(row.source, *_cells(counts, row.token_share), *epochs)
         table.add_section()
         table.add_row("all", *_cells(record.total, 1.0))
         yield table
 
 
 def lengths(manifest: Manifest) -> Iterator[Table]:
-    """One table: how many documents of training lie between one power of two of tokens and the next, by source."""
+    """One table: which share of each source's training documents has so many tokens, in steps of a factor of four."""
     for split, record in _in_order(manifest)[:1]:
-        first = min(next(i for i, count in enumerate(bins) if count) for bins in record.length_histogram.values())
-        last = max(map(len, record.length_histogram.values()))
-        table = _table(f"{split}: tokens", *(f"{1 << bin_}+" for bin_ in range(first, last)))
-        for source, bins in sorted(record.length_histogram.items()):
-            padded = bins + [0] * (last - len(bins))
-            table.add_row(source, *(f"{count:,}" if count else "" for count in padded[first:]))
+        histograms = record.length_histogram
+        first = min(next(i for i, count in enumerate(bins) if count) for bins in histograms.values()) // 2
+        last = -(-max(map(len, histograms.values())) // 2)
+        table = _table(f"{split}: tokens", *(_short(4**step) for step in range(first, last)))
+        for source, bins in sorted(histograms.items()):
+            padded = [*bins, *[0] * (2 * last - len(bins))]
+            shares = [(padded[2 * step] + padded[2 * step + 1]) / sum(bins) for step in range(first, last)]
+            table.add_row(source, *(f"{share:.0%}" if share else "" for share in shares))
         yield table
 
 
 def packing(manifest: Manifest) -> Table:
-    """The row indexes of every split: rows, pieces of documents in them, and padding."""
-    table = _table("rows of", "split", "rows", "pieces", "padding", "cut", "method")
+    """The row indexes of every split: rows, pieces of documents in them, the share of places that hold no token, and the
+    share of documents that lie in more than one piece."""
+    table = _table("rows of", "split", "rows", "pieces", "padding", "documents cut", "method")
     for split, record in _in_order(manifest):
         for index in record.packing:
             cells = (
@@ -48,7 +53,7 @@ def packing(manifest: Manifest) -> Table:
                 f"{index.rows:,}",
                 f"{index.pieces:,}",
                 f"{index.padding_share:.2%}",
-                f"{index.cut_documents:,}",
+                f"{index.cut_documents / max(record.total.documents, 1):.2%}",
                 index.method,
             )
             table.add_row(f"{index.row_length:,} tokens", *cells)
@@ -73,7 +78,15 @@ def reconciliation(manifest: Manifest) -> str:
     kept = sum(record.total.documents for record in manifest.splits.values())
     lost = {**manifest.rejected, **manifest.dropped}
     parts = [f"{kept:,} kept", *(f"{count:,} {reason}" for reason, count in sorted(lost.items()))]
-    return f"Records: {manifest.records:,} read = {' + '.join(parts)}"
+    repeated = f" - {manifest.repeated:,} repeated" if manifest.repeated else ""
+    return f"Records: {manifest.records:,} read = {' + '.join(parts)}{repeated}"
+
+
+def _short(number: int) -> str:
+    for divisor, unit in ((2**20, "M"), (2**10, "k")):
+        if number >= divisor:
+            return f"{number // divisor}{unit}+"
+    return f"{number}+"
 
 
 def _in_order(manifest: Manifest) -> list[tuple[str, SplitRecord]]:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,22 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "0.jsonl.zst").write_bytes(compress(b"".join(lines[0][:50])) + compress(b"".join(lines[0][50:])))
     (folder / "1.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[1])))
     (folder / "2.jsonl").write_bytes(b"".join(lines[2]))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def big_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One zstd frame and one plain file, about 1.2 MB each, with a few bad lines."""
+    folder = tmp_path_factory.mktemp("big")
+    generator = random.Random(7)
+    words = [f"word{i}" for i in range(3000)]
+    for name in ("a.jsonl.zst", "b.jsonl"):
+        lines = []
+        for i in range(3000):
+            text = " ".join(generator.choices(words, k=generator.randrange(1, 100)))
+            lines.append(_record(text, f"s{i % 3}") if i % 1000 else b"{bad\n")
+        data = b"".join(lines)
+        (folder / name).write_bytes(zstandard.ZstdCompressor().compress(data) if name.endswith("zst") else data)
     return folder
 
 

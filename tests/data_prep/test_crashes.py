@@ -30,22 +30,6 @@ except ValueError as error:
 _WORKERS = 2
 
 
-@pytest.fixture(scope="module")
-def long_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One zstd frame and one plain file, about 1.2 MB each, with a few bad lines."""
-    folder = tmp_path_factory.mktemp("long")
-    random_words = random.Random(7)
-    words = [f"word{i}" for i in range(3000)]
-    for name in ("a.jsonl.zst", "b.jsonl"):
-        lines = []
-        for i in range(3000):
-            text = " ".join(random_words.choices(words, k=random_words.randrange(1, 100)))
-            lines.append(orjson.dumps({"text": text, "meta": {"pile_set_name": f"s{i % 3}"}}) if i % 1000 else b"{bad")
-        data = b"\n".join(lines)
-        (folder / name).write_bytes(zstandard.ZstdCompressor().compress(data) if name.endswith("zst") else data)
-    return folder
-
-
 def _config(corpus: Path, tokenizer_file: Path, output: Path, **kwargs: object) -> PrepareConfig:
     fields = {
         "input": [f"{corpus}/*.jsonl*"],
@@ -60,10 +44,10 @@ def _config(corpus: Path, tokenizer_file: Path, output: Path, **kwargs: object) 
 
 
 @pytest.fixture(scope="module")
-def expected(ray: None, long_corpus: Path, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def expected(ray: None, big_corpus: Path, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The bytes of a run in peace, by one worker and whole files as units."""
     output = tmp_path_factory.mktemp("peace") / "data"
-    prepare(_config(long_corpus, tokenizer_file, output, workers=1, unit_bytes=100_000_000))
+    prepare(_config(big_corpus, tokenizer_file, output, workers=1, unit_bytes=100_000_000))
     return _hashes(output)
 
 
@@ -108,11 +92,11 @@ def _kill_driver_at(config: PrepareConfig, num_units: int) -> None:
 
 
 def test_a_killed_driver_is_continued(
-    ray: None, long_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path
+    ray: None, big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     """The single frame at 80 %: no more than 2 units a worker are done again, and the bytes are the same."""
-    config = _config(long_corpus, tokenizer_file, tmp_path / "data", input=[f"{long_corpus}/a.jsonl.zst"])
-    alone = prepare(_config(long_corpus, tokenizer_file, tmp_path / "alone", input=config.input))
+    config = _config(big_corpus, tokenizer_file, tmp_path / "data", input=[f"{big_corpus}/a.jsonl.zst"])
+    alone = prepare(_config(big_corpus, tokenizer_file, tmp_path / "alone", input=config.input))
     _kill_driver_at(config, int(alone.units * 0.8))
     assert not (config.output / "manifest.json").exists()
     committed = _num_committed(config.output)
@@ -127,10 +111,10 @@ def test_a_killed_driver_is_continued(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_drivers_killed_at_random_moments(
-    ray: None, long_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path, seed: int
+    ray: None, big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path, seed: int
 ) -> None:
     moments = random.Random(seed)
-    config = _config(long_corpus, tokenizer_file, tmp_path / "data")
+    config = _config(big_corpus, tokenizer_file, tmp_path / "data")
     process = _start(config)
     time.sleep(moments.uniform(1, 7))
     if process.poll() is None:
@@ -147,10 +131,10 @@ def test_drivers_killed_at_random_moments(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_workers_and_readers_killed_at_random_moments(
-    long_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path, seed: int
+    big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path, seed: int
 ) -> None:
     moments = random.Random(seed)
-    config = _config(long_corpus, tokenizer_file, tmp_path / "data")
+    config = _config(big_corpus, tokenizer_file, tmp_path / "data")
     process = _start(config)
     kills = 0
     due = moments.randrange(0, 5)
@@ -176,10 +160,20 @@ def _is_actor(process: psutil.Process) -> bool:
     return title.startswith(("ray::_Worker", "ray::_ReaderActor"))
 
 
-def test_a_damaged_commit_is_found_and_done_again(
-    ray: None, long_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path
+def test_four_workers_write_the_bytes_of_one(
+    big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
-    config = _config(long_corpus, tokenizer_file, tmp_path / "data")
+    config = _config(big_corpus, tokenizer_file, tmp_path / "data", workers=4)
+    process = _start(config)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    assert _hashes(config.output) == expected
+
+
+def test_a_damaged_commit_is_found_and_done_again(
+    ray: None, big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    config = _config(big_corpus, tokenizer_file, tmp_path / "data")
 
     def interrupt(progress: object) -> None:
         if getattr(progress, "stage", "") == "assemble train":
@@ -248,9 +242,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_leaves_a_state_to_go_on_from(
-    ray: None, long_corpus: Path, tokenizer_file: Path, expected: dict[str, str], small_disk: Path
+    ray: None, big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], small_disk: Path
 ) -> None:
-    config = _config(long_corpus, tokenizer_file, small_disk / "data")
+    config = _config(big_corpus, tokenizer_file, small_disk / "data")
     with pytest.raises(ValueError, match=r"no space left for .*data.*run the same command again"):
         prepare(config)
     committed = _num_committed(config.output)

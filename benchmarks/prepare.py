@@ -1,6 +1,6 @@
 """Data preparation measured end to end: raw shards to a verified dataset folder, with memory, scaling, floors and a peer.
 
-    python benchmarks/data_prep.py --shards ../shared/data/minipile/train/*.jsonl.zst --copies 8 \
+    python benchmarks/prepare.py --shards ../shared/data/minipile/train/*.jsonl.zst --copies 8 \
         --tokenizer ../shared/data/tokenizers/gpt2.json
 
 Rates are MB/s of UTF-8 text (10^6 bytes). The clock runs from the first read to the last byte verified: fsync, hashing,
@@ -27,7 +27,7 @@ import numpy as np
 import orjson
 import psutil
 
-from data_prep.blocks import cut_blocks, lines_of
+from data_prep.blocks import cut_blocks, lines_of, read_lines
 from data_prep.config import PrepareConfig
 from data_prep.engine import FastEngine, ReferenceEngine
 from data_prep.indexed_dataset import TokenFile
@@ -80,8 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--memory-copies", nargs="*", type=int, default=[], help="more corpus sizes, for memory alone")
-    parser.add_argument("--peer-python", help="an interpreter with datatrove, run on the first shard's head")
-    parser.add_argument("--peer-mb", type=float, default=6, help="MB of raw lines that the peer gets")
+    parser.add_argument("--peer-python", help="an interpreter with datatrove, run on one shard a worker")
     parser.add_argument("--json", type=Path, help="write the results here too")
     options = parser.parse_args(arguments)
     results: dict[str, object] = {
@@ -245,15 +244,15 @@ def packing(data: Path) -> dict[str, float]:
 
 
 def peer(options: argparse.Namespace) -> dict[str, float]:
-    """datatrove's Megatron writer on the head of each shard, with as many workers as ours; start-up inside its clock is
-    measured on one line and taken off."""
+    """datatrove's Megatron writer on one whole shard a worker, so that none idles, with as many workers as ours; its
+    start-up is measured on one line a worker and taken off."""
     workers = max(options.workers)
     seconds, text_bytes = {}, 0
-    for name, raw_bytes in (("one line", 1), ("slice", options.peer_mb * 1e6 / workers)):
+    for name, max_lines in (("one line", 1), ("all", sys.maxsize)):
         with scratch() as folder:
             (folder / "raw").mkdir()
             text_bytes = sum(
-                _write_head(shard, folder / "raw" / f"{number}.jsonl.zst", int(raw_bytes))
+                _write_head(shard, folder / "raw" / f"{number}.jsonl.zst", max_lines)
                 for number, shard in enumerate(options.shards[:workers])
             )
             begin = time.perf_counter()
@@ -262,23 +261,17 @@ def peer(options: argparse.Namespace) -> dict[str, float]:
             script.write_text(_PEER)
             subprocess.run([options.peer_python, str(script), *paths, str(workers)], check=True, capture_output=True)
             seconds[name] = time.perf_counter() - begin
-    rate = text_bytes / 1e6 / (seconds["slice"] - seconds["one line"])
+    rate = text_bytes / 1e6 / (seconds["all"] - seconds["one line"])
     return {"text_mb": round(text_bytes / 1e6, 2), "workers": workers, "mb_per_second": round(rate, 3)}
 
 
-def _write_head(shard: Path, target: Path, raw_bytes: int) -> int:
-    """The first lines of a shard, at least `raw_bytes`; returns the bytes of their texts."""
+def _write_head(shard: Path, target: Path, max_lines: int) -> int:
+    """The first lines of a shard; returns the bytes of their texts."""
     import zstandard
 
-    lines, size = [], 0
-    for block in cut_blocks(read_chunks(shard), 1_000_000, 1 << 28):
-        for line in lines_of(block, 1 << 28):
-            if size >= raw_bytes:
-                target.write_bytes(zstandard.ZstdCompressor().compress(b"\n".join(lines) + b"\n"))
-                return sum(len(orjson.loads(line)["text"].encode()) for line in lines)
-            lines.append(line.data)
-            size += len(line.data)
-    raise SystemExit(f"{shard} is shorter than {raw_bytes} bytes")
+    lines = [line.data for _, line in zip(range(max_lines), read_lines(shard, 1 << 28), strict=False)]
+    target.write_bytes(zstandard.ZstdCompressor().compress(b"\n".join(lines) + b"\n"))
+    return sum(len(orjson.loads(line)["text"].encode()) for line in lines)
 
 
 if __name__ == "__main__":
