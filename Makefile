@@ -1,4 +1,4 @@
-# The two commands of a newcomer: `make demo` and `make test`. Each makes .venv from requirements.lock where it is missing.
+# The two commands of a newcomer: `make demo` (ARGS=--fresh starts clean) and `make test`. Each makes .venv from requirements.lock where it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test test-all lint types install clean lock
 
 demo: install
-	$(BIN)/fnet-t5 demo
+	$(BIN)/fnet-t5 demo $(ARGS)
 
 test: lint types
 	$(BIN)/pytest -q

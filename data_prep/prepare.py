@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from data_prep import pile
 from data_prep.assemble import (
     QUARANTINE_FILE,
     join_quarantine,
@@ -50,6 +51,7 @@ from data_prep.mixture import epochs_by_source, mixed_copies, refuse_mixed_files
 from data_prep.ray_session import ray_session
 from data_prep.records import Document
 from data_prep.schedule import run_units
+from data_prep.streams import DAMAGES
 from data_prep.tokenize_unit import UnitSettings
 from data_prep.tokenizer import TOKENIZER_FILE, eos_id, load_tokenizer, num_ids, save_tokenizer, train_tokenizer
 from data_prep.train_tokenizer import sample_texts
@@ -145,6 +147,8 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | Non
     TokenizerError.
     """
     filters = FilterPlan(config)  # speaks up before anything is read
+    if config.output.exists() and not config.output.is_dir():
+        raise PrepareError(f"{config.output} is a file: give another --output")
     files = plan(config)
     # Absolute, because workers run in another folder.
     output = config.output.absolute()
@@ -356,7 +360,11 @@ class _Run:
             epochs=epochs,
             blank_lines=sum(record.blank_lines for record in records),
             skipped_inputs={self.files[number].name: reason for number, reason in sorted(self.skipped.items())},
-            notes=[*self.notes, *_missing_sources(config, splits, dropped)],
+            notes=[
+                *self.notes,
+                *_missing_sources(config, splits, dropped),
+                *(_damaged_files(job.folder / QUARANTINE_FILE) if rejected.keys() & DAMAGES else []),
+            ],
             engine=EngineRecord(
                 name=(FastEngine(tokenizer) if settings.fast else ReferenceEngine(tokenizer)).name,
                 note=job.why_reference,
@@ -401,6 +409,17 @@ def _make_tokenizer(config: PrepareConfig, filters: Filters, files: list[InputFi
     save_tokenizer(train_tokenizer(texts, config.vocab_size), path)
 
 
+def _damaged_files(quarantine: Path) -> list[str]:
+    """One line a file that was cut or corrupt, since its one quarantined record does not show how much is lost."""
+    with open(quarantine, "rb") as lines:
+        rejected = [orjson.loads(line) for line in lines if any(damage.encode() in line for damage in DAMAGES)]
+    return [
+        f"{bad['file']} is {bad['reason']}: whatever followed line {bad['line']} is lost"
+        for bad in rejected
+        if bad["reason"] in DAMAGES
+    ]
+
+
 def _num_absent(copies: Mapping[UnitKey, npt.NDArray[np.uint8]]) -> int:
     return sum(int((number == 0).sum()) for number in copies.values())
 
@@ -413,12 +432,13 @@ def _refuse_nothing_to_train_on(splits: Mapping[str, SplitRecord]) -> None:
 def _missing_sources(config: PrepareConfig, splits: Mapping[str, SplitRecord], dropped: Mapping[str, int]) -> list[str]:
     """One line naming the expected sources that no document is of, and how many were left out by name."""
     kept = {source for split in splits.values() for source in split.sources}
-    missing = [source for source in config.expected_sources if source not in kept]
+    expected = list(pile.COMPONENTS) if config.expected_sources == "pile" else config.expected_sources
+    missing = [source for source in expected if source not in kept]
     if not missing:
         return []
     left_out = {source: dropped.get(f"source {source}", 0) for source in missing}
     named = [f"{source} ({count:,} documents left out by name)" if count else source for source, count in left_out.items()]
-    return [f"{len(missing)} of {len(config.expected_sources)} expected sources are missing: {', '.join(named)}"]
+    return [f"{len(missing)} of {len(expected)} expected sources are missing: {', '.join(named)}"]
 
 
 def _input_record(file: InputFile, end: FileEnd) -> InputRecord:
@@ -457,6 +477,12 @@ def _up_to_date(config: PrepareConfig, decisions: Mapping[str, Any], files: list
         for name, record in manifest.files.items()
         if not (output / name).is_file() or (output / name).stat().st_size != record.bytes
     ]
+    if {key for key in decisions if manifest.config.get(key) != decisions[key]} == {"packing"} and len(differences) == 1:
+        lengths = " ".join(map(str, config.packing.lengths))
+        raise PrepareError(
+            f"{output} is packed otherwise ({differences[0]}). Add lengths by `fnet-t5 data pack {output} {lengths} --method "
+            f"{config.packing.method}`, give another --output, or delete it"
+        )
     if differences:
         raise PrepareError(f"{output} holds another dataset: {'; '.join(differences)}. Give another --output or delete it")
     return manifest

@@ -8,6 +8,7 @@ import pytest
 
 from data_prep.config import PrepareConfig
 from data_prep.manifest import load_manifest
+from data_prep.pile import COMPONENTS
 from data_prep.prepare import prepare
 from launch.config import load_config
 from launch.recipes import packaged_recipes
@@ -58,7 +59,8 @@ def test_what_the_recipes_leave_out() -> None:
     uncopyrighted = _load("pile_uncopyrighted")
     assert set(uncopyrighted.exclude_sources) == _REMOVED
     assert len(set(_PILE) - _REMOVED) == 17
-    assert sorted(uncopyrighted.expected_sources) == sorted(_PILE)
+    assert uncopyrighted.expected_sources == "pile"
+    assert sorted(COMPONENTS) == sorted(_PILE)
 
 
 def test_the_documented_filters_are_valid_settings(tmp_path: Path) -> None:
