@@ -79,7 +79,7 @@ class PrepareConfig(BaseModel):
     `max_bad_share` change no output byte. `on_unreadable: skip` leaves out files that cannot be read or that change
     during the job. `deduplicate` keeps one of each exact duplicate text, in a held-out split where there is one.
     `mixture` repeats or thins out the sources of the training split.
-    `expected_sources` are said aloud where no document of theirs is kept.
+    `expected_sources`, or The Pile's 22, are said aloud where no document of theirs is kept.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -102,7 +102,7 @@ class PrepareConfig(BaseModel):
     on_unreadable: Literal["fail", "skip"] = "fail"
     include_sources: list[str] | None = None
     exclude_sources: list[str] = []
-    expected_sources: list[str] = []
+    expected_sources: list[str] | Literal["pile"] = []
     language: LanguageConfig | None = None
     decontaminate: DecontaminateConfig | None = None
     deduplicate: bool = False

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from launch.cli import data, demo, evaluate, generate, prepare, tokenizer, train
 
@@ -61,6 +60,8 @@ def main() -> None:
 
 def _for_people(error: Exception) -> str:
     """One line where the error allows it."""
+    from pydantic import ValidationError
+
     if isinstance(error, ValidationError):
         return "; ".join(
             f"{'.'.join(map(str, problem['loc']))} {problem['input']!r}: {problem['msg']}" for problem in error.errors()

@@ -1,5 +1,6 @@
 """The command as a person meets it: help, tables, errors of one line, and what `train` starts."""
 
+import shutil
 import subprocess
 import sys
 import types
@@ -11,6 +12,7 @@ import pytest
 import typer
 
 import launch.local
+from data_prep.files import only_writer
 from launch.cli import main
 from launch.cli.arguments import repeat_options
 
@@ -136,7 +138,7 @@ def test_list_options_take_every_word_that_follows(words: str, expected: str) ->
 
 def test_prepare_made_what_was_asked_for(dataset: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(path.name for path in dataset.glob("*.npy")) == [
-        f"{split}.rows_{length}.npy" for split in ("train", "val") for length in (64, 640)
+        f"{split}.{name}.npy" for split in ("train", "val") for name in ("rows_64", "rows_640", "sources")
     ]
     assert command("data", "stats", dataset) == 0
     shown = " ".join(capsys.readouterr().out.split())
@@ -191,13 +193,17 @@ def test_prepare_without_input_says_which_option(command: Command, capsys: pytes
     assert one_line(capsys) == "error: the command line: input is missing; give --input, or input=VALUE"
 
 
-def test_tokenizer_train_writes_a_tokenizer(dataset: Path, command: Command, tmp_path: Path) -> None:
+def test_tokenizer_train_writes_a_tokenizer(
+    dataset: Path, command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     from data_prep.tokenizer import load_tokenizer, num_ids
 
     output = tmp_path / "new" / "tokenizer.json"
     inputs = [dataset.parent / f"{number}.jsonl" for number in range(2)]
     assert command("tokenizer", "train", "--input", *inputs, "--vocab-size", 400, "--output", output) == 0
     assert num_ids(load_tokenizer(output)) == 400
+    assert command("tokenizer", "train", "--input", *inputs, "--vocab-size", 400, "--output", output) == 1
+    assert "exists, and datasets may depend on it" in one_line(capsys)
 
 
 class Started:
@@ -246,6 +252,8 @@ def test_train_takes_processes_and_output_and_returns_their_exit_code(
         (["--nproc", "3"], "3 processes cannot hold replicas of 4"),
         (["--nproc", "12"], "train.global_batch_size 16 is not a multiple"),
         (["data.path=nowhere"], "nowhere/manifest.json: no manifest"),
+        (["data.encoder_length=500"], "has no train rows of 628 tokens"),
+        (["optimizer.learning_rate=.inf"], "optimizer.learning_rate"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(
@@ -301,3 +309,75 @@ def test_train_joins_an_outer_launcher_s_job(
     monkeypatch.delenv("WORLD_SIZE")
     assert command("train", DEMO, f"data.path={dataset}") == 1
     assert "WORLD_SIZE is not" in one_line(capsys)
+
+
+def test_a_run_does_not_mix_with_what_is_there(
+    started: Started, dataset: Path, command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert command("train", DEMO, "--output", dataset, f"data.path={dataset}") == 1
+    assert one_line(capsys) == f"error: {dataset} holds a dataset, which a run would overwrite: give another --output"
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "diary.txt").write_text("mine")
+    assert command("train", DEMO, "--output", tmp_path / "notes", f"data.path={dataset}") == 1
+    assert "holds other files than a run's" in one_line(capsys)
+    assert command("train", DEMO, f"data.path={dataset}") == 0
+    with only_writer(Path("runs/demo")):
+        assert command("train", DEMO, f"data.path={dataset}") == 1
+    assert "another process is writing here" in one_line(capsys)
+    assert len(started.calls) == 1
+
+
+def test_a_finished_run_is_not_started_again(
+    started: Started, dataset: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("train", DEMO, f"data.path={dataset}") == 0
+    checkpoint = Path("runs/demo/checkpoints/step_00000400")
+    checkpoint.mkdir(parents=True)
+    checkpoint.with_name("latest").write_text(checkpoint.name)
+    Path("runs/demo/STATUS").write_text("finished\n")
+    assert command("train", DEMO, f"data.path={dataset}") == 0
+    assert "runs/demo is finished at step 400: raise train.steps" in capsys.readouterr().out
+    assert command("train", DEMO, f"data.path={dataset}", "train.steps=500") == 0
+    assert len(started.calls) == 2
+
+
+def test_a_run_that_was_stopped_says_how_to_go_on(
+    started: Started, dataset: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started.code = 130
+    assert command("train", DEMO, "--output", "runs/other", f"data.path={dataset}") == 130
+    assert "Stopped" not in capsys.readouterr().out
+    Path("runs/other/checkpoints").mkdir()
+    (Path("runs/other/checkpoints") / "latest").write_text("step_00000016")
+    (Path("runs/other/checkpoints") / "step_00000016").mkdir()
+    assert command("train", DEMO, "--output", "runs/other", f"data.path={dataset}") == 130
+    assert "Stopped; step_00000016 is kept" in capsys.readouterr().out
+
+
+def test_damaged_folders_are_not_merged(
+    dataset: Path, command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    data = bytearray((copy / "train.bin").read_bytes())
+    data[7] ^= 1
+    (copy / "train.bin").write_bytes(data)
+    assert command("data", "merge", dataset, copy, "--output", tmp_path / "both") == 1
+    assert f"{copy}/train.bin: its bytes changed since it was written" in one_line(capsys)
+    assert not (tmp_path / "both").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("data", "pack", "{dataset}", "128", "--method", "foo"), "method 'foo': Input should be"),
+        (("generate", "{dataset}", "--file", "nofile"), "nofile: No such file or directory"),
+        (("train", "nope.yaml"), "nope.yaml does not exist; did you mean configs/train/demo.yaml?"),
+        (("prepare", "--input", "{dataset}/../*.jsonl", "--output", "{dataset}/train.bin"), "train.bin is a file"),
+    ],
+)
+def test_errors_are_one_line_that_names_the_place(
+    arguments: tuple[str, ...], expected: str, dataset: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*(word.replace("{dataset}", str(dataset)) for word in arguments)) == 1
+    assert expected in one_line(capsys)
