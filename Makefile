@@ -1,4 +1,4 @@
-# The two commands of a newcomer: `make demo` and `make test`. Each makes .venv from requirements.lock where it is missing.
+# The two commands of a newcomer: `make demo` (ARGS=--fresh starts clean) and `make test`. Each makes .venv from requirements.lock where it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test test-all lint types install clean lock
 
 demo: install
-	$(BIN)/fnet-t5 demo
+	$(BIN)/fnet-t5 demo $(ARGS)
 
 test: lint types
 	$(BIN)/pytest -q
@@ -34,12 +34,12 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 # Needs uv. torch is pinned by hand: its CUDA packages must not enter the lock of machines without a GPU.
 lock:
+	@command -v uv > /dev/null || { echo "make lock needs uv, which is not on the PATH: pip install uv"; exit 1; }
+	printf 'torch==2.13.0\nmlflow==3.17.2\n' > $(VENV)/pins
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --constraint $(VENV)/pins --quiet \
+	   --no-annotate --no-header --no-emit-index-url --no-emit-find-links --output-file $(VENV)/resolved
 	(echo "# Exact versions that continuous integration runs, for Python 3.10 to 3.12 on Linux. Made by \`make lock\`."; \
-	 echo "torch==2.13.0" > $(VENV)/pins; echo "mlflow==3.17.2" >> $(VENV)/pins; \
-	 uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 --constraint $(VENV)/pins --quiet \
-	   --no-annotate --no-header --no-emit-index-url --no-emit-find-links | grep -vE '^(nvidia-|cuda-|triton|torch==)'; \
-	 echo "torch==2.13.0") > requirements.lock.new
-	mv requirements.lock.new requirements.lock
+	 grep -vE '^(nvidia-|cuda-|triton|torch==)' $(VENV)/resolved; echo "torch==2.13.0") > requirements.lock
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

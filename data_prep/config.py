@@ -24,26 +24,6 @@ class PackingConfig(BaseModel):
         return sorted(lengths)
 
 
-class LanguageConfig(BaseModel):
-    """Keep documents whose first `first_characters` are in one of the languages `keep`, by py3langid's codes: "en", …,
-    "zxx" for what is no language (numbers, much code), "und" for those below `min_confidence`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    keep: Annotated[list[str], Field(min_length=1)]
-    first_characters: PositiveInt = 1000
-    min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.0
-
-
-class DecontaminateConfig(BaseModel):
-    """Drop training documents that share `ngram` words in a row with any record of the files that `against` names."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    against: Annotated[list[str], Field(min_length=1)]
-    ngram: PositiveInt = 13
-
-
 class MixtureConfig(BaseModel):
     """How often training reads each source: `epochs`, or `weights` (shares of bytes) that epochs follow from, by source.
 
@@ -70,6 +50,26 @@ class MixtureConfig(BaseModel):
         return "pile" in (self.epochs, self.weights)
 
 
+class LanguageConfig(BaseModel):
+    """Keep documents whose first `first_characters` are in one of the languages `keep`, by py3langid's codes: "en", …,
+    "zxx" for what is no language (numbers, much code), "und" for those below `min_confidence`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keep: Annotated[list[str], Field(min_length=1)]
+    first_characters: PositiveInt = 1000
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class DecontaminateConfig(BaseModel):
+    """Drop training documents that share `ngram` words in a row with any record of the files that `against` names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    against: Annotated[list[str], Field(min_length=1)]
+    ngram: PositiveInt = 13
+
+
 class PrepareConfig(BaseModel):
     """Everything `prepare` takes: what to read, how to tokenize and pack it, where to write, on how many processes.
 
@@ -78,8 +78,8 @@ class PrepareConfig(BaseModel):
     one of `vocab_size` ids is trained on the input. `workers`, `ray_address`, `unit_bytes`, `engine`, `max_worker_bytes` and
     `max_bad_share` change no output byte. `on_unreadable: skip` leaves out files that cannot be read or that change
     during the job. `deduplicate` keeps one of each exact duplicate text, in a held-out split where there is one.
-    `expected_sources`, or The Pile's 22, are said aloud where no document of theirs is kept.
     `mixture` repeats or thins out the sources of the training split.
+    `expected_sources` are said aloud where no document of theirs is kept.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -102,7 +102,7 @@ class PrepareConfig(BaseModel):
     on_unreadable: Literal["fail", "skip"] = "fail"
     include_sources: list[str] | None = None
     exclude_sources: list[str] = []
-    expected_sources: list[str] | Literal["pile"] = []
+    expected_sources: list[str] = []
     language: LanguageConfig | None = None
     decontaminate: DecontaminateConfig | None = None
     deduplicate: bool = False

@@ -196,6 +196,6 @@ class Job:
 
     def _identity(self, config: PrepareConfig, files: Sequence[InputFile]) -> dict[str, Any]:
         inputs = [[file.name, file.split or "hash", file.bytes] for file in files]
-        # The mixture is made of finished units: it may still be mended when all are done and a weight turns out to be missing.
+        # The mixture is made of finished units: it may still be mended when all are done and a weight is missing.
         decisions = {key: value for key, value in self._decisions.items() if key != "mixture"}
         return {"config": decisions, "unit_bytes": config.unit_bytes, "inputs": inputs}

@@ -23,6 +23,7 @@ from data_prep.manifest import (
     describe_files,
     load_manifest,
     sources_file,
+    verify,
     write_manifest,
 )
 from data_prep.tokenizer import TOKENIZER_FILE
@@ -39,7 +40,7 @@ def merge(folders: Sequence[Path], output: Path, packing: PackingConfig, command
     """Make `output` of `folders`, in the order given. Names of inputs and quarantined records get their folder's name.
 
     Nothing is tokenized, and duplicates across folders stay. Raises MergeError for other tokenizers, equal folder names
-    or an output that is finished, ManifestError and TokenFileError for damaged folders.
+    an output that is finished or a folder whose files are not as they were written, ManifestError where there is none.
     """
     manifests = [load_manifest(folder) for folder in folders]
     names = [folder.resolve().name for folder in folders]
@@ -48,6 +49,9 @@ def merge(folders: Sequence[Path], output: Path, packing: PackingConfig, command
     for folder, manifest in zip(folders, manifests, strict=True):
         if manifest.tokenizer.sha256 != manifests[0].tokenizer.sha256:
             raise MergeError(f"{folder} was made by another tokenizer than {folders[0]}; prepare it again with that one")
+    for folder in folders:
+        if problems := verify(folder):
+            raise MergeError(f"{problems[0]}: restore it, or prepare it again, before it is joined with others")
     if (output / MANIFEST_FILE).exists():
         raise MergeError(f"{output} holds a finished dataset; give another --output or delete it")
     output.mkdir(parents=True, exist_ok=True)

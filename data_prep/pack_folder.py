@@ -23,6 +23,9 @@ def pack_folder(folder: Path, lengths: Sequence[int], method: PackingMethod = "b
         for split in SPLITS:
             if split not in splits:
                 continue
+            index = folder / f"{split}.idx"
+            if sha256_file(index) != files[index.name].sha256:
+                raise ManifestError(f"{index}: its bytes changed since it was written; restore it or prepare again")
             there = {record.row_length: record.method for record in splits[split].packing}
             for length in lengths:
                 if there.get(length, method) != method:

@@ -51,6 +51,7 @@ from data_prep.mixture import epochs_by_source, mixed_copies, refuse_mixed_files
 from data_prep.ray_session import ray_session
 from data_prep.records import Document
 from data_prep.schedule import run_units
+from data_prep.streams import DAMAGES
 from data_prep.tokenize_unit import UnitSettings
 from data_prep.tokenizer import TOKENIZER_FILE, eos_id, load_tokenizer, num_ids, save_tokenizer, train_tokenizer
 from data_prep.train_tokenizer import sample_texts
@@ -146,6 +147,8 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | Non
     TokenizerError.
     """
     filters = FilterPlan(config)  # speaks up before anything is read
+    if config.output.exists() and not config.output.is_dir():
+        raise PrepareError(f"{config.output} is a file: give another --output")
     files = plan(config)
     # Absolute, because workers run in another folder.
     output = config.output.absolute()
@@ -357,7 +360,11 @@ class _Run:
             epochs=epochs,
             blank_lines=sum(record.blank_lines for record in records),
             skipped_inputs={self.files[number].name: reason for number, reason in sorted(self.skipped.items())},
-            notes=[*self.notes, *_missing_sources(config, splits, dropped)],
+            notes=[
+                *self.notes,
+                *_missing_sources(config, splits, dropped),
+                *(_damaged_files(job.folder / QUARANTINE_FILE) if rejected.keys() & DAMAGES else []),
+            ],
             engine=EngineRecord(
                 name=(FastEngine(tokenizer) if settings.fast else ReferenceEngine(tokenizer)).name,
                 note=job.why_reference,
@@ -400,6 +407,17 @@ def _make_tokenizer(config: PrepareConfig, filters: Filters, files: list[InputFi
 
     texts = sample_texts(training, config.max_record_bytes, keep=keep)
     save_tokenizer(train_tokenizer(texts, config.vocab_size), path)
+
+
+def _damaged_files(quarantine: Path) -> list[str]:
+    """One line a file that was cut or corrupt, since its one quarantined record does not show how much is lost."""
+    with open(quarantine, "rb") as lines:
+        rejected = [orjson.loads(line) for line in lines if any(damage.encode() in line for damage in DAMAGES)]
+    return [
+        f"{bad['file']} is {bad['reason']}: whatever followed line {bad['line']} is lost"
+        for bad in rejected
+        if bad["reason"] in DAMAGES
+    ]
 
 
 def _num_absent(copies: Mapping[UnitKey, npt.NDArray[np.uint8]]) -> int:
@@ -459,6 +477,12 @@ def _up_to_date(config: PrepareConfig, decisions: Mapping[str, Any], files: list
         for name, record in manifest.files.items()
         if not (output / name).is_file() or (output / name).stat().st_size != record.bytes
     ]
+    if {key for key in decisions if manifest.config.get(key) != decisions[key]} == {"packing"} and len(differences) == 1:
+        lengths = " ".join(map(str, config.packing.lengths))
+        raise PrepareError(
+            f"{output} is packed otherwise ({differences[0]}). Add lengths by `fnet-t5 data pack {output} {lengths} --method "
+            f"{config.packing.method}`, give another --output, or delete it"
+        )
     if differences:
         raise PrepareError(f"{output} holds another dataset: {'; '.join(differences)}. Give another --output or delete it")
     return manifest

@@ -30,8 +30,12 @@ PLAIN_SUFFIX = ".jsonl"
 SUFFIXES = (PLAIN_SUFFIX, ".jsonl.zst", ".jsonl.gz", ".json.gz", ".jsonl.xz", ".parquet", ".txt")
 
 
+TRUNCATED, CORRUPT = "truncated", "corrupt"
+DAMAGES = frozenset((TRUNCATED, CORRUPT))
+
+
 class DamagedStreamError(ValueError):
-    """A compressed file that ends early (`reason` "truncated") or does not decode ("corrupt")."""
+    """A compressed file that ends early (`reason` TRUNCATED) or does not decode (CORRUPT)."""
 
     def __init__(self, path: Location, reason: str, detail: str) -> None:
         super().__init__(f"{path}: {reason}: {detail}; fetch or compress the file again")
@@ -105,14 +109,14 @@ def _read_frames(
             try:
                 data = frame.decompress(chunk)
             except (zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-                raise DamagedStreamError(path, "corrupt", str(error)) from error
+                raise DamagedStreamError(path, CORRUPT, str(error)) from error
             if data:
                 yield data
             chunk = b""
             if frame.eof:
                 chunk, frame = frame.unused_data, None
     if frame is not None:
-        raise DamagedStreamError(path, "truncated", "the last compressed frame does not end")
+        raise DamagedStreamError(path, TRUNCATED, "the last compressed frame does not end")
 
 
 def _parquet_lines(path: Path | RemoteFile, on_read: Callable[[bytes], object]) -> Iterator[bytes]:
@@ -133,7 +137,7 @@ def _parquet_lines(path: Path | RemoteFile, on_read: Callable[[bytes], object]) 
     except RemoteError:
         raise
     except (pa.ArrowException, OSError) as error:
-        raise DamagedStreamError(path, "corrupt", str(error).splitlines()[0]) from error
+        raise DamagedStreamError(path, CORRUPT, str(error).splitlines()[0]) from error
 
 
 def _as_json_line(data: bytes) -> bytes:

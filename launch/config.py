@@ -27,7 +27,7 @@ _MAY_CHANGE = {"train.steps", "train.validate_every", "train.checkpoint_every", 
 
 def load_run_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The training run that a recipe describes. Raises ConfigError; see `load_config`."""
-    return load_config(RunConfig, recipe, overrides)
+    return load_config(RunConfig, recipe, overrides, kind="train")
 
 
 def load_config(
@@ -35,17 +35,19 @@ def load_config(
     recipe: str | Path | None,
     overrides: Sequence[str] = (),
     extra: Mapping[str, Any] | None = None,
+    kind: str = "",
 ) -> ConfigT:
     """Merge a recipe, command-line options and `key=value` overrides, later ones winning, and check the result.
 
-    `recipe` is a path or the name of a shipped recipe, `extra` holds the values of options by key (`ray_address` is
-    `--ray-address` in messages; None means not given), and override values are YAML: `optimizer.betas=[0.9,0.99]`.
+    `recipe` is a path or the name of a shipped recipe (`kind` names their folder in messages), `extra` holds the values
+    of options by key (`ray_address` is `--ray-address` in messages; None means not given), and override values are YAML:
+    `optimizer.betas=[0.9,0.99]`.
     Raises ConfigError, naming each offending key, where it came from and the remedy.
     """
     origins = Origins()
     merged = OmegaConf.create({})
     if recipe is not None:
-        merged = _read(recipe, origins)
+        merged = _read(recipe, kind, origins)
     for key, value in (extra or {}).items():
         origins.options[key] = f"--{key.replace('_', '-')}"
         if value is not None:
@@ -105,9 +107,9 @@ def check_same_run(config: BaseModel, run_dir: Path) -> bool:
     return True
 
 
-def _read(recipe: str | Path, origins: Origins) -> DictConfig:
+def _read(recipe: str | Path, kind: str, origins: Origins) -> DictConfig:
     try:
-        path = find_recipe(recipe)
+        path = find_recipe(recipe, kind)
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError(str(error)) from error

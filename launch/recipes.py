@@ -15,10 +15,11 @@ def packaged_recipes() -> list[str]:
     return sorted(f"configs/{path.relative_to(PACKAGED).as_posix()}" for path in PACKAGED.rglob("*.yaml"))
 
 
-def find_recipe(recipe: str | Path) -> Path:
+def find_recipe(recipe: str | Path, kind: str = "") -> Path:
     """The file that `recipe` names: an existing path wins, then a shipped recipe, with or without the leading `configs/`.
 
-    Raises FileNotFoundError, with the shipped recipes in its message, where there is neither.
+    Raises FileNotFoundError where there is neither, with the shipped recipes in its message, those of one `kind` (the
+    folder they lie in) where it is given.
     """
     path = Path(recipe)
     if path.is_file():
@@ -29,6 +30,7 @@ def find_recipe(recipe: str | Path) -> Path:
         if candidate in shipped:
             return PACKAGED.parent / candidate
     # Compared by the part after the folder too: `train/dmeo.yaml` should still meet `configs/train/demo.yaml`.
+    shipped = [full for full in shipped if full.startswith(f"configs/{kind}")]
     spellings = {spelling: full for full in shipped for spelling in (full, full.removeprefix("configs/"), Path(full).name)}
     near = get_close_matches(name, spellings, n=1)
     hint = f"did you mean {spellings[near[0]]}?" if near else f"shipped recipes: {', '.join(shipped) or 'none'}"

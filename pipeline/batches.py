@@ -44,7 +44,8 @@ class Rows:
             made = sorted(path.stem.rpartition("_")[2] for path in folder.glob(f"{split}.rows_*.npy"))
             raise ValueError(
                 f"{folder} has no {split} rows of {row_length} tokens (data.encoder_length + data.decoder_length); "
-                f"it has {', '.join(made) or 'none'}: change the lengths, or prepare with packing.lengths=[{row_length}]"
+                f"it has {', '.join(made) or 'none'}: change the lengths, or add these rows by "
+                f"`fnet-t5 data pack {folder} {row_length}`"
             )
         self.tokens = TokenFile(prefix).tokens
         self.packed = PackedRows.load(index)

@@ -23,10 +23,9 @@ from torch import Tensor
 from data_prep.files import atomic_write, sha256_file, write_json_atomically
 from pipeline.mesh import Mesh
 from pipeline.metrics import Counters
-from pipeline.run_folder import INDEX, LATEST, WEIGHTS, checkpoints_of, step_name
+from pipeline.run_folder import INDEX, LATEST, STATE, WEIGHTS, check_file, checkpoints_of, checksums, step_name
 from pipeline.stages import Stages
 
-STATE = "state"
 _ENGINE = "deepspeed"
 
 
@@ -78,15 +77,8 @@ def save(run: Path, engine: Any, stages: Stages, mesh: Mesh, position: Position)
 
 def verify(checkpoint: Path) -> None:
     """Compare every file with the checkpoint's manifest. Raises ValueError naming the first that differs."""
-    manifest = json.loads((checkpoint / STATE / "manifest.json").read_bytes())
-    for name, expected in manifest["sha256"].items():
-        path = checkpoint / name
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: the checkpoint is damaged; continue an earlier one by editing `latest`")
-        if sha256_file(path) != expected:
-            raise ValueError(
-                f"{path} differs from its checksum: the checkpoint is damaged; continue an earlier one by editing `latest`"
-            )
+    for name, expected in checksums(checkpoint).items():
+        check_file(checkpoint / name, expected)
 
 
 def load_state(checkpoint: Path, engine: Any, mesh: Mesh, position: Position) -> None:

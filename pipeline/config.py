@@ -19,7 +19,7 @@ from models.config import ModelConfig, expand_size
 class Section(BaseModel):
     """A section of a recipe: an unknown key is an error, and nothing changes once it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):

@@ -11,10 +11,10 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data_prep.files import atomic_write
+from data_prep.files import atomic_write, sha256_file
 
 METRICS, STATUS, LATEST = "metrics.jsonl", "STATUS", "latest"
-WEIGHTS, INDEX = "weights", "model.safetensors.index.json"
+WEIGHTS, STATE, INDEX = "weights", "state", "model.safetensors.index.json"
 
 
 def checkpoints_of(run: Path) -> Path:
@@ -51,17 +51,33 @@ def find(run: Path, step: int | None = None) -> Path:
 
 
 def load_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """Every parameter by its canonical name, on the CPU. Raises ValueError where a file is missing."""
+    """Every parameter by its canonical name, on the CPU. Raises ValueError where a file is missing or not as written."""
     index_path = checkpoint / WEIGHTS / INDEX
     if not index_path.is_file():
         raise ValueError(f"{checkpoint} holds no {WEIGHTS}/{INDEX}: it is no checkpoint of ours, or not whole")
+    sums = checksums(checkpoint)
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(json.loads(index_path.read_bytes())["weight_map"].values())):
         path = checkpoint / WEIGHTS / name
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: the checkpoint is damaged")
+        check_file(path, sums.get(f"{WEIGHTS}/{name}"))
         tensors.update(load_file(path))
     return tensors
+
+
+def checksums(checkpoint: Path) -> dict[str, str]:
+    """The SHA-256 of every file of a checkpoint by its path there; empty for weights that were copied without them."""
+    path = checkpoint / STATE / "manifest.json"
+    sums: dict[str, str] = json.loads(path.read_bytes())["sha256"] if path.is_file() else {}
+    return sums
+
+
+def check_file(path: Path, sha256: str | None) -> None:
+    """Raise ValueError where a file of a checkpoint is missing, or has another hash than `sha256`."""
+    remedy = "the checkpoint is damaged; use another one (--step), or edit `latest` to continue from an earlier one"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: {remedy}")
+    if sha256 is not None and sha256_file(path) != sha256:
+        raise ValueError(f"{path} differs from its checksum: {remedy}")
 
 
 def write_status(run: Path, status: str) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
+from data_prep.files import only_writer
 from data_prep.manifest import load_manifest
 from data_prep.tokenizer import TOKENIZER_FILE
 from models.flops import Lengths
@@ -25,7 +27,7 @@ from pipeline.mesh import Mesh, join, leave
 from pipeline.metrics import Counters, MetricsFile
 from pipeline.optimizer import learning_rate
 from pipeline.progress import NoProgress, TrainingProgress
-from pipeline.run_folder import METRICS, latest, write_status
+from pipeline.run_folder import METRICS, STATE, latest, write_status
 from pipeline.tracking import MlflowTracker, NoTracker
 
 
@@ -36,14 +38,15 @@ def train(run: Path) -> str:
     """
     config = RunConfig.load(run)
     mesh = join(config.mesh)
-    try:
-        trainer = Trainer(run, config, mesh)
-        # Not earlier: until all ranks are ready for the first step, a signal should just end them.
-        status = trainer.run(StopSignal())
-    except BaseException:
-        if mesh.is_main:
-            write_status(run, "failed")
-        raise
+    with only_writer(run) if mesh.is_main else nullcontext():
+        try:
+            trainer = Trainer(run, config, mesh)
+            # Not earlier: until all ranks are ready for the first step, a signal should just end them.
+            status = trainer.run(StopSignal())
+        except BaseException:
+            if mesh.is_main:
+                write_status(run, "failed")
+            raise
     leave()
     return status
 
@@ -154,7 +157,7 @@ class Trainer:
         checkpoint = latest(self.run_folder)
         if checkpoint is None:
             return
-        position = Position.read(checkpoint / checkpoints.STATE / "position.json")
+        position = Position.read(checkpoint / STATE / "position.json")
         if position.dataset_fingerprint != self.fingerprint:
             raise ValueError(
                 f"{self.config.data.path} is not the data that {self.run_folder} was trained on (fingerprint "

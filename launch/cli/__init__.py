@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from launch.cli import data, demo, evaluate, generate, prepare, tokenizer, train
 
@@ -54,7 +55,18 @@ def main() -> None:
     except Exception as error:
         if options.debug:
             raise
-        expected = isinstance(error, (ValueError, OSError))
-        message = str(error) if expected else f"{type(error).__name__}: {error} (`fnet-t5 --debug …` shows where)"
-        typer.echo(typer.style("error: ", fg="red", bold=True) + message, err=True)
+        typer.echo(typer.style("error: ", fg="red", bold=True) + _for_people(error), err=True)
         sys.exit(1)
+
+
+def _for_people(error: Exception) -> str:
+    """One line where the error allows it."""
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            f"{'.'.join(map(str, problem['loc']))} {problem['input']!r}: {problem['msg']}" for problem in error.errors()
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, (ValueError, OSError)):
+        return str(error)
+    return f"{type(error).__name__}: {error} (`fnet-t5 --debug …` shows where)"

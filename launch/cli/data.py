@@ -86,7 +86,7 @@ def stats(
         *tables.sources(manifest),
         *tables.lengths(manifest),
         tables.packing(manifest),
-        tables.stages(manifest),
+        *([tables.stages(manifest)] if manifest.stage_seconds else []),
     ):
         console.print(table)
     if plot is not None:

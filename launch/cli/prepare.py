@@ -52,6 +52,7 @@ def prepare(
     from data_prep.config import PrepareConfig
     from data_prep.manifest import MANIFEST_FILE
     from data_prep.prepare import prepare as run
+    from data_prep.tokenizer import TOKENIZER_FILE
     from launch.cli import tables
     from launch.cli.progress import preparation_bar
     from launch.config import load_config
@@ -67,8 +68,10 @@ def prepare(
         "seed": seed,
         "ray_address": ray_address,
     }
-    resolved = load_config(PrepareConfig, config, overrides or [], given)
-    vocabulary = f"tokenizer {resolved.tokenizer}" if resolved.tokenizer else f"a new tokenizer of {resolved.vocab_size:,} ids"
+    resolved = load_config(PrepareConfig, config, overrides or [], given, kind="data")
+    vocabulary = (
+        f"tokenizer {resolved.tokenizer}" if resolved.tokenizer else f"a new tokenizer of up to {resolved.vocab_size:,} ids"
+    )
     rows = " and ".join(str(length) for length in resolved.packing.lengths)
     typer.echo(f"Preparing {listed(resolved.input)} into {resolved.output}")
     typer.echo(f"with {vocabulary}, in rows of {rows} tokens; worker processes: {resolved.workers}")
@@ -80,6 +83,8 @@ def prepare(
         typer.echo(f"{resolved.output} is already made of this input with these settings: left as it is.")
     for table in (*tables.sources(manifest), tables.packing(manifest)):
         console.print(table)
+    if not resolved.tokenizer:
+        typer.echo(f"Tokenizer: {manifest.tokenizer.vocab_size:,} ids, in {resolved.output / TOKENIZER_FILE}")
     if manifest.rejected:
         typer.echo(f"Rejected: {tables.rejections(manifest)} (see {resolved.output / QUARANTINE_FILE})")
     for reason in manifest.skipped_inputs.values():

@@ -27,7 +27,7 @@ def _group() -> None:
 
 
 def train(
-    input: Annotated[list[str], typer.Option(metavar="GLOB...", help="Raw text: .jsonl, .jsonl.zst or .jsonl.gz files.")],
+    input: Annotated[list[str], typer.Option(metavar="GLOB...", help="Raw text, in any format that prepare reads.")],
     vocab_size: Annotated[int, typer.Option(help="Ids in all, specials and 100 sentinels included.")],
     output: Annotated[Path, typer.Option(help="Where to write the tokenizer.json.", dir_okay=False)],
 ) -> None:
@@ -37,6 +37,8 @@ def train(
     from data_prep.tokenizer import num_ids
     from data_prep.train_tokenizer import train_tokenizer_on_files
 
+    if output.exists():
+        raise ValueError(f"{output} exists, and datasets may depend on it: delete it, or give another --output")
     typer.echo(f"Training a byte-level BPE of {vocab_size:,} ids on {listed(input)}")
     output.parent.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()

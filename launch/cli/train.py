@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig
 
 EXAMPLE = (
-    "Example: fnet-t5 train configs/train/demo.yaml --nproc 4 train.steps=500\n\n"
-    "Under torchrun: torchrun --nproc-per-node 8 --no-python fnet-t5 train configs/train/demo.yaml"
+    "Example: fnet-t5 train configs/train/demo.yaml --nproc 4 --output runs/mine train.steps=500\n\n"
+    "Under torchrun: torchrun --nproc-per-node 8 --no-python fnet-t5 train configs/train/demo.yaml --output runs/mine"
 )
+# Exit codes above this one stand for a signal, as in a shell.
+_SIGNAL = 128
 
 
 def register(app: typer.Typer) -> None:
@@ -38,15 +40,22 @@ def train(
     """
     from data_prep.manifest import load_manifest
     from launch.config import check_same_run, load_run_config, write_resolved
+    from launch.preflight import check_data, check_folder
 
     run_config = load_run_config(config, overrides or [])
     load_manifest(run_config.data.path)
     run_config = run_config.resolved()
     run_dir = output or Path("runs") / Path(config).stem
     rank = _outer_rank(nproc)
+    if not rank:  # of a job's ranks the first one speaks for all
+        check_folder(run_dir)
+        check_data(run_config)
     num_processes = int(os.environ["WORLD_SIZE"]) if rank is not None else nproc or _model_parallel(run_config)
     run_config.train.accumulation_steps(run_config.mesh.data_parallel(num_processes))
     started_before = check_same_run(run_config, run_dir)
+    if rank is None and started_before and _is_finished(run_config, run_dir):
+        typer.echo(f"{run_dir} is finished at step {run_config.train.steps:,}: raise train.steps to go on, or evaluate it")
+        return
     if not rank:
         for line in describe(run_config, run_dir, num_processes, started_before):
             typer.echo(line)
@@ -57,10 +66,12 @@ def train(
         train_here(run_dir)
         return
     from launch.local import run_local
-    from pipeline.run_folder import settle_status
+    from pipeline.run_folder import latest, settle_status
 
     code = run_local(run_dir, num_processes)
     settle_status(run_dir)
+    if code > _SIGNAL and (checkpoint := latest(run_dir)):
+        typer.echo(f"Stopped; {checkpoint.name} is kept. The same command goes on from there.")
     if code:
         raise typer.Exit(code)
 
@@ -68,13 +79,26 @@ def train(
 def describe(config: RunConfig, run_dir: Path, num_processes: int, started_before: bool) -> list[str]:
     """What a start of this run will do, in two lines."""
     model, mesh, data = config.model, config.mesh, config.data
+    processes = "process" if num_processes == 1 else "processes"
     begin = "Going on with" if started_before and (run_dir / "checkpoints" / "latest").exists() else "Training"
     return [
         f"{begin} {model.architecture} {model.size} on {data.path}: {data.objective}, {data.encoder_length} tokens in and "
         f"{data.decoder_length} out, to step {config.train.steps:,} of {config.train.global_batch_size} rows each",
-        f"{num_processes} processes (tensor {mesh.tensor_parallel} × pipeline {mesh.pipeline_parallel} × data "
+        f"{num_processes} {processes} (tensor {mesh.tensor_parallel} × pipeline {mesh.pipeline_parallel} × data "
         f"{mesh.data_parallel(num_processes)}); run folder {run_dir}, logs in {run_dir / 'logs'}",
     ]
+
+
+def _is_finished(config: RunConfig, run_dir: Path) -> bool:
+    from pipeline.run_folder import STATUS, latest, step_name
+
+    checkpoint, status = latest(run_dir), run_dir / STATUS
+    return (
+        checkpoint is not None
+        and checkpoint.name == step_name(config.train.steps)
+        and status.is_file()
+        and status.read_text().strip() == "finished"
+    )
 
 
 def _outer_rank(nproc: int | None) -> int | None:

@@ -99,7 +99,7 @@ def _what_next(demo: Demo) -> str:
         f"  fnet-t5 evaluate {run}\n"
         f"  fnet-t5 data inspect {data}\n"
         f"  fnet-t5 train configs/train/demo.yaml --output runs/longer data.path={data} "
-        "train.steps=2000 optimizer.decay_steps=2000"
+        "train.steps=2000"
     )
 
 

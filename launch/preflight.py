@@ -1,0 +1,39 @@
+"""What can be found wrong with a training run before any process starts: its folder, and the data that it will read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_prep.files import only_writer
+from data_prep.manifest import MANIFEST_FILE, load_manifest
+from pipeline.config import RunConfig
+
+_SPLITS = ("train", "val")
+
+
+def check_folder(run_dir: Path) -> None:
+    """Raise ValueError where `run_dir` holds something else than a run, FolderInUseError where a run is going on in it."""
+    if not run_dir.exists():
+        return
+    if not run_dir.is_dir():
+        raise ValueError(f"{run_dir} is a file: give another --output")
+    if (run_dir / MANIFEST_FILE).exists():
+        raise ValueError(f"{run_dir} holds a dataset, which a run would overwrite: give another --output")
+    if any(run_dir.iterdir()) and not (run_dir / "config.json").is_file():
+        raise ValueError(f"{run_dir} holds other files than a run's: give another --output")
+    with only_writer(run_dir):
+        pass
+
+
+def check_data(config: RunConfig) -> None:
+    """Raise ValueError where the dataset lacks what the run reads, or its files are not of the size that they were."""
+    from pipeline.batches import Rows
+
+    folder = config.data.path
+    manifest = load_manifest(folder)
+    for split in _SPLITS:
+        Rows(folder, split, config.data.row_length)
+    for name, record in manifest.files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != record.bytes:
+            raise ValueError(f"{path} is damaged: `fnet-t5 data verify {folder}` says how; restore it or prepare again")
