@@ -22,6 +22,7 @@ from data_prep.work_units import InputFile, expand, input_files
 
 _ENTRY = np.dtype([("hash", "<u8"), ("file", "<u4")])
 _NUM_BUCKETS = 64
+_BUCKET_SHIFT = np.uint64(64 - (_NUM_BUCKETS - 1).bit_length())
 _BATCH_BYTES = 1 << 20
 _BITS_PER_NGRAM = 16
 _SMALLEST_BITS = 16
@@ -65,7 +66,8 @@ def build(files: Sequence[InputFile], n: int, max_record_bytes: int, folder: Pat
     num_hashes = 0
     with open(folder / "hashes", "wb") as hashes, open(folder / "files", "wb") as numbers:
         for bucket in buckets:  # by the top bits, so that bucket after bucket is sorted
-            entries = np.unique(np.fromfile(bucket, dtype=_ENTRY))
+            entries = np.fromfile(bucket, dtype=_ENTRY)
+            entries = entries[np.argsort(entries["hash"], kind="stable")]  # of equal ones the first file's stays first
             first = np.ones(len(entries), dtype=np.bool_)
             first[1:] = entries["hash"][1:] != entries["hash"][:-1]
             hashes.write(entries["hash"][first].tobytes())
@@ -86,13 +88,13 @@ def _scatter(file: InputFile, n: int, max_record_bytes: int, buckets: Sequence[P
 
     def flush() -> int:
         hashes, num_words = ngram_hashes(batch, n)
-        hashes = hashes[within_texts(num_words, n)]
-        entries = np.empty(len(hashes), dtype=_ENTRY)
-        entries["hash"], entries["file"] = hashes, file.index
-        place = hashes >> np.uint64(64 - (_NUM_BUCKETS - 1).bit_length())
-        for number in np.unique(place).tolist():
-            with open(buckets[number], "ab") as bucket:
-                bucket.write(entries[place == number].tobytes())
+        entries = np.empty(int(within_texts(num_words, n).sum()), dtype=_ENTRY)
+        entries["hash"], entries["file"] = np.sort(hashes[within_texts(num_words, n)]), file.index
+        bounds = np.searchsorted(entries["hash"], np.arange(1, _NUM_BUCKETS, dtype=np.uint64) << _BUCKET_SHIFT)
+        for bucket, part in zip(buckets, np.split(entries, bounds), strict=True):
+            if len(part):
+                with open(bucket, "ab") as rest:
+                    rest.write(part.tobytes())
         return int((num_words < n).sum())
 
     for record in RecordReader(file.path, file.name, max_record_bytes):

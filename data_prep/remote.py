@@ -222,7 +222,9 @@ def _explained(url: str, error: BaseException) -> RemoteError:
     elif isinstance(root, TimeoutError) or "Timeout" in kind:
         what = "no answer in time; check the network and run again"
     else:
-        what = f"{kind}: {str(root).replace(url, shown(url)) or 'no reason given'}; check the network and run again"
+        # Without the queries of URLs in it, which may hold secrets.
+        reason = " ".join(re.sub(r"\?[^\s'\"]*", "", str(root).replace(url, shown(url))).split()) or "no reason given"
+        what = f"{kind}: {reason}; check the network and run again"
     return RemoteError(f"{shown(url)}: {what}")
 
 

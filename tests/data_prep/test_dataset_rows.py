@@ -110,6 +110,7 @@ def test_output_is_that_of_the_same_documents_as_lines(
     assert prepare(config) == manifest
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_another_version_is_refused_at_a_restart(tokenizer_file: Path, tmp_path: Path) -> None:
     _json_folder(tmp_path / "raw")

@@ -2,8 +2,10 @@
 
 import gzip
 import hashlib
+import random
 import re
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -187,9 +190,7 @@ def test_output_is_that_of_the_same_files_on_disk(
 
 
 @pytest.mark.usefixtures("ray")
-def test_a_file_that_changes_or_stays_broken_fails_the_job_with_its_url(
-    web: Web, local: Path, tokenizer_file: Path, tmp_path: Path
-) -> None:
+def test_a_file_that_changes_fails_the_job_with_its_url(web: Web, local: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     def change(progress: Progress) -> None:
         if progress.stage == "tokenize" and progress.units_done == 0:
             (web.folder / "raw" / "2.jsonl").write_bytes(b'{"text": "new"}\n' * 10_000)
@@ -199,6 +200,11 @@ def test_a_file_that_changes_or_stays_broken_fails_the_job_with_its_url(
         prepare(config, change)
     with pytest.raises(PrepareError, match=r"input 2\.jsonl was \d+ bytes"):
         prepare(config)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray")
+def test_a_connection_that_stays_broken_fails_the_job_with_its_url(web: Web, tokenizer_file: Path, tmp_path: Path) -> None:
     web.cuts = 10_000
     config = _config(f"{web.url}/raw/1.jsonl.gz", tmp_path / "broken", tokenizer_file)
     web.cut_after = 1000
@@ -206,6 +212,7 @@ def test_a_file_that_changes_or_stays_broken_fails_the_job_with_its_url(
         prepare(config)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_a_restart_goes_on_where_the_same_bytes_are_at_the_url(
     web: Web, local: Path, tokenizer_file: Path, tmp_path: Path
@@ -274,6 +281,7 @@ def test_faults_name_the_url_and_the_remedy(web: Web, monkeypatch: pytest.Monkey
         expand(["gs://bucket/*.jsonl"])
     monkeypatch.setattr(remote, "_SILENCE_SECONDS", 0.1)
     web.silent_seconds = 1
+    assert "abc" not in str(remote._explained("https://h/x?key=abc", OSError("500, url='https://h/x%20?key=abc'")))
     with pytest.raises(RemoteError, match=rf"{web.url}/raw/2\.jsonl: no answer in time"):
         expand([f"{web.url}/raw/2.jsonl"])
 
@@ -306,3 +314,35 @@ def test_names_keep_no_host_and_no_secret() -> None:
     mixed = [Path("/data/a/0.jsonl"), Path("/data/b/0.jsonl"), remote_file("s3://bucket/pile/0.jsonl")]
     assert names(mixed) == ["a/0.jsonl", "b/0.jsonl", "s3://bucket/0.jsonl"]
     assert names([Path("/data/a/0.jsonl")]) == ["0.jsonl"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_a_driver_killed_at_any_moment_over_bad_connections_with_filters(
+    ray: None, web: Web, tokenizer_file: Path, tmp_path: Path, seed: int
+) -> None:
+    """What was asked of local files holds for URLs and references too: the bytes do not care."""
+    (web.folder / "quiz.jsonl").write_bytes((web.folder / "raw" / "2.jsonl").read_bytes()[:20_000].rpartition(b"\n")[0])
+
+    def config(start: str, output: Path, **kwargs: object) -> PrepareConfig:
+        against = {"against": [f"{start}/quiz.jsonl"], "ngram": 8}
+        return _config(f"{start}/raw/*.jsonl*", output, tokenizer_file, unit_bytes=4000, decontaminate=against, **kwargs)
+
+    manifest = prepare(config(str(web.folder), tmp_path / "local", workers=1))
+    assert manifest.dropped["contaminated by quiz.jsonl"] > 5
+    moments = random.Random(seed)
+    remote_config = config(web.url, tmp_path / "data")
+    web.cut_after = 2000
+    for _ in range(3):
+        web.cuts = 3
+        program = "import sys; from data_prep.config import *; from data_prep.prepare import *; "
+        program += "prepare(PrepareConfig.model_validate_json(sys.argv[1]))"
+        process = subprocess.Popen([sys.executable, "-c", program, remote_config.model_dump_json()])
+        time.sleep(moments.uniform(1, 6))
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.kill()
+        process.wait()
+        for child in psutil.wait_procs(children, timeout=3)[1]:
+            child.kill()
+    prepare(remote_config)
+    assert _data_hashes(tmp_path / "data") == _data_hashes(tmp_path / "local")
