@@ -5,11 +5,9 @@ order from committed units: the output is a function of inputs and config.
 """
 
 import shutil
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +38,6 @@ from data_prep.manifest import (
     EngineRecord,
     InputRecord,
     Manifest,
-    SourceCounts,
     SplitRecord,
     TokenizerRecord,
     describe_files,
@@ -48,6 +45,7 @@ from data_prep.manifest import (
     write_manifest,
 )
 from data_prep.mixture import epochs_by_source, mixed_copies, refuse_mixed_files, training_sources
+from data_prep.progress import Clock, Progress
 from data_prep.ray_session import ray_session
 from data_prep.records import Document
 from data_prep.schedule import run_units
@@ -61,80 +59,6 @@ from data_prep.workers import Call, DiskFullError, WorkerPool, is_disk_full
 
 WORK_FOLDER = ".work"
 _SHOWN_REJECTIONS = 3
-# What text usually shrinks to, for a guess at the number of units of a file that is not read to its end yet.
-_COMPRESSION = 3
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is. `num_units` is a guess until every file was read to its end; `total` counts what finished units
-    hold, `resumed_bytes` of its bytes from earlier runs; `seconds` run from the start of the run."""
-
-    stage: str
-    units_done: int
-    num_units: int
-    total: SourceCounts
-    rejected: int
-    seconds: float
-    resumed_bytes: int = 0
-    note: str | None = None
-
-
-class _Clock:
-    """Names the stages of a run, times them, and tells the listener at each step."""
-
-    def __init__(self, files: Sequence[InputFile], unit_bytes: int, listener: Callable[[Progress], None] | None) -> None:
-        self.stage_seconds: dict[str, float] = {}
-        self.note: str | None = None
-        self._resumed_bytes = 0
-        self._files = files
-        self._unit_bytes = unit_bytes
-        self._listener = listener
-        self._begin = time.perf_counter()
-        self._done = 0
-        self._total = SourceCounts()
-        self._rejected = 0
-        self._num_units: dict[int, int] = {}
-        self._stage = ""
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        self._stage = name
-        self.tell()
-        yield
-        self.stage_seconds[name] = round(time.perf_counter() - begin, 3)
-
-    def add(self, records: Iterable[UnitRecord], resumed: bool = False) -> None:
-        for record in records:
-            self._done += 1
-            self._total += SourceCounts(documents=record.documents, tokens=record.tokens, bytes=record.text_bytes)
-            self._rejected += sum(record.rejected.values())
-        if resumed:
-            self._resumed_bytes = self._total.bytes
-
-    def add_end(self, end: FileEnd) -> None:
-        self._num_units[end.file] = len(end.blocks)
-
-    def tell(self) -> None:
-        if self._listener:
-            num_units = sum(self._num_units.get(file.index, self._guess(file)) for file in self._files)
-            self._listener(
-                Progress(
-                    stage=self._stage,
-                    units_done=self._done,
-                    num_units=max(num_units, self._done),
-                    total=self._total,
-                    rejected=self._rejected,
-                    seconds=time.perf_counter() - self._begin,
-                    resumed_bytes=self._resumed_bytes,
-                    note=self.note,
-                )
-            )
-
-    def _guess(self, file: InputFile) -> int:
-        raw_bytes = file.bytes if file.is_plain else file.bytes * _COMPRESSION
-        return max(1, -(-raw_bytes // self._unit_bytes))
 
 
 def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | None = None, command: str = "") -> Manifest:
@@ -159,7 +83,7 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | Non
             return _up_to_date(config, filters.decisions, files, output)
         remove_leftovers(output)
         try:
-            return _Run(config, filters, files, output, _Clock(files, config.unit_bytes, on_progress), command).run()
+            return _Run(config, filters, files, output, Clock(files, config.unit_bytes, on_progress), command).run()
         except (OSError, DiskFullError) as error:
             if not isinstance(error, DiskFullError) and not is_disk_full(error):
                 raise
@@ -178,7 +102,7 @@ class _Run:
         filters: FilterPlan,
         files: list[InputFile],
         output: Path,
-        clock: _Clock,
+        clock: Clock,
         command: str,
     ) -> None:
         self.config = config

@@ -16,7 +16,8 @@ from data_prep.decontaminate import DecontaminationError, References, build, not
 from data_prep.files import sha256_file
 from data_prep.indexed_dataset import TokenFile
 from data_prep.ngrams import ngram_hashes, within_texts
-from data_prep.prepare import PrepareError, Progress, prepare
+from data_prep.prepare import PrepareError, prepare
+from data_prep.progress import Progress
 
 _WORDS = st.sampled_from(["a", "b", "A", "é", "É", "“b”", "b.", "-", "…", "a-b", "東京", "İ", "ß", "́", "x\xa0y", "a\x1cb"])
 _GAPS = st.sampled_from([" ", "  ", "\n", "\t \r\n", "\u3000", "\u2028", "\x85"])

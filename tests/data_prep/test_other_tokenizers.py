@@ -10,7 +10,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from data_prep.config import PrepareConfig
 from data_prep.indexed_dataset import TokenFile
 from data_prep.manifest import verify
-from data_prep.prepare import Progress, prepare
+from data_prep.prepare import prepare
+from data_prep.progress import Progress
 from data_prep.tokenizer import eos_id, load_tokenizer, start_id
 
 _LITERAL = "a literal </s> and <pad>, <extra_id_0>x<extra_id_0>, [SEP], [PAD] and [MASK]"
