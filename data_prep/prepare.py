@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from data_prep import pile
 from data_prep.assemble import (
     QUARANTINE_FILE,
     join_quarantine,
@@ -24,15 +23,20 @@ from data_prep.assemble import (
     remove_leftovers,
     split_content,
 )
-from data_prep.block_reader import FileEnd, Unreadable
 from data_prep.config import PrepareConfig
-from data_prep.dedup import kept_documents
 from data_prep.engine import EngineMismatchError, FastEngine, ReferenceEngine, why_not_fast
 from data_prep.files import atomic_write, canonical_json, only_writer, sha256_bytes, sha256_file
-from data_prep.filters import FilterPlan, Filters
+from data_prep.filters import pile
+from data_prep.filters.dedup import kept_documents
+from data_prep.filters.mixture import epochs_by_source, mixed_copies, refuse_mixed_files, training_sources
+from data_prep.filters.rules import FilterPlan, Filters
 from data_prep.indexed_dataset import token_dtype
+from data_prep.inputs.block_reader import FileEnd, Unreadable
+from data_prep.inputs.locations import sha256_location
+from data_prep.inputs.records import Document
+from data_prep.inputs.streams import DAMAGES
+from data_prep.inputs.work_units import SPLITS, HashSplit, InputFile, plan
 from data_prep.job import Job, PrepareError
-from data_prep.locations import sha256_location
 from data_prep.manifest import (
     MANIFEST_FILE,
     EngineRecord,
@@ -44,17 +48,13 @@ from data_prep.manifest import (
     load_manifest,
     write_manifest,
 )
-from data_prep.mixture import epochs_by_source, mixed_copies, refuse_mixed_files, training_sources
 from data_prep.progress import Clock, Progress
 from data_prep.ray_session import ray_session
-from data_prep.records import Document
 from data_prep.schedule import run_units
-from data_prep.streams import DAMAGES
 from data_prep.tokenize_unit import UnitSettings
 from data_prep.tokenizer import TOKENIZER_FILE, eos_id, load_tokenizer, num_ids, save_tokenizer, train_tokenizer
 from data_prep.train_tokenizer import sample_texts
 from data_prep.unit_store import UnitKey, UnitRecord
-from data_prep.work_units import SPLITS, HashSplit, InputFile, plan
 from data_prep.workers import Call, DiskFullError, WorkerPool, is_disk_full
 
 WORK_FOLDER = ".work"

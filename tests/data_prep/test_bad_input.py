@@ -17,10 +17,10 @@ from tokenizers import Tokenizer
 
 from data_prep.config import PrepareConfig
 from data_prep.indexed_dataset import TokenFile
+from data_prep.inputs.work_units import InputError
 from data_prep.manifest import Manifest
 from data_prep.prepare import PrepareError, prepare
 from data_prep.progress import Progress
-from data_prep.work_units import InputError
 
 pytestmark = pytest.mark.usefixtures("ray")
 

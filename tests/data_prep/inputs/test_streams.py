@@ -9,8 +9,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.blocks import Line, LostTail, read_lines
-from data_prep.streams import UnknownFormatError, read_chunks
+from data_prep.inputs.blocks import Line, LostTail, read_lines
+from data_prep.inputs.streams import UnknownFormatError, read_chunks
 
 _SKIPPABLE = struct.pack("<II", 0x184D2A50, 5) + b"hello"
 

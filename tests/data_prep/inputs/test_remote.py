@@ -21,16 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import remote
-from data_prep.blocks import num_ranges, read_range
 from data_prep.config import PrepareConfig
 from data_prep.files import sha256_file
-from data_prep.locations import names, sha256_location
+from data_prep.inputs import remote
+from data_prep.inputs.blocks import num_ranges, read_range
+from data_prep.inputs.locations import names, sha256_location
+from data_prep.inputs.remote import RemoteError, RemoteFile, expand_url, shown
+from data_prep.inputs.streams import read_chunks
+from data_prep.inputs.work_units import InputError, expand, plan
 from data_prep.prepare import PrepareError, prepare
 from data_prep.progress import Progress
-from data_prep.remote import RemoteError, RemoteFile, expand_url, shown
-from data_prep.streams import read_chunks
-from data_prep.work_units import InputError, expand, plan
 
 
 @dataclass

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import orjson
 
 from data_prep.files import write_json_atomically
-from data_prep.locations import sha256_location
-from data_prep.ngrams import Hashes, ngram_hashes, text_of_ngram, within_texts
-from data_prep.records import Document, RecordReader
-from data_prep.work_units import InputFile, expand, input_files
+from data_prep.filters.ngrams import Hashes, ngram_hashes, text_of_ngram, within_texts
+from data_prep.inputs.locations import sha256_location
+from data_prep.inputs.records import Document, RecordReader
+from data_prep.inputs.work_units import InputFile, expand, input_files
 
 _ENTRY = np.dtype([("hash", "<u8"), ("file", "<u4")])
 _NUM_BUCKETS = 64

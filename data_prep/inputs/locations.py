@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from data_prep.dataset_rows import SCHEME, DatasetRows, parse_dataset
-from data_prep.remote import URL, RemoteFile, expand_url
+from data_prep.inputs.dataset_rows import SCHEME, DatasetRows, parse_dataset
+from data_prep.inputs.remote import URL, RemoteFile, expand_url
 
 Location = Path | RemoteFile | DatasetRows
 

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from data_prep import pile
 from data_prep.assemble import Copies
 from data_prep.config import MixtureConfig
+from data_prep.filters import pile
+from data_prep.inputs.records import Document, RecordReader
+from data_prep.inputs.work_units import SPLITS, InputFile
 from data_prep.job import PrepareError
 from data_prep.manifest import SourceCounts
-from data_prep.records import Document, RecordReader
 from data_prep.unit_store import DOCUMENT_DTYPE, DOCUMENTS, UnitKey, UnitRecord, UnitStore
-from data_prep.work_units import SPLITS, InputFile
 
 _TRAIN = SPLITS.index("train")
 _LOOKED_AT_DOCUMENTS = 1000

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import pile
 from data_prep.config import MixtureConfig, PrepareConfig
 from data_prep.files import sha256_file
+from data_prep.filters import pile
+from data_prep.filters.mixture import epochs_by_source
 from data_prep.indexed_dataset import TokenFile
 from data_prep.job import PrepareError
 from data_prep.manifest import SourceCounts, load_manifest, verify
-from data_prep.mixture import epochs_by_source
 from data_prep.prepare import prepare
 from data_prep.tokenizer import load_tokenizer
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from data_prep.config import PrepareConfig
-from data_prep.decontaminate import DecontaminationError, References, build, notes, reference_files
 from data_prep.files import sha256_file
+from data_prep.filters.decontaminate import DecontaminationError, References, build, notes, reference_files
+from data_prep.filters.ngrams import ngram_hashes, within_texts
 from data_prep.indexed_dataset import TokenFile
-from data_prep.ngrams import ngram_hashes, within_texts
 from data_prep.prepare import PrepareError, prepare
 from data_prep.progress import Progress
 
@@ -177,7 +177,7 @@ def test_references_that_cannot_be_trusted_are_refused(corpus_and_references: Pa
 
 @pytest.mark.slow
 def test_real_text_against_a_set_of_ngrams(test_data: Path, tmp_path: Path) -> None:
-    from data_prep.records import Document, RecordReader
+    from data_prep.inputs.records import Document, RecordReader
 
     read = RecordReader(test_data / "minipile" / "val.jsonl.zst", "val", 1 << 28)
     texts = [record.text for record in read if isinstance(record, Document)]

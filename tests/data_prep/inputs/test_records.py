@@ -7,7 +7,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.records import BadRecordError, Document, RecordReader, Rejected, parse_record
+from data_prep.inputs.records import BadRecordError, Document, RecordReader, Rejected, parse_record
 
 
 def _read(path: Path, data: bytes, limit: int = 1 << 20) -> tuple[list[Document], list[Rejected], int]:

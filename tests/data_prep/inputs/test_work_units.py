@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.config import PrepareConfig
-from data_prep.work_units import HashSplit, InputError, plan
+from data_prep.inputs.work_units import HashSplit, InputError, plan
 
 
 def _config(folder: Path, **kwargs: object) -> PrepareConfig:

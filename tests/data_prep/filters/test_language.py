@@ -8,10 +8,10 @@ import orjson
 import pytest
 from tokenizers import Tokenizer
 
-from data_prep import language
 from data_prep.config import LanguageConfig, PrepareConfig
+from data_prep.filters import language
+from data_prep.filters.language import LanguageError, check_filter, language_of
 from data_prep.indexed_dataset import TokenFile
-from data_prep.language import LanguageError, check_filter, language_of
 from data_prep.prepare import prepare
 
 needs_library = pytest.mark.skipif(

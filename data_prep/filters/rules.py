@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.config import LanguageConfig, PrepareConfig
-from data_prep.decontaminate import build, cached_references, identity, notes, reference_files
 from data_prep.files import canonical_json, sha256_bytes
-from data_prep.language import check_filter, language_of
-from data_prep.records import Document
+from data_prep.filters.decontaminate import build, cached_references, identity, notes, reference_files
+from data_prep.filters.language import check_filter, language_of
+from data_prep.inputs.records import Document
 
 
 @dataclass(frozen=True)

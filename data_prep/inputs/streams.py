@@ -14,9 +14,9 @@ from typing import BinaryIO, Protocol
 import orjson
 import zstandard
 
-from data_prep.dataset_rows import DatasetRows
-from data_prep.locations import Location, can_enter, open_location
-from data_prep.remote import RemoteError, RemoteFile
+from data_prep.inputs.dataset_rows import DatasetRows
+from data_prep.inputs.locations import Location, can_enter, open_location
+from data_prep.inputs.remote import RemoteError, RemoteFile
 
 _PLAIN_CHUNK_BYTES = 1 << 20
 # Small, because one compressed chunk is expanded at once: this bounds memory on highly repetitive input.

@@ -11,13 +11,13 @@ from hashlib import sha256
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.blocks import Block, cut_blocks, num_ranges, read_range
-from data_prep.dataset_rows import DatasetRows
-from data_prep.locations import sha256_location
-from data_prep.streams import read_chunks
+from data_prep.inputs.blocks import Block, cut_blocks, num_ranges, read_range
+from data_prep.inputs.dataset_rows import DatasetRows
+from data_prep.inputs.locations import sha256_location
+from data_prep.inputs.streams import read_chunks
+from data_prep.inputs.work_units import ChangedInputError, InputFile
 from data_prep.tokenize_unit import UnitSettings, raw_sha256, tokenize_unit
 from data_prep.unit_store import UnitRecord
-from data_prep.work_units import ChangedInputError, InputFile
 
 EMPTY_FILE = "empty file"
 _NOTHING: npt.NDArray[np.uint8] = np.empty(0, dtype=np.uint8)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.blocks import Line, LostTail, cut_blocks, lines_of, num_ranges, read_range
-from data_prep.streams import DamagedStreamError
+from data_prep.inputs.blocks import Line, LostTail, cut_blocks, lines_of, num_ranges, read_range
+from data_prep.inputs.streams import DamagedStreamError
 
 _LINES = st.lists(st.binary(max_size=30).map(lambda data: data.replace(b"\n", b" ")), max_size=40).map(b"\n".join)
 

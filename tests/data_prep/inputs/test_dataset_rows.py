@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.config import PrepareConfig
-from data_prep.dataset_rows import DatasetError, parse_dataset
 from data_prep.files import sha256_file
+from data_prep.inputs.dataset_rows import DatasetError, parse_dataset
+from data_prep.inputs.work_units import expand, plan
 from data_prep.prepare import PrepareError, prepare
 from data_prep.progress import Progress
-from data_prep.work_units import expand, plan
 
 datasets = pytest.importorskip("datasets")
 

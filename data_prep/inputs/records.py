@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
-from data_prep.blocks import Line, LostTail, read_lines
-from data_prep.locations import Location
+from data_prep.inputs.blocks import Line, LostTail, read_lines
+from data_prep.inputs.locations import Location
 
 UNKNOWN_SOURCE = "unknown"
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.config import PrepareConfig
-from data_prep.dataset_rows import DatasetRows
-from data_prep.locations import Location, State, can_enter, find, names, state, states
-from data_prep.remote import RemoteError, RemoteFile
-from data_prep.streams import PLAIN_SUFFIX, SUFFIXES
+from data_prep.inputs.dataset_rows import DatasetRows
+from data_prep.inputs.locations import Location, State, can_enter, find, names, state, states
+from data_prep.inputs.remote import RemoteError, RemoteFile
+from data_prep.inputs.streams import PLAIN_SUFFIX, SUFFIXES
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

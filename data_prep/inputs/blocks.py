@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.locations import Location, open_location
-from data_prep.remote import RemoteFile
-from data_prep.streams import DamagedStreamError, read_chunks
+from data_prep.inputs.locations import Location, open_location
+from data_prep.inputs.remote import RemoteFile
+from data_prep.inputs.streams import DamagedStreamError, read_chunks
 
 _SHOWN_BYTES = 1024
 _READ_BYTES = 1 << 20
