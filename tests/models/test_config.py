@@ -24,7 +24,8 @@ PUBLISHED = {
 }
 
 
-# openai/gpt2 (124M, 355M, 774M, 1558M), google/fnet (83M, 238M) and bert (110M, 336M), as counted from their released checkpoints
+# openai/gpt2 (124M, 355M, 774M, 1558M), google/fnet (83M, 238M) and bert (110M, 336M), as counted from their released
+# checkpoints
 OTHERS = {
     "gpt2": (50257, 124_439_808),
     "gpt2-medium": (50257, 354_823_168),

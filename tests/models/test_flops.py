@@ -1,4 +1,5 @@
-"""Closed forms against what torch counts while each architecture runs, and against the table of facts computed by another program."""
+"""Closed forms against what torch counts while each architecture runs, and against the table of facts computed by another
+program."""
 
 from __future__ import annotations
 
@@ -88,8 +89,8 @@ def test_executed_flops_equal_what_torch_counts(backend: str) -> None:
     assert executed_flops(config, TorchLayers(), Lengths(N, M)) == pytest.approx(counter.get_total_flops(), rel=1e-12)
 
 
-# GFLOP a sequence at span-corruption lengths, T5 v1.1 with its vocabulary. That table counts causal attention half and the folded
-# transform, so its two numbers are turned into ours: + 2 M² A a decoder layer, and the transform by the FFT's formula.
+# GFLOP a sequence at span-corruption lengths, T5 v1.1 with its vocabulary. That table counts causal attention half and the
+# folded transform, so its two numbers are turned into ours: + 2 M² A a decoder layer, and the transform by the FFT's formula.
 @pytest.mark.parametrize(
     ("size", "n", "m", "t5", "hybrid"),
     [
