@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from models.config import ModelConfig
 from models.decoder_only import DecoderOnly
 from models.encoder_only import EncoderOnly
@@ -16,9 +14,3 @@ def build_model(config: ModelConfig) -> Piecewise:
     if config.is_decoder_only:
         return DecoderOnly(config)
     return EncoderOnly(config) if config.is_encoder_only else Seq2Seq(config)
-
-
-def num_parameters(config: ModelConfig) -> int:
-    """Parameters of a model, tied ones once, counted on the meta device: no memory is taken."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_model(config).parameters())

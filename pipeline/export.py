@@ -19,10 +19,10 @@ from torch import Tensor
 import models.hugging_face
 from data_prep.files import write_json_atomically
 from data_prep.tokenizer import TOKENIZER_FILE, eos_id, load_tokenizer, start_id
-from models.build import num_parameters
 from models.config import ModelConfig
 from models.hugging_face import entries, their_config
 from models.hugging_face.mapping import to_theirs
+from models.parameters import num_parameters
 from pipeline.config import RunConfig
 from pipeline.hugging_face_folder import write_folder
 from pipeline.run_folder import METRICS, find, load_weights

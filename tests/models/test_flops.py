@@ -15,7 +15,8 @@ from models.config import ModelConfig, expand_size
 from models.encoder_only import encoder_inputs
 from models.flops import Lengths
 from models.layers import TorchLayers
-from models.pieces import Inputs, TextInputs, executed_flops, forward_flops
+from models.parameters import num_parameters, parameter_counts
+from models.pieces import Inputs, TextInputs, executed_flops, forward_flops, pieces
 
 N, M = 48, 20
 
@@ -76,6 +77,19 @@ def test_flops_equal_what_torch_counts(name: str) -> None:
                 lengths = Lengths(N, M)
     found = forward_flops(config, TorchLayers(), lengths)
     assert found == pytest.approx(counter.get_total_flops() + transforms(config), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_parameters_of_every_piece_equal_its_module_s(name: str) -> None:
+    config = ModelConfig(**expand_size({"size": "nano", "vocab_size": 250, **SECTIONS[name]}))
+    found = {}
+    with torch.device("meta"):
+        for piece in pieces(config, TorchLayers()):
+            if piece.tied_to is None:
+                found[piece.name] = sum(parameter.numel() for parameter in piece.build(TorchLayers()).parameters())
+        whole = sum(parameter.numel() for parameter in build_model(config).parameters())
+    assert {name: count for name, count in found.items() if count} == parameter_counts(config)
+    assert num_parameters(config) == whole
 
 
 @pytest.mark.parametrize("backend", ["matmul", "folded"])
