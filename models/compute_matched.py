@@ -1,8 +1,8 @@
 """Hybrids that are fair to a T5: the same dimensions, as many parameters, or as many FLOPs (by the encoder's width or depth).
 
-Fourier mixing takes 4 D A parameters from each encoder layer, so a hybrid of the same dimensions is smaller and cheaper than its
-T5. Only the encoder changes, the decoder stays identical. Feed-forward widths are multiples of 64, so a mismatch remains; it is
-told.
+Fourier mixing takes 4 D A parameters from each encoder layer, so a hybrid of the same dimensions is smaller and cheaper than
+its T5. Only the encoder changes, the decoder stays as it is. Feed-forward widths are multiples of 64, so a mismatch remains; it
+is told.
 
 D model width, A width of all heads together.
 """

@@ -46,8 +46,8 @@ class LayerFactory(Protocol):
         """A bias (V / t,) that starts at 0, sharded over the vocabulary."""
         ...
 
-    def tied_logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        """hidden (B, M, D) and the embedding's table (V / t, D) → fp32 logits (B, M, V / t)."""
+    def tied_logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """hidden (B, M, D), the embedding's table (V / t, D) and a bias (V / t,) → fp32 logits (B, M, V / t)."""
         ...
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -81,8 +81,8 @@ class TorchLayers:
     def vocab_bias(self, num_embeddings: int) -> nn.Parameter:
         return constant_parameter((num_embeddings,), 0.0)
 
-    def tied_logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(hidden, weight).float()
+    def tied_logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(hidden, weight, bias).float()
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")

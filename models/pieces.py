@@ -347,13 +347,10 @@ def _norm_stack(dropout: float, norm: nn.Module, state: StackState) -> StackStat
 
 
 def _run_tied_mlm(factory: LayerFactory, embedding: TokenEmbedding, outputs: EncoderOutputs) -> EncoderOutputs:
-    return _with_mlm_logits(outputs, factory.tied_logits(outputs.mlm, embedding.weight))  # type: ignore[arg-type]
+    assert outputs.mlm is not None
+    return outputs._replace(mlm=factory.tied_logits(outputs.mlm, embedding.weight, outputs.mlm_bias))
 
 
 def _run_mlm(head: OutputHead, outputs: EncoderOutputs) -> EncoderOutputs:
-    return _with_mlm_logits(outputs, head(outputs.mlm))
-
-
-def _with_mlm_logits(outputs: EncoderOutputs, logits: Tensor) -> EncoderOutputs:
     assert outputs.mlm_bias is not None
-    return outputs._replace(mlm=logits + outputs.mlm_bias.float())
+    return outputs._replace(mlm=head(outputs.mlm) + outputs.mlm_bias.float())

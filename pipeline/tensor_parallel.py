@@ -82,9 +82,9 @@ class MegatronLayers:
         set_tensor_model_parallel_attributes(tensor=bias, is_parallel=True, dim=0, stride=1)
         return bias
 
-    def tied_logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
+    def tied_logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         # backward sums the partial gradients of `hidden` over the tensor group
-        return F.linear(copy_to_tensor_model_parallel_region(hidden), weight).float()
+        return F.linear(copy_to_tensor_model_parallel_region(hidden), weight, bias).float()
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         # Megatron's kernel subtracts the maximum in place; the caller's logits stay whole
