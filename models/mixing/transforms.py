@@ -30,14 +30,22 @@ def by_fft(x: Tensor, transform: TransformName, norm: str) -> Tensor:
 
     Re y[n, d] = Re y[-n, -d] and Im y[n, d] = -Im y[-n, -d], so only columns 0 … D/2 are transformed: half the work.
     """
-    num_features = x.shape[-1]
     wide = x if x.dtype == torch.float64 else x.float()
     half = torch.fft.fft(torch.fft.rfft(wide, dim=-1, norm=norm), dim=-2, norm=norm)  # (…, N, D//2 + 1) complex
-    mirrored = half[..., 1 : (num_features + 1) // 2]  # columns 1 … of which -d is not itself
-    mirrored = mirrored.flip(-1, -2).roll(1, -2)  # row n holds row (-n) mod N
     if transform == "hartley":
-        return torch.cat([half.real - half.imag, mirrored.real + mirrored.imag], dim=-1).to(x.dtype)
-    return torch.cat([half.real, mirrored.real], dim=-1).to(x.dtype)
+        return _with_mirror(half.real - half.imag, half.real + half.imag, x)
+    return _with_mirror(half.real, half.real, x)
+
+
+def _with_mirror(near: Tensor, far: Tensor, like: Tensor) -> Tensor:
+    """`near` (…, N, D//2 + 1) and behind it, in columns -d and rows -n, `far`; shape and dtype of `like`."""
+    num_near = near.shape[-1]
+    far = far[..., 1 : 1 + like.shape[-1] - num_near]  # columns of which -d is not itself
+    result = torch.empty_like(like)
+    result[..., :num_near] = near
+    result[..., 0, num_near:] = far[..., 0, :].flip(-1)
+    result[..., 1:, num_near:] = far[..., 1:, :].flip(-1, -2)
+    return result
 
 
 def by_matmul(x: Tensor, transform: TransformName, norm: str) -> Tensor:
