@@ -14,6 +14,7 @@ import transformers
 from safetensors.torch import load_file
 
 from data_prep.tokenizer import save_tokenizer, train_tokenizer
+from launch.cli import main
 from models.beam_search import beam_search
 from models.build import build_model
 from models.config import ModelConfig, expand_size
@@ -192,6 +193,22 @@ def test_another_vocabulary_and_length_are_resized_and_told(fnet_folder: Path, t
     theirs = transformers.FNetModel.from_pretrained(fnet_folder).state_dict()
     assert torch.equal(weights["embedding.tokens.weight"][:200], theirs["embeddings.word_embeddings.weight"][:200])
     assert torch.equal(weights["encoder.input.positions.weight"][:24], theirs["embeddings.position_embeddings.weight"])
+
+
+def test_the_command_tells_of_every_tensor(
+    fnet_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(
+        sys, "argv", ["fnet-t5", "import", str(fnet_folder), "--output", str(tmp_path / "out"), "--vocab-size", "200"]
+    )
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert not exit_info.value.code
+    shown = capsys.readouterr().out
+    for name in ("fnet.embeddings.word_embeddings.weight", "fnet.encoder.layer.1.output.dense.bias", "pooler.dense.weight"):
+        assert name in shown
+    assert "1 resized" in shown
 
 
 def test_a_folder_that_is_no_fnet_is_refused(tmp_path: Path) -> None:

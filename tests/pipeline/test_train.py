@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import launch
 from data_prep.indexed_dataset import TokenFile
@@ -23,6 +24,7 @@ from pipeline import checkpoints
 from pipeline.batches import Rows
 from pipeline.config import RunConfig
 from pipeline.evaluate import evaluate, load_model
+from pipeline.export import export_run
 from pipeline.metrics import read_metrics
 from pipeline.run_folder import find, load_weights
 from pipeline.write_text import stop_ids, write_text, write_texts
@@ -170,6 +172,17 @@ def test_text_is_streamed_as_it_is_decoded(straight: Path) -> None:
     assert streamed == tokenizer.decode([token for token in tokens if token != 1])
     with pytest.raises(ValueError, match="prompt is empty"):
         next(write_text(model, tokenizer, "", config.data.encoder_length, sampling))
+
+
+def test_a_run_is_exported_with_its_results(straight: Path, tmp_path: Path) -> None:
+    config = export_run(straight, tmp_path / "exported")
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert config.architecture == "fnet_t5"
+    assert "validation loss, nats per target token" in card
+    weights = load_weights(find(straight))
+    exported = load_file(tmp_path / "exported" / "model.safetensors")
+    assert exported.keys() == weights.keys()
+    assert all(torch.equal(exported[name], weights[name][: len(exported[name])]) for name in weights)
 
 
 def test_a_batch_of_texts_is_written_as_each_by_itself(straight: Path) -> None:
