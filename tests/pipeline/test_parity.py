@@ -80,8 +80,11 @@ def disagreement(first: Result, second: Result) -> dict[str, float]:
         "losses": max(abs(a - b) / abs(b) for a, b in zip(ours["losses"], theirs["losses"], strict=True)),
         "norms": max(abs(a - b) / abs(b) for a, b in zip(ours["norms"], theirs["norms"], strict=True)),
         "validation": abs(ours["validation"] - theirs["validation"]) / theirs["validation"],
+        # A bias of all keys moves every score of a query alike: its gradient is rounding alone, which Adam blows up.
         "parameters": max(
-            float((our_parameters[name] - value).norm() / value.norm()) for name, value in their_parameters.items()
+            float((our_parameters[name] - value).norm() / value.norm())
+            for name, value in their_parameters.items()
+            if not name.endswith("key.bias")
         ),
     }
 
