@@ -18,10 +18,12 @@ from launch.cli import main
 from models.beam_search import beam_search
 from models.build import build_model
 from models.config import ModelConfig, expand_size
+from models.encoder_only import encoder_inputs
 from models.generation import Sampling, generate, pad_prefixes
 from models.initialization import initialize
-from models.pieces import Inputs
+from models.pieces import Inputs, TextInputs
 from models.seq2seq import Seq2Seq
+from pipeline.evaluate import check_fits
 from pipeline.export import export_model, model_card
 from pipeline.import_fnet import import_fnet
 from pipeline.run_folder import load_weights
@@ -127,6 +129,43 @@ def test_a_stranger_loads_an_export_and_computes_the_same(
     assert all(
         torch.equal(again[name], tensor) for name, tensor in load_file(folder / "model.safetensors").items() if name in again
     )
+
+
+@pytest.mark.parametrize(
+    ("section", "auto"),
+    [
+        ({"architecture": "gpt2", "max_length": 32}, "AutoModelForCausalLM"),
+        ({"architecture": "bert", "max_length": 32}, "AutoModelForMaskedLM"),
+        ({"architecture": "fnet", "max_length": 32}, "AutoModelForMaskedLM"),
+    ],
+    ids=lambda value: value["architecture"] if isinstance(value, dict) else "",
+)
+def test_other_architectures_become_transformers_own_classes(
+    section: dict[str, Any], auto: str, tmp_path: Path, tokenizer_file: Path
+) -> None:
+    model = build_model(ModelConfig(**expand_size({"size": "nano", "vocab_size": 380, **section}))).eval()
+    initialize(model, seed=5)
+    card = model_card(model.config, "nano", {})
+    export_model(model.config, model.state_dict(), tmp_path / "out", tokenizer=tokenizer_file, card=card)
+    assert not list((tmp_path / "out").glob("*.py"))
+    theirs = getattr(transformers, auto).from_pretrained(tmp_path / "out").eval()
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(["the sea"], return_tensors="pt")["input_ids"]
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        found = model(TextInputs(ids, mask)) if "gpt2" in section.values() else model(encoder_inputs(ids, mask)).mlm
+        torch.testing.assert_close(theirs(input_ids=ids).logits, found[..., :380], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_do_not_fit_name_the_tensor_and_the_remedy() -> None:
+    model = build({})
+    weights = dict(model.state_dict())
+    with pytest.raises(
+        ValueError, match=r"feed_forward\.gate\.weight is \(192, 64\) there, \(128, 64\) by the model section; give"
+    ):
+        check_fits(model, build({"encoder_d_ff": 192}).state_dict(), "a does not fit b")
+    del weights["decoder.layers.1.cross_attention.key.weight"]
+    with pytest.raises(ValueError, match=r"a does not fit b: missing \['decoder\.layers\.1\.cross_attention\.key"):
+        check_fits(model, weights, "a does not fit b")
 
 
 def test_the_card_says_how_to_load_it(tmp_path: Path, tokenizer_file: Path) -> None:
