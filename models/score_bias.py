@@ -42,9 +42,10 @@ class ScoreBiasOf:
     def __call__(self, tables: Tensor, mask: Tensor | None, num_queries: int, num_keys: int, dtype: torch.dtype) -> ScoreBias:
         """tables (S, num_buckets, H), mask (B, K) int64 of the keys or None where all are tokens; the queries are the last
         ones."""
-        if torch.compiler.is_compiling():  # the compiler merges equal expressions by itself
-            return self._make(tables, mask, num_queries, num_keys, dtype)
         sources = [tables] if mask is None else [tables, mask]
+        # the compiler merges equal expressions by itself; inference tensors do not tell when they are changed in place
+        if torch.compiler.is_compiling() or any(source.is_inference() for source in sources):
+            return self._make(tables, mask, num_queries, num_keys, dtype)
         key = (num_queries, num_keys, dtype, torch.is_grad_enabled(), *(source._version for source in sources))
         same = self._key == key and len(sources) == len(self._sources)
         if self._made is None or not same or any(a() is not b for a, b in zip(self._sources, sources, strict=True)):

@@ -140,3 +140,15 @@ def test_predicted_positions_alone_give_the_same_logits() -> None:
     whole: Tensor = model(encoder_inputs(ids)).mlm
     some = model(encoder_inputs(ids, mlm_positions=positions)).mlm
     torch.testing.assert_close(some, torch.stack([whole[row, positions[row]] for row in range(2)]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["fnet_t5", "t5"])
+def test_inference_mode_computes_the_same(architecture: str) -> None:
+    model = build_model(config(architecture=architecture)).eval()
+    initialize(model, seed=0)
+    ids = torch.randint(3, 128, (2, 16))
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    with torch.inference_mode():
+        found = model(Inputs(ids, mask, ids[:, :5]))
+    torch.testing.assert_close(found, model(Inputs(ids, mask, ids[:, :5])).detach())
