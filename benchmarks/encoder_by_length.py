@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from timing import Timed, interleaved, machine, write_record
+from timing import Timed, interleaved, machine, paired_ratio, write_record
 from torch import nn
 
 from models.build import build_model
@@ -114,7 +114,7 @@ def main() -> None:
             timed = interleaved(contestants(options, length, what != "forward"), options.repeats)
             results[what, length] = timed
             ms = {name: value.median for name, value in timed.items()}
-            ours, theirs = (ms[f"{p}attention"] / ms[f"{p}fnet"] for p in ("", "transformers "))
+            ours, theirs = (paired_ratio(timed[f"{p}attention"], timed[f"{p}fnet"]) for p in ("", "transformers "))
             print(
                 f"| {length} | {what} | {ms['fnet']:.1f} | {ms['attention']:.1f} | {ours:.2f} "
                 f"| {ms['transformers fnet']:.1f} | {ms['transformers attention']:.1f} | {theirs:.2f} |",

@@ -23,6 +23,13 @@ class Timed:
     """First decile."""
     high: float
     """Ninth decile."""
+    rounds: tuple[float, ...]
+    """Each round's, in order."""
+
+
+def paired_ratio(slower: Timed, faster: Timed) -> float:
+    """Median over rounds of the two times' ratio: what a busy machine adds to a round, it adds to both."""
+    return statistics.median(a / b for a, b in zip(slower.rounds, faster.rounds, strict=True))
 
 
 def interleaved(
@@ -48,9 +55,9 @@ def interleaved(
 
 
 def _summary(seconds: list[float]) -> Timed:
-    ordered = sorted(1000 * value for value in seconds)
-    tenth = len(ordered) // 10
-    return Timed(statistics.median(ordered), ordered[tenth], ordered[-1 - tenth])
+    rounds = tuple(1000 * value for value in seconds)
+    ordered, tenth = sorted(rounds), len(rounds) // 10
+    return Timed(statistics.median(ordered), ordered[tenth], ordered[-1 - tenth], rounds)
 
 
 def machine(device: str = "cpu") -> str:
