@@ -48,6 +48,15 @@ Every architecture is built from the same pieces (`models/pieces.py`) and every 
 | `position` | `relative` (T5's bias), `learned`, `rope`, `none` |
 | `decoder_mixing` | `attention`, `causal_fourier` |
 
+```
+echo 'The Fourier transform' | fnet-t5 generate runs/mine --temperature 0.8 --top-k 40      # streamed
+fnet-t5 generate runs/mine --file prompts.txt --lines --beams 4 --length-penalty 0.8 > written.jsonl
+fnet-t5 export runs/mine --output exported/mine         # transformers loads it without this package
+fnet-t5 import downloads/fnet-base --output imported    # an FNet checkpoint as the encoder of a hybrid
+```
+
+Training (`fnet-t5 train`) takes `fnet_t5` and `t5` today; the other architectures are single-process modules.
+
 ## Parameters and FLOPs
 
 FLOPs are forward, in GFLOP a sequence; a multiply-add counts 2, causal attention in full, the Fourier transform
