@@ -129,9 +129,39 @@ class RunConfig(Section):
         return values
 
     @model_validator(mode="after")
+    def _check_model(self) -> RunConfig:
+        model, data = self.model, self.data
+        if model.is_decoder_only or model.is_encoder_only:
+            raise ValueError(
+                f"model.architecture {model.architecture} cannot be trained on data.objective {data.objective}: "
+                "that needs an encoder and a decoder; choose fnet_t5 or t5"
+            )
+        if model.fourier_backend == "auto":
+            raise ValueError(
+                "model.fourier_backend auto is measured by each process, and ranks that choose differently would round "
+                "differently: name fft, folded or matmul (`python benchmarks/mixing_backends.py` shows which is fastest here)"
+            )
+        needs_length = model.mixing in ("linear", "random", "causal_fourier") or "learned" in (
+            model.encoder_style.position,
+            model.decoder_style.position,
+        )
+        longest = max(data.encoder_length, data.decoder_length)
+        if (needs_length or model.decoder_mixing == "causal_fourier") and model.max_length < longest:
+            raise ValueError(
+                f"model.max_length {model.max_length} is less than the {longest} tokens of data.encoder_length or "
+                "data.decoder_length: make it as long as the longer of them"
+            )
+        if model.dropout and self.mesh.tensor_parallel > 1:
+            raise ValueError(
+                f"model.dropout {model.dropout} with mesh.tensor_parallel {self.mesh.tensor_parallel} is not supported: "
+                "ranks would drop different features of the same tensor; use dropout 0 or tensor_parallel 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_mesh(self) -> RunConfig:
         model, tp, pp = self.model, self.mesh.tensor_parallel, self.mesh.pipeline_parallel
-        for name in ("num_heads", "d_ff"):
+        for name in ("num_heads", "d_ff", "encoder_d_ff"):
             if getattr(model, name) % tp:
                 raise ValueError(f"mesh.tensor_parallel {tp} does not divide model.{name} {getattr(model, name)}")
         if model.padded_vocab_size % tp:

@@ -7,13 +7,14 @@ UTF-8 bytes of the target text: it does not depend on the tokenizer.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_prep.indexed_dataset import TokenFile
 from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer, token_byte_lengths
@@ -48,11 +49,25 @@ def load_model(run: Path, step: int | None = None) -> tuple[Seq2Seq, RunConfig, 
     checkpoint = find(run, step)
     model = Seq2Seq(config.model)
     weights = load_weights(checkpoint)
-    missing, unexpected = sorted(model.state_dict().keys() - weights.keys()), sorted(weights.keys() - model.state_dict().keys())
-    if missing or unexpected:
-        raise ValueError(f"{checkpoint} does not fit {run}/config.json: missing {missing[:3]}, unexpected {unexpected[:3]}")
+    check_fits(model, weights, f"{checkpoint} does not fit {run}/config.json")
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return model.eval(), config, int(checkpoint.name.removeprefix("step_"))
+
+
+def check_fits(model: nn.Module, weights: Mapping[str, Tensor], problem: str) -> None:
+    """Raise ValueError, beginning with `problem`, where the names or shapes of `weights` are not the model's."""
+    expected = model.state_dict()
+    missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or unexpected:
+        raise ValueError(
+            f"{problem}: missing {missing[:3]}, unexpected {unexpected[:3]}; another architecture or number of layers"
+        )
+    for name, tensor in expected.items():
+        if tensor.shape != weights[name].shape:
+            raise ValueError(
+                f"{problem}: {name} is {tuple(weights[name].shape)} there, {tuple(tensor.shape)} by the model section; "
+                "give the model section that the weights were trained with"
+            )
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from models.config import ModelConfig
 from models.flops import Lengths
 from models.initialization import initial_value
 from models.layers import LayerFactory
-from models.pieces import Inputs, Piece, State, pieces
+from models.pieces import Piece, pieces
 from pipeline.mesh import Mesh
 from pipeline.tensor_parallel import MegatronLayers, shard_dim
 
@@ -63,11 +63,7 @@ class StageLayer(nn.Module):
 
 def run_piece(piece: Piece, module: nn.Module, received: tuple[Tensor, ...]) -> Any:
     """Give the fields of a bare tuple their names back, then run. DeepSpeed clones what it passes on into plain tuples."""
-    if piece.name == "embedding":
-        return piece.run(module, Inputs(*received))
-    if piece.name == "relative_bias":
-        return piece.run(module, received)
-    return piece.run(module, State(*received))
+    return piece.run(module, piece.reads(*received))
 
 
 class _OwnGradient(torch.autograd.Function):

@@ -21,7 +21,8 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.initialization import mark_normal, normal_parameter
+from models.initialization import constant_parameter, mark_constant, mark_normal, normal_parameter
+from models.layers import plain_linear
 
 
 class _Column(ColumnParallelLinear):
@@ -48,21 +49,24 @@ class MegatronLayers:
             params_dtype=torch.float32,
         )
 
-    def column_linear(self, in_features: int, out_features: int, std: float) -> nn.Module:
-        layer = _Column(in_features, out_features, config=self._config, init_method=_untouched, bias=False, gather_output=False)
+    def column_linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
+        layer = _Column(in_features, out_features, config=self._config, init_method=_untouched, bias=bias, gather_output=False)
         return _prepared(layer, std, dim=0)
 
-    def row_linear(self, in_features: int, out_features: int, std: float) -> nn.Module:
+    def row_linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
         layer = _Row(
             in_features,
             out_features,
             config=self._config,
             init_method=_untouched,
-            bias=False,
+            bias=bias,
             input_is_parallel=True,
             skip_bias_add=False,
         )
         return _prepared(layer, std, dim=1)
+
+    def linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
+        return plain_linear(in_features, out_features, std, bias)
 
     def vocab_embedding(self, num_embeddings: int, dim: int, std: float) -> nn.Module:
         layer = VocabParallelEmbedding(num_embeddings, dim, init_method=_untouched, config=self._config)
@@ -73,9 +77,14 @@ class MegatronLayers:
         set_tensor_model_parallel_attributes(tensor=table, is_parallel=True, dim=1, stride=1)
         return table
 
-    def tied_logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
+    def vocab_bias(self, num_embeddings: int) -> nn.Parameter:
+        bias = constant_parameter((num_embeddings // self.tensor_parallel,), 0.0)
+        set_tensor_model_parallel_attributes(tensor=bias, is_parallel=True, dim=0, stride=1)
+        return bias
+
+    def tied_logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         # backward sums the partial gradients of `hidden` over the tensor group
-        return F.linear(copy_to_tensor_model_parallel_region(hidden), weight).float()
+        return F.linear(copy_to_tensor_model_parallel_region(hidden), weight, bias).float()
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         # Megatron's kernel subtracts the maximum in place; the caller's logits stay whole
@@ -98,4 +107,9 @@ def _prepared(layer: nn.Module, std: float, dim: int) -> nn.Module:
         set_tensor_model_parallel_attributes(tensor=weight, is_parallel=True, dim=dim, stride=1)
     assert shard_dim(weight) in (dim, None)
     mark_normal(weight, std)
+    bias = getattr(layer, "bias", None)
+    if bias is not None:
+        mark_constant(bias, 0.0)
+        if dim == 0 and not hasattr(bias, "tensor_model_parallel"):  # a row-parallel layer's bias is whole on every rank
+            set_tensor_model_parallel_attributes(tensor=bias, is_parallel=True, dim=0, stride=1)
     return layer

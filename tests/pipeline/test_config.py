@@ -38,6 +38,12 @@ def test_a_size_fills_in_dimensions_and_explicit_keys_win() -> None:
         ({"mesh": {"tensor_parallel": 3}}, "mesh.tensor_parallel 3 does not divide model.num_heads 4"),
         ({"mesh": {"pipeline_parallel": 9}}, "mesh.pipeline_parallel 9 exceeds"),
         ({"model": {"num_attention_layers": 5}}, "model.num_attention_layers is 5"),
+        ({"model": {"architecture": "gpt2"}}, "model.architecture gpt2 cannot be trained on data.objective prefix_lm"),
+        ({"model": {"fourier_backend": "auto"}}, "model.fourier_backend auto is measured by each process"),
+        ({"model": {"mixing": "linear", "max_length": 100}}, "model.max_length 100 is less than the 512 tokens"),
+        ({"model": {"dropout": 0.1}, "mesh": {"tensor_parallel": 2}}, "model.dropout 0.1 with mesh.tensor_parallel 2"),
+        ({"model": {"encoder_d_ff": 65}, "mesh": {"tensor_parallel": 2}}, "does not divide model.encoder_d_ff 65"),
+        ({"model": {"mixing": "wavelet"}}, "mixing"),
     ],
 )
 def test_impossible_recipes_are_refused(sections: dict[str, dict[str, Any]], message: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import launch
 from data_prep.indexed_dataset import TokenFile
@@ -23,9 +24,10 @@ from pipeline import checkpoints
 from pipeline.batches import Rows
 from pipeline.config import RunConfig
 from pipeline.evaluate import evaluate, load_model
+from pipeline.export import export_run
 from pipeline.metrics import read_metrics
 from pipeline.run_folder import find, load_weights
-from pipeline.write_text import write_text
+from pipeline.write_text import stop_ids, write_text, write_texts
 
 WORKER = Path(next(iter(launch.__path__))) / "worker.py"
 NUM_PROCESSES = 4
@@ -170,6 +172,36 @@ def test_text_is_streamed_as_it_is_decoded(straight: Path) -> None:
     assert streamed == tokenizer.decode([token for token in tokens if token != 1])
     with pytest.raises(ValueError, match="prompt is empty"):
         next(write_text(model, tokenizer, "", config.data.encoder_length, sampling))
+
+
+def test_a_run_is_exported_with_its_results(straight: Path, tmp_path: Path) -> None:
+    config = export_run(straight, tmp_path / "exported")
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert config.architecture == "fnet_t5"
+    assert "validation loss, nats per target token" in card
+    weights = load_weights(find(straight))
+    exported = load_file(tmp_path / "exported" / "model.safetensors")
+    assert exported.keys() == weights.keys()
+    assert all(torch.equal(exported[name], weights[name][: len(exported[name])]) for name in weights)
+
+
+def test_a_batch_of_texts_is_written_as_each_by_itself(straight: Path) -> None:
+    model, config, _ = load_model(straight)
+    tokenizer = load_tokenizer(straight / "tokenizer.json")
+    length, prompts = config.data.encoder_length, ["The with statement", "x", "def test_"]
+    for beams in (1, 3):
+        sampling = Sampling(max_new_tokens=20, num_beams=beams)
+        together = write_texts(model, tokenizer, prompts, length, sampling)
+        assert together == ["".join(write_text(model, tokenizer, prompt, length, sampling)) for prompt in prompts]
+    whole = write_texts(model, tokenizer, prompts[:1], length, Sampling(max_new_tokens=20))[0]
+    tokens = tokenizer.encode(whole, add_special_tokens=False).ids
+    cut = "".join(write_text(model, tokenizer, prompts[0], length, Sampling(max_new_tokens=20), stops=[tokens[3]]))
+    assert whole.startswith(cut)
+    assert len(cut) < len(whole)
+    with pytest.raises(ValueError, match="--stop 'a long sentence' is"):
+        stop_ids(tokenizer, ["a long sentence"])
+    with pytest.raises(ValueError, match=r"number 2.*empty"):
+        write_texts(model, tokenizer, ["a", ""], length, sampling)
 
 
 def test_mlflow_continues_one_run(resumed: Path, tracking: str) -> None:
