@@ -22,7 +22,15 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 # What may change between two starts of one run: how long it goes on and how often it reports, not what it computes.
-_MAY_CHANGE = {"train.steps", "train.validate_every", "train.checkpoint_every", "train.log_every"}
+_MAY_CHANGE = {
+    "train.steps",
+    "train.validate_every",
+    "train.checkpoint_every",
+    "train.log_every",
+    "data.skip_ranges",
+    "data.prefetch_steps",
+    "data.loader_workers",
+}
 
 
 def load_run_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -145,7 +153,11 @@ def _override(merged: DictConfig, text: str, origins: Origins) -> DictConfig:
         raise ConfigError(f"override {text!r}: {key!r} is not a dotted key such as train.steps")
     origins.given.pop(key, None)  # re-inserted last: the order of `given` is the order in which values win
     origins.given[key] = f"override {text!r}"
+    section = key.rpartition(".")[0]
     try:
+        if section and isinstance(short := OmegaConf.select(merged, section), str):
+            # `objective: ul2` is short for `objective: {name: ul2}`: a setting of it must not lose the name
+            OmegaConf.update(merged, section, {"name": short})
         return OmegaConf.merge(merged, OmegaConf.from_dotlist([text]))
     except yaml.YAMLError as error:
         raise ConfigError(f"override {text!r}: the value is not YAML: {getattr(error, 'problem', None) or error}") from error

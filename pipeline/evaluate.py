@@ -19,8 +19,9 @@ from data_prep.indexed_dataset import TokenFile
 from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer, token_byte_lengths
 from models.pieces import Inputs
 from models.seq2seq import Seq2Seq
-from pipeline.batches import Rows, Share, objective_of, validation_batches
+from pipeline.batches import Share, objective_of, open_rows, validation_batches
 from pipeline.config import RunConfig
+from pipeline.objectives.interface import VALIDATION_SEED
 from pipeline.run_folder import find, load_weights
 
 _COUNTED_AT_ONCE = 1 << 22
@@ -62,7 +63,7 @@ def evaluate(run: Path, step: int | None = None) -> Evaluation:
     data = config.data
     share = Share(config.train.micro_batch_size)
     batches, num_targets = validation_batches(
-        Rows(data.path, "val", data.row_length), objective_of(config), share, data.validation_rows
+        open_rows(data, data.path, "val"), objective_of(config, VALIDATION_SEED), share, data.validation_rows
     )
     if num_targets == 0:
         raise ValueError(f"the validation rows of {data.path} hold no target tokens: prepare more validation text")
