@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 PERIOD = 1 << 14
-"""Weights are rounded to multiples of one over this, except whole numbers that add up to no more."""
+"""Weights that are not multiples of one over a number up to this are rounded to multiples of one over this."""
 
 
 class Blend:
@@ -39,14 +40,18 @@ class Blend:
 
 
 def whole_shares(weights: Sequence[float]) -> list[int]:
-    """Whole numbers in proportion to the weights: exact for whole numbers that add up to PERIOD at most, else by largest
-    remainder. Raises ValueError for a weight that is not positive, or too small to be kept."""
+    """Whole numbers in proportion to the weights: exact where they then add up to PERIOD at most, else by largest remainder.
+
+    Raises ValueError for a weight that is not positive, or too small to be kept.
+    """
     if not weights or not all(math.isfinite(weight) and weight > 0 for weight in weights):
         raise ValueError(f"blend weights are {list(weights)}: each must be a positive number; leave out what is not wanted")
     total = math.fsum(weights)
-    if all(float(weight).is_integer() for weight in weights) and total <= PERIOD:
-        divisor = math.gcd(*(int(weight) for weight in weights))
-        return [int(weight) // divisor for weight in weights]
+    decimals = [Fraction(str(weight)) for weight in weights]  # 0.1 is a tenth, as its writer meant
+    scale = math.lcm(*(weight.denominator for weight in decimals))
+    whole = [int(weight * scale) for weight in decimals]
+    if sum(whole) // math.gcd(*whole) <= PERIOD:
+        return [weight // math.gcd(*whole) for weight in whole]
     exact = [weight / total * PERIOD for weight in weights]
     shares = [math.floor(value) for value in exact]
     by_remainder = sorted(range(len(exact)), key=lambda source: (shares[source] - exact[source], source))

@@ -110,7 +110,8 @@ def evaluate_sources(
 ) -> dict[str, Score]:
     """The common yardstick on each source's fixed rows: suffixes given prefixes, whatever the run was trained on.
 
-    The prefix is as long as the run's encoder by default. Two runs compare where the lengths and the dataset folder are the same.
+    The prefix is as long as the run's encoder by default. Two runs compare where the lengths and the dataset folder are
+    the same.
     """
     model, config, _ = load_model(run, step)
     data, tokenizer = config.data, load_tokenizer(run / TOKENIZER_FILE)

@@ -71,7 +71,7 @@ def document_sources(folder: Path, split: str, manifest: Manifest, num_documents
     numbers = np.load(path, mmap_mode="r", allow_pickle=False)
     if numbers.dtype != np.uint16 or numbers.shape != (num_documents,) or int(numbers.max(initial=0)) >= len(names):
         raise ValueError(
-            f"{path}: {numbers.dtype}{numbers.shape} does not number the sources of {num_documents} documents from {len(names)} "
-            "names as uint16; prepare again"
+            f"{path}: {numbers.dtype}{numbers.shape} does not number the sources of {num_documents} documents from "
+            f"{len(names)} names as uint16; prepare again"
         )
     return names, numbers

@@ -33,8 +33,10 @@ class SampleOrder:
         sources, numbers = self.blend(samples)
         epochs, places = np.divmod(numbers, self.num_rows[sources])
         rows = np.empty_like(samples)
-        for source, epoch in np.unique(np.stack([sources, epochs]), axis=1).T.tolist():
-            chosen = (sources == source) & (epochs == epoch)
+        passes = epochs * len(self.num_rows) + sources
+        for number in np.unique(passes).tolist():
+            epoch, source = divmod(number, len(self.num_rows))
+            chosen = passes == number
             # The first source is keyed as a single one is: adding another folder does not reshuffle it.
             key = f"{self.seed}/{epoch}" + (f"/{source}" if source else "")
             rows[chosen] = self.first_row[source] + permute(places[chosen], int(self.num_rows[source]), key)

@@ -170,7 +170,7 @@ def open_tokens(folder: Path, split: str) -> tuple[NDArray[Any], Manifest]:
     _check_size(folder, manifest, f"{split}.idx")
     if not path.stat().st_size:
         raise TokenFileError(f"{path} holds no tokens: prepare more text")
-    return np.memmap(path, dtype=np.dtype(manifest.token_dtype), mode="r"), manifest
+    return np.memmap(path, dtype=np.dtype(manifest.token_dtype).newbyteorder("<"), mode="r"), manifest
 
 
 def stream_fingerprint(manifest: Manifest) -> str:
