@@ -100,6 +100,12 @@ class SpanCorruption(Objective):
         return length - num_noise + num_spans + 1, num_spans, num_noise + num_spans + 1
 
     def __call__(self, rows: Ints, row_lengths: Ints, samples: Ints) -> Batch:
+        lengths = np.unique(row_lengths)
+        if len(lengths) == 1 and self._counts(int(lengths[0]))[::2] == (self.encoder_length, self.decoder_length):
+            # Rows that fill their places, as almost all do: nothing to pad, nothing to mask.
+            encoder_ids, targets = self._corrupt(rows[:, : lengths[0]], Draws(self.seed, "spans", samples))
+            encoder_mask, target_mask = np.ones_like(encoder_ids), np.ones_like(targets)
+            return Batch(encoder_ids, encoder_mask, shift_right(targets, self.start_id), targets, target_mask)
         encoder_ids = np.zeros((len(rows), self.encoder_length), dtype=np.int64)
         targets = np.zeros((len(rows), self.decoder_length), dtype=np.int64)
         num_encoder, num_targets = np.zeros((2, len(rows)), dtype=np.int64)
@@ -135,8 +141,8 @@ def _segment_starts(draws: Draws, num_items: int, num_segments: int) -> Ints:
     """(B, S + 1): where each of S non-empty segments starts, and the end; every cut into segments is equally likely."""
     is_start = draws.subset(num_segments - 1, num_items - 1)  # of item 1, 2, …
     starts = np.zeros((len(is_start), num_segments + 1), dtype=np.int64)
-    if num_segments > 1:
-        starts[:, 1:-1] = np.flatnonzero(is_start).reshape(len(is_start), -1) % (num_items - 1) + 1
+    places = np.flatnonzero(is_start).reshape(len(is_start), num_segments - 1)  # in the flattened rows
+    starts[:, 1:-1] = places - (np.arange(len(is_start)) * (num_items - 1) - 1)[:, None]
     starts[:, -1] = num_items
     return starts
 
@@ -144,15 +150,16 @@ def _segment_starts(draws: Draws, num_items: int, num_segments: int) -> Ints:
 def _pick(rows: Ints, places: Ints, left_out: Ints, sentinels: Ints, end_id: int) -> Ints:
     """Texts (B, W) of tokens of `rows` (B, L) in order: sentinel s at places[:, s], where left_out[:, s] tokens are passed
     over; the end token last."""
-    num_tokens = rows.shape[1] - left_out[0].sum() + places.shape[1]
-    # At a sentinel the place in the row runs ahead of the place in the text by what is left out, less the sentinel itself.
-    source = np.zeros((len(rows), num_tokens), dtype=np.int64)
-    np.put_along_axis(source, places, left_out - 1, axis=1)
+    num_rows, length = rows.shape
+    width = length - int(left_out[0].sum()) + places.shape[1] + 1
+    # Where each token lies in the flattened rows, as a running sum of steps: 1, but at a sentinel what is left out.
+    source = np.ones((num_rows, width), dtype=np.int64)
+    first = np.arange(num_rows)
+    flat_places = (places + first[:, None] * width).ravel()
+    source.reshape(-1)[flat_places] = left_out.ravel()
+    source[:, 0] += first * length - 1
     np.cumsum(source, axis=1, out=source)
-    source += np.arange(num_tokens)
-    source += np.arange(len(rows))[:, None] * rows.shape[1]
-    text = np.empty((len(rows), num_tokens + 1), dtype=np.int64)
-    text[:, :-1] = np.ravel(rows).take(source)
-    np.put_along_axis(text, places, sentinels[None, :], axis=1)
+    text = np.ravel(rows).take(source, mode="clip")  # the end token's place may lie behind the last row
+    text.reshape(-1)[flat_places] = np.tile(sentinels, num_rows)
     text[:, -1] = end_id
     return text
