@@ -57,8 +57,9 @@ class _View:
         # The text is the input without the start token, and the last target behind it.
         shifted = batch.ids[row][used][1:].tolist()
         tokens = [*shifted, int(batch.targets[row][used][-1])] if used.any() else []
-        styled = [(token, _WRITTEN if loss else _PREFIX) for token, loss in zip(tokens, written.tolist(), strict=True)]
-        return [("text", self._show(styled))]
+        first = int(written.argmax()) if written.any() else len(tokens)
+        parts = [("prefix", self._show(self._marked(tokens[:first], _PREFIX, colour_spans=False)))] if first else []
+        return [*parts, ("writes", self._show(self._marked(tokens[first:], _WRITTEN, colour_spans=True)))]
 
     def masked(self, batch: EncoderBatch, row: int) -> list[tuple[str, Text]]:
         self._names[self.vocabulary.named["[MASK]"]] = "[MASK]"
