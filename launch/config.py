@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,7 +100,10 @@ def check_same_run(config: BaseModel, run_dir: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        earlier = flatten(json.loads(path.read_bytes()))
+        there = json.loads(path.read_bytes())
+        with suppress(ValidationError):  # a key that is newer than the run has its default there
+            there = type(config).model_validate(there).model_dump(mode="json")
+        earlier = flatten(there)
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"{path} is not the configuration of a run ({error}): give another --output") from error
     now = flatten(config.model_dump(mode="json"))

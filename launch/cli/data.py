@@ -10,7 +10,7 @@ import typer
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Dataset folder made by `fnet-t5 prepare`.")]
 INSPECT_EXAMPLE = (
     "Example: fnet-t5 data inspect data/pile --split val --rows 5\n\n"
-    "As a model sees it: fnet-t5 data inspect data/pile --objective span_corruption noise_density=0.5"
+    "As a model sees it: fnet-t5 data inspect data/pile --objective span_corruption noise_density=0.3"
 )
 
 

@@ -1,7 +1,7 @@
 """Every objective by its name in a recipe, and how a run's objective is made from it.
 
 objective: prefix_lm                                         its defaults
-objective: {name: span_corruption, noise_density: 0.5}       or with settings
+objective: {name: span_corruption, noise_density: 0.3}       or with settings
 objective: {name: mixture, parts: [{weight: 1, objective: ul2}, {weight: 3, objective: {name: prefix_lm, target_share: 0.5}}]}
 """
 

@@ -60,6 +60,36 @@ def test_combinations_that_train_wrongly_are_refused(sections: dict[str, dict[st
         deepspeed_config(RunConfig.model_validate(recipe(**sections)), data_parallel=1)
 
 
+def test_an_objective_is_a_name_or_a_name_with_settings() -> None:
+    config = RunConfig.model_validate(recipe(data={"objective": "span_corruption"})).data
+    assert (config.row_length, config.encoder_length, config.decoder_length) == (568, 512, 114)  # as published for T5
+    assert RunConfig.model_validate(recipe()).data.row_length == 640
+    spec = {
+        "name": "mixture",
+        "parts": [{"objective": "ul2"}, {"weight": 2, "objective": {"name": "prefix_lm", "target_share": 0.5}}],
+    }
+    mixed = RunConfig.model_validate(recipe(data={"objective": spec, "encoder_length": 64}))
+    assert RunConfig.model_validate_json(mixed.model_dump_json()) == mixed
+    wide = RunConfig.model_validate(recipe(data={"objective": "span_corruption", "decoder_length": 200})).data
+    assert (wide.row_length, wide.decoder_length) == (568, 200)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"objective": "causal_lm"}, "causal_lm cannot train model.architecture fnet_t5"),
+        ({"objective": "span_corruption", "encoder_length": 2}, "no room for span_corruption"),
+        ({"objective": {"name": "prefix_lm", "prefix_lengths": [1, 512]}, "decoder_length": 9}, "data.decoder_length"),
+        ({"objective": {"name": "prefix_lm", "prefix_lengths": [9, 9]}}, "repeats a length"),
+        ({"objective": {"name": "prefix_lm", "prefix_lengths": [9], "target_share": 0.5}}, "exclude each other"),
+        ({"objective": {"name": "mixture", "parts": []}}, "without parts"),
+    ],
+)
+def test_data_that_cannot_be_is_refused(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunConfig.model_validate(recipe(data=data))
+
+
 @pytest.mark.parametrize("version", ["0.18.3", "0.19.2", "0.16.0"])
 def test_releases_with_wrong_pipeline_gradients_are_refused(version: str) -> None:
     with pytest.raises(ValueError, match="8152"):
