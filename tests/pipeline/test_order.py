@@ -66,7 +66,7 @@ def open_sources(folders: list[Path], layout: str, blended: bool) -> tuple[list[
 
 def objectives() -> dict[str, Objective]:
     vocabulary = Vocabulary(0, 1, tuple(range(900, 800, -1)))
-    config = SpanCorruptionConfig()
+    config = SpanCorruptionConfig(noise_density=0.4, mean_span_length=2)  # several spans even in so short a row
     return {
         "prefix_lm": PrefixLM(8, 4, start_id=0),
         "span_corruption": config.build(ROW_LENGTH, *config.needs(ROW_LENGTH), vocabulary, "5"),

@@ -21,6 +21,10 @@ HALF_AND_HALF = {
         {"weight": 3, "objective": {"name": "prefix_lm", "target_share": 0.5}},
     ],
 }
+WITH_DRAWN_PREFIXES = {
+    "name": "mixture",
+    "parts": [{"objective": {"name": "prefix_lm", "prefix_lengths": [16, 32, 64]}}, {"objective": "span_corruption"}],
+}
 SPECS: dict[str, tuple[Any, str]] = {
     "prefix_lm": ("prefix_lm", "fnet_t5"),
     "prefix_lm_drawn": ({"name": "prefix_lm", "prefix_lengths": [16, 32, 64]}, "t5"),
@@ -33,6 +37,7 @@ SPECS: dict[str, tuple[Any, str]] = {
     "ul2": ("ul2", "t5"),
     "masked_lm": ("masked_lm", "fnet"),
     "mixture": (HALF_AND_HALF, "t5"),
+    "mixture_drawn": (WITH_DRAWN_PREFIXES, "t5"),
 }
 
 
@@ -89,7 +94,7 @@ def test_a_row_does_not_depend_on_its_batch(name: str, vocabulary: Vocabulary, l
 def test_targets_are_counted_without_reading(name: str, vocabulary: Vocabulary, lengths: list[int]) -> None:
     objective = make(name, vocabulary)
     rows, row_lengths = random_rows(objective, lengths, vocabulary)
-    samples = np.arange(len(lengths))
+    samples = 1000 + 7 * np.arange(len(lengths))
     batch = objective(rows, row_lengths, samples)
     (targets, mask), *others = batch.losses
     assert np.array_equal(mask.sum(1), objective.num_targets(row_lengths, samples))

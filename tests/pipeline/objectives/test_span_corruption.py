@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,6 +124,25 @@ def test_the_mask_of_a_long_row_is_as_by_cutting_at_random(distinct_rows: Callab
             place += kept + span
     error = np.sqrt(expected + cut_out + 1)
     assert (np.abs(cut_out - expected) < 4.5 * error).all()
+
+
+def test_texts_equal_those_of_the_published_collator() -> None:
+    """The benchmark's peer, written from the collator's description, given the spans that ours has drawn."""
+    path = Path(__file__).parents[3] / "benchmarks" / "objectives.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_objectives", path)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    rows = np.tile(1000 + np.arange(568), (16, 1))
+    ours = benchmark.objective_named("span_corruption")(rows, np.full(16, 568), np.arange(16))
+    peer = benchmark.NumpyCollator(0.15, 3.0, 0)
+    noise = [np.isin(rows[row], ours.targets[row]) for row in range(16)]
+    peer._noise_mask = lambda length, masks=iter(noise): next(masks)
+    inputs, labels, decoder_inputs = peer(rows)
+    assert np.array_equal(ours.encoder_ids, inputs)
+    assert np.array_equal(ours.targets, labels)
+    assert np.array_equal(ours.decoder_ids, decoder_inputs)
 
 
 def test_too_many_spans_name_the_remedy() -> None:
