@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.files import canonical_json, sha256_bytes
-from data_prep.indexed_dataset import TokenFileError
+from data_prep.indexed_dataset import TokenFileError, sequence_offsets
 from data_prep.manifest import Manifest, load_manifest
 from data_prep.packing import PackedRows, rows_file
 
@@ -69,8 +69,7 @@ class Rows(RowSource):
         return np.where(rows == NO_ROW, 0, self.packed.lengths_of(np.maximum(rows, 0)))
 
     def read(self, rows: Ints) -> tuple[Ints, Ints]:
-        tokens, lengths = self.packed.gather(self.tokens, np.maximum(rows, 0))
-        return _blanked(np.asarray(tokens, dtype=np.int64), lengths, rows)
+        return read_packed(self.packed, self.tokens, rows)
 
 
 class StreamRows(RowSource):
@@ -154,8 +153,7 @@ class ChosenRows(RowSource):
         return np.where(rows == NO_ROW, 0, self.packed.length[np.maximum(rows, 0)])
 
     def read(self, rows: Ints) -> tuple[Ints, Ints]:
-        tokens, lengths = self.packed.gather(self.tokens, np.maximum(rows, 0))
-        return _blanked(tokens, lengths, rows)
+        return read_packed(self.packed, self.tokens, rows)
 
 
 def open_tokens(folder: Path, split: str) -> tuple[NDArray[Any], Manifest]:
@@ -193,8 +191,24 @@ def _check_size(folder: Path, manifest: Manifest, name: str) -> None:
         )
 
 
-def _blanked(tokens: Ints, lengths: Ints, rows: Ints) -> tuple[Ints, Ints]:
-    empty = rows == NO_ROW
-    if empty.any():
-        tokens[empty], lengths[empty] = 0, 0
-    return tokens, lengths
+def read_packed(packed: PackedRows, tokens: NDArray[Any], rows: Ints) -> tuple[Ints, Ints]:
+    """What `PackedRows.gather` gives, NO_ROW being empty, in half the passes over memory."""
+    chosen = np.maximum(rows, 0)
+    first, width = packed.first_piece[chosen], packed.row_length
+    num_pieces = packed.first_piece[chosen + 1] - first  # (B,)
+    first_of_row = sequence_offsets(num_pieces)  # (B,) among the pieces of these rows
+    piece = np.repeat(first - first_of_row, num_pieces) + np.arange(num_pieces.sum())
+    start, before = packed.start[piece], sequence_offsets(packed.length[piece])
+    lengths = np.add.reduceat(packed.length[piece], first_of_row) if len(rows) else np.zeros(0, dtype=np.int64)
+    lengths[rows == NO_ROW] = 0
+    row = np.repeat(np.arange(len(rows)), num_pieces)
+    place = row * width + before - before[first_of_row][row]  # where each piece begins in the flattened rows
+    # Where each token lies in the corpus, as a running sum of steps: 1, but at a piece's first the way from the last one there.
+    source = np.ones(len(rows) * width, dtype=np.int64)
+    source[place] = np.diff(start, prepend=0) - np.diff(place, prepend=0) + 1
+    source[:1] -= 1
+    np.cumsum(source, out=source)
+    ids = tokens.take(source, mode="clip").astype(np.int64).reshape(len(rows), width)  # behind a row's end is what follows it
+    if (lengths != width).any():
+        ids *= np.arange(width) < lengths[:, None]
+    return ids, lengths

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_prep.manifest import load_manifest
+from data_prep.packing import pack
 from pipeline.batches import Share, TrainingBatches, training_rows
 from pipeline.config import DataConfig
 from pipeline.objectives.causal_lm import CausalLM
-from pipeline.rows import NO_ROW, JoinedRows, Rows, RowSource, StreamRows
+from pipeline.rows import NO_ROW, JoinedRows, Rows, RowSource, StreamRows, read_packed
 
 Write = Callable[..., Path]
 
@@ -33,6 +36,23 @@ def test_the_stream_is_the_file_cut_every_so_many_tokens(folder: Path) -> None:
     assert ids[1, : lengths[1]].tolist() == tokens[-int(lengths[1]) :].tolist()
     assert not ids[1, lengths[1] :].any()
     assert not ids[2].any()
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_packed_rows_are_those_that_packing_gives(data: st.DataObject) -> None:
+    lengths = np.array(data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=30)))
+    packed = pack(lengths, data.draw(st.integers(1, 17)), data.draw(st.sampled_from(["best_fit", "concatenate", "document"])))
+    tokens = np.arange(1, lengths.sum() + 1).astype("<u2")
+    rows = np.array(data.draw(st.lists(st.integers(NO_ROW, packed.num_rows - 1), max_size=8)), dtype=np.int64)
+    ids, found = read_packed(packed, tokens, rows)
+    expected, valid = packed.gather(tokens, np.maximum(rows, 0))
+    empty = rows == NO_ROW
+    assert ids.dtype == found.dtype == np.int64
+    assert np.array_equal(ids[~empty], expected[~empty])
+    assert np.array_equal(found[~empty], valid[~empty])
+    assert not ids[empty].any()
+    assert not found[empty].any()
 
 
 def test_joined_rows_are_those_of_the_parts(folder: Path) -> None:
