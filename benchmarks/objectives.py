@@ -4,8 +4,9 @@
 
 The peer is the collator of transformers' T5 masked-language-model example (`run_t5_mlm_flax.py`), written anew from its
 description in numpy alone: one noise mask a row in a Python loop, then whole-batch operations. Where the example calls
-jax.ops.segment_sum it calls numpy's bincount, which is faster. Rates are raw tokens a second (10^6); both sides get the same
-rows, take turns, and the median of the repetitions counts.
+jax.ops.segment_sum it calls numpy's bincount, which is faster. Rates are raw tokens (10^6) a second of processor time of one
+thread, so that neighbours on a shared machine disturb little; both sides get the same rows, take turns, and the median of the
+repetitions counts. The start is wall-clock.
 """
 
 from __future__ import annotations
@@ -156,24 +157,24 @@ def synthetic_folder(folder: Path, num_tokens: int, row_lengths: Sequence[int], 
     return folder
 
 
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    started = clock()
     work()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def taking_turns(works: dict[str, Callable[[int], object]], calls: int, repetitions: int) -> dict[str, float]:
-    """Median seconds of one call of each work; work(i) gets a number that never comes again."""
+    """Median seconds of processor time of one call of each work; work(i) gets a number that never comes again."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     number = 1
     for repetition in range(repetitions + 1):
         for name, work in works.items():
-            started = time.perf_counter()
+            started = time.process_time()
             for _ in range(calls):
                 work(number)
                 number += 1
             if repetition:  # the first warms up
-                taken[name].append((time.perf_counter() - started) / calls)
+                taken[name].append((time.process_time() - started) / calls)
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
@@ -235,7 +236,7 @@ def start_and_resume(base: Path, repetitions: int) -> tuple[dict[str, float], di
             batches.step(1)
             return batches
 
-        start[layout] = statistics.median(seconds(first_batch) for _ in range(repetitions))
+        start[layout] = statistics.median(seconds(first_batch, time.perf_counter) for _ in range(repetitions))
         if layout == "packed":
             batches = first_batch()
             for position in (0, 10**6, 10**9, 10**12, 10**15):
@@ -245,7 +246,9 @@ def start_and_resume(base: Path, repetitions: int) -> tuple[dict[str, float], di
                     batches.step(8)
 
                 go_on()
-                resume[f"{position:.0e}"] = statistics.median(seconds(go_on) for _ in range(10 * repetitions))
+                resume[f"{position:.0e}"] = statistics.median(
+                    seconds(go_on, time.process_time) for _ in range(10 * repetitions)
+                )
     return start, resume
 
 

@@ -42,7 +42,7 @@ SHOWN: tuple[tuple[str, Any, str, int, int | None, int], ...] = (
         None,
         0,
     ),
-    ("text_infilling", "text_infilling", "fnet_t5", 44, 26, 7),
+    ("text_infilling", "text_infilling", "fnet_t5", 44, 26, 8),
     ("ul2", "ul2", "fnet_t5", 25, 25, 4),
     ("masked_lm", "masked_lm", "fnet", 29, None, 5),
 )

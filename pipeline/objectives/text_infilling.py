@@ -26,6 +26,9 @@ _DEVIATIONS = 7.0
 """How far above its mean the number of spans may lie before the last span is made to cover the rest: less than once in 10^10
 rows."""
 
+_LONGEST_ROW = 0xFFFF  # documents and places in a row are numbered in 16 bits
+_BEHIND_SENTENCES = np.uint64(0xFFFFFFFF)
+
 
 class TextInfillingConfig(FittedConfig):
     name: Literal["text_infilling"] = "text_infilling"
@@ -42,6 +45,10 @@ class TextInfillingConfig(FittedConfig):
         self, row_length: int, encoder_length: int, decoder_length: int, vocabulary: Vocabulary, seed: str
     ) -> TextInfilling:
         self.check_fit(row_length, encoder_length, decoder_length)
+        if row_length > _LONGEST_ROW:
+            raise ValueError(
+                f"{self.name} takes rows of at most {_LONGEST_ROW} tokens, not {row_length}: shorten data.decoder_length"
+            )
         mask_id = vocabulary.token("[MASK]", self.name)
         return TextInfilling(row_length, encoder_length, decoder_length, self, vocabulary, mask_id, seed)
 
@@ -89,12 +96,15 @@ class TextInfilling(Objective):
         document = np.cumsum(is_end, axis=1, dtype=np.int64) - is_end
         closes = self.vocabulary.ends_sentence[rows] | is_end
         sentence = np.cumsum(closes, axis=1, dtype=np.int64) - closes
-        draw = Draws(self.seed, "sentences", samples).uniform(rows.shape[1])
-        # Between 0 and 1 inside a document; tokens of one sentence share their key, and a stable sort keeps their order.
-        key = document + np.take_along_axis(draw, sentence, axis=1)
-        key[is_end] = document[is_end] + 1  # behind every sentence of its document
-        key[~valid(row_lengths, rows.shape[1])] = np.inf
-        return np.take_along_axis(rows, np.argsort(key, axis=1, kind="stable"), axis=1)
+        drawn = Draws(self.seed, "sentences", samples).keys(rows.shape[1])
+        # Sorted by document, then by what its sentence has drawn, then by place, which keeps a sentence's tokens in order.
+        key = np.take_along_axis(drawn, sentence, axis=1).astype(np.uint64)
+        key[is_end] = _BEHIND_SENTENCES
+        document[~valid(row_lengths, rows.shape[1])] = _LONGEST_ROW
+        key |= document.astype(np.uint64) << np.uint64(32)
+        key = (key << np.uint64(16)) | np.arange(rows.shape[1], dtype=np.uint64)
+        order = (np.sort(key, axis=1) & np.uint64(_LONGEST_ROW)).astype(np.int64)
+        return np.take_along_axis(rows, order, axis=1)
 
     def _infilled(self, rows: Ints, draws: Draws) -> tuple[Ints, NDArray[np.bool_]]:
         """Rows (B, L) of one length → encoder ids (B, W), and which of them are used."""
