@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,15 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 # What may change between two starts of one run: how long it goes on and how often it reports, not what it computes.
-_MAY_CHANGE = {"train.steps", "train.validate_every", "train.checkpoint_every", "train.log_every"}
+_MAY_CHANGE = {
+    "train.steps",
+    "train.validate_every",
+    "train.checkpoint_every",
+    "train.log_every",
+    "data.skip_ranges",
+    "data.prefetch_steps",
+    "data.loader_workers",
+}
 
 
 def load_run_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -93,7 +102,10 @@ def check_same_run(config: BaseModel, run_dir: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        earlier = flatten(json.loads(path.read_bytes()))
+        there = json.loads(path.read_bytes())
+        with suppress(ValidationError):  # a key that is newer than the run has its default there
+            there = type(config).model_validate(there).model_dump(mode="json")
+        earlier = flatten(there)
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"{path} is not the configuration of a run ({error}): give another --output") from error
     now = flatten(config.model_dump(mode="json"))
@@ -147,7 +159,11 @@ def _override(merged: DictConfig, text: str, origins: Origins) -> DictConfig:
         raise ConfigError(f"override {text!r}: {key!r} is not a dotted key such as train.steps")
     origins.given.pop(key, None)  # re-inserted last: the order of `given` is the order in which values win
     origins.given[key] = f"override {text!r}"
+    section = key.rpartition(".")[0]
     try:
+        if section and isinstance(short := OmegaConf.select(merged, section), str):
+            # `objective: ul2` is short for `objective: {name: ul2}`: a setting of it must not lose the name
+            OmegaConf.update(merged, section, {"name": short})
         return OmegaConf.merge(merged, OmegaConf.from_dotlist([text]))
     except yaml.YAMLError as error:
         raise ConfigError(f"override {text!r}: the value is not YAML: {getattr(error, 'problem', None) or error}") from error

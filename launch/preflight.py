@@ -8,8 +8,6 @@ from data_prep.files import only_writer
 from data_prep.manifest import MANIFEST_FILE, load_manifest
 from pipeline.config import RunConfig
 
-_SPLITS = ("train", "val")
-
 
 def check_folder(run_dir: Path) -> None:
     """Raise ValueError where `run_dir` holds something else than a run, FolderInUseError where a run is going on in it."""
@@ -27,12 +25,12 @@ def check_folder(run_dir: Path) -> None:
 
 def check_data(config: RunConfig) -> None:
     """Raise ValueError where the dataset lacks what the run reads, or its files are not of the size that they were."""
-    from pipeline.batches import Rows
+    from pipeline.batches import open_rows, training_rows
 
     folder = config.data.path
     manifest = load_manifest(folder)
-    for split in _SPLITS:
-        Rows(folder, split, config.data.row_length)
+    training_rows(config.data)
+    open_rows(config.data, folder, "val")
     for name, record in manifest.files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != record.bytes:

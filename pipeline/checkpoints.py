@@ -38,6 +38,8 @@ class Position:
     dataset_fingerprint: str
     counters: Counters
     mesh: dict[str, int]
+    next_sample: int | None = None
+    """The global sample that training goes on with. None in checkpoints of before it was kept: step x global batch size."""
 
     @classmethod
     def read(cls, path: Path) -> Position:

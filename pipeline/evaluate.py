@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data_prep.indexed_dataset import TokenFile
-from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer, token_byte_lengths
+from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer, start_id, token_byte_lengths
 from models.pieces import Inputs
 from models.seq2seq import Seq2Seq
-from pipeline.batches import Rows, Share, objective_of, validation_batches
+from pipeline.batches import Share, objective_of, open_rows, validation_batches
 from pipeline.config import RunConfig
+from pipeline.evaluation_sets import evaluation_sets
+from pipeline.objectives.interface import VALIDATION_SEED, AnyBatch
 from pipeline.run_folder import find, load_weights
+from pipeline.yardstick import Score, score, yardstick_objective
 
 _COUNTED_AT_ONCE = 1 << 22
 
@@ -77,7 +80,7 @@ def evaluate(run: Path, step: int | None = None) -> Evaluation:
     data = config.data
     share = Share(config.train.micro_batch_size)
     batches, num_targets = validation_batches(
-        Rows(data.path, "val", data.row_length), objective_of(config), share, data.validation_rows
+        open_rows(data, data.path, "val"), objective_of(config, VALIDATION_SEED), share, data.validation_rows
     )
     if num_targets == 0:
         raise ValueError(f"the validation rows of {data.path} hold no target tokens: prepare more validation text")
@@ -108,6 +111,34 @@ def evaluate(run: Path, step: int | None = None) -> Evaluation:
         target_tokens=num_targets,
         target_bytes=target_bytes,
     )
+
+
+@torch.no_grad()
+def evaluate_sources(
+    run: Path,
+    step: int | None = None,
+    *,
+    split: str = "val",
+    prefix_length: int | None = None,
+    suffix_length: int = 128,
+    rows_per_source: int = 256,
+) -> dict[str, Score]:
+    """The common yardstick on each source's fixed rows: suffixes given prefixes, whatever the run was trained on.
+
+    The prefix is as long as the run's encoder by default. Two runs compare where the lengths and the dataset folder are
+    the same.
+    """
+    model, config, _ = load_model(run, step)
+    data, tokenizer = config.data, load_tokenizer(run / TOKENIZER_FILE)
+    prefix = data.encoder_length if prefix_length is None else prefix_length
+    objective = yardstick_objective(config.model.architecture, data.encoder_length, prefix, suffix_length, start_id(tokenizer))
+    sets = evaluation_sets(data.path, split, prefix + suffix_length, rows_per_source, shortest=prefix + 1)
+
+    def nll(batch: AnyBatch) -> NDArray[np.floating]:
+        inputs = Inputs(*map(torch.from_numpy, batch.inputs))
+        return model.factory.cross_entropy(model(inputs), torch.from_numpy(batch.losses[0][0])).numpy()
+
+    return score(sets, objective, nll, token_byte_lengths(tokenizer), config.train.micro_batch_size)
 
 
 def unigram_losses(tokens: NDArray[np.integer], vocab_size: int) -> NDArray[np.float64]:

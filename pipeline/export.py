@@ -131,7 +131,7 @@ def model_card(config: ModelConfig, name: str, results: Mapping[str, str]) -> st
 def _results(run: Path, step: int, config: RunConfig) -> dict[str, str]:
     results = {
         "training steps": f"{step:,} of {config.train.global_batch_size} rows",
-        "objective": config.data.objective,
+        "objective": config.data.objective.name,
         "encoder length, decoder length": f"{config.data.encoder_length}, {config.data.decoder_length}",
         "data": config.data.path.name,
     }

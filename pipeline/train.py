@@ -13,19 +13,20 @@ from typing import Any
 import torch
 
 from data_prep.files import only_writer
-from data_prep.manifest import load_manifest
 from data_prep.tokenizer import TOKENIZER_FILE
 from models.flops import Lengths
 from models.layers import TorchLayers
 from models.pieces import forward_flops
 from pipeline import checkpoints
-from pipeline.batches import Rows, TrainingBatches, objective_of, validation_batches
+from pipeline.batches import PipelineBatch, TrainingBatches, objective_of, open_rows, training_rows, validation_batches
 from pipeline.checkpoints import Position
 from pipeline.config import RunConfig, flatten
 from pipeline.engine import Engine
 from pipeline.mesh import Mesh, join, leave
 from pipeline.metrics import Counters, MetricsFile
+from pipeline.objectives.interface import VALIDATION_SEED
 from pipeline.optimizer import learning_rate
+from pipeline.prefetch import Prefetch
 from pipeline.progress import NoProgress, TrainingProgress
 from pipeline.run_folder import METRICS, STATE, latest, write_status
 from pipeline.tracking import MlflowTracker, NoTracker
@@ -67,20 +68,26 @@ class Trainer:
     def __init__(self, run: Path, config: RunConfig, mesh: Mesh) -> None:
         self.run_folder, self.config, self.mesh = run, config, mesh
         data, steps = config.data, config.train
-        self.fingerprint = load_manifest(data.path).fingerprint(data.row_length)
-        objective = objective_of(config)
+        self.objective = objective_of(config)
         if mesh.is_main:  # so that a run folder can write text without its data
             shutil.copyfile(data.path / TOKENIZER_FILE, run / TOKENIZER_FILE)
         self.engine = Engine(config, mesh)
+        rows, weights = training_rows(data)
         self.training = TrainingBatches(
-            Rows(data.path, "train", data.row_length), objective, self.engine.share, steps.global_batch_size, steps.seed
+            rows, self.objective, self.engine.share, steps.global_batch_size, steps.seed, weights, data.skip_ranges
         )
+        self.fingerprint = self.training.fingerprint
         self.validation, self.validation_targets = validation_batches(
-            Rows(data.path, "val", data.row_length), objective, self.engine.share, data.validation_rows
+            open_rows(data, data.path, "val"),
+            objective_of(config, VALIDATION_SEED),
+            self.engine.share,
+            data.validation_rows,
         )
-        self.flops_per_row = 3 * forward_flops(config.model, TorchLayers(), Lengths(data.encoder_length, data.decoder_length))
+        cost = self.objective.cost
+        self.flops_per_row = 3 * forward_flops(config.model, TorchLayers(), Lengths(cost.encoder, cost.decoder))
         self.counters, self.step = Counters(), 0
         self._continue_latest()
+        self.batches = Prefetch(self._batches_of, steps.steps, data.prefetch_steps, data.loader_workers)
         self.metrics = MetricsFile(run / METRICS, self.step) if mesh.is_main else None
         self.progress = TrainingProgress(steps.steps, self.step) if mesh.is_main else NoProgress()
         self.tracker = (
@@ -108,6 +115,7 @@ class Trainer:
             status = "finished" if self.step >= train.steps else "preempted"
             self._set_status(status)
         finally:
+            self.batches.close()
             if self.metrics is not None:
                 self.metrics.close()
             self.tracker.close(
@@ -119,20 +127,24 @@ class Trainer:
         config, counters = self.config, self.counters
         started = time.perf_counter()
         self.step += 1
-        batches, num_targets = self.training.step(self.step)
+        (batches, num_targets), raw_tokens = self.batches(self.step)
         rate = learning_rate(self.step, config.train.steps, config.optimizer)
         loss, grad_norm = self.engine.train_step(batches, rate)
         elapsed = time.perf_counter() - started
-        rows = config.train.global_batch_size
-        counters.encoder_tokens += rows * config.data.encoder_length
-        counters.decoder_tokens += rows * config.data.decoder_length
+        rows, cost = config.train.global_batch_size, self.objective.cost
+        counters.raw_tokens += raw_tokens
+        counters.encoder_tokens += rows * cost.encoder
+        counters.decoder_tokens += rows * cost.decoder
         counters.target_tokens += num_targets
         counters.flops += rows * self.flops_per_row
         counters.seconds += elapsed
-        tokens_per_second = rows * config.data.row_length / elapsed
+        tokens_per_second = rows * (cost.encoder + cost.decoder) / elapsed
         self.progress.step(self.step, loss, tokens_per_second)
         if self.step == 1 or self.step % config.train.log_every == 0 or self.step == config.train.steps:
             self._log(loss=loss, grad_norm=grad_norm, learning_rate=rate, tokens_per_second=tokens_per_second)
+
+    def _batches_of(self, step: int) -> tuple[tuple[list[PipelineBatch], int], int]:
+        return self.training.step(step), self.training.raw_tokens(step)
 
     def _validate(self) -> None:
         loss = self.engine.evaluate(self.validation)
@@ -150,6 +162,7 @@ class Trainer:
             dataset_fingerprint=self.fingerprint,
             counters=self.counters,
             mesh=checkpoints.mesh_shape(self.mesh),
+            next_sample=self.training.position_after(self.step),
         )
         checkpoints.save(self.run_folder, self.engine.deepspeed, self.engine.stages, self.mesh, position)
 
@@ -174,6 +187,8 @@ class Trainer:
         torch.distributed.barrier()
         checkpoints.load_state(checkpoint, self.engine.deepspeed, self.mesh, position)
         self.step, self.counters = position.step, position.counters
+        if position.next_sample is not None:
+            self.training.continue_at(position.step, position.next_sample)
 
     def _set_status(self, status: str) -> None:
         if self.mesh.is_main:

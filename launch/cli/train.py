@@ -82,7 +82,7 @@ def describe(config: RunConfig, run_dir: Path, num_processes: int, started_befor
     processes = "process" if num_processes == 1 else "processes"
     begin = "Going on with" if started_before and (run_dir / "checkpoints" / "latest").exists() else "Training"
     return [
-        f"{begin} {model.architecture} {model.size} on {data.path}: {data.objective}, {data.encoder_length} tokens in and "
+        f"{begin} {model.architecture} {model.size} on {data.path}: {data.objective.name}, {data.encoder_length} tokens in and "
         f"{data.decoder_length} out, to step {config.train.steps:,} of {config.train.global_batch_size} rows each",
         f"{num_processes} {processes} (tensor {mesh.tensor_parallel} × pipeline {mesh.pipeline_parallel} × data "
         f"{mesh.data_parallel(num_processes)}); run folder {run_dir}, logs in {run_dir / 'logs'}",

@@ -57,7 +57,8 @@ def global_batch(step: int) -> tuple[Batch, int]:
     lengths[0] = ENCODER + DECODER
     rows = (VOCABULARY * rng.random((GLOBAL_BATCH, ENCODER + DECODER)) ** 8).astype(np.int64)
     objective = PrefixLM(ENCODER, DECODER, start_id=0)
-    return objective(rows, lengths), int(objective.num_targets(lengths).sum())
+    samples = np.arange(GLOBAL_BATCH)
+    return objective(rows, lengths, samples), int(objective.num_targets(lengths, samples).sum())
 
 
 def micro_batches(step: int, share: Share) -> list[PipelineBatch]:

@@ -20,10 +20,11 @@ from data_prep.indexed_dataset import TokenFile
 from data_prep.tokenizer import load_tokenizer, num_ids
 from models.config import expand_size
 from models.generation import Sampling, generate, pad_prefixes
+from models.pieces import Inputs
 from pipeline import checkpoints
 from pipeline.batches import Rows
 from pipeline.config import RunConfig
-from pipeline.evaluate import evaluate, load_model
+from pipeline.evaluate import evaluate, evaluate_sources, load_model
 from pipeline.export import export_run
 from pipeline.metrics import read_metrics
 from pipeline.run_folder import find, load_weights
@@ -133,6 +134,7 @@ def test_run_folder_holds_what_the_contract_says(straight: Path, dataset: Path) 
     for name in ("grad_norm", "learning_rate", "encoder_tokens", "decoder_tokens", "target_tokens", "flops", "seconds"):
         assert all(name in row for row in rows), name
     assert rows[-1]["encoder_tokens"] == 10 * 8 * 16
+    assert rows[-1]["target_tokens"] < rows[-1]["raw_tokens"] <= 10 * 8 * 24
     assert rows[-1]["decoder_tokens"] == 10 * 8 * 8
     assert 0 < rows[-1]["target_tokens"] <= rows[-1]["decoder_tokens"]
     checkpoints.verify(straight / "checkpoints/step_00000010")
@@ -231,11 +233,72 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(straight: Path, tmp_path: Path) 
         checkpoints.verify(copy)
 
 
+def test_sources_are_scored_on_suffixes_given_prefixes(straight: Path, dataset: Path) -> None:
+    """The same bits per byte by a plain loop over documents, one at a time."""
+    scores = evaluate_sources(straight, prefix_length=12, suffix_length=8, rows_per_source=10_000)
+    assert list(scores) == ["Python documentation"]
+    model, _, _ = load_model(straight)
+    tokenizer = load_tokenizer(dataset / "tokenizer.json")
+    split = TokenFile(dataset / "val")
+    nll, num_bytes, num_tokens = 0.0, 0, 0
+    for number in range(len(split)):
+        document = split[number].tolist()
+        for start in range(0, len(document), 20):
+            prefix, suffix = document[start : start + 12], document[start + 12 : start + 20]
+            if not suffix:
+                continue
+            encoder_ids, mask = pad_prefixes([prefix], 16, pad_id=0)
+            with torch.no_grad():
+                logits = model(Inputs(encoder_ids, mask, torch.tensor([[0, *suffix[:-1]]])))
+            nll -= float(logits.log_softmax(-1)[0, torch.arange(len(suffix)), suffix].double().sum())
+            num_tokens += len(suffix)
+            num_bytes += len(tokenizer.decode(suffix).encode()) if "\ufffd" not in tokenizer.decode(suffix) else 0
+    found = scores["Python documentation"]
+    assert found.target_tokens == num_tokens
+    assert found.nll == pytest.approx(nll, rel=1e-5)
+    assert found.target_bytes == pytest.approx(num_bytes, rel=0.01)
+    assert found.bits_per_byte == pytest.approx(nll / math.log(2) / found.target_bytes, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_another_objective_resumes_bit_equal(tmp_path: Path, dataset: Path, start_processes: Callable[..., None]) -> None:
+    """A mixture on the blended stream, made by two threads three steps ahead; a range is passed over. Two replicas."""
+    mixture = {
+        "name": "mixture",
+        "parts": [{"objective": "span_corruption", "mode_token": "[NLU]"}, {"objective": "text_infilling"}],
+    }
+    data = {
+        "objective": mixture, "encoder_length": 48, "decoder_length": 40, "layout": "stream", "prefetch_steps": 3,
+        "loader_workers": 2, "skip_ranges": [[9, 20]],
+        "blend": [{"path": str(dataset), "weight": 3}, {"path": str(dataset), "weight": 1}],
+    }  # fmt: skip
+    runs = []
+    for name, starts in (("straight", [6]), ("resumed", [3, 6])):
+        run = write_run(tmp_path / name, dataset, steps=6, checkpoint_every=3, validate_every=3)
+        config = json.loads((run / "config.json").read_text())
+        config["data"] = {"path": str(dataset), "validation_rows": 21, **data}
+        config["mesh"] = {"tensor_parallel": 1, "pipeline_parallel": 2}
+        config["tracking"]["enabled"] = False
+        for steps in starts:
+            config["train"]["steps"] = steps
+            (run / "config.json").write_text(json.dumps(config))
+            start_processes(NUM_PROCESSES, str(WORKER), run)
+        runs.append(run)
+    first, second = (load_weights(find(run, 6)) for run in runs)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    rows = [[without_times(row) for row in read_metrics(run / "metrics.jsonl")] for run in runs]
+    assert [row for row in rows[0] if "loss" in row] == [row for row in rows[1] if "loss" in row]
+    assert rows[0][-1]["raw_tokens"] > 0
+    assert evaluate(runs[1]).loss == pytest.approx(rows[1][-1]["validation_loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"train": {"seed": 1}}, "train.seed 1 differs"),
         ({"mesh": {"tensor_parallel": 4, "pipeline_parallel": 1}}, "use the same mesh"),
+        ({"data": {"layout": "stream"}}, "is not the data that"),
     ],
 )
 @pytest.mark.slow
