@@ -20,6 +20,10 @@ _CHUNK_BYTES = 1 << 20
 _THREADS = 8
 
 
+class LocationError(ValueError):
+    """A name that something else than a file has."""
+
+
 @dataclass(frozen=True)
 class State:
     """What tells that a location changed: `bytes`, 0 where only reading tells, and `version`, which changes with them."""
@@ -28,10 +32,12 @@ class State:
     version: str
 
 
-def find(pattern: str) -> list[Location]:
+def find(pattern: str, suffixes: tuple[str, ...] = ()) -> list[Location]:
     """What a glob, a URL or a dataset's spelling names, in no particular order; empty where a glob matches nothing.
 
-    Local paths come out absolute. Raises RemoteError or DatasetError, both ValueErrors.
+    What ends in one of `suffixes` ought to be a file.
+
+    Local paths come out absolute. Raises RemoteError, DatasetError or LocationError, all ValueErrors.
     """
     if pattern.startswith(SCHEME):
         dataset = parse_dataset(pattern)
@@ -41,7 +47,14 @@ def find(pattern: str) -> list[Location]:
         pattern = unquote(urlsplit(pattern).path)
     elif URL.match(pattern):
         return list(expand_url(pattern))
-    matches = glob.glob(os.path.expanduser(pattern), recursive=True)
+    pattern = os.path.expanduser(pattern)
+    matches = glob.glob(pattern, recursive=True)
+    for match in matches:
+        # Folders in between are what `**` is for; one that is named, or named like an input, is a mistake.
+        if (match == pattern or match.lower().endswith(suffixes)) and not os.path.isfile(match):
+            if os.path.isdir(match):
+                raise LocationError(f"{match}: a folder; name the files in it, as {match.rstrip('/')}/*.jsonl.zst")
+            raise LocationError(f"{match}: a broken link, or no regular file; mend it or narrow the glob")
     return [Path(os.path.abspath(match)) for match in matches if os.path.isfile(match)]
 
 

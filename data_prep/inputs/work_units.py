@@ -118,7 +118,7 @@ def expand(globs: Sequence[str]) -> list[Location]:
     that names nothing and for a file in no format that we read."""
     paths: set[Location] = set()
     for pattern in globs:
-        matches = find(pattern)
+        matches = find(pattern, SUFFIXES)
         if not matches:
             raise InputError(f"no file matches {pattern!r} (looked from {os.getcwd()})")
         paths.update(matches)

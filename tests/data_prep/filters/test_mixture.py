@@ -145,3 +145,15 @@ def test_unknown_names_are_read_once_under_their_own_name(components: Path, toke
 def test_a_mixture_says_one_thing(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"epochs or weights|greater than 0"):
         MixtureConfig.model_validate(fields)
+
+
+@pytest.mark.usefixtures("ray")
+def test_names_that_no_document_has_are_said(components: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+    fields = {"exclude_sources": ["Arxiv", "Books3"], "mixture": {"epochs": {"Pile-C": 2, "Ours": 2}}}
+    manifest = prepare(_config(components, tmp_path / "data", tokenizer_file, **fields))
+    assert manifest.notes == [
+        "exclude_sources: no document is of 'Arxiv'; did you mean 'ArXiv'?",
+        "mixture.epochs: no document is of 'Pile-C'; did you mean 'Pile-CC'?",
+    ]
+    with pytest.raises(PrepareError, match=r"train split; loosen what left documents out \(300 source ArXiv, 200"):
+        prepare(_config(components, tmp_path / "none", tokenizer_file, include_sources=["Nobody"]))

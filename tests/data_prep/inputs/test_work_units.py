@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.config import PrepareConfig
-from data_prep.inputs.work_units import HashSplit, InputError, plan
+from data_prep.inputs.work_units import HashSplit, InputError, expand, plan
 
 
 def _config(folder: Path, **kwargs: object) -> PrepareConfig:
@@ -56,3 +56,16 @@ def test_a_wrong_config_is_refused(tmp_path: Path) -> None:
         _config(tmp_path, val_share=0.5, test_share=0.5)
     with pytest.raises(ValueError, match="names a length twice"):
         _config(tmp_path, packing={"lengths": [640, 640]})
+
+
+def test_folders_and_broken_links_are_named(tmp_path: Path) -> None:
+    (tmp_path / "good.jsonl").touch()
+    (tmp_path / "part.parquet").mkdir()
+    (tmp_path / "plain").mkdir()
+    assert expand([f"{tmp_path}/**/*.jsonl"]) == [tmp_path / "good.jsonl"]
+    for pattern in ("*.parquet", "plain", "*"):
+        with pytest.raises(ValueError, match=r"(part\.parquet|plain): a folder; name the files in it"):
+            expand([f"{tmp_path}/{pattern}"])
+    (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"gone\.jsonl: a broken link"):
+        expand([f"{tmp_path}/*.jsonl"])
