@@ -62,8 +62,8 @@ class SplitContent:
 def split_content(records: Sequence[UnitRecord], split: Split, store: UnitStore, copies: Copies) -> SplitContent:
     """Collect what goes into a split: units in order, and again in order for what appears more than once."""
     content = _Content()
-    passes = max((int(number.max(initial=0)) for number in copies.values()), default=1) if copies else 1
-    for number in range(max(passes, 1)):
+    passes = max((int(number.max(initial=1)) for number in copies.values()), default=1)
+    for number in range(passes):
         for record in records:
             if number and (record.key not in copies or copies[record.key].max(initial=0) <= number):
                 continue

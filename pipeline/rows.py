@@ -58,7 +58,7 @@ class Rows(RowSource):
                 f"`fnet-t5 data pack {folder} {row_length}`, prepare with packing.lengths=[{row_length}], change the "
                 "lengths, or set data.layout=stream"
             )
-        _check_size(folder, manifest, index.name)
+        check_size(folder, manifest, index.name)
         self.packed = PackedRows.load(index)
         self.row_length, self.fingerprint = row_length, manifest.fingerprint(row_length)
 
@@ -164,8 +164,8 @@ def open_tokens(folder: Path, split: str) -> tuple[NDArray[Any], Manifest]:
     path = folder / f"{split}.bin"
     if split not in manifest.splits or not path.is_file():
         raise ValueError(f"{folder} has no {split} split (too little text fell to it): prepare with --{split}, or more text")
-    _check_size(folder, manifest, path.name)
-    _check_size(folder, manifest, f"{split}.idx")
+    check_size(folder, manifest, path.name)
+    check_size(folder, manifest, f"{split}.idx")
     if not path.stat().st_size:
         raise TokenFileError(f"{path} holds no tokens: prepare more text")
     return np.memmap(path, dtype=np.dtype(manifest.token_dtype).newbyteorder("<"), mode="r"), manifest
@@ -181,7 +181,7 @@ def stream_fingerprint(manifest: Manifest) -> str:
     return sha256_bytes(canonical_json(read))
 
 
-def _check_size(folder: Path, manifest: Manifest, name: str) -> None:
+def check_size(folder: Path, manifest: Manifest, name: str) -> None:
     """A fingerprint is what the manifest says of the files; a file of another size shows for free that it lies."""
     record, path = manifest.files.get(name), folder / name
     if record is None or not path.is_file() or path.stat().st_size != record.bytes:
