@@ -1,6 +1,7 @@
-"""Fixtures and settings for every floor: where real test data lies, and how Hypothesis runs."""
+"""Fixtures and settings for every floor: where real test data lies, how Hypothesis runs, and one seed for every test."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,10 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real test data in {folder}; set FNET_T5_TEST_DATA to the folder that holds minipile/")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """No test's numbers depend on the tests before it."""
+    if "torch" in sys.modules:  # tests of data preparation never import it
+        sys.modules["torch"].manual_seed(0)

@@ -68,13 +68,13 @@ def test_swiglu_is_silu_of_one_product_times_another() -> None:
 @pytest.mark.parametrize(("queries", "keys"), [(7, 7), (1, 9), (3, 9), (40, 40)])
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_the_windowed_bias_is_the_table_looked_up_for_every_pair(queries: int, keys: int, bidirectional: bool) -> None:
-    table = torch.randn(32, 4, requires_grad=True)
+    table = torch.randn(32, 4, dtype=torch.float64, requires_grad=True)
     found = relative_bias(table, queries, keys, bidirectional=bidirectional, max_distance=20)
     distance = torch.arange(keys)[None, :] - torch.arange(keys - queries, keys)[:, None]
     bucket = relative_bucket(distance, bidirectional=bidirectional, num_buckets=32, max_distance=20)
     expected = table[bucket].permute(2, 0, 1)[None]
     assert torch.equal(found, expected)
-    weights = torch.randn(found.shape)
+    weights = torch.randn(found.shape, dtype=torch.float64)
     ours, theirs = (torch.autograd.grad((bias * weights).sum(), table)[0] for bias in (found, expected))
     torch.testing.assert_close(ours, theirs)
 
