@@ -15,6 +15,7 @@ from models.flops import Lengths
 from models.initialization import initial_value
 from models.layers import LayerFactory
 from models.pieces import Inputs, Piece, State, pieces
+from pipeline.batch_sharding import has_partial_gradient, shard_encoder
 from pipeline.mesh import Mesh
 from pipeline.tensor_parallel import MegatronLayers, shard_dim
 
@@ -113,9 +114,9 @@ class CanonicalParameter:
 class Stages(PipelineModule):
     """DeepSpeed's pipeline module over our pieces; this process builds only its own stage."""
 
-    def __init__(self, config: ModelConfig, lengths: Lengths, mesh: Mesh, loss_fn: Any) -> None:
+    def __init__(self, config: ModelConfig, lengths: Lengths, mesh: Mesh, loss_fn: Any, micro_batch_size: int) -> None:
         factory = MegatronLayers()
-        self.pieces = pieces(config, factory, lengths)
+        self.pieces = shard_encoder(pieces(config, factory, lengths), micro_batch_size, mesh.tensor_parallel)
         self.bounds = cut_stages(self.pieces, mesh.pipeline_parallel)
         super().__init__(
             layers=[_spec(piece, self.pieces, factory) for piece in self.pieces], topology=mesh.topology, loss_fn=loss_fn
@@ -148,6 +149,10 @@ class Stages(PipelineModule):
                 if dim is not None:
                     shape[dim] *= self.topology().get_dim("model")
                 yield CanonicalParameter(f"{piece.tied_to or piece.name}.{name}", parameter, dim, tuple(shape), is_copy)
+
+    def partial_gradient_parameters(self) -> list[nn.Parameter]:
+        """The replicated parameters whose gradients have to be summed over the tensor group."""
+        return [parameter for parameter in self.parameters() if has_partial_gradient(parameter)]
 
     def _owner_of(self, piece: Piece) -> int:
         return next(index for index, other in enumerate(self.pieces) if other.name == piece.tied_to)
