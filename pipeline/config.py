@@ -90,21 +90,32 @@ class TrainConfig(Section):
 
 
 class OptimizerConfig(Section):
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "adamw_rms"] = "adamw"
+    """adamw_rms scales each tensor's update by its root mean square: learning rates near 0.02 (nanoT5), not near 0.001."""
     learning_rate: PositiveFloat = 1e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] = "cosine"
     warmup_steps: int = Field(default=1000, ge=0)
     decay_steps: PositiveInt | None = None
     """Step at which the schedule ends. Default: train.steps. Give it where a run will be made longer later: its learning
     rates then stay what they were."""
+    decay_begin: PositiveInt | None = None
+    """wsd only: the last step at learning_rate. Default: four fifths of the way to the end."""
     final_fraction: float = Field(default=0.1, ge=0, le=1)
-    """Where the cosine ends, as a share of learning_rate."""
+    """Where cosine, linear and wsd end, as a share of learning_rate."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Applied to matrices only: not to norms, embeddings or bias tables."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     clip: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 switches clipping off."""
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> OptimizerConfig:
+        if self.schedule == "inverse_sqrt" and self.warmup_steps == 0:
+            raise ValueError("optimizer.schedule inverse_sqrt falls from the end of the warm-up: give optimizer.warmup_steps")
+        if self.decay_begin is not None and self.schedule != "wsd":
+            raise ValueError(f"optimizer.decay_begin {self.decay_begin} is read by schedule wsd alone, not by {self.schedule}")
+        return self
 
 
 class TrackingConfig(Section):

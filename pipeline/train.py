@@ -25,9 +25,9 @@ from pipeline.config import RunConfig, flatten
 from pipeline.engine import Engine
 from pipeline.mesh import Mesh, join, leave
 from pipeline.metrics import Counters, MetricsFile
-from pipeline.optimizer import learning_rate
 from pipeline.progress import NoProgress, TrainingProgress
 from pipeline.run_folder import METRICS, STATE, latest, write_status
+from pipeline.schedule import learning_rate
 from pipeline.tracking import MlflowTracker, NoTracker
 
 

@@ -40,12 +40,18 @@ def run_config(plan: dict[str, Any]) -> RunConfig:
             "train": {
                 "steps": STEPS,
                 "global_batch_size": GLOBAL_BATCH,
-                "micro_batch_size": MICRO_BATCH,
+                "micro_batch_size": plan.get("micro_batch", MICRO_BATCH),
                 "precision": "fp32",
                 "seed": 3,
             },
             # no warm-up, a rate at which the loss moves, and a clip that always bites
-            "optimizer": {"learning_rate": 0.004, "schedule": "constant", "warmup_steps": 0, "clip": 0.5},
+            "optimizer": {
+                "learning_rate": 0.004,
+                "schedule": "constant",
+                "warmup_steps": 0,
+                "clip": 0.5,
+                **plan.get("optimizer", {}),
+            },
         }
     )
 
@@ -62,7 +68,7 @@ def global_batch(step: int) -> tuple[Batch, int]:
 
 def micro_batches(step: int, share: Share) -> list[PipelineBatch]:
     batch, num_targets = global_batch(step)
-    weight = GLOBAL_BATCH // MICRO_BATCH / num_targets
+    weight = GLOBAL_BATCH // share.micro_batch_size / num_targets
     result = []
     for rows in share.micro_batches(np.arange(GLOBAL_BATCH)):
         portion = Batch(*(getattr(batch, name)[rows] for name in Batch.__dataclass_fields__))
@@ -79,6 +85,8 @@ def plant(bug: str | None, engine: Engine) -> None:
     elif bug == "gradients stay in the receive buffer":
         if own_gradients in engine.stages.forward_funcs:
             engine.stages.forward_funcs.remove(own_gradients)
+    elif bug == "norm gradients are not summed":
+        engine.partial_gradients.clear()
     else:
         assert bug is None
 
