@@ -21,8 +21,16 @@ from pipeline.config import RunConfig, flatten
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
-# What may change between two starts of one run: how long it goes on and how often it reports, not what it computes.
-_MAY_CHANGE = {"train.steps", "train.validate_every", "train.checkpoint_every", "train.log_every"}
+# What may change between two starts of one run: how long it goes on, how it reports and guards itself, and the mesh it runs on,
+# not what it computes.
+_MAY_CHANGE = {"mesh.tensor_parallel", "mesh.pipeline_parallel"} | {
+    f"train.{key}"
+    for key in (
+        *("steps", "skip_steps", "micro_batch_size", "zero_stage", "recompute"),
+        *("log_every", "validate_every", "checkpoint_every", "checkpoint_minutes", "keep_last", "keep_every"),
+        *("spike_sigma", "spike_window", "max_skips", "agreement_every", "hang_minutes"),
+    )
+}
 
 
 def load_run_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -10,8 +10,9 @@ An all-reduce is a reduce-scatter and an all-gather, so a layer sends the same b
 entrance costs an all-gather in the backward pass and the exit one in the forward pass. Encoder states that cross to another
 pipeline stage are 1/t as large.
 
-A parameter that every rank holds whole (norms, biases of row-parallel layers, learned mixers) sees only the rank's samples here:
-its gradient is a partial sum. It is marked, and `gradients.sum_partial_gradients` adds the parts up once a step; DeepSpeed does not.
+A parameter that every rank holds whole (norms, biases of row-parallel layers, learned mixers) sees only the rank's samples
+here: its gradient is a partial sum. It is marked, and `gradients.sum_partial_gradients` adds the parts up once a step;
+DeepSpeed does not.
 
 Shapes: B batch, N encoder tokens, D model width, t tensor-parallel degree.
 """
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from models.pieces import Piece
 from pipeline.column_mixing import shard_columns
+from pipeline.randomness import own_randomness
 from pipeline.tensor_parallel import MegatronLayers, RowParallel, shard_dim
 
 _REGION = "encoder.layers."
@@ -90,7 +92,8 @@ def _batch_run(run: Callable[[Any, Any], Any], first: bool, last: bool) -> Calla
         name = "encoder_hidden" if hasattr(state, "encoder_hidden") else "hidden"
         if first:
             state = state._replace(**{name: enter_region(getattr(state, name))})
-        state = run(module, state)
+        with own_randomness(_group().rank(), wanted=module.training and getattr(module, "dropout", 0.0) > 0):
+            state = run(module, state)
         return state._replace(**{name: leave_region(getattr(state, name))}) if last else state
 
     return sharded

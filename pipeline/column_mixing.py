@@ -2,9 +2,9 @@
 
     y[n, d] = Re sum_k exp(-2 pi i n k / N) z[k, d] / sqrt(N),   z = the transform of x along the features
 
-Column d of the output needs column d of z alone, and y[n, d] = y[-n, -d]: only the columns 0 … D/2 are computed, each tensor rank
-transforms its share of them along the tokens, and an all-gather of real numbers puts them together. The transform along the
-features is done by every rank, because each needs it for all tokens; work a rank: 2.5 N D (log2 D + log2(N) / t) FLOPs.
+Column d of the output needs column d of z alone, and y[n, d] = y[-n, -d]: only the columns 0 … D/2 are computed, each tensor
+rank transforms its share of them along the tokens, and an all-gather of real numbers puts them together. The transform along
+the features is done by every rank, because each needs it for all tokens; work a rank: 2.5 N D (log2 D + log2(N) / t) FLOPs.
 
 Shapes: B batch, N tokens, D features, C = ceil((D/2 + 1) / t) columns a rank.
 """

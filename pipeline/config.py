@@ -68,6 +68,26 @@ class TrainConfig(Section):
     validate_every: PositiveInt = 500
     log_every: PositiveInt = 10
     zero_stage: Literal[0, 1, 2, 3] = 1
+    recompute: bool = False
+    """Keep only what flows between layers, and compute the rest again in the backward pass: a third more work, less memory."""
+    checkpoint_minutes: PositiveFloat | None = None
+    """Also save when so much time has passed since the last checkpoint."""
+    keep_last: PositiveInt | None = None
+    """Remove checkpoints but the newest so many. Default: keep all."""
+    keep_every: PositiveInt | None = None
+    """Never remove checkpoints at multiples of this step."""
+    spike_sigma: float = Field(default=6.0, ge=0)
+    """A step whose loss or gradient norm lies so many deviations above the last ones is skipped; 0 takes every step."""
+    spike_window: int = Field(default=128, ge=4)
+    """Steps that the mean and deviation are taken over."""
+    max_skips: PositiveInt = 20
+    """Steps skipped in a row, for whatever reason but skip_steps, after which the run ends as failed."""
+    skip_steps: tuple[PositiveInt, ...] = ()
+    """Steps to go through without an update: data that was found to be harmful."""
+    agreement_every: PositiveInt = 100
+    """Compare copies of weights across ranks, and the data's order, every so many steps."""
+    hang_minutes: PositiveFloat = 20.0
+    """A rank that makes no progress for so long prints its stacks and ends the run."""
 
     @model_validator(mode="before")
     @classmethod

@@ -8,7 +8,7 @@ from io import StringIO
 from typing import Any
 
 import deepspeed
-from deepspeed.runtime.pipe.schedule import ReduceTiedGrads
+from deepspeed.runtime.pipe.schedule import OptimizerStep, ReduceTiedGrads
 from megatron.core import parallel_state
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from pipeline.config import RunConfig
 from pipeline.deepspeed_config import deepspeed_config
 from pipeline.fragments import fragments, mean_squares
 from pipeline.gradients import sum_partial_gradients
+from pipeline.guards import SpikeGuard, StepGuard, StepResult
 from pipeline.mesh import Mesh
 from pipeline.optimizer import RMSScaledAdamW, build_optimizer
 from pipeline.stages import Stages, initialize
@@ -34,7 +35,9 @@ class Engine:
         settings = deepspeed_config(config, mesh.data_parallel)
         lengths = Lengths(config.data.encoder_length, config.data.decoder_length)
         with redirect_stdout(StringIO()):  # DeepSpeed prints its plans there
-            self.stages = Stages(config.model, lengths, mesh, weighted_loss(MegatronLayers()), config.train.micro_batch_size)
+            loss = weighted_loss(MegatronLayers())
+            train = config.train
+            self.stages = Stages(config.model, lengths, mesh, loss, train.micro_batch_size, train.recompute)
             initialize(self.stages, mesh, config.train.seed)
             optimizer = build_optimizer(self.stages.canonical_parameters(), config.optimizer)
             self.deepspeed, *_ = deepspeed.initialize(model=self.stages, optimizer=optimizer, config=settings)
@@ -42,30 +45,44 @@ class Engine:
         if isinstance(optimizer, RMSScaledAdamW):
             optimizer.bind(self.fragments, *mean_squares(self.deepspeed, self.stages, self.fragments))
         self.partial_gradients = self.stages.partial_gradient_parameters()
-        self._before_reducing_gradients()
+        self._extend_schedule()
 
-    def train_step(self, batches: list[PipelineBatch], rate: float) -> tuple[float, float]:
-        """One update: its loss (nats per target token over the global batch) and the gradient norm before clipping."""
+    def train_step(self, batches: list[PipelineBatch], rate: float, skip: bool = False) -> StepResult:
+        """One update, or where the guards (or `skip`) say so, its loss without the update."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = rate
-        loss = self.deepspeed.train_batch(iter(self._on_device(batches)))
-        return float(loss), float(self.deepspeed.get_global_grad_norm())
+        self.guard.asked = skip
+        self.deepspeed.train_batch(iter(self._on_device(batches)))
+        return self.guard.result
 
-    def _before_reducing_gradients(self) -> None:
-        """Have the schedule sum partial gradients over the tensor group before it reduces any over stages and replicas."""
+    def _extend_schedule(self) -> None:
+        """Partial gradients are summed over the tensor group before any are reduced, and guards stand before the optimizer."""
+        instructions = self.deepspeed._INSTRUCTION_MAP
         group = parallel_state.get_tensor_model_parallel_group()
-        reduce_tied = self.deepspeed._INSTRUCTION_MAP[ReduceTiedGrads]
 
         def reduce(engine: Any) -> None:
             sum_partial_gradients(self.partial_gradients, group)
-            reduce_tied(engine)
+            instructions[ReduceTiedGrads](engine)
 
-        # the engine's own copy: the map is shared by all engines of the process
-        self.deepspeed._INSTRUCTION_MAP = {**self.deepspeed._INSTRUCTION_MAP, ReduceTiedGrads: reduce}
+        train = self.config.train
+        spikes = SpikeGuard(train.spike_sigma, train.spike_window)
+        self.guard = StepGuard(self.deepspeed, self.stages, self.mesh, spikes, instructions[OptimizerStep])
+        # a map of this engine's own: the class's is shared by all engines of the process
+        self.deepspeed._INSTRUCTION_MAP = {
+            **instructions,
+            ReduceTiedGrads: reduce,
+            OptimizerStep: lambda engine: self.guard(engine),
+        }
 
     def evaluate(self, batches: list[PipelineBatch]) -> float:
         """Loss in nats per target token over micro-batches of the training shape."""
         return float(self.deepspeed.eval_batch(iter(self._on_device(batches)), num_micro_batches=len(batches)))
+
+    def logits(self, batch: PipelineBatch) -> Any:
+        """What the last stage puts out for one micro-batch of the training shape, this rank's shard; None on other stages."""
+        batches = iter(self._on_device([batch]))
+        _, outputs = self.deepspeed.eval_batch(batches, return_logits=True, num_micro_batches=1)
+        return outputs
 
     def _on_device(self, batches: list[PipelineBatch]) -> list[PipelineBatch]:
         def move(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -1,8 +1,8 @@
 """Which piece of which parameter lies where in the optimizer's flat partitions on this rank.
 
-ZeRO-1 and BF16_Optimizer flatten each parameter group and give each replica one contiguous part of it, so what the inner optimizer
-sees as one tensor is a row of pieces of parameters, the first and the last often cut. Per-tensor rules and checkpoints that know
-no mesh both need the pieces by name.
+ZeRO-1 and BF16_Optimizer flatten each parameter group and give each replica one contiguous part of it, so what the inner
+optimizer sees as one tensor is a row of pieces of parameters, the first and the last often cut. Per-tensor rules and
+checkpoints that know no mesh both need the pieces by name.
 """
 
 from __future__ import annotations

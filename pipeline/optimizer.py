@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import OptimizerConfig
+from pipeline.cut import is_decayed
 from pipeline.fragments import Fragment
 from pipeline.stages import CanonicalParameter
 
@@ -30,8 +31,7 @@ def build_optimizer(parameters: Iterable[CanonicalParameter], config: OptimizerC
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for entry in parameters:
-        is_matrix = entry.parameter.ndim == 2 and entry.name.startswith(("encoder.layers.", "decoder.layers."))
-        (decayed if is_matrix else plain).append(entry.parameter)
+        (decayed if is_decayed(entry.name, entry.parameter) else plain).append(entry.parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},

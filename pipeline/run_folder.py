@@ -14,7 +14,7 @@ from torch import Tensor
 from data_prep.files import atomic_write, sha256_file
 
 METRICS, STATUS, LATEST = "metrics.jsonl", "STATUS", "latest"
-WEIGHTS, STATE, INDEX = "weights", "state", "model.safetensors.index.json"
+WEIGHTS, STATE, INDEX, POSITION = "weights", "state", "model.safetensors.index.json", "position.json"
 
 
 def checkpoints_of(run: Path) -> Path:
@@ -26,14 +26,24 @@ def step_name(step: int) -> str:
 
 
 def latest(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None. Raises ValueError where `latest` names one that is gone."""
-    pointer = checkpoints_of(run) / LATEST
-    if not pointer.is_file():
-        return None
-    path = pointer.parent / pointer.read_text().strip()
-    if not path.is_dir():
-        raise ValueError(f"{pointer} names {path.name}, which does not exist: write the name of another checkpoint into it")
-    return path
+    """The newest complete checkpoint of a run, or None.
+
+    The one that `latest` names. Where that file is missing or names one that is gone or not whole (a crash between two
+    renames, a copy of a run that was cut short), the newest that is whole.
+    """
+    folder = checkpoints_of(run)
+    pointer = folder / LATEST
+    named = folder / pointer.read_text().strip() if pointer.is_file() else None
+    if named is not None and is_complete(named):
+        return named
+    return max((path for path in folder.glob("step_*[0-9]") if is_complete(path)), default=None)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether every file of a checkpoint's manifest is there. What they hold is `checkpoints.verify`'s to say."""
+    if not (checkpoint / STATE / "manifest.json").is_file():
+        return False
+    return all((checkpoint / name).is_file() for name in checksums(checkpoint))
 
 
 def find(run: Path, step: int | None = None) -> Path:
@@ -86,8 +96,13 @@ def write_status(run: Path, status: str) -> None:
         file.write(status.encode() + b"\n")
 
 
+def read_status(run: Path) -> str | None:
+    """The word in STATUS, or None where the run has none."""
+    path = run / STATUS
+    return path.read_text().strip() if path.is_file() else None
+
+
 def settle_status(run: Path) -> None:
     """Mark a run whose processes are gone, and could not say so themselves, as failed."""
-    path = run / STATUS
-    if path.is_file() and path.read_text().strip() == "running":
+    if read_status(run) == "running":
         write_status(run, "failed")

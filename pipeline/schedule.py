@@ -4,7 +4,7 @@
     linear         a line from the peak to final_fraction of it at the last step
     cosine         half a cosine between the same ends (Loshchilov & Hutter 2017, arXiv:1608.03983)
     inverse_sqrt   peak * sqrt(warmup / step): T5's, with a ramp in the place of its plateau; knows no end
-    wsd            warm-up, stable, decay: the peak until decay_begin, then 1 - sqrt(progress) (Hägele et al. 2024, arXiv:2405.18392)
+    wsd            the peak until decay_begin, then 1 - sqrt(progress) (Hägele et al. 2024, arXiv:2405.18392)
 
 A wsd run has no plan for its end, so one stable run serves budgets of any size: each is a branch (`branch.py`) from one of its
 checkpoints, with its own decay_begin and train.steps.

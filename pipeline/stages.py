@@ -16,38 +16,11 @@ from models.initialization import initial_value
 from models.layers import LayerFactory
 from models.pieces import Inputs, Piece, State, pieces
 from pipeline.batch_sharding import has_partial_gradient, shard_encoder
+from pipeline.cut import cut_stages
 from pipeline.mesh import Mesh
 from pipeline.tensor_parallel import MegatronLayers, shard_dim
 
 _TIED_WEIGHT = "module.tokens.weight"
-
-
-def cut_stages(model: Sequence[Piece], num_stages: int) -> list[int]:
-    """Bounds [0, …, len(model)] of the contiguous cut whose most expensive stage costs the fewest FLOPs.
-
-    A stage starts only at a piece that allows it. Raises ValueError where there are too few of those.
-    """
-    starts = [0] + [index for index, piece in enumerate(model) if piece.starts_stage and index > 0]
-    if len(starts) < num_stages:
-        raise ValueError(f"mesh.pipeline_parallel {num_stages} exceeds the {len(starts)} places at which this model can be cut")
-    cost = [0.0]
-    for piece in model:
-        cost.append(cost[-1] + piece.flops)
-    ends = [*starts[1:], len(model)]
-    # best[k][j]: (largest stage cost, bounds) of the pieces before ends[j] in k + 1 stages
-    best: list[dict[int, tuple[float, list[int]]]] = [{j: (cost[end], [0, end]) for j, end in enumerate(ends)}]
-    for _ in range(1, num_stages):
-        row: dict[int, tuple[float, list[int]]] = {}
-        for j, end in enumerate(ends):
-            options = [
-                (max(largest, cost[end] - cost[bounds[-1]]), [*bounds, end])
-                for i, (largest, bounds) in best[-1].items()
-                if i < j
-            ]
-            if options:
-                row[j] = min(options)
-        best.append(row)
-    return best[-1][len(ends) - 1][1]
 
 
 class StageLayer(nn.Module):
@@ -114,12 +87,23 @@ class CanonicalParameter:
 class Stages(PipelineModule):
     """DeepSpeed's pipeline module over our pieces; this process builds only its own stage."""
 
-    def __init__(self, config: ModelConfig, lengths: Lengths, mesh: Mesh, loss_fn: Any, micro_batch_size: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        lengths: Lengths,
+        mesh: Mesh,
+        loss_fn: Any,
+        micro_batch_size: int,
+        recompute: bool = False,
+    ) -> None:
         factory = MegatronLayers()
         self.pieces = shard_encoder(pieces(config, factory, lengths), micro_batch_size, mesh.tensor_parallel)
         self.bounds = cut_stages(self.pieces, mesh.pipeline_parallel)
         super().__init__(
-            layers=[_spec(piece, self.pieces, factory) for piece in self.pieces], topology=mesh.topology, loss_fn=loss_fn
+            layers=[_spec(piece, self.pieces, factory) for piece in self.pieces],
+            topology=mesh.topology,
+            loss_fn=loss_fn,
+            activation_checkpoint_interval=int(recompute),  # one piece at a time
         )
 
     def _build(self) -> None:

@@ -45,7 +45,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start_processes() -> Callable[..., None]:
     """Run a script by path in N gloo processes and wait; fails with the end of every process's output."""
 
-    def start(num_processes: int, script: str, *arguments: object, timeout: float = 240) -> None:
+    def start(num_processes: int, script: str, *arguments: object, timeout: float = 480) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

@@ -43,6 +43,7 @@ def run_config(plan: dict[str, Any]) -> RunConfig:
                 "micro_batch_size": plan.get("micro_batch", MICRO_BATCH),
                 "precision": "fp32",
                 "seed": 3,
+                "recompute": plan.get("recompute", False),
             },
             # no warm-up, a rate at which the loss moves, and a clip that always bites
             "optimizer": {
@@ -101,9 +102,10 @@ def main() -> None:
         plant(plan.get("bug"), engine)
         losses, norms = [], []
         for step in range(1, STEPS + 1):
-            loss, norm = engine.train_step(micro_batches(step, engine.share), config.optimizer.learning_rate)
-            losses.append(loss)
-            norms.append(norm)
+            result = engine.train_step(micro_batches(step, engine.share), config.optimizer.learning_rate)
+            assert result.skipped is None
+            losses.append(result.loss)
+            norms.append(result.grad_norm)
         validation = engine.evaluate(micro_batches(1000, engine.share))
         parameters = gather_full(engine.stages, mesh)
         stages: list[Any] = [None] * mesh.world_size

@@ -41,6 +41,7 @@ ONE, TWO, FOUR = (
         {"name": "pp2_dp2_rms", "tensor": 1, "pipeline": 2, "optimizer": RMS},
         {"name": "tp4", "tensor": 4, "pipeline": 1, "micro_batch": 4},
         {"name": "tp4_columns", "tensor": 4, "pipeline": 1},
+        {"name": "tp2_pp2_recompute", "tensor": 2, "pipeline": 2, "recompute": True},
         {"name": "tp2_pp2_untied", "tensor": 2, "pipeline": 2, "model": "untied"},
     ],
 )
@@ -82,7 +83,9 @@ def test_the_run_is_worth_comparing(results: dict[str, Result]) -> None:
     assert min(record["norms"]) > 0.5  # the clip
 
 
-@pytest.mark.parametrize("mesh", ["tp2", "tp2_columns", "pp2", "dp2", "tp2_pp2", "pp2_dp2", "tp4", "tp4_columns"])
+@pytest.mark.parametrize(
+    "mesh", ["tp2", "tp2_columns", "pp2", "dp2", "tp2_pp2", "pp2_dp2", "tp4", "tp4_columns", "tp2_pp2_recompute"]
+)
 def test_mesh_equals_one_process(results: dict[str, Result], mesh: str) -> None:
     found = disagreement(results[mesh], results["one"])
     assert max(found.values()) < TOLERANCE, found

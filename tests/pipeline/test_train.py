@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import launch
 from data_prep.indexed_dataset import TokenFile
@@ -108,17 +109,14 @@ def test_resume_is_bit_equal(straight: Path, resumed: Path) -> None:
 
 
 def test_resume_restores_the_optimizer(straight: Path, resumed: Path) -> None:
-    names = sorted(path.name for path in (straight / "checkpoints/step_00000010/state/deepspeed").glob("*optim_states.pt"))
+    folders = [run / "checkpoints/step_00000010/state/engine" for run in (straight, resumed)]
+    names = sorted(path.name for path in folders[0].iterdir())
     assert len(names) == NUM_PROCESSES
     for name in names:
-        states = [
-            torch.load(run / "checkpoints/step_00000010/state/deepspeed" / name, weights_only=False)["optimizer_state_dict"]
-            for run in (straight, resumed)
-        ]
-        moments = [list(_tensors(state["base_optimizer_state"])) for state in states]
-        assert len(moments[0]) >= 2
-        for ours, theirs in zip(*moments, strict=True):
-            assert torch.equal(ours, theirs)
+        ours, theirs = (load_file(folder / name) for folder in folders)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+        assert any(key.endswith("@exp_avg_sq") and value.abs().max() > 0 for key, value in ours.items())
 
 
 def test_run_folder_holds_what_the_contract_says(straight: Path, dataset: Path) -> None:
@@ -203,7 +201,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(straight: Path, tmp_path: Path) 
     ("change", "message"),
     [
         ({"train": {"seed": 1}}, "train.seed 1 differs"),
-        ({"mesh": {"tensor_parallel": 4, "pipeline_parallel": 1}}, "use the same mesh"),
+        ({"model": {"d_ff": 64}}, "it is another model's checkpoint"),
     ],
 )
 @pytest.mark.slow
@@ -219,14 +217,3 @@ def test_continuing_with_something_else_is_refused(
     with pytest.raises(AssertionError, match=message):
         start_processes(NUM_PROCESSES, str(WORKER), run)
     assert (run / "STATUS").read_text() == "failed\n"
-
-
-def _tensors(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for name in sorted(value, key=str):
-            yield from _tensors(value[name])
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
