@@ -77,7 +77,7 @@ def start_processes() -> Callable[..., None]:
             for process in processes:
                 process.kill()
         failed = [
-            f"rank {rank}:\n{output[-3000:]}"
+            f"rank {rank}, exit code {process.returncode}:\n{output[-3000:]}"
             for rank, (process, output) in enumerate(zip(processes, outputs, strict=True))
             if process.returncode
         ]
