@@ -27,14 +27,14 @@ import numpy as np
 import orjson
 import psutil
 
-from data_prep.blocks import cut_blocks, lines_of, read_lines
 from data_prep.config import PrepareConfig
 from data_prep.engine import FastEngine, ReferenceEngine
 from data_prep.indexed_dataset import TokenFile
+from data_prep.inputs.blocks import cut_blocks, lines_of, read_lines
+from data_prep.inputs.records import parse_record
+from data_prep.inputs.streams import read_chunks
 from data_prep.manifest import load_manifest, verify
 from data_prep.packing import pack
-from data_prep.records import parse_record
-from data_prep.streams import read_chunks
 from data_prep.tokenizer import load_tokenizer
 
 _START_RAY = "start Ray"

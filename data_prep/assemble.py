@@ -15,12 +15,12 @@ import orjson
 from data_prep.config import PackingConfig
 from data_prep.files import atomic_write, canonical_json, fsync_folder
 from data_prep.indexed_dataset import TokenFile, write_index
+from data_prep.inputs.work_units import SPLITS, Split
 from data_prep.manifest import MANIFEST_FILE, PackingRecord, SourceCounts, sources_file
 from data_prep.packing import rows_file
 from data_prep.row_index import write_row_index
 from data_prep.tokenizer import TOKENIZER_FILE
 from data_prep.unit_store import DOCUMENT_DTYPE, DOCUMENTS, QUARANTINE, UnitKey, UnitRecord, UnitStore
-from data_prep.work_units import SPLITS, Split
 from data_prep.workers import Call, WorkerPool
 
 QUARANTINE_FILE = "quarantine.jsonl"
@@ -62,8 +62,8 @@ class SplitContent:
 def split_content(records: Sequence[UnitRecord], split: Split, store: UnitStore, copies: Copies) -> SplitContent:
     """Collect what goes into a split: units in order, and again in order for what appears more than once."""
     content = _Content()
-    passes = max((int(number.max(initial=0)) for number in copies.values()), default=1) if copies else 1
-    for number in range(max(passes, 1)):
+    passes = max((int(number.max(initial=1)) for number in copies.values()), default=1)
+    for number in range(passes):
         for record in records:
             if number and (record.key not in copies or copies[record.key].max(initial=0) <= number):
                 continue

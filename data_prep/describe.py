@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.indexed_dataset import TokenFile
+from data_prep.inputs.work_units import SPLITS
 from data_prep.manifest import Manifest
 from data_prep.packing import PackedRows, rows_file
 from data_prep.tokenizer import load_tokenizer
-from data_prep.work_units import SPLITS
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from typing import Any
 
 import orjson
 
-from data_prep.block_reader import FileEnd, plain_block
 from data_prep.config import PrepareConfig
 from data_prep.files import sha256_file, write_json_atomically
-from data_prep.locations import sha256_location
+from data_prep.inputs.block_reader import FileEnd, plain_block
+from data_prep.inputs.locations import sha256_location
+from data_prep.inputs.work_units import InputFile
 from data_prep.tokenize_unit import raw_sha256
 from data_prep.unit_store import UnitKey, UnitRecord, UnitStore
-from data_prep.work_units import InputFile
 
 _THREADS = 4
 

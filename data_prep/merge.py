@@ -14,6 +14,7 @@ from data_prep.assemble import QUARANTINE_FILE, pack_split, remove_leftovers, wr
 from data_prep.config import PackingConfig
 from data_prep.files import atomic_write, canonical_json, only_writer, sha256_bytes
 from data_prep.indexed_dataset import TokenFile, TokenFileWriter
+from data_prep.inputs.work_units import SPLITS, Split
 from data_prep.manifest import (
     MANIFEST_FILE,
     EngineRecord,
@@ -27,7 +28,6 @@ from data_prep.manifest import (
     write_manifest,
 )
 from data_prep.tokenizer import TOKENIZER_FILE
-from data_prep.work_units import SPLITS, Split
 
 _BLOCK_DOCUMENTS = 1 << 16
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from data_prep.assemble import pack_split
 from data_prep.config import PackingConfig, PackingMethod
 from data_prep.files import only_writer, sha256_file
+from data_prep.inputs.work_units import SPLITS
 from data_prep.manifest import FileRecord, Manifest, ManifestError, load_manifest, write_manifest
 from data_prep.packing import rows_file
-from data_prep.work_units import SPLITS
 
 
 def pack_folder(folder: Path, lengths: Sequence[int], method: PackingMethod = "best_fit") -> Manifest:

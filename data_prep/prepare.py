@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from data_prep import pile
 from data_prep.assemble import (
     QUARANTINE_FILE,
     join_quarantine,
@@ -24,15 +24,20 @@ from data_prep.assemble import (
     remove_leftovers,
     split_content,
 )
-from data_prep.block_reader import FileEnd, Unreadable
 from data_prep.config import PrepareConfig
-from data_prep.dedup import kept_documents
 from data_prep.engine import EngineMismatchError, FastEngine, ReferenceEngine, why_not_fast
 from data_prep.files import atomic_write, canonical_json, only_writer, sha256_bytes, sha256_file
-from data_prep.filters import FilterPlan, Filters
+from data_prep.filters import pile
+from data_prep.filters.dedup import kept_documents
+from data_prep.filters.mixture import epochs_by_source, mixed_copies, refuse_mixed_files, training_sources
+from data_prep.filters.rules import FilterPlan, Filters
 from data_prep.indexed_dataset import token_dtype
+from data_prep.inputs.block_reader import FileEnd, Unreadable
+from data_prep.inputs.locations import sha256_location
+from data_prep.inputs.records import Document
+from data_prep.inputs.streams import CORRUPT, DAMAGES, TRUNCATED
+from data_prep.inputs.work_units import SPLITS, HashSplit, InputFile, plan
 from data_prep.job import Job, PrepareError
-from data_prep.locations import sha256_location
 from data_prep.manifest import (
     MANIFEST_FILE,
     EngineRecord,
@@ -44,17 +49,13 @@ from data_prep.manifest import (
     load_manifest,
     write_manifest,
 )
-from data_prep.mixture import epochs_by_source, mixed_copies, refuse_mixed_files, training_sources
 from data_prep.progress import Clock, Progress
 from data_prep.ray_session import ray_session
-from data_prep.records import Document
 from data_prep.schedule import run_units
-from data_prep.streams import DAMAGES
 from data_prep.tokenize_unit import UnitSettings
 from data_prep.tokenizer import TOKENIZER_FILE, eos_id, load_tokenizer, num_ids, save_tokenizer, train_tokenizer
 from data_prep.train_tokenizer import sample_texts
 from data_prep.unit_store import UnitKey, UnitRecord
-from data_prep.work_units import SPLITS, HashSplit, InputFile, plan
 from data_prep.workers import Call, DiskFullError, WorkerPool, is_disk_full
 
 WORK_FOLDER = ".work"
@@ -255,7 +256,7 @@ class _Run:
                 with clock.stage(f"pack {split}"):
                     packing = pack_split(output, split, config.packing)
                 splits[split] = SplitRecord(sources=content.sources, length_histogram=content.histogram, packing=packing)
-        _refuse_nothing_to_train_on(splits)
+        _refuse_nothing_to_train_on(splits, rejected + dropped)
         # Copies: the work folder must stay whole until the manifest is there.
         for name in (QUARANTINE_FILE, TOKENIZER_FILE):
             with atomic_write(output / name) as file, open(job.folder / name, "rb") as source:
@@ -287,6 +288,7 @@ class _Run:
             notes=[
                 *self.notes,
                 *_missing_sources(config, splits, dropped),
+                *_unmet_names(config, splits, dropped),
                 *(_damaged_files(job.folder / QUARANTINE_FILE) if rejected.keys() & DAMAGES else []),
             ],
             engine=EngineRecord(
@@ -337,20 +339,46 @@ def _damaged_files(quarantine: Path) -> list[str]:
     """One line a file that was cut or corrupt, since its one quarantined record does not show how much is lost."""
     with open(quarantine, "rb") as lines:
         rejected = [orjson.loads(line) for line in lines if any(damage.encode() in line for damage in DAMAGES)]
+    what = {
+        TRUNCATED: "whatever followed line {line} is lost",
+        # A checksum lies behind the bytes that it is of, and decoders notice wrong bits late.
+        CORRUPT: "damage was noticed by line {line}; text before it may be altered, what followed is lost: fetch it again",
+    }
     return [
-        f"{bad['file']} is {bad['reason']}: whatever followed line {bad['line']} is lost"
+        f"{bad['file']} is {bad['reason']}: {what[bad['reason']].format(line=bad['line'])}"
         for bad in rejected
         if bad["reason"] in DAMAGES
     ]
+
+
+def _unmet_names(config: PrepareConfig, splits: Mapping[str, SplitRecord], dropped: Mapping[str, int]) -> list[str]:
+    """One line a name of a source in the settings that no document of the input is of: most often a misspelling."""
+    met = {source for split in splits.values() for source in split.sources}
+    met |= {reason.removeprefix("source ") for reason in dropped if reason.startswith("source ")}
+    epochs = config.mixture.epochs if config.mixture else None
+    given = {
+        "include_sources": config.include_sources or [],
+        "exclude_sources": config.exclude_sources,
+        "mixture.epochs": list(epochs) if isinstance(epochs, dict) else [],
+    }
+    lines = []
+    for key, names in given.items():
+        # What is left out by name on purpose may be absent: The Pile's recipes name components that few still have.
+        for name in [name for name in names if name not in met and name not in pile.COMPONENTS]:
+            near = get_close_matches(name, met, n=1)
+            lines.append(f"{key}: no document is of {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return lines
 
 
 def _num_absent(copies: Mapping[UnitKey, npt.NDArray[np.uint8]]) -> int:
     return sum(int((number == 0).sum()) for number in copies.values())
 
 
-def _refuse_nothing_to_train_on(splits: Mapping[str, SplitRecord]) -> None:
+def _refuse_nothing_to_train_on(splits: Mapping[str, SplitRecord], left_out: Counter[str]) -> None:
     if "train" not in splits:
-        raise PrepareError("the input holds no document for the train split; give more input or lower val and test shares")
+        named = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common(5))
+        remedy = f"loosen what left documents out ({named})" if named else "give more input or lower val and test shares"
+        raise PrepareError(f"the input holds no document for the train split; {remedy}")
 
 
 def _missing_sources(config: PrepareConfig, splits: Mapping[str, SplitRecord], dropped: Mapping[str, int]) -> list[str]:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from data_prep.block_reader import FileEnd
+from data_prep.inputs.block_reader import FileEnd
+from data_prep.inputs.work_units import InputFile
 from data_prep.manifest import SourceCounts
 from data_prep.unit_store import UnitRecord
-from data_prep.work_units import InputFile
 
 # What text usually shrinks to, for a guess at the number of units of a file that is not read to its end yet.
 _COMPRESSION = 3

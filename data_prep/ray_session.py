@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from functools import lru_cache
 
 # Blocks of raw text go through the object store, tokens through files. Pages are taken as they are first used.
 MIN_OBJECT_STORE_BYTES = 200 * 2**20
+
+_CONNECT_SECONDS = 20
 
 # PYTHONSAFEPATH and the empty folder below: the current folder may hold some other `data_prep`, and Ray puts the
 # driver's current folder first on its workers' path. Each worker is one core's work, so the tokenizer may not start
@@ -33,6 +36,7 @@ def ray_session(
     with tempfile.TemporaryDirectory() as empty_folder:
         try:
             if address:
+                _refuse_silence(address)
                 environment = {"env_vars": dict(_WORKER_ENVIRONMENT)}
                 ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=environment)
             else:
@@ -50,6 +54,22 @@ def ray_session(
             yield
         finally:
             ray.shutdown()
+
+
+def _refuse_silence(address: str) -> None:
+    """Raise ValueError where nobody listens at `address`: Ray itself would try for minutes, or for ever."""
+    if address in ("auto", "local"):
+        return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        raise ValueError(f"--ray-address {address}: not HOST:PORT; `ray start --head` prints the address to give")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ValueError(
+            f"--ray-address {address}: no Ray cluster answers there ({error}); start one with `ray start --head`, or leave "
+            "the option out to start one here"
+        ) from error
 
 
 def _embedded_environment() -> dict[str, str]:

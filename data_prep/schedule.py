@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from data_prep.block_reader import (
+from data_prep.inputs.block_reader import (
     BlockHeader,
     BlockReader,
     FileEnd,
@@ -17,10 +17,10 @@ from data_prep.block_reader import (
     tokenize_block,
     tokenize_range,
 )
-from data_prep.blocks import num_ranges
+from data_prep.inputs.blocks import num_ranges
+from data_prep.inputs.work_units import InputFile
 from data_prep.tokenize_unit import UnitSettings
 from data_prep.unit_store import UnitRecord
-from data_prep.work_units import InputFile
 from data_prep.workers import Call, LostInputError, WorkerError, WorkerPool
 
 # A reader decompresses several times faster than a worker tokenizes.

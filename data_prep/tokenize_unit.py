@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from data_prep.blocks import Block, lines_of
 from data_prep.engine import Engine, EngineMismatchError, FastEngine, ReferenceEngine, check
 from data_prep.files import canonical_json, sha256_file
-from data_prep.filters import Filters
+from data_prep.filters.rules import Filters
 from data_prep.indexed_dataset import token_dtype
-from data_prep.records import Document, read_record
+from data_prep.inputs.blocks import Block, lines_of
+from data_prep.inputs.records import Document, read_record
+from data_prep.inputs.work_units import SPLITS, HashSplit, InputFile
 from data_prep.tokenizer import TokenizerError, eos_id, load_tokenizer, num_ids
 from data_prep.unit_store import DIGESTS, DOCUMENT_DTYPE, DOCUMENTS, QUARANTINE, UnitRecord, UnitStore
-from data_prep.work_units import SPLITS, HashSplit, InputFile
 
 DIGEST_BYTES = 16
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from data_prep.records import Document, RecordReader
+from data_prep.inputs.records import Document, RecordReader
+from data_prep.inputs.work_units import InputFile, expand, input_files
 from data_prep.tokenizer import save_tokenizer, train_tokenizer
-from data_prep.work_units import InputFile, expand, input_files
 
 SAMPLE_BYTES = 200_000_000
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,13 +24,13 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 # What may change between two starts of one run: how long it goes on, how it reports and guards itself, and the mesh it runs on,
 # not what it computes.
-_MAY_CHANGE = {"mesh.tensor_parallel", "mesh.pipeline_parallel"} | {
-    f"train.{key}"
-    for key in (
-        *("steps", "skip_steps", "micro_batch_size", "zero_stage", "recompute"),
-        *("log_every", "validate_every", "checkpoint_every", "checkpoint_minutes", "keep_last", "keep_every"),
-        *("spike_sigma", "spike_window", "max_skips", "agreement_every", "hang_minutes"),
-    )
+_MAY_CHANGE = {
+    *("mesh.tensor_parallel", "mesh.pipeline_parallel"),
+    *("data.skip_ranges", "data.prefetch_steps", "data.loader_workers", "data.validation_rows_per_source"),
+    *("train.steps", "train.skip_steps", "train.micro_batch_size", "train.zero_stage", "train.recompute"),
+    *("train.log_every", "train.validate_every", "train.samples", "train.sample_tokens"),
+    *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_last", "train.keep_every"),
+    *("train.spike_sigma", "train.spike_window", "train.max_skips", "train.agreement_every", "train.hang_minutes"),
 }
 
 
@@ -101,7 +102,10 @@ def check_same_run(config: BaseModel, run_dir: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        earlier = flatten(json.loads(path.read_bytes()))
+        there = json.loads(path.read_bytes())
+        with suppress(ValidationError):  # a key that is newer than the run has its default there
+            there = type(config).model_validate(there).model_dump(mode="json")
+        earlier = flatten(there)
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"{path} is not the configuration of a run ({error}): give another --output") from error
     now = flatten(config.model_dump(mode="json"))
@@ -155,7 +159,11 @@ def _override(merged: DictConfig, text: str, origins: Origins) -> DictConfig:
         raise ConfigError(f"override {text!r}: {key!r} is not a dotted key such as train.steps")
     origins.given.pop(key, None)  # re-inserted last: the order of `given` is the order in which values win
     origins.given[key] = f"override {text!r}"
+    section = key.rpartition(".")[0]
     try:
+        if section and isinstance(short := OmegaConf.select(merged, section), str):
+            # `objective: ul2` is short for `objective: {name: ul2}`: a setting of it must not lose the name
+            OmegaConf.update(merged, section, {"name": short})
         return OmegaConf.merge(merged, OmegaConf.from_dotlist([text]))
     except yaml.YAMLError as error:
         raise ConfigError(f"override {text!r}: the value is not YAML: {getattr(error, 'problem', None) or error}") from error

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -66,12 +66,14 @@ def explain(error: ValidationError, model_class: type[BaseModel], origins: Origi
     lines: list[str] = []
     # Unknown keys first: a required key that one of them misspells is then not reported as missing as well.
     for problem in sorted(details, key=lambda problem: problem["type"] not in _UNKNOWN_KEY):
-        key = ".".join(str(part) for part in problem["loc"])
+        parts, owner = _located(model_class, problem["loc"])
+        key = ".".join(parts)
         if problem["type"] in _UNKNOWN_KEY:
             section, _, name = key.rpartition(".")
-            near = _nearest(model_class, section, name)
+            keys = list(_annotations(owner)) if owner is not None else []
+            near = _nearest(model_class, section, name, keys)
             suggested.update(near)
-            valid = f"valid keys{' of ' + section if section else ''}: {', '.join(_keys_of(model_class, section))}"
+            valid = f"valid keys{' of ' + section if section else ''}: {', '.join(keys)}"
             hint = f"did you mean {near[0]}?" if near else valid
             lines.append(f"{origins.of(key)}: unknown key {key}; {hint}")
         elif problem["type"] != "missing":
@@ -103,6 +105,8 @@ def _wrong_value(problem: ErrorDetails, key: str, model_class: type[BaseModel], 
         family = problem["type"].partition("_")[0]
         expected = _EXPECTED.get(family, problem["msg"].removeprefix("Input should be "))
     value = problem["input"]
+    if problem["type"] == "union_tag_invalid":  # a section of several kinds, told apart by their names
+        value, expected = context["tag"], f"one of {context['expected_tags']}"
     shown = "empty" if value is None else repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
     return f"{origins.of(key)}: {key} is {shown}; expected {expected}{_near_value(value, expected)}"
 
@@ -117,21 +121,40 @@ def _near_value(value: object, expected: str) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def _nearest(model_class: type[BaseModel], section: str, name: str) -> list[str]:
-    """At most one dotted key: the closest in the same section, else one of that name in another section."""
+def _nearest(model_class: type[BaseModel], section: str, name: str, keys: list[str]) -> list[str]:
+    """At most one dotted key: the closest among the `keys` of its section, else one of that name in another section."""
     prefix = f"{section}." if section else ""
     elsewhere = {key.rpartition(".")[2]: key for key in all_keys(model_class) if "." in key}
-    near = get_close_matches(name, _keys_of(model_class, section), n=1)
+    near = get_close_matches(name, keys, n=1)
     if near and name not in elsewhere:
         return [prefix + near[0]]
     return [elsewhere[match] for match in get_close_matches(name, elsewhere, n=1, cutoff=0.8)]
 
 
-def _keys_of(model_class: type[BaseModel], section: str) -> list[str]:
-    current: Any = model_class
-    for part in section.split(".") if section else ():
-        current = _section_class(_annotations(current).get(part)) if current else None
-    return list(_annotations(current)) if current else []
+def _located(model_class: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], Any]:
+    """The parts of the dotted key as people write it, and the section that holds its last part (None where that is no section).
+
+    Pydantic puts the name of the chosen kind after a section that has several.
+    """
+    parts: list[str] = []
+    owner: Any = model_class
+    annotation: Any = None
+    for part in map(str, location):
+        kinds = {kind.model_fields["name"].default: kind for kind in _kinds(annotation)}
+        if part in kinds:
+            owner, annotation = kinds[part], None
+            continue
+        if annotation is not None:
+            owner = _section_class(annotation) or _section_class(next(iter(get_args(annotation)), None))
+        parts.append(part)
+        annotation = _annotations(owner).get(part) if owner is not None and not part.isdigit() else annotation
+    return parts, owner
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The sections of a union whose members have a `name`, empty for any other annotation."""
+    members = [part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+    return [part for part in members if "name" in part.model_fields] if len(members) > 1 else []
 
 
 def all_keys(model_class: type[BaseModel]) -> Iterable[str]:
@@ -158,4 +181,6 @@ def _section_class(annotation: Any) -> Any:
     """The configuration class inside an annotation such as `Section | None`, or None where it holds plain values."""
     if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)):
         return annotation
+    if get_origin(annotation) in (list, tuple, dict):  # no dotted key reaches into these
+        return None
     return next((found for part in get_args(annotation) if (found := _section_class(part)) is not None), None)

@@ -8,8 +8,6 @@ from data_prep.files import only_writer
 from data_prep.manifest import MANIFEST_FILE, load_manifest
 from pipeline.config import RunConfig
 
-_SPLITS = ("train", "val")
-
 
 def check_folder(run_dir: Path) -> None:
     """Raise ValueError where `run_dir` holds something else than a run, FolderInUseError where a run is going on in it."""
@@ -25,15 +23,30 @@ def check_folder(run_dir: Path) -> None:
         pass
 
 
+def check_initial_weights(config: RunConfig) -> None:
+    """Raise ValueError where train.initial_weights is given and holds no weights of this model."""
+    folder = config.train.initial_weights
+    if folder is None:
+        return
+    import torch
+
+    from models.build import build_model
+    from pipeline.evaluate import check_fits
+    from pipeline.run_folder import weight_shapes
+
+    with torch.device("meta"):
+        model = build_model(config.model)
+    check_fits(model, weight_shapes(folder), f"train.initial_weights {folder} does not fit the recipe's model section")
+
+
 def check_data(config: RunConfig) -> None:
     """Raise ValueError where the dataset lacks what the run reads, or its files are not of the size that they were."""
-    from pipeline.batches import Rows
+    from pipeline.batches import open_rows, training_rows
+    from pipeline.rows import check_size
 
     folder = config.data.path
     manifest = load_manifest(folder)
-    for split in _SPLITS:
-        Rows(folder, split, config.data.row_length)
-    for name, record in manifest.files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != record.bytes:
-            raise ValueError(f"{path} is damaged: `fnet-t5 data verify {folder}` says how; restore it or prepare again")
+    training_rows(config.data)
+    open_rows(config.data, folder, "val")
+    for name in manifest.files:
+        check_size(folder, manifest, name)

@@ -1,26 +1,60 @@
-"""What a model is: one frozen record of dimensions, and the table of published sizes that recipes name.
+"""What a model is: one frozen record of dimensions and choices, checked where it is made.
 
-Sizes: T5 v1.0 from Raffel et al. 2020 (arXiv:1910.10683), v1.1 from google-research/text-to-text-transfer-transformer
-(`released_checkpoints.md`); attention layouts as FNet names them (arXiv:2105.03824, `f_net/configs/base.py`).
+Attention layouts as FNet names them (arXiv:2105.03824, `f_net/configs/base.py`). Sizes and styles by name: `sizes.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
-Architecture = Literal["fnet_t5", "t5"]
-MixingName = Literal["fourier"]
-AttentionLayout = Literal["bottom", "middle", "mixed", "top"]
-FeedForwardKind = Literal["relu", "gated_gelu"]
+from models.sizes import DECODER_ONLY, ENCODER_ONLY, SIZES, STYLES, expand_size
 
-VOCABULARY_MULTIPLE = 128  # Megatron's padding: every tensor-parallel degree up to 128 divides the vocabulary
+__all__ = ["SIZES", "ModelConfig", "Style", "architectures", "expand_size"]
+
+Architecture = Literal["fnet_t5", "t5", "gpt2", "prefix_decoder", "fnet", "bert"]
+MixingName = Literal["fourier", "hartley", "linear", "random", "identity", "attention", "causal_fourier"]
+AttentionLayout = Literal["bottom", "middle", "mixed", "top"]
+FourierNorm = Literal["ortho", "backward"]
+FourierBackend = Literal["fft", "matmul", "folded", "auto"]
+NormKind = Literal["rms", "layer"]
+NormPosition = Literal["pre", "post"]
+FeedForwardKind = Literal["relu", "gelu", "gelu_tanh", "gated_gelu", "swiglu"]
+PositionKind = Literal["relative", "learned", "rope", "none"]
+HeadName = Literal["mlm", "order", "sequence", "token", "answer"]
+
+GATED = ("gated_gelu", "swiglu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """How the blocks of one stack are built: what encoder and decoder may differ in."""
+
+    d_ff: int
+    norm: NormKind
+    norm_position: NormPosition
+    norm_eps: float
+    feed_forward: FeedForwardKind
+    bias: bool
+    position: PositionKind
+    scale_scores: bool
+    fourier_norm: FourierNorm
+    type_vocab_size: int
+    project_input: bool
+
+    @property
+    def pre_norm(self) -> bool:
+        return self.norm_position == "pre"
+
+    @property
+    def gated(self) -> bool:
+        return self.feed_forward in GATED
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Dimensions of an encoder-decoder. Raises ValueError, naming the key, where they cannot be built.
+    """Dimensions and choices of a model. Raises ValueError, naming the key, where they cannot be built.
 
     `vocab_size` 0 means "the tokenizer's": the trainer fills it in before it builds anything.
     """
@@ -46,23 +80,101 @@ class ModelConfig:
     max_distance: int = 128
     norm_eps: float = 1e-6
 
+    encoder_d_ff: int = 0
+    """Feed-forward width of the encoder where it differs from d_ff; 0 is d_ff."""
+    decoder_mixing: Literal["attention", "causal_fourier"] = "attention"
+    fourier_norm: FourierNorm = "ortho"
+    """backward is FNet's unnormalised transform: only behind a post-norm."""
+    fourier_backend: FourierBackend = "fft"
+    mix_within_documents: bool = False
+    """Transform and attend inside each document of a packed row: masks then number the documents 1, 2, …"""
+    norm: NormKind = "rms"
+    norm_position: NormPosition = "pre"
+    bias: bool = False
+    """Biases in every linear layer."""
+    position: PositionKind = "relative"
+    scale_scores: bool = False
+    """Divide attention scores by sqrt(d_kv); T5 does not."""
+    dropout: float = 0.0
+    max_length: int = 512
+    """Longest input: of learnt positions, of linear and random mixing, and the period of causal Fourier mixing."""
+    type_vocab_size: int = 0
+    """Segment types added to the embedding of an encoder-only model."""
+    project_input: bool = False
+    """FNet's linear layer between embedding and first layer."""
+    encoder_block: Literal["same", "fnet"] = "same"
+    """fnet: the encoder is FNet's (post-norm, unnormalised transform, learnt positions), so that its checkpoints fit."""
+    heads: tuple[HeadName, ...] = ("mlm", "order")
+    """Heads of an encoder-only model."""
+    num_labels: int = 2
+    num_token_labels: int = 2
+    init_std: float = 0.0
+    """Standard deviation of every initial weight; 0 is T5's rule by fan-in."""
+    rope_base: float = 10000.0
+    vocab_multiple: int = 128
+    """The embedding's rows are a multiple of this: 128, as Megatron pads, fits every tensor-parallel degree up to 128."""
+
     def __post_init__(self) -> None:
-        for name in ("d_model", "d_ff", "d_kv", "num_heads", "num_encoder_layers", "num_decoder_layers"):
+        object.__setattr__(self, "heads", tuple(self.heads))
+        for name in ("d_model", "d_ff", "d_kv", "num_heads", "max_length", "vocab_multiple", "num_labels", "num_token_labels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at least 1")
-        if self.vocab_size < 0:
-            raise ValueError(f"model.vocab_size is {self.vocab_size}: give 0 (the tokenizer's) or a positive number")
-        if not 0 <= self.num_attention_layers <= self.num_encoder_layers:
-            raise ValueError(
-                f"model.num_attention_layers is {self.num_attention_layers}: "
-                f"it must lie between 0 and num_encoder_layers ({self.num_encoder_layers})"
-            )
+        for name in ("vocab_size", "encoder_d_ff", "type_vocab_size", "init_std"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name} is {getattr(self, name)}: it must be 0 (the default rule) or positive")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout is {self.dropout}: it must lie in [0, 1)")
+        self._check_layers()
         if self.num_buckets < 4 or self.num_buckets % 2:
             raise ValueError(f"model.num_buckets is {self.num_buckets}: it must be an even number of at least 4")
         if self.max_distance <= self.num_buckets // 2:
             raise ValueError(
                 f"model.max_distance is {self.max_distance}: it must exceed half of num_buckets ({self.num_buckets})"
             )
+        self._check_choices()
+
+    def _check_layers(self) -> None:
+        for name, absent in (("num_encoder_layers", DECODER_ONLY), ("num_decoder_layers", ENCODER_ONLY)):
+            value = getattr(self, name)
+            if self.architecture in absent and value != 0:
+                raise ValueError(f"model.{name} is {value}: {self.architecture} has no such stack, give 0")
+            if self.architecture not in absent and value < 1:
+                raise ValueError(
+                    f"model.{name} is {value}: it must be at least 1 in {self.architecture}; "
+                    f"size {self.size!r} may belong to another architecture"
+                )
+        if not 0 <= self.num_attention_layers <= self.num_encoder_layers:
+            raise ValueError(
+                f"model.num_attention_layers is {self.num_attention_layers}: "
+                f"it must lie between 0 and num_encoder_layers ({self.num_encoder_layers})"
+            )
+
+    def _check_choices(self) -> None:
+        for name, choices in (
+            ("architecture", Architecture),
+            ("mixing", MixingName),
+            ("attention_layout", AttentionLayout),
+            ("norm", NormKind),
+            ("norm_position", NormPosition),
+            ("feed_forward", FeedForwardKind),
+            ("position", PositionKind),
+            ("fourier_norm", FourierNorm),
+            ("fourier_backend", FourierBackend),
+        ):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"model.{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(choices))}")
+        unknown = [head for head in self.heads if head not in get_args(HeadName)]
+        if unknown or len(set(self.heads)) != len(self.heads):
+            raise ValueError(f"model.heads is {list(self.heads)}: choose from {', '.join(get_args(HeadName))}, each once")
+        if self.architecture in STYLES and self.inner_dim != self.d_model:
+            raise ValueError(
+                f"model.num_heads {self.num_heads} x d_kv {self.d_kv} is {self.inner_dim}: "
+                f"in {self.architecture} it must equal d_model ({self.d_model})"
+            )
+        if self.position == "rope" and self.d_kv % 2:
+            raise ValueError(f"model.d_kv is {self.d_kv}: rotary positions turn pairs of features, give an even number")
+        if self.encoder_block == "fnet" and self.architecture != "fnet_t5":
+            raise ValueError(f"model.encoder_block is 'fnet': only fnet_t5 takes it, not {self.architecture}")
 
     @property
     def inner_dim(self) -> int:
@@ -71,12 +183,48 @@ class ModelConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding table: vocab_size rounded up to a multiple of 128."""
-        return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        """Rows of the embedding table: vocab_size rounded up to a multiple of `vocab_multiple`."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def is_decoder_only(self) -> bool:
+        return self.architecture in DECODER_ONLY
+
+    @property
+    def is_encoder_only(self) -> bool:
+        return self.architecture in ENCODER_ONLY
+
+    @property
+    def decoder_style(self) -> Style:
+        own = {name: getattr(self, name) for name in Style.__dataclass_fields__}
+        return replace(Style(**own), type_vocab_size=0, project_input=False)
+
+    @property
+    def encoder_style(self) -> Style:
+        own = Style(**{name: getattr(self, name) for name in Style.__dataclass_fields__})
+        if self.encoder_block == "fnet":
+            fnet = {name: value for name, value in STYLES["fnet"].items() if name in Style.__dataclass_fields__}
+            own = replace(own, **fnet)
+        return replace(own, d_ff=self.encoder_d_ff or self.d_ff)
+
+    @property
+    def drops_inside(self) -> bool:
+        """T5 also drops features inside the feed-forward and behind the final norms; BERT, FNet and GPT-2 do not."""
+        return self.architecture not in STYLES
+
+    def std(self, by_fan_in: float, *, residual: bool = False) -> float:
+        """How far an initial weight scatters: `init_std`, or T5's rule where that is 0.
+
+        `residual` marks the matrices that write into the residual stream; GPT-2 shrinks those by the square root of their
+        number.
+        """
+        if self.init_std and residual and self.architecture == "gpt2":
+            return self.init_std / math.sqrt(2 * self.num_decoder_layers)
+        return self.init_std or by_fan_in
 
     def encoder_layer_attends(self, layer: int) -> bool:
         """Whether encoder layer `layer` mixes tokens by attention (FNet's layout rules) or by `mixing`."""
-        if self.architecture == "t5":
+        if self.architecture in ("t5", "bert") or self.mixing == "attention":
             return True
         total, attending = self.num_encoder_layers, self.num_attention_layers
         if attending == 0:
@@ -93,48 +241,14 @@ class ModelConfig:
     def encoder_has_attention(self) -> bool:
         return any(self.encoder_layer_attends(layer) for layer in range(self.num_encoder_layers))
 
+    @property
+    def encoder_has_bias_table(self) -> bool:
+        return self.encoder_has_attention and self.encoder_style.position == "relative"
 
-def _t5(d_model: int, d_ff: int, d_kv: int, num_heads: int, layers: int) -> dict[str, Any]:
-    return {
-        "d_model": d_model,
-        "d_ff": d_ff,
-        "d_kv": d_kv,
-        "num_heads": num_heads,
-        "num_encoder_layers": layers,
-        "num_decoder_layers": layers,
-    }
-
-
-_V10 = {"feed_forward": "relu", "tie_embeddings": True}
-_V11 = {"feed_forward": "gated_gelu", "tie_embeddings": False}
-
-SIZES: dict[str, dict[str, Any]] = {
-    "nano": _t5(64, 128, 16, 4, 2),
-    "demo": {**_t5(128, 384, 32, 4, 2), **_V11},
-    "t5-small": {**_t5(512, 2048, 64, 8, 6), **_V10},
-    "t5-base": {**_t5(768, 3072, 64, 12, 12), **_V10},
-    "t5-large": {**_t5(1024, 4096, 64, 16, 24), **_V10},
-    "t5-3b": {**_t5(1024, 16384, 128, 32, 24), **_V10},
-    "t5-11b": {**_t5(1024, 65536, 128, 128, 24), **_V10},
-    "t5-v1.1-small": {**_t5(512, 1024, 64, 6, 8), **_V11},
-    "t5-v1.1-base": {**_t5(768, 2048, 64, 12, 12), **_V11},
-    "t5-v1.1-large": {**_t5(1024, 2816, 64, 16, 24), **_V11},
-    "t5-v1.1-xl": {**_t5(2048, 5120, 64, 32, 24), **_V11},
-    "t5-v1.1-xxl": {**_t5(4096, 10240, 64, 64, 24), **_V11},
-}
-
-
-def expand_size(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's `model` section with the dimensions of its `size` filled in; explicit keys win.
-
-    Raises ValueError for a size that the table does not hold.
-    """
-    size = section.get("size", "custom")
-    if size == "custom":
-        return dict(section)
-    if size not in SIZES:
-        raise ValueError(f"model.size is {size!r}: choose one of {', '.join(SIZES)}, or give every dimension yourself")
-    return {**SIZES[size], **section}
+    @property
+    def decoder_has_bias_table(self) -> bool:
+        attends = self.num_decoder_layers > 0 and self.decoder_mixing == "attention"
+        return attends and self.decoder_style.position == "relative"
 
 
 def architectures() -> tuple[str, ...]:

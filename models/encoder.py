@@ -1,6 +1,7 @@
-"""One encoder layer: a mixing sublayer (Fourier, or attention) and a feed-forward sublayer, both pre-norm with a residual.
+"""One encoder layer: a mixing sublayer (Fourier, attention, …) and a feed-forward sublayer, each with a residual.
 
-    x = x + mix(norm(x));  x = x + feed_forward(norm(x))
+    pre-norm (T5):          x = x + mix(norm(x));   x = x + feed_forward(norm(x))
+    post-norm (BERT, FNet): x = norm(x + mix(x));   x = norm(x + feed_forward(x))
 
 Shapes: B batch, N encoder tokens, D model width, S bias tables, H heads on this rank.
 """
@@ -9,41 +10,33 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.attention import Attention, padding_bias
 from models.config import ModelConfig
-from models.feed_forward import FeedForward
+from models.feed_forward import FeedForward, drop
 from models.layers import LayerFactory
-from models.mixing import MIXERS
-from models.norm import RMSNorm
-from models.position import relative_bias
-
-
-class SelfAttentionMixing(nn.Module):
-    """Bidirectional self-attention with the interface of a mixing sublayer, plus the bias table it shares."""
-
-    def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
-        super().__init__()
-        self.max_distance = config.max_distance
-        self.attention = Attention(config, factory)
-
-    def forward(self, hidden: Tensor, mask: Tensor, table: Tensor) -> Tensor:
-        keys, values = self.attention.keys_values(hidden)
-        num_tokens = hidden.shape[1]
-        bias = relative_bias(table, num_tokens, num_tokens, bidirectional=True, max_distance=self.max_distance)
-        return self.attention(hidden, keys, values, bias.to(hidden.dtype) + padding_bias(mask, hidden.dtype))
+from models.mixing import build_mixer
+from models.norm import build_norm
+from models.score_bias import ScoreBiasOf
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, config: ModelConfig, factory: LayerFactory, layer: int) -> None:
+    def __init__(self, config: ModelConfig, factory: LayerFactory, layer: int, score_bias: ScoreBiasOf) -> None:
         super().__init__()
-        self.attends = config.encoder_layer_attends(layer)
-        self.mixing_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mixing = SelfAttentionMixing(config, factory) if self.attends else MIXERS[config.mixing]()
-        self.feed_forward_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.feed_forward = FeedForward(config, factory)
+        style = config.encoder_style
+        self.pre_norm = style.pre_norm
+        self.dropout = config.dropout
+        # FNet drops nothing behind a mixing sublayer that is not attention (f_net/layers.py)
+        self.mixing_dropout = config.dropout if config.encoder_layer_attends(layer) else 0.0
+        self.mixing_norm = build_norm(style.norm, config.d_model, style.norm_eps)
+        self.mixing = build_mixer(config, factory, layer, score_bias)
+        self.feed_forward_norm = build_norm(style.norm, config.d_model, style.norm_eps)
+        self.feed_forward = FeedForward(config, style, factory)
 
     def forward(self, hidden: Tensor, mask: Tensor, bias_tables: Tensor) -> Tensor:
-        """hidden (B, N, D), mask (B, N) with 1 at real tokens, bias_tables (S, num_buckets, H); returns (B, N, D)."""
-        x = self.mixing_norm(hidden)
-        hidden = hidden + (self.mixing(x, mask, bias_tables[0]) if self.attends else self.mixing(x, mask))
-        return hidden + self.feed_forward(self.feed_forward_norm(hidden))
+        """hidden (B, N, D), mask (B, N) with 0 at padding, bias_tables (S, num_buckets, H); returns (B, N, D)."""
+        x = self.mixing_norm(hidden) if self.pre_norm else hidden
+        hidden = hidden + drop(self.mixing(x, mask, bias_tables), self.mixing_dropout, self.training)
+        if not self.pre_norm:
+            hidden = self.mixing_norm(hidden)
+        x = self.feed_forward_norm(hidden) if self.pre_norm else hidden
+        hidden = hidden + drop(self.feed_forward(x), self.dropout, self.training)
+        return hidden if self.pre_norm else self.feed_forward_norm(hidden)

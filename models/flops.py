@@ -1,7 +1,8 @@
-"""Forward FLOPs of each sublayer in closed form, a sequence at a time. A multiply-add counts 2; training is 3 x forward.
+"""Forward FLOPs of each piece in closed form, a sequence at a time. A multiply-add counts 2; training is 3 x forward.
 
 Causal self-attention is counted in full. The Fourier transform counts 2.5 N D (log2 N + log2 D), the usual count of a real FFT,
-whatever computes it ("model FLOPs"). Norms, biases, activations and look-ups are not counted.
+whatever computes it ("model FLOPs"); `executed_mixing` is what the chosen backend really does. Norms, biases, activations and
+look-ups are not counted.
 
 N encoder tokens, M decoder tokens, D model width, A width of all heads together, F feed-forward width, V padded vocabulary.
 """
@@ -11,12 +12,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from models.config import ModelConfig
+from models.config import ModelConfig, Style
+from models.mixing.transforms import executed_flops
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of one sample as the two stacks see them, padding included."""
+    """Tokens of one sample as the two stacks see them, padding included.
+
+    A decoder-only model reads encoder + decoder tokens in one row. An encoder-only model predicts `decoder` masked tokens; 0:
+    all.
+    """
 
     encoder: int
     decoder: int
@@ -26,28 +32,78 @@ def fourier_mixing(num_tokens: int, d_model: int) -> float:
     return 2.5 * num_tokens * d_model * (math.log2(num_tokens) + math.log2(d_model))
 
 
+def causal_fourier_mixing(num_tokens: int, d_model: int) -> float:
+    """A real FFT over features, then two products with masked (N, N) matrices on half of the spectrum."""
+    return 2.5 * num_tokens * d_model * math.log2(d_model) + 4 * num_tokens**2 * (d_model // 2 + 1)
+
+
+def matrix_mixing(num_tokens: int, d_model: int) -> float:
+    """Linear and random mixing."""
+    return 2 * num_tokens * d_model * (num_tokens + d_model)
+
+
 def attention(config: ModelConfig, num_queries: int, num_keys: int) -> float:
     """Projections of queries and output, of keys and values, then scores and their product with the values."""
     d, a = config.d_model, config.inner_dim
     return 4 * num_queries * d * a + 4 * num_keys * d * a + 4 * num_queries * num_keys * a
 
 
-def feed_forward(config: ModelConfig, num_tokens: int) -> float:
-    matrices = 3 if config.feed_forward == "gated_gelu" else 2
-    return 2 * matrices * num_tokens * config.d_model * config.d_ff
+def feed_forward(config: ModelConfig, style: Style, num_tokens: int) -> float:
+    return 2 * (3 if style.gated else 2) * num_tokens * config.d_model * style.d_ff
+
+
+def encoder_mixing(config: ModelConfig, layer: int, lengths: Lengths) -> float:
+    n, d = lengths.encoder, config.d_model
+    if config.encoder_layer_attends(layer):
+        return attention(config, n, n)
+    if config.mixing in ("fourier", "hartley"):
+        return fourier_mixing(n, d)
+    if config.mixing in ("linear", "random"):
+        return matrix_mixing(n, d)
+    return causal_fourier_mixing(n, d) if config.mixing == "causal_fourier" else 0.0
+
+
+def executed_mixing(config: ModelConfig, layer: int, lengths: Lengths) -> float:
+    """As `encoder_mixing`, with the Fourier transform counted as its backend computes it."""
+    if config.encoder_layer_attends(layer) or config.mixing != "fourier" or config.fourier_backend == "auto":
+        return encoder_mixing(config, layer, lengths)
+    return executed_flops(config.fourier_backend, lengths.encoder, config.d_model)
 
 
 def encoder_layer(config: ModelConfig, layer: int, lengths: Lengths) -> float:
-    n = lengths.encoder
-    attends = config.encoder_layer_attends(layer)
-    mixing = attention(config, n, n) if attends else fourier_mixing(n, config.d_model)
-    return mixing + feed_forward(config, n)
+    return encoder_mixing(config, layer, lengths) + feed_forward(config, config.encoder_style, lengths.encoder)
+
+
+def encoder_input(config: ModelConfig, lengths: Lengths) -> float:
+    return 2 * lengths.encoder * config.d_model**2 if config.encoder_style.project_input else 0.0
+
+
+def decoder_tokens(config: ModelConfig, lengths: Lengths) -> int:
+    return lengths.encoder + lengths.decoder if config.is_decoder_only else lengths.decoder
 
 
 def decoder_layer(config: ModelConfig, lengths: Lengths) -> float:
-    m, n = lengths.decoder, lengths.encoder
-    return attention(config, m, m) + attention(config, m, n) + feed_forward(config, m)
+    m, n = decoder_tokens(config, lengths), lengths.encoder
+    mixing = attention(config, m, m) if config.decoder_mixing == "attention" else causal_fourier_mixing(m, config.d_model)
+    cross = 0.0 if config.is_decoder_only else attention(config, m, n)
+    return mixing + cross + feed_forward(config, config.decoder_style, m)
 
 
 def output_head(config: ModelConfig, lengths: Lengths) -> float:
-    return 2 * lengths.decoder * config.d_model * config.padded_vocab_size
+    """The projection to the vocabulary."""
+    tokens = (lengths.decoder or lengths.encoder) if config.is_encoder_only else decoder_tokens(config, lengths)
+    return 2 * tokens * config.d_model * config.padded_vocab_size
+
+
+def heads(config: ModelConfig, lengths: Lengths) -> float:
+    """An encoder-only model's heads without the projection to the vocabulary."""
+    n, d = lengths.encoder, config.d_model
+    pools = not config.heads or "order" in config.heads or "sequence" in config.heads
+    of_head = {
+        "mlm": 2 * (lengths.decoder or n) * d * d,
+        "order": 2 * d * 2,
+        "sequence": 2 * d * config.num_labels,
+        "token": 2 * n * d * config.num_token_labels,
+        "answer": 2 * n * d * 2,
+    }
+    return (2 * d * d if pools else 0) + sum(of_head[head] for head in config.heads)

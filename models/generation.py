@@ -1,7 +1,6 @@
-"""Writing text with an encoder-decoder: greedy or sampled, one token at a time, with caches.
+"""Writing text: greedy, sampled or by beam search, with any model that writes.
 
-The prefix is padded to the encoder length of the training run, because the Fourier basis depends on it.
-Shapes: B batch, N encoder tokens, V padded vocabulary.
+Shapes: B rows, N prompt tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,18 +11,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.seq2seq import Seq2Seq
+from models.piecewise import Piecewise
+from models.writing import Session, pad_prefixes, pad_prompts
+
+__all__ = ["Sampling", "choose", "generate", "pad_prefixes", "pad_prompts", "stop_set"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen. temperature 0 is greedy; top_k 0 and top_p 1 keep the whole distribution."""
+    """How the next token is chosen. temperature 0 is greedy; top_k 0 and top_p 1 keep the whole distribution.
+
+    More than one beam is beam search (`beam_search.py`), which takes no temperature.
+    """
 
     max_new_tokens: int = 64
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    """Scores of beams are divided by their length to this power: above 0 favours longer texts."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -34,38 +42,44 @@ class Sampling:
             raise ValueError(f"top_k is {self.top_k}: it must be 0 (off) or positive")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}: it must lie in (0, 1]")
-
-
-def pad_prefixes(prefixes: Sequence[Sequence[int]], encoder_length: int, pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids of B prefixes → ids and mask (B, N), both int64. A longer prefix keeps its last N tokens."""
-    ids = torch.full((len(prefixes), encoder_length), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prefix in enumerate(prefixes):
-        kept = torch.as_tensor(list(prefix)[-encoder_length:], dtype=torch.int64)
-        ids[row, : len(kept)] = kept
-        mask[row, : len(kept)] = 1
-    return ids, mask
+        if self.num_beams < 1:
+            raise ValueError(f"num_beams is {self.num_beams}: it must be at least 1")
+        if self.num_beams > 1 and self.temperature > 0:
+            raise ValueError(
+                f"num_beams is {self.num_beams} and temperature {self.temperature}: beam search draws nothing, give 0"
+            )
 
 
 @torch.no_grad()
 def generate(
-    model: Seq2Seq, encoder_ids: Tensor, encoder_mask: Tensor, *, start_id: int, eos_id: int, sampling: Sampling
+    model: Piecewise, ids: Tensor, mask: Tensor, *, start_id: int, eos_id: int | Sequence[int], sampling: Sampling
 ) -> Iterator[Tensor]:
-    """Yield the next token (B,) of every row until all have written `eos_id` or `max_new_tokens` are out.
+    """Yield the next token (B,) of every row until all have written a stop token or `max_new_tokens` are out.
 
-    A row that has finished yields `eos_id` from then on. Ids beyond the tokenizer's vocabulary are never chosen.
+    ids and mask (B, N) as `Session` takes them. `eos_id`: one stop token, or several, of which the first fills up a row that
+    has finished. Ids beyond the tokenizer's vocabulary are never chosen. Raises ValueError for beams: see `beam_search`.
     """
-    generator = torch.Generator(device=encoder_ids.device).manual_seed(sampling.seed)
-    encoded = model.encode(encoder_ids, encoder_mask)
-    token = torch.full((encoder_ids.shape[0],), start_id, dtype=torch.int64, device=encoder_ids.device)
-    finished = torch.zeros_like(token, dtype=torch.bool)
-    for _ in range(sampling.max_new_tokens):
-        logits = model.decode(token.unsqueeze(1), encoded)[:, -1, : model.config.vocab_size]  # (B, V)
-        token = choose(logits, sampling, generator).masked_fill(finished, eos_id)
-        finished |= token == eos_id
+    if sampling.num_beams > 1:
+        raise ValueError(f"num_beams is {sampling.num_beams}: texts of beams are known at the end only, use beam_search")
+    stops = stop_set(eos_id)
+    generator = torch.Generator(device=ids.device).manual_seed(sampling.seed)
+    session = Session(model, ids, mask, start_id)
+    finished = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+    for count in range(1, sampling.max_new_tokens + 1):
+        token = choose(session.logits, sampling, generator).masked_fill(finished, stops[0])
+        finished |= torch.isin(token, torch.tensor(stops, device=token.device))
         yield token
-        if bool(finished.all()):
+        if bool(finished.all()) or count == sampling.max_new_tokens:
             return
+        session.write(token)
+
+
+def stop_set(eos_id: int | Sequence[int]) -> list[int]:
+    """Stop tokens as a list. Raises ValueError for none."""
+    stops = [eos_id] if isinstance(eos_id, int) else list(eos_id)
+    if not stops:
+        raise ValueError("no stop token is given: name at least the end of text")
+    return stops
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:

@@ -30,8 +30,13 @@ def mark_normal(parameter: Tensor, std: float) -> None:
 def constant_parameter(shape: tuple[int, ...], value: float) -> nn.Parameter:
     """An fp32 parameter that starts at `value` everywhere."""
     parameter = nn.Parameter(torch.full(shape, value))
-    setattr(parameter, _VALUE, value)
+    mark_constant(parameter, value)
     return parameter
+
+
+def mark_constant(parameter: Tensor, value: float) -> None:
+    """Record that a weight made elsewhere will start at `value` everywhere."""
+    setattr(parameter, _VALUE, value)
 
 
 def initial_value(parameter: nn.Parameter, name: str, full_shape: tuple[int, ...], seed: int) -> Tensor:

@@ -8,13 +8,14 @@ Shapes: B batch, M decoder tokens, D model width, V padded vocabulary, t tensor-
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.initialization import mark_normal, normal_parameter
+from models.initialization import constant_parameter, mark_constant, mark_normal, normal_parameter
 
 
 class LayerFactory(Protocol):
@@ -22,12 +23,20 @@ class LayerFactory(Protocol):
 
     tensor_parallel: int
 
-    def column_linear(self, in_features: int, out_features: int, std: float) -> nn.Module:
-        """(…, in) replicated → (…, out / t) sharded; no bias."""
+    def column_linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
+        """(…, in) replicated → (…, out / t) sharded."""
         ...
 
-    def row_linear(self, in_features: int, out_features: int, std: float) -> nn.Module:
-        """(…, in / t) sharded → (…, out) replicated; no bias."""
+    def row_linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
+        """(…, in / t) sharded → (…, out) replicated; the bias is added once, behind the sum over shards."""
+        ...
+
+    def linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
+        """(…, in) → (…, out), whole on every rank: for small layers that stand between sharded ones."""
+        ...
+
+    def own_masks(self) -> AbstractContextManager[None]:
+        """Stands around dropout of a sharded tensor: each rank draws a mask of its own."""
         ...
 
     def vocab_embedding(self, num_embeddings: int, dim: int, std: float) -> nn.Module:
@@ -38,8 +47,12 @@ class LayerFactory(Protocol):
         """A (rows, heads / t) table, sharded over heads."""
         ...
 
-    def tied_logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        """hidden (B, M, D) and the embedding's table (V / t, D) → fp32 logits (B, M, V / t)."""
+    def vocab_bias(self, num_embeddings: int) -> nn.Parameter:
+        """A bias (V / t,) that starts at 0, sharded over the vocabulary."""
+        ...
+
+    def tied_logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """hidden (B, M, D), the embedding's table (V / t, D) and a bias (V / t,) → fp32 logits (B, M, V / t)."""
         ...
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -52,11 +65,17 @@ class TorchLayers:
 
     tensor_parallel = 1
 
-    def column_linear(self, in_features: int, out_features: int, std: float) -> nn.Module:
-        return _linear(in_features, out_features, std)
+    def column_linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
+        return plain_linear(in_features, out_features, std, bias)
 
-    def row_linear(self, in_features: int, out_features: int, std: float) -> nn.Module:
-        return _linear(in_features, out_features, std)
+    def row_linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
+        return plain_linear(in_features, out_features, std, bias)
+
+    def linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
+        return plain_linear(in_features, out_features, std, bias)
+
+    def own_masks(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def vocab_embedding(self, num_embeddings: int, dim: int, std: float) -> nn.Module:
         # made on meta, so that no time goes into values that initialization.py will overwrite
@@ -67,15 +86,21 @@ class TorchLayers:
     def head_table(self, rows: int, num_heads: int, std: float) -> nn.Parameter:
         return normal_parameter((rows, num_heads), std)
 
-    def tied_logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(hidden, weight).float()
+    def vocab_bias(self, num_embeddings: int) -> nn.Parameter:
+        return constant_parameter((num_embeddings,), 0.0)
+
+    def tied_logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(hidden, weight, bias).float()
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
         return losses.view_as(targets)
 
 
-def _linear(in_features: int, out_features: int, std: float) -> nn.Linear:
-    linear = nn.Linear(in_features, out_features, bias=False, device="meta").to_empty(device=torch.get_default_device())
+def plain_linear(in_features: int, out_features: int, std: float, bias: bool) -> nn.Linear:
+    """`nn.Linear` that knows how it starts."""
+    linear = nn.Linear(in_features, out_features, bias=bias, device="meta").to_empty(device=torch.get_default_device())
     mark_normal(linear.weight, std)
+    if bias:
+        mark_constant(linear.bias, 0.0)
     return linear

@@ -1,7 +1,8 @@
 """The model as an ordered list of pieces: the only owner of order and names.
 
-From this list come the single-process model (`seq2seq.py`), the pipeline stages and their cut (`pipeline/stages.py`), the names
-of weights on disk, and the FLOPs. A piece reads and returns a `State`; between two pieces a pipeline may cut.
+From this list come the single-process models (`seq2seq.py`, `decoder_only.py`, `encoder_only.py`), the pipeline stages and
+their cut (`pipeline/stages.py`), the names of weights on disk, and the FLOPs. A piece reads and returns a state of constant
+arity; between two pieces a pipeline may cut.
 
 Shapes: B batch, N encoder tokens, M decoder tokens, D model width, S bias tables, H heads on this rank, V vocabulary.
 """
@@ -17,25 +18,34 @@ from torch import Tensor, nn
 
 from models import flops
 from models.config import ModelConfig
-from models.decoder import DecoderLayer
-from models.embedding import OutputHead, TokenEmbedding
+from models.decoder import DecoderLayer, positions_of
+from models.embedding import OutputHead, StackInput, TokenEmbedding
 from models.encoder import EncoderLayer
+from models.feed_forward import drop
 from models.flops import Lengths
+from models.heads import EncoderOutputs, Heads
 from models.layers import LayerFactory
-from models.norm import RMSNorm
+from models.norm import build_norm
 from models.position import RelativeBiasTables
+from models.score_bias import ScoreBiasOf
 
 
 class Inputs(NamedTuple):
-    """What the first piece takes: integers only."""
+    """What an encoder-decoder takes: integers only."""
 
     encoder_ids: Tensor  # (B, N) int64
-    encoder_mask: Tensor  # (B, N) int64, 1 at real tokens
+    encoder_mask: Tensor  # (B, N) int64, 1 at real tokens (or document numbers), 0 at padding
     decoder_ids: Tensor  # (B, M) int64
 
 
+class Embedded(NamedTuple):
+    encoder_hidden: Tensor  # (B, N, D)
+    decoder_hidden: Tensor  # (B, M, D)
+    encoder_mask: Tensor  # (B, N) int64
+
+
 class State(NamedTuple):
-    """What flows between pieces, of constant arity; every float tensor in it lies on the way to the loss."""
+    """What flows between an encoder-decoder's pieces; every float tensor in it lies on the way to the loss."""
 
     encoder_hidden: Tensor  # (B, N, D)
     decoder_hidden: Tensor  # (B, M, D)
@@ -43,12 +53,38 @@ class State(NamedTuple):
     encoder_mask: Tensor  # (B, N) int64
 
 
+class TextInputs(NamedTuple):
+    """What a decoder-only model takes."""
+
+    ids: Tensor  # (B, M) int64
+    mask: Tensor  # (B, M) int64: 0 padding, 1 a token, 2 a token of the prefix that is read in both directions
+
+
+class EncoderInputs(NamedTuple):
+    """What an encoder-only model takes."""
+
+    ids: Tensor  # (B, N) int64
+    mask: Tensor  # (B, N) int64, as in `Inputs`
+    type_ids: Tensor  # (B, N) int64, segment of each token
+    mlm_positions: Tensor  # (B, P) int64, positions to predict; P = 0 for all
+
+
+class StackState(NamedTuple):
+    """What flows between the pieces of a model of one stack. A decoder reads neither type_ids nor mlm_positions."""
+
+    hidden: Tensor  # (B, N, D)
+    bias_tables: Tensor  # (S, num_buckets, H)
+    mask: Tensor  # (B, N) int64
+    type_ids: Tensor  # (B, N) int64
+    mlm_positions: Tensor  # (B, P) int64
+
+
 @dataclass(frozen=True)
 class Piece:
     """One step of the model.
 
-    `build` makes the module, `run(module, input)` applies it. `tied_to` names the piece whose module this one shares (its
-    `build` is then the same function). A pipeline stage may start here only if `starts_stage`.
+    `build` makes the module, `run(module, input)` applies it to an input of the type `reads`. `tied_to` names the piece whose
+    module this one shares (its `build` is then the same function). A pipeline stage may start here only if `starts_stage`.
     """
 
     name: str
@@ -57,49 +93,16 @@ class Piece:
     flops: float = 0.0
     tied_to: str | None = None
     starts_stage: bool = False
+    reads: Callable[..., Any] = State
 
 
 def pieces(config: ModelConfig, factory: LayerFactory, lengths: Lengths | None = None) -> list[Piece]:
     """The pieces of `config` in order. FLOPs are per sequence and are zero where no `lengths` are given."""
-
-    def count(formula: Callable[..., float], *arguments: Any) -> float:
-        return 0.0 if lengths is None else formula(config, *arguments, lengths)
-
-    result = [
-        Piece("embedding", lambda f: TokenEmbedding(config, f), _embed),
-        Piece("relative_bias", lambda f: RelativeBiasTables(config, f), _add_bias_tables),
-    ]
-    for layer in range(config.num_encoder_layers):
-        result.append(
-            Piece(
-                f"encoder.layers.{layer}",
-                partial(_build_encoder_layer, config, layer),
-                _run_encoder_layer,
-                flops=count(flops.encoder_layer, layer),
-                starts_stage=True,
-            )
-        )
-    # The final norms and the head stay with the layer before them: a stage of the head alone would receive an encoder output
-    # that it does not use, and a pipeline cannot send a float tensor that gets no gradient.
-    result.append(Piece("encoder.final_norm", lambda f: RMSNorm(config.d_model, config.norm_eps), _norm_encoder))
-    for layer in range(config.num_decoder_layers):
-        result.append(
-            Piece(
-                f"decoder.layers.{layer}",
-                lambda f: DecoderLayer(config, f),
-                _run_decoder_layer,
-                flops=count(flops.decoder_layer),
-                starts_stage=True,
-            )
-        )
-    result.append(Piece("decoder.final_norm", lambda f: RMSNorm(config.d_model, config.norm_eps), _norm_decoder))
-    head_flops = count(flops.output_head)
-    if config.tie_embeddings:
-        run_tied_head = _tied_head(config.d_model**-0.5, factory)
-        result.append(Piece("head", result[0].build, run_tied_head, flops=head_flops, tied_to="embedding"))
-    else:
-        result.append(Piece("head", lambda f: OutputHead(config, f), _run_head, flops=head_flops))
-    return result
+    if config.is_decoder_only:
+        return _decoder_only(config, factory, lengths)
+    if config.is_encoder_only:
+        return _encoder_only(config, factory, lengths)
+    return _encoder_decoder(config, factory, lengths)
 
 
 def forward_flops(config: ModelConfig, factory: LayerFactory, lengths: Lengths) -> float:
@@ -107,42 +110,247 @@ def forward_flops(config: ModelConfig, factory: LayerFactory, lengths: Lengths) 
     return sum(piece.flops for piece in pieces(config, factory, lengths))
 
 
-def _build_encoder_layer(config: ModelConfig, layer: int, factory: LayerFactory) -> EncoderLayer:
-    return EncoderLayer(config, factory, layer)
+def executed_flops(config: ModelConfig, factory: LayerFactory, lengths: Lengths) -> float:
+    """FLOPs of one forward pass as the chosen Fourier backend really computes it."""
+    layers = range(config.num_encoder_layers)
+    extra = sum(flops.executed_mixing(config, n, lengths) - flops.encoder_mixing(config, n, lengths) for n in layers)
+    return forward_flops(config, factory, lengths) + extra
 
 
-def _embed(embedding: TokenEmbedding, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    return embedding(inputs.encoder_ids), embedding(inputs.decoder_ids), inputs.encoder_mask
+def _encoder_decoder(config: ModelConfig, factory: LayerFactory, lengths: Lengths | None) -> list[Piece]:
+    count = _counter(config, lengths)
+    result = [
+        Piece("embedding", lambda f: TokenEmbedding(config, f), _embed_both, reads=Inputs),
+        Piece("relative_bias", lambda f: RelativeBiasTables(config, f), _add_bias_tables, reads=Embedded),
+        Piece(
+            "encoder.input",
+            lambda f: StackInput(config, config.encoder_style, f),
+            lambda module, state: state._replace(encoder_hidden=module(state.encoder_hidden)),
+            flops=count(flops.encoder_input),
+        ),
+        Piece(
+            "decoder.input",
+            lambda f: StackInput(config, config.decoder_style, f),
+            lambda module, state: state._replace(decoder_hidden=module(state.decoder_hidden)),
+        ),
+        *_encoder_layers(config, count, _run_encoder_layer, State),
+    ]
+    # The final norms and the head stay with the layer before them: a stage of the head alone would receive an encoder output
+    # that it does not use, and a pipeline cannot send a float tensor that gets no gradient.
+    if config.encoder_style.pre_norm:
+        result.append(Piece("encoder.final_norm", _final_norm(config, encoder=True), partial(_norm_encoder, _kept(config))))
+    table = -1 if config.decoder_has_bias_table else None
+    self_bias = ScoreBiasOf("causal", table, config.max_distance, bidirectional=False)
+    cross_bias = ScoreBiasOf("all")
+    for layer in range(config.num_decoder_layers):
+        result.append(
+            Piece(
+                f"decoder.layers.{layer}",
+                lambda f: DecoderLayer(config, f, self_bias, cross_bias),
+                _run_decoder_layer,
+                flops=count(flops.decoder_layer),
+                starts_stage=True,
+            )
+        )
+    if config.decoder_style.pre_norm:
+        result.append(Piece("decoder.final_norm", _final_norm(config, encoder=False), partial(_norm_decoder, _kept(config))))
+    result.append(_language_model_head(config, factory, count, result[0], "decoder_hidden", State))
+    return result
 
 
-def _add_bias_tables(tables: RelativeBiasTables, embedded: tuple[Tensor, Tensor, Tensor]) -> State:
-    encoder_hidden, decoder_hidden, encoder_mask = embedded
-    return State(encoder_hidden, decoder_hidden, tables(), encoder_mask)
+def _decoder_only(config: ModelConfig, factory: LayerFactory, lengths: Lengths | None) -> list[Piece]:
+    count = _counter(config, lengths)
+    result = [
+        Piece("embedding", lambda f: TokenEmbedding(config, f), _embed_text, reads=TextInputs),
+        Piece("relative_bias", lambda f: RelativeBiasTables(config, f), _add_text_tables, reads=StackState),
+        Piece("decoder.input", lambda f: StackInput(config, config.decoder_style, f), _begin_text, reads=StackState),
+    ]
+    is_prefix = config.architecture == "prefix_decoder"
+    table = 0 if config.decoder_has_bias_table else None
+    # a prefix is read in both directions, so its distances have both signs
+    score_bias = ScoreBiasOf("prefix" if is_prefix else "causal", table, config.max_distance, bidirectional=is_prefix)
+    for layer in range(config.num_decoder_layers):
+        result.append(
+            Piece(
+                f"decoder.layers.{layer}",
+                lambda f: DecoderLayer(config, f, score_bias, None),
+                lambda module, state: state._replace(hidden=module(state.hidden, state.bias_tables, state.mask)),
+                flops=count(flops.decoder_layer),
+                starts_stage=True,
+                reads=StackState,
+            )
+        )
+    if config.decoder_style.pre_norm:
+        build = _final_norm(config, encoder=False)
+        result.append(Piece("decoder.final_norm", build, partial(_norm_stack, _kept(config)), reads=StackState))
+    result.append(_language_model_head(config, factory, count, result[0], "hidden", StackState))
+    return result
+
+
+def _encoder_only(config: ModelConfig, factory: LayerFactory, lengths: Lengths | None) -> list[Piece]:
+    count = _counter(config, lengths)
+    result = [
+        Piece("embedding", lambda f: TokenEmbedding(config, f), _embed_encoder, reads=EncoderInputs),
+        Piece("relative_bias", lambda f: RelativeBiasTables(config, f), _add_text_tables, reads=StackState),
+        Piece(
+            "encoder.input",
+            lambda f: StackInput(config, config.encoder_style, f),
+            lambda module, state: state._replace(hidden=module(state.hidden, state.type_ids)),
+            flops=count(flops.encoder_input),
+            reads=StackState,
+        ),
+        *_encoder_layers(config, count, _run_stack_layer, StackState),
+    ]
+    if config.encoder_style.pre_norm:
+        build = _final_norm(config, encoder=True)
+        result.append(Piece("encoder.final_norm", build, partial(_norm_stack, _kept(config)), reads=StackState))
+    result.append(
+        Piece(
+            "heads",
+            lambda f: Heads(config, f),
+            lambda module, state: module(state.hidden, state.mlm_positions),
+            flops=count(flops.heads),
+            reads=StackState,
+        )
+    )
+    if "mlm" in config.heads:
+        head_flops = count(flops.output_head)
+        if config.tie_embeddings:
+            run = partial(_run_tied_mlm, factory)
+            result.append(Piece("head", result[0].build, run, head_flops, tied_to="embedding", reads=EncoderOutputs))
+        else:
+            result.append(Piece("head", lambda f: OutputHead(config, f), _run_mlm, head_flops, reads=EncoderOutputs))
+    return result
+
+
+def _encoder_layers(
+    config: ModelConfig, count: Callable[..., float], run: Callable[[Any, Any], Any], reads: Callable[..., Any]
+) -> list[Piece]:
+    reach = ScoreBiasOf(
+        "documents" if config.mix_within_documents else "all",
+        0 if config.encoder_has_bias_table else None,
+        config.max_distance,
+        bidirectional=True,
+    )
+    return [
+        Piece(
+            f"encoder.layers.{layer}",
+            partial(_build_encoder_layer, config, layer, reach),
+            run,
+            flops=count(flops.encoder_layer, layer),
+            starts_stage=True,
+            reads=reads,
+        )
+        for layer in range(config.num_encoder_layers)
+    ]
+
+
+def _language_model_head(
+    config: ModelConfig,
+    factory: LayerFactory,
+    count: Callable[..., float],
+    embedding: Piece,
+    field: str,
+    reads: Callable[..., Any],
+) -> Piece:
+    head_flops = count(flops.output_head)
+    if not config.tie_embeddings:
+        return Piece(
+            "head",
+            lambda f: OutputHead(config, f),
+            lambda module, state: module(getattr(state, field)),
+            head_flops,
+            reads=reads,
+        )
+    # T5 takes the N(0, 1) of its embedding back here; an embedding that starts at init_std needs no scale
+    scale = 1.0 if config.init_std else config.d_model**-0.5
+
+    def run(module: TokenEmbedding, state: Any) -> Tensor:
+        return factory.tied_logits(getattr(state, field) * scale, module.weight)
+
+    return Piece("head", embedding.build, run, head_flops, tied_to=embedding.name, reads=reads)
+
+
+def _counter(config: ModelConfig, lengths: Lengths | None) -> Callable[..., float]:
+    def count(formula: Callable[..., float], *arguments: Any) -> float:
+        return 0.0 if lengths is None else formula(config, *arguments, lengths)
+
+    return count
+
+
+def _build_encoder_layer(config: ModelConfig, layer: int, score_bias: ScoreBiasOf, factory: LayerFactory) -> EncoderLayer:
+    return EncoderLayer(config, factory, layer, score_bias)
+
+
+def _final_norm(config: ModelConfig, *, encoder: bool) -> Callable[[LayerFactory], nn.Module]:
+    style = config.encoder_style if encoder else config.decoder_style
+    return lambda _: build_norm(style.norm, config.d_model, style.norm_eps)
+
+
+def _kept(config: ModelConfig) -> float:
+    """Dropout behind a final norm."""
+    return config.dropout if config.drops_inside else 0.0
+
+
+def _embed_both(embedding: TokenEmbedding, inputs: Inputs) -> Embedded:
+    return Embedded(embedding(inputs.encoder_ids), embedding(inputs.decoder_ids), inputs.encoder_mask)
+
+
+def _add_bias_tables(tables: RelativeBiasTables, embedded: Embedded) -> State:
+    bias_tables = tables(embedded.encoder_mask)
+    return State(embedded.encoder_hidden, embedded.decoder_hidden, bias_tables, embedded.encoder_mask)
 
 
 def _run_encoder_layer(layer: EncoderLayer, state: State) -> State:
     return state._replace(encoder_hidden=layer(state.encoder_hidden, state.encoder_mask, state.bias_tables))
 
 
-def _norm_encoder(norm: RMSNorm, state: State) -> State:
-    return state._replace(encoder_hidden=norm(state.encoder_hidden))
+def _norm_encoder(dropout: float, norm: nn.Module, state: State) -> State:
+    return state._replace(encoder_hidden=drop(norm(state.encoder_hidden), dropout, norm.training))
 
 
 def _run_decoder_layer(layer: DecoderLayer, state: State) -> State:
-    hidden = layer(state.decoder_hidden, state.encoder_hidden, state.encoder_mask, state.bias_tables)
+    hidden = layer(state.decoder_hidden, state.bias_tables, None, state.encoder_hidden, state.encoder_mask)
     return state._replace(decoder_hidden=hidden)
 
 
-def _norm_decoder(norm: RMSNorm, state: State) -> State:
-    return state._replace(decoder_hidden=norm(state.decoder_hidden))
+def _norm_decoder(dropout: float, norm: nn.Module, state: State) -> State:
+    return state._replace(decoder_hidden=drop(norm(state.decoder_hidden), dropout, norm.training))
 
 
-def _tied_head(scale: float, factory: LayerFactory) -> Callable[[TokenEmbedding, State], Tensor]:
-    def run(embedding: TokenEmbedding, state: State) -> Tensor:
-        return factory.tied_logits(state.decoder_hidden * scale, embedding.weight)
-
-    return run
+def _embed_text(embedding: TokenEmbedding, inputs: TextInputs) -> StackState:
+    # of the five fields a decoder needs three; the others repeat the mask, which is an integer and costs nothing
+    return StackState(embedding(inputs.ids), inputs.mask, inputs.mask, inputs.mask, inputs.mask)
 
 
-def _run_head(head: OutputHead, state: State) -> Tensor:
-    return head(state.decoder_hidden)
+def _embed_encoder(embedding: TokenEmbedding, inputs: EncoderInputs) -> StackState:
+    return StackState(embedding(inputs.ids), inputs.mask, inputs.mask, inputs.type_ids, inputs.mlm_positions)
+
+
+def _add_text_tables(tables: RelativeBiasTables, state: StackState) -> StackState:
+    return state._replace(bias_tables=tables(state.mask))
+
+
+def _begin_text(module: StackInput, state: StackState) -> StackState:
+    if module.positions is None:
+        return state._replace(hidden=module(state.hidden))
+    module.positions.check(state.hidden.shape[1])
+    return state._replace(hidden=module(state.hidden, positions=positions_of(state.mask)))
+
+
+def _run_stack_layer(layer: EncoderLayer, state: StackState) -> StackState:
+    return state._replace(hidden=layer(state.hidden, state.mask, state.bias_tables))
+
+
+def _norm_stack(dropout: float, norm: nn.Module, state: StackState) -> StackState:
+    return state._replace(hidden=drop(norm(state.hidden), dropout, norm.training))
+
+
+def _run_tied_mlm(factory: LayerFactory, embedding: TokenEmbedding, outputs: EncoderOutputs) -> EncoderOutputs:
+    assert outputs.mlm is not None
+    return outputs._replace(mlm=factory.tied_logits(outputs.mlm, embedding.weight, outputs.mlm_bias))
+
+
+def _run_mlm(head: OutputHead, outputs: EncoderOutputs) -> EncoderOutputs:
+    assert outputs.mlm_bias is not None
+    return outputs._replace(mlm=head(outputs.mlm) + outputs.mlm_bias.float())

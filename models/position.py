@@ -1,7 +1,8 @@
-"""T5's relative position bias: a learnt scalar per head and bucket of distance (Raffel et al. 2020, section 2.1).
+"""Where a token stands: T5's relative bias, learnt vectors, or rotations (or nothing).
 
-One table a stack, shared by its layers. The tables travel from piece to piece (and so from pipeline stage to stage) and each
-attending layer looks its biases up.
+Relative bias: a learnt scalar per head and bucket of distance (Raffel et al. 2020, section 2.1), one table a stack, shared by
+its layers. The tables travel from piece to piece (and so from pipeline stage to stage). Rotations: Su et al. 2021
+(arXiv:2104.09864).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
+from models.initialization import normal_parameter
 from models.layers import LayerFactory
 
 
@@ -37,15 +39,15 @@ def relative_bucket(distance: Tensor, *, bidirectional: bool, num_buckets: int, 
 
 def relative_bias(table: Tensor, num_queries: int, num_keys: int, *, bidirectional: bool, max_distance: int) -> Tensor:
     """Bias (1, H, num_queries, num_keys) from a (num_buckets, H) table; the last query stands at the last key's position."""
-    queries = torch.arange(num_keys - num_queries, num_keys, device=table.device)
-    keys = torch.arange(num_keys, device=table.device)
+    # One look-up per distance, not per pair: the rows of the bias are overlapping windows of the values by ascending distance.
     bucket = relative_bucket(
-        keys[None, :] - queries[:, None],
+        torch.arange(1 - num_keys, num_queries, device=table.device),
         bidirectional=bidirectional,
         num_buckets=table.shape[0],
         max_distance=max_distance,
-    )  # (num_queries, num_keys)
-    return table[bucket].permute(2, 0, 1).unsqueeze(0)
+    )  # (Q + K - 1,)
+    windows = table.t()[:, bucket].unfold(-1, num_keys, 1)  # (H, Q, K): window 0 belongs to the last query
+    return windows.flip(1).unsqueeze(0)
 
 
 class RelativeBiasTables(nn.Module):
@@ -53,16 +55,53 @@ class RelativeBiasTables(nn.Module):
 
     def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
         super().__init__()
-        std = config.d_model**-0.5
+        std = config.std(config.d_model**-0.5)
         self.encoder: nn.Parameter | None = None
-        if config.encoder_has_attention:
+        self.decoder: nn.Parameter | None = None
+        if config.encoder_has_bias_table:
             self.encoder = factory.head_table(config.num_buckets, config.num_heads, std)
-        self.decoder = factory.head_table(config.num_buckets, config.num_heads, std)
+        if config.decoder_has_bias_table:
+            self.decoder = factory.head_table(config.num_buckets, config.num_heads, std)
 
-    def forward(self) -> Tensor:
-        """(S, num_buckets, H): the decoder's table is the last, the encoder's (if any) the first.
+    def forward(self, like: Tensor) -> Tensor:
+        """(S, num_buckets, H): the decoder's table is the last, the encoder's the first.
 
         One tensor for both, because a pipeline stage must use every float tensor that it receives, and decoder stages would
-        have no use for an encoder table of its own.
+        have no use for an encoder table of its own. Where no layer has a table: integers, which need no gradient.
         """
-        return torch.stack([table for table in (self.encoder, self.decoder) if table is not None])
+        tables: list[Tensor] = [table for table in (self.encoder, self.decoder) if table is not None]
+        return torch.stack(tables) if tables else torch.zeros(1, dtype=torch.int64, device=like.device)
+
+
+class LearnedPositions(nn.Module):
+    """A learnt vector per position, `max_length` of them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = normal_parameter((config.max_length, config.d_model), config.std(config.d_model**-0.5))
+
+    def forward(self, num_tokens: int) -> Tensor:
+        """(1, N, D). Raises ValueError beyond max_length."""
+        self.check(num_tokens)
+        return self.weight[None, :num_tokens]
+
+    def at(self, positions: Tensor) -> Tensor:
+        """(B, N) int64 → (B, N, D)."""
+        return self.weight[positions]
+
+    def check(self, num_tokens: int) -> None:
+        if num_tokens > self.weight.shape[0]:
+            raise ValueError(
+                f"the input has {num_tokens} tokens, model.max_length is {self.weight.shape[0]}: "
+                "shorten the input, or build the model with a larger model.max_length"
+            )
+
+
+def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
+    """Turn the feature pairs (i, i + E/2) of x (B, H, N, E) by position · base^(-2i/E); positions (B or 1, N) int64."""
+    half = x.shape[-1] // 2
+    rates = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angles = positions[:, None, :, None].float() * rates  # (B or 1, 1, N, E/2), fp32: bf16 has no integers beyond 256
+    cosines, sines = angles.cos(), angles.sin()
+    first, second = x.float().split(half, dim=-1)
+    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1).to(x.dtype)

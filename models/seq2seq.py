@@ -1,4 +1,4 @@
-"""The whole encoder-decoder on one process, its modules nested at their canonical names.
+"""The whole encoder-decoder on one process: the training pass, and encoding once with decoding step by step.
 
 Shapes: B batch, N encoder tokens, M decoder tokens, D model width, V padded vocabulary.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from models.config import ModelConfig
 from models.decoder import LayerCache
-from models.layers import TorchLayers
-from models.pieces import Inputs, Piece, State, pieces
+from models.embedding import StackInput
+from models.pieces import Inputs, State
+from models.piecewise import Piecewise
 
 
 @dataclass
@@ -22,61 +24,51 @@ class Encoded:
 
     state: State
     caches: list[LayerCache] = field(default_factory=list)
+    num_decoded: int = 0
+
+    def reorder(self, rows: Tensor, *, same_sample: bool = False) -> None:
+        """Keep the given rows (R,) of the batch, in their order, repeats included.
+
+        `same_sample`: every row is replaced by one of the same sample (as beams are), so the encoder's side stays.
+        """
+        if not same_sample:
+            self.state = self.state._replace(
+                encoder_hidden=self.state.encoder_hidden[rows],
+                decoder_hidden=self.state.decoder_hidden[rows],
+                encoder_mask=self.state.encoder_mask[rows],
+            )
+        for cache in self.caches:
+            cache.reorder(rows, cross=not same_sample)
 
 
-class Seq2Seq(nn.Module):
-    """`state_dict()` of this module has the canonical names that weights on disk use."""
-
+class Seq2Seq(Piecewise):
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        if config.vocab_size < 1:
-            raise ValueError("model.vocab_size is 0: set it to the tokenizer's size before building the model")
-        self.config = config
-        self.factory = TorchLayers()
-        self._pieces = pieces(config, self.factory)
-        for piece in self._pieces:
-            if piece.tied_to is None:
-                _nest(self, piece.name, piece.build(self.factory))
-        first_decoder_piece = [piece.name for piece in self._pieces].index("decoder.layers.0")
-        self._encoder_pieces = self._pieces[:first_decoder_piece]
-        self._decoder_layers = self._pieces[first_decoder_piece : first_decoder_piece + config.num_decoder_layers]
-        self._output_pieces = self._pieces[first_decoder_piece + config.num_decoder_layers :]
+        if config.is_decoder_only or config.is_encoder_only:
+            raise ValueError(f"model.architecture is {config.architecture!r}: this is no encoder-decoder, use build_model")
+        super().__init__(config)
+        self._after_layers = self.piece_after("decoder.layers.")
 
     def forward(self, inputs: Inputs) -> Tensor:
         """fp32 logits (B, M, V)."""
-        state: Any = inputs
-        for piece in self._pieces:
-            state = self._run(piece, state)
-        return state
+        return self.run_pieces(inputs)
 
     def encode(self, encoder_ids: Tensor, encoder_mask: Tensor) -> Encoded:
         """Run the encoder once over (B, N) ids; decode() then takes any number of steps."""
-        state: Any = Inputs(encoder_ids, encoder_mask, encoder_ids[:, :0])
-        for piece in self._encoder_pieces:
-            state = self._run(piece, state)
-        return Encoded(state, [LayerCache() for _ in self._decoder_layers])
+        state = self.run_pieces(Inputs(encoder_ids, encoder_mask, encoder_ids[:, :0]), stop="decoder.layers.0")
+        return Encoded(state, [LayerCache() for _ in range(self.config.num_decoder_layers)])
 
     def decode(self, decoder_ids: Tensor, encoded: Encoded) -> Tensor:
         """Logits (B, M, V) of M further decoder tokens; `encoded` remembers the earlier ones."""
-        state = encoded.state
-        hidden = self.get_submodule("embedding")(decoder_ids)  # (B, M, D)
-        for piece, cache in zip(self._decoder_layers, encoded.caches, strict=True):
-            layer = self.get_submodule(piece.name)
-            hidden = layer(hidden, state.encoder_hidden, state.encoder_mask, state.bias_tables, cache)
+        state, past, num_new = encoded.state, encoded.num_decoded, decoder_ids.shape[1]
+        start = self.get_submodule("decoder.input")
+        assert isinstance(start, StackInput)
+        if start.positions is not None:
+            start.positions.check(past + num_new)
+        positions = torch.arange(past, past + num_new, device=decoder_ids.device)[None]
+        hidden = start(self.get_submodule("embedding")(decoder_ids), positions=positions)  # (B, M, D)
+        for index, cache in enumerate(encoded.caches):
+            layer = self.get_submodule(f"decoder.layers.{index}")
+            hidden = layer(hidden, state.bias_tables, None, state.encoder_hidden, state.encoder_mask, cache)
+        encoded.num_decoded = past + num_new
         output: Any = state._replace(decoder_hidden=hidden)
-        for piece in self._output_pieces:
-            output = self._run(piece, output)
-        return output
-
-    def _run(self, piece: Piece, state: Any) -> Any:
-        return piece.run(self.get_submodule(piece.tied_to or piece.name), state)
-
-
-def _nest(root: nn.Module, name: str, child: nn.Module) -> None:
-    """Hang `child` at the dotted `name`, making plain containers on the way."""
-    *path, last = name.split(".")
-    for part in path:
-        if not hasattr(root, part):
-            root.add_module(part, nn.Module())
-        root = getattr(root, part)
-    root.add_module(last, child)
+        return self.run_pieces(output, start=self._after_layers)

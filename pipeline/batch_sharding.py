@@ -75,10 +75,10 @@ class RegionLayers(MegatronLayers):
 def _batch_build(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     def sharded(factory: Any) -> nn.Module:
         layer = build(RegionLayers())
-        for name in ("mixing", "feed_forward"):
-            module = layer.get_submodule(name)
-            has_shards = any(shard_dim(parameter) is not None for parameter in module.parameters())
-            module.register_forward_pre_hook(_gather_first if has_shards else _own_masks)
+        mixing = layer.get_submodule("mixing")
+        has_shards = any(shard_dim(parameter) is not None for parameter in mixing.parameters())
+        mixing.register_forward_pre_hook(_gather_first if has_shards else _own_masks)
+        layer.get_submodule("feed_forward").register_forward_pre_hook(_gather_first)
         for parameter in layer.parameters():
             if shard_dim(parameter) is None:
                 setattr(parameter, _PARTIAL, True)
@@ -108,13 +108,9 @@ def _gather_first(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, .
 
 
 def _own_masks(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A mixer without sharded weights gets its own samples' masks; whatever else it takes (bias tables) is no sample's."""
-    hidden, *others = arguments
-    return hidden, *(_own_samples(mask) if _is_mask(mask) else mask for mask in others)
-
-
-def _is_mask(argument: Any) -> bool:
-    return isinstance(argument, Tensor) and not argument.is_floating_point()
+    """A mixer without sharded weights gets its own samples' masks; the bias tables behind them are no sample's."""
+    hidden, mask, *others = arguments
+    return hidden, _own_samples(mask), *others
 
 
 def _group() -> Any:

@@ -1,12 +1,14 @@
 """Batches as a pure function of (seed, global sample index): not of the mesh, the micro-batch, or where a run was restarted.
 
-Sample i of a run is row `permute(i mod R)` of epoch `i // R`, for R rows. A step takes `global_batch_size` consecutive samples;
-micro-batch k of replica r takes its share of them. Nothing has to be replayed to continue at a step.
+A step takes `global_batch_size` consecutive samples of `order.SampleOrder`; micro-batch k of replica r takes its share of them.
+Every rank knows the target tokens of the whole global batch without reading the others' rows.
+
+Shapes: B samples of a micro-batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,53 +17,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.indexed_dataset import TokenFile
-from data_prep.packing import PackedRows, rows_file
-from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer, start_id
-from pipeline.config import RunConfig
-from pipeline.objectives.prefix_lm import Batch, PrefixLM
-from pipeline.permutation import permute
+from data_prep.files import canonical_json, sha256_bytes
+from data_prep.manifest import load_manifest
+from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer
+from pipeline.config import DataConfig, RunConfig
+from pipeline.objectives.catalogue import build_objective
+from pipeline.objectives.interface import AnyBatch, Objective
+from pipeline.objectives.vocabulary import Vocabulary
+from pipeline.order import SampleOrder, Skipping
+from pipeline.rows import NO_ROW, JoinedRows, Rows, RowSource, StreamRows
+
+__all__ = ["NO_ROW", "PipelineBatch", "Rows", "Share", "TrainingBatches", "as_tensors", "objective_of", "validation_batches"]
 
 Ints = NDArray[np.int64]
 PipelineBatch = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
-
-NO_ROW = -1  # an empty row: fills the last micro-batch of a validation set, and weighs nothing
-
-
-class Rows:
-    """The packed rows of one split of a dataset folder, read by mmap."""
-
-    def __init__(self, folder: Path, split: str, row_length: int) -> None:
-        prefix = folder / split
-        index = folder / rows_file(split, row_length)
-        if not folder.is_dir():
-            raise ValueError(f"data.path {folder} does not exist: make it with `fnet-t5 prepare --output {folder}`")
-        if not Path(f"{prefix}.bin").is_file():
-            raise ValueError(
-                f"{folder} has no {split} split (too little text fell to it): prepare with --{split}, or more text"
-            )
-        if not index.is_file():
-            made = sorted(path.stem.rpartition("_")[2] for path in folder.glob(f"{split}.rows_*.npy"))
-            raise ValueError(
-                f"{folder} has no {split} rows of {row_length} tokens (data.encoder_length + data.decoder_length); "
-                f"it has {', '.join(made) or 'none'}: change the lengths, or add these rows by "
-                f"`fnet-t5 data pack {folder} {row_length}`"
-            )
-        self.tokens = TokenFile(prefix).tokens
-        self.packed = PackedRows.load(index)
-
-    def __len__(self) -> int:
-        return int(self.packed.num_rows)
-
-    def lengths(self, rows: Ints) -> Ints:
-        """Tokens in each row (int64); 0 for NO_ROW."""
-        return np.where(rows == NO_ROW, 0, self.packed.lengths_of(np.maximum(rows, 0)))
-
-    def read(self, rows: Ints) -> tuple[Ints, Ints]:
-        """Token ids (len(rows), row_length) padded with 0 at their end, and the lengths; both int64."""
-        lengths = self.lengths(rows)
-        tokens, _ = self.packed.gather(self.tokens, np.maximum(rows, 0))
-        return np.asarray(tokens, dtype=np.int64), lengths
 
 
 @dataclass(frozen=True)
@@ -79,59 +48,130 @@ class Share:
 
 
 class TrainingBatches:
-    """The training data of a run."""
+    """The training data of a run, from one source of rows or several blended by `weights`."""
 
-    def __init__(self, rows: Rows, objective: PrefixLM, share: Share, global_batch_size: int, seed: int) -> None:
-        if len(rows) < 1:
-            raise ValueError("the training split holds no rows: prepare more text")
-        self.rows, self.objective, self.share = rows, objective, share
-        self.global_batch_size, self.seed = global_batch_size, seed
+    def __init__(
+        self,
+        rows: RowSource | Sequence[RowSource],
+        objective: Objective,
+        share: Share,
+        global_batch_size: int,
+        seed: int,
+        weights: Sequence[float] = (1,),
+        skip_ranges: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        sources = [rows] if isinstance(rows, RowSource) else list(rows)
+        if len(weights) != len(sources):
+            raise ValueError(f"{len(sources)} data folders and {len(weights)} weights: give each folder one")
+        if sources[0].row_length != objective.row_length:
+            raise ValueError(
+                f"rows of {sources[0].row_length} tokens, but the objective takes {objective.row_length}: pack again"
+            )
+        self.rows = sources[0] if len(sources) == 1 else JoinedRows(sources)
+        self.order = SampleOrder([len(source) for source in sources], weights, seed)
+        self.objective, self.share, self.global_batch_size = objective, share, global_batch_size
+        self._skipping = Skipping(skip_ranges)
+        self._step, self._position = 0, 0
+        blend = [] if len(sources) == 1 else [{"weights": self.order.blend.shares.tolist()}]
+        self.fingerprint = sha256_bytes(canonical_json([self.rows.fingerprint, *blend])) if blend else self.rows.fingerprint
+
+    def continue_at(self, step: int, position: int) -> None:
+        """Go on after `step` with sample `position`: the two that `position_after` gave together.
+
+        From here another global batch size, or newly skipped ranges, change nothing that came before.
+        """
+        self._step, self._position = step, position
+
+    def position_after(self, step: int) -> int:
+        """The first sample that no step up to `step` has taken."""
+        return self._position if step == self._step else int(self.samples(step)[-1]) + 1
+
+    def samples(self, step: int) -> Ints:
+        """The global sample indices of the `step`-th update, counted from 1."""
+        done = step - 1 - self._step
+        if done < 0:
+            raise ValueError(f"step {step} lies before step {self._step}, where these batches go on")
+        return self._skipping.take(self._position, done * self.global_batch_size, self.global_batch_size)
 
     def sample_rows(self, step: int) -> Ints:
-        """Row of every sample of the `step`-th update (counted from 1): the same on every rank."""
-        first = (step - 1) * self.global_batch_size
-        samples = np.arange(first, first + self.global_batch_size, dtype=np.int64)
-        epochs, positions = np.divmod(samples, len(self.rows))
-        result = np.empty_like(samples)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            result[chosen] = permute(positions[chosen], len(self.rows), f"{self.seed}/{epoch}")
-        return result
+        """Row of every sample of the `step`-th update: the same on every rank."""
+        return self.order.rows(self.samples(step))
 
     def step(self, step: int) -> tuple[list[PipelineBatch], int]:
         """This replica's micro-batches of a step, and the target tokens of the whole global batch."""
-        return _make(self.rows, self.objective, self.share, self.sample_rows(step))
+        return _make(self.rows, self.objective, self.share, self.samples(step), self.sample_rows(step))
+
+    def raw_tokens(self, step: int) -> int:
+        """Tokens of the corpus that the global batch of a step reads."""
+        return int(self.rows.lengths(self.sample_rows(step)).sum())
 
 
-def objective_of(config: RunConfig) -> PrefixLM:
-    """The objective of a run, with the start token of the data's tokenizer."""
-    tokenizer = load_tokenizer(config.data.path / TOKENIZER_FILE)
-    return PrefixLM(config.data.encoder_length, config.data.decoder_length, start_id=start_id(tokenizer))
+def vocabulary_of(folder: Path) -> Vocabulary:
+    """The ids that objectives use, from a dataset folder's tokenizer."""
+    return Vocabulary.of(load_tokenizer(folder / TOKENIZER_FILE))
 
 
-def validation_batches(rows: Rows, objective: PrefixLM, share: Share, num_rows: int) -> tuple[list[PipelineBatch], int]:
+def objective_of(config: RunConfig, seed: str | None = None) -> Objective:
+    """The objective of a run. `seed` names its stream of random numbers; default: that of training."""
+    data = config.data
+    return build_objective(
+        data.objective,
+        architecture=config.model.architecture,
+        encoder_length=data.encoder_length,
+        decoder_length=data.decoder_length,
+        vocabulary=vocabulary_of(data.path),
+        seed=str(config.train.seed) if seed is None else seed,
+    )
+
+
+def open_rows(data: DataConfig, folder: Path, split: str) -> RowSource:
+    """The rows of one split of a folder as a recipe wants them."""
+    return (StreamRows if data.layout == "stream" else Rows)(folder, split, data.row_length)
+
+
+def training_rows(data: DataConfig) -> tuple[list[RowSource], list[float]]:
+    """The sources of the training text and their weights. Raises ValueError where their tokenizers differ."""
+    if not data.blend:
+        return [open_rows(data, data.path, "train")], [1]
+    expected = load_manifest(data.path).tokenizer.sha256
+    for part in data.blend:
+        if load_manifest(part.path).tokenizer.sha256 != expected:
+            raise ValueError(
+                f"data.blend: {part.path} was prepared with another tokenizer than {data.path}: prepare it again with "
+                f"--tokenizer {data.path / TOKENIZER_FILE}"
+            )
+    return [open_rows(data, part.path, "train") for part in data.blend], [part.weight for part in data.blend]
+
+
+def validation_batches(rows: RowSource, objective: Objective, share: Share, num_rows: int) -> tuple[list[PipelineBatch], int]:
     """The first `num_rows` rows as micro-batches of the training shape, and their target tokens over all replicas.
 
-    The same rows on every mesh; the last micro-batches are filled up with empty rows.
+    The same rows on every mesh; the last micro-batches are filled up with empty rows. What the objective draws belongs to the
+    row's number.
     """
     chosen = np.arange(min(num_rows, len(rows)), dtype=np.int64)
     portion = share.micro_batch_size * share.data_parallel
     filled = np.full(-(-len(chosen) // portion) * portion, NO_ROW, dtype=np.int64)
     filled[: len(chosen)] = chosen
-    return _make(rows, objective, share, filled)
+    return _make(rows, objective, share, np.arange(len(filled)), filled)
 
 
-def _make(rows: Rows, objective: PrefixLM, share: Share, samples: Ints) -> tuple[list[PipelineBatch], int]:
-    num_targets = int(objective.num_targets(rows.lengths(samples)).sum())
-    # The engine averages micro-batch losses over accumulation steps and replicas; this weight makes the average the mean over
-    # all target tokens of the global batch, however they are spread.
-    weight = len(samples) // share.micro_batch_size / max(1, num_targets)
-    batches = [as_tensors(objective(*rows.read(portion)), weight) for portion in share.micro_batches(samples)]
-    return batches, num_targets
+def _make(source: RowSource, objective: Objective, share: Share, samples: Ints, rows: Ints) -> tuple[list[PipelineBatch], int]:
+    counts = objective.loss_counts(source.lengths(rows), samples)
+    # The engine averages micro-batch losses over accumulation steps and replicas; these weights make the average the mean over
+    # all targets of the global batch, however they are spread.
+    weights = [len(samples) // share.micro_batch_size / max(1, count) for count in counts]
+    batches = [
+        as_tensors(objective(*source.read(mine), numbers), *weights)
+        for mine, numbers in zip(share.micro_batches(rows), share.micro_batches(samples), strict=True)
+    ]
+    return batches, counts[0]
 
 
-def as_tensors(batch: Batch, weight: float) -> PipelineBatch:
-    """(inputs, labels) as DeepSpeed's pipeline takes them: integer inputs, and targets with the weight of each one's loss."""
-    inputs = tuple(torch.from_numpy(array) for array in (batch.encoder_ids, batch.encoder_mask, batch.decoder_ids))
-    weights = torch.from_numpy(batch.target_mask).float() * weight
-    return inputs, (torch.from_numpy(batch.targets), weights)
+def as_tensors(batch: AnyBatch, *weights: float) -> PipelineBatch:
+    """(inputs, labels) as DeepSpeed's pipeline takes them: integer inputs, and for each loss its targets and their weights."""
+    inputs = tuple(torch.from_numpy(array) for array in batch.inputs)
+    labels: list[Tensor] = []
+    for (targets, mask), weight in zip(batch.losses, weights, strict=True):
+        labels += [torch.from_numpy(targets), torch.from_numpy(mask).float() * weight]
+    return inputs, tuple(labels)

@@ -42,6 +42,8 @@ class Position:
     counters: Counters
     mesh: dict[str, int]
     guards: dict[str, list[float]] = field(default_factory=dict)
+    next_sample: int | None = None
+    """The global sample that training goes on with. None in checkpoints of before it was kept: step x global batch size."""
 
     @classmethod
     def read(cls, checkpoint: Path) -> Position:

@@ -6,14 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer, num_ids
 from models.config import ModelConfig, expand_size
+from models.flops import Lengths
+from pipeline.objectives.catalogue import AnyObjective, ObjectiveField, check_form, named
+from pipeline.objectives.masked_lm import MaskedLMConfig
+from pipeline.objectives.prefix_lm import PrefixLMConfig
 
 
 class Section(BaseModel):
@@ -22,21 +27,67 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class BlendPart(Section):
+    """One folder of a blend."""
+
+    path: Path
+    weight: PositiveFloat
+    """Share of samples, relative to the other parts'."""
+
+
 class DataConfig(Section):
     path: Path
-    """Dataset folder made by `fnet-t5 prepare`."""
-    objective: Literal["prefix_lm"] = "prefix_lm"
+    """Dataset folder made by `fnet-t5 prepare`: its tokenizer, its validation split, and, unless `blend` is given, its text."""
+    blend: tuple[BlendPart, ...] = ()
+    """Folders whose training text is mixed by weight, `path` among them or not."""
+    objective: AnyObjective = PrefixLMConfig()
+    """A name, or a mapping of a name and settings: see pipeline/objectives."""
     encoder_length: PositiveInt = 512
     """Tokens that the encoder reads: constant in a run, because the Fourier basis depends on it."""
     decoder_length: PositiveInt = 128
-    """Tokens that the decoder writes."""
+    """Tokens that the decoder writes. Default: what the objective makes of encoder_length, 128 for prefix_lm."""
+    layout: Literal["packed", "stream"] = "packed"
+    """Rows as `prepare` packed them, or the stream of tokens cut at every row length, which needs no packing."""
+    skip_ranges: tuple[tuple[int, int], ...] = ()
+    """Global samples [first, end) that training passes over."""
     validation_rows: PositiveInt = 512
     """Rows of the validation split that each validation reads: always its first ones."""
+    validation_rows_per_source: int = Field(default=32, ge=0)
+    """Rows of each source that each validation reads besides, where the split has several; 0: none."""
+    prefetch_steps: int = Field(default=2, ge=0)
+    """Steps made ahead in the background; 0 makes each when it is needed."""
+    loader_workers: PositiveInt = 1
+    """Threads that make them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = {**values, "objective": named(values.get("objective", "prefix_lm"))}
+        if values.get("decoder_length") is None:
+            values.pop("decoder_length", None)
+            length = values.get("encoder_length", 512)
+            if isinstance(length, int) and length > 0:
+                with suppress(ValidationError):  # reported where the field itself is read
+                    objective = ObjectiveField.model_validate({"objective": values["objective"]}).objective
+                    values["decoder_length"] = objective.default_decoder_length(length)
+        return values
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> DataConfig:
+        self.objective.row_length(self.encoder_length, self.decoder_length)
+        return self
 
     @property
     def row_length(self) -> int:
-        """Tokens of one packed row."""
-        return self.encoder_length + self.decoder_length
+        """Raw tokens of one row: the most that always fit."""
+        return self.objective.row_length(self.encoder_length, self.decoder_length)
+
+    @property
+    def lengths(self) -> Lengths:
+        """The shapes of a row that the model computes."""
+        return self.objective.lengths(self.encoder_length, self.decoder_length)
 
 
 class MeshConfig(Section):
@@ -67,7 +118,12 @@ class TrainConfig(Section):
     checkpoint_every: PositiveInt = 1000
     validate_every: PositiveInt = 500
     log_every: PositiveInt = 10
+    samples: int = Field(default=0, ge=0)
+    """Texts that the model writes at every validation, into RUN/samples; each costs sample_tokens forward passes in all."""
+    sample_tokens: PositiveInt = 32
     zero_stage: Literal[0, 1, 2, 3] = 1
+    initial_weights: Path | None = None
+    """Folder to start from: what `fnet-t5 import` made, or a checkpoint of a run. Default: numbers drawn from `seed`."""
     recompute: bool = False
     """Keep only what flows between layers, and compute the rest again in the backward pass: a third more work, less memory."""
     checkpoint_minutes: PositiveFloat | None = None
@@ -160,9 +216,45 @@ class RunConfig(Section):
         return values
 
     @model_validator(mode="after")
+    def _check_objective(self) -> RunConfig:
+        check_form(self.data.objective, self.model.architecture)
+        if isinstance(self.data.objective, MaskedLMConfig):
+            trained = {"mlm", "order"} if self.data.objective.sentence_order else {"mlm"}
+            if set(self.model.heads) != trained:
+                raise ValueError(
+                    f"model.heads {list(self.model.heads)} are not those that masked_lm trains: give {sorted(trained)}, or "
+                    "change data.objective.sentence_order"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_model(self) -> RunConfig:
+        model, data = self.model, self.data
+        if model.fourier_backend == "auto":
+            raise ValueError(
+                "model.fourier_backend auto is measured by each process, and ranks that choose differently would round "
+                "differently: name fft, folded or matmul (`python benchmarks/mixing_backends.py` shows which is fastest here)"
+            )
+        needs_length = model.mixing in ("linear", "random", "causal_fourier") or "learned" in (
+            model.encoder_style.position,
+            model.decoder_style.position,
+        )
+        longest = max(data.encoder_length, data.decoder_length)
+        if model.is_decoder_only:
+            longest = data.encoder_length + data.decoder_length
+        if model.is_encoder_only:
+            longest = data.encoder_length
+        if (needs_length or model.decoder_mixing == "causal_fourier") and model.max_length < longest:
+            raise ValueError(
+                f"model.max_length {model.max_length} is less than the {longest} tokens that one stack reads of "
+                f"data.encoder_length {data.encoder_length} and data.decoder_length {data.decoder_length}: raise it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_mesh(self) -> RunConfig:
         model, tp, pp = self.model, self.mesh.tensor_parallel, self.mesh.pipeline_parallel
-        for name in ("num_heads", "d_ff"):
+        for name in ("num_heads", "d_ff", "encoder_d_ff"):
             if getattr(model, name) % tp:
                 raise ValueError(f"mesh.tensor_parallel {tp} does not divide model.{name} {getattr(model, name)}")
         if model.padded_vocab_size % tp:
@@ -173,7 +265,7 @@ class RunConfig(Section):
         return self
 
     def resolved(self) -> RunConfig:
-        """The same run with the data's absolute path, and model.vocab_size taken from the data's tokenizer.
+        """The same run with the data's absolute paths, and model.vocab_size taken from the data's tokenizer.
 
         Raises ValueError where the recipe gives a vocabulary that the tokenizer exceeds.
         """
@@ -184,8 +276,11 @@ class RunConfig(Section):
                 f"{self.data.path / TOKENIZER_FILE}: leave it out, or set it to 0"
             )
         vocab_size = self.model.vocab_size or num_tokens
-        data = self.data.model_copy(update={"path": self.data.path.resolve()})
-        return self.model_copy(update={"model": replace(self.model, vocab_size=vocab_size), "data": data})
+        blend = tuple(part.model_copy(update={"path": part.path.resolve()}) for part in self.data.blend)
+        data = self.data.model_copy(update={"path": self.data.path.resolve(), "blend": blend})
+        given = self.train.initial_weights
+        train = self.train.model_copy(update={"initial_weights": given and given.resolve()})
+        return self.model_copy(update={"model": replace(self.model, vocab_size=vocab_size), "data": data, "train": train})
 
     @classmethod
     def load(cls, run: Path) -> RunConfig:

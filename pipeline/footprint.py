@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from models.config import ModelConfig
 from models.flops import Lengths
 from models.layers import TorchLayers
-from models.pieces import Inputs, Piece, pieces
+from models.pieces import EncoderInputs, Inputs, Piece, TextInputs, pieces
 from pipeline.cut import is_decayed
+from pipeline.losses import token_logits
 
 _REGION = "encoder.layers."
 
@@ -56,6 +57,9 @@ class ShapeLayers(TorchLayers):
     def vocab_embedding(self, num_embeddings: int, dim: int, std: float) -> nn.Module:
         return super().vocab_embedding(num_embeddings // self.tensor_parallel, dim, std)
 
+    def vocab_bias(self, num_embeddings: int) -> nn.Parameter:
+        return super().vocab_bias(num_embeddings // self.tensor_parallel)
+
     def head_table(self, rows: int, num_heads: int, std: float) -> nn.Parameter:
         return super().head_table(rows, num_heads // self.tensor_parallel, std)
 
@@ -69,11 +73,7 @@ def footprints(
         factory = ShapeLayers(tensor_parallel)
         model = pieces(config, factory, lengths)
         modules: dict[str, nn.Module] = {}
-        state: Any = Inputs(
-            torch.zeros(micro_batch_size, lengths.encoder, dtype=torch.long),
-            torch.ones(micro_batch_size, lengths.encoder, dtype=torch.long),
-            torch.zeros(micro_batch_size, lengths.decoder, dtype=torch.long),
-        )
+        state: Any = _inputs(config, lengths, micro_batch_size)
         result = []
         for piece in model:
             module = modules[piece.tied_to] if piece.tied_to else piece.build(factory).to(dtype)
@@ -84,10 +84,22 @@ def footprints(
             passed = _new_bytes(state, after)
             if piece is model[-1]:
                 # the loss saves the softmax, and the engine keeps the logits: both fp32
-                saved, passed = saved + 2 * 4 * after.numel(), 0
+                saved, passed = saved + 2 * 4 * token_logits(after).numel(), 0
             result.append(_footprint(piece, module, saved, passed))
             state = after
     return result
+
+
+def _inputs(config: ModelConfig, lengths: Lengths, rows: int) -> Any:
+    def ids(width: int) -> Tensor:
+        return torch.zeros(rows, width, dtype=torch.long)
+
+    if config.is_decoder_only:
+        width = lengths.encoder + lengths.decoder
+        return TextInputs(ids(width), ids(width))
+    if config.is_encoder_only:
+        return EncoderInputs(ids(lengths.encoder), ids(lengths.encoder), ids(lengths.encoder), ids(lengths.decoder))
+    return Inputs(ids(lengths.encoder), ids(lengths.encoder), ids(lengths.decoder))
 
 
 def _footprint(piece: Piece, module: nn.Module, saved: int, passed: int) -> PieceFootprint:
@@ -125,13 +137,14 @@ def _saved_by(module: nn.Module, run: Any) -> tuple[int, Any]:
 
 def _divided(layer: nn.Module, saved: int, state: Any, tensor_parallel: int) -> int:
     """An encoder layer sharded over the batch: all but its sharded products keep 1/t (`batch_sharding.py`)."""
-    hidden = state.encoder_hidden.detach().requires_grad_()
+    is_pair = hasattr(state, "encoder_hidden")
+    hidden = (state.encoder_hidden if is_pair else state.hidden).detach().requires_grad_()
+    mask = state.encoder_mask if is_pair else state.mask
     feed_forward = layer.get_submodule("feed_forward")
     whole, _ = _saved_by(feed_forward, lambda: feed_forward(hidden))
     mixing = layer.get_submodule("mixing")
     if any(True for _ in mixing.parameters()):
-        table = state.bias_tables[0].detach()
-        whole += _saved_by(mixing, lambda: mixing(hidden, state.encoder_mask, table))[0]
+        whole += _saved_by(mixing, lambda: mixing(hidden, mask, state.bias_tables.detach()))[0]
     return whole + max(0, saved - whole) // tensor_parallel
 
 

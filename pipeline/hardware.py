@@ -38,6 +38,14 @@ USABLE_MEMORY = 0.9
 """The rest is the CUDA context, communication buffers and fragmentation."""
 
 
+def peak_flops(device_name: str) -> float | None:
+    """The dense bf16 peak of a device by the name that CUDA gives it; None for one that is not in the table."""
+    for word, known in (("H200", "h200"), ("H100", "h100"), ("A100", "a100")):
+        if word in device_name and "PCIe" not in device_name:
+            return GPUS[known].peak_flops
+    return None
+
+
 def gpu(name: str) -> GPU:
     """Raises ValueError, naming those known, for another."""
     if name not in GPUS:

@@ -15,6 +15,8 @@ from data_prep.files import atomic_write
 class Counters:
     """What a run has spent so far; saved with every checkpoint."""
 
+    raw_tokens: int = 0
+    """Tokens of the corpus that rows were made of: the D of comparisons, whatever the objective."""
     encoder_tokens: int = 0
     """Encoder positions computed, padding included."""
     decoder_tokens: int = 0

@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import torch
 
-from models.flops import Lengths
+from models.flops import Lengths, decoder_tokens
 from pipeline.config import MeshConfig, RunConfig
 from pipeline.cut import cut_stages
 from pipeline.footprint import PieceFootprint, footprints
@@ -81,7 +81,7 @@ def make_plan(config: RunConfig, data_parallel: int, device: GPU) -> Plan:
     mesh, train = config.mesh, config.train
     tp, pp = mesh.tensor_parallel, mesh.pipeline_parallel
     num_micro_batches = train.accumulation_steps(data_parallel)
-    lengths = Lengths(config.data.encoder_length, config.data.decoder_length)
+    lengths = config.data.lengths
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
     model = footprints(config.model, lengths, train.micro_batch_size, tp, dtype)
     bounds = cut_stages(model, pp)
@@ -213,18 +213,20 @@ def _tensor_bytes(config: RunConfig, part: list[PieceFootprint], lengths: Length
     element = 2 if train.precision == "bf16" else 4
     hidden = element * train.micro_batch_size * config.model.d_model
     by_batch = train.micro_batch_size % tp == 0
-    gated = config.model.feed_forward == "gated_gelu"
+    model = config.model
+    written = decoder_tokens(model, lengths)
+    cross = 0 if model.is_decoder_only else written * 2 + lengths.encoder * 2
     whole = 0.0  # all-reduces of one token's state, times tokens
     for piece in part:
         if piece.name.startswith("encoder.layers."):
             attention = 0 if piece.transforms else (2 if by_batch else 4)
-            whole += lengths.encoder * (2 if by_batch else 2 + gated) + lengths.encoder * attention
+            whole += lengths.encoder * (2 if by_batch else 2 + model.encoder_style.gated) + lengths.encoder * attention
             if piece.transforms and not by_batch:
                 whole += lengths.encoder / 2  # half of the columns gathered, forward and backward
         elif piece.name.startswith("decoder.layers."):
-            whole += lengths.decoder * (4 + 2 + 2 + gated) + lengths.encoder * 2
+            whole += written * (4 + 2 + model.decoder_style.gated) + cross
         elif piece.name == "embedding":
-            whole += lengths.encoder + lengths.decoder
+            whole += written if model.is_decoder_only else lengths.encoder + (0 if model.is_encoder_only else lengths.decoder)
         elif piece.name == "head":
-            whole += lengths.decoder
+            whole += lengths.decoder if model.is_encoder_only else written
     return 2 * (tp - 1) / tp * hidden * whole

@@ -24,11 +24,10 @@ _TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 
 def probe_logits(engine: Engine, batch: PipelineBatch) -> Tensor | None:
     """Logits (positions, V) of the first row of replica 0: on its last stage's ranks, None elsewhere. A collective."""
-    outputs = engine.logits(batch)
+    logits = engine.logits(batch)
     mesh = engine.mesh
-    if mesh.pipeline_rank < mesh.pipeline_parallel - 1 or mesh.data_rank > 0:
+    if mesh.pipeline_rank < mesh.pipeline_parallel - 1 or mesh.data_rank > 0 or logits is None:
         return None
-    logits = outputs[0] if isinstance(outputs, tuple) else outputs
     row = logits[0]
     chosen = row[torch.linspace(0, row.shape[0] - 1, _POSITIONS).long()].float().contiguous()
     if mesh.tensor_parallel == 1:

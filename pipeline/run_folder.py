@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -72,6 +73,19 @@ def load_weights(checkpoint: Path) -> dict[str, Tensor]:
         check_file(path, sums.get(f"{WEIGHTS}/{name}"))
         tensors.update(load_file(path))
     return tensors
+
+
+def weight_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter by its canonical name, without reading any. Raises ValueError where there are none."""
+    index_path = checkpoint / WEIGHTS / INDEX
+    if not index_path.is_file():
+        raise ValueError(f"{checkpoint} holds no {WEIGHTS}/{INDEX}: it is no checkpoint of ours, or not whole")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in sorted(set(json.loads(index_path.read_bytes())["weight_map"].values())):
+        check_file(checkpoint / WEIGHTS / name, None)
+        with safe_open(checkpoint / WEIGHTS / name, framework="pt") as file:
+            shapes.update({key: tuple(file.get_slice(key).get_shape()) for key in file.keys()})  # noqa: SIM118
+    return shapes
 
 
 def checksums(checkpoint: Path) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ from models.config import ModelConfig
 from models.flops import Lengths
 from models.initialization import initial_value
 from models.layers import LayerFactory
-from models.pieces import Inputs, Piece, State, pieces
+from models.pieces import Piece, pieces
+from models.score_bias import made_anew
 from pipeline.batch_sharding import has_partial_gradient, shard_encoder
 from pipeline.cut import cut_stages
 from pipeline.mesh import Mesh
@@ -26,22 +28,19 @@ _TIED_WEIGHT = "module.tokens.weight"
 class StageLayer(nn.Module):
     """A piece as a pipeline layer: tuples in, tuples out."""
 
-    def __init__(self, piece: Piece, factory: LayerFactory) -> None:
+    def __init__(self, piece: Piece, factory: LayerFactory, recompute: bool) -> None:
         super().__init__()
-        self.piece = piece
+        self.piece, self.recompute = piece, recompute
         self.module = piece.build(factory)
 
     def forward(self, received: tuple[Tensor, ...]) -> Any:
-        return run_piece(self.piece, self.module, received)
+        with made_anew() if self.recompute else nullcontext():
+            return run_piece(self.piece, self.module, received)
 
 
 def run_piece(piece: Piece, module: nn.Module, received: tuple[Tensor, ...]) -> Any:
     """Give the fields of a bare tuple their names back, then run. DeepSpeed clones what it passes on into plain tuples."""
-    if piece.name == "embedding":
-        return piece.run(module, Inputs(*received))
-    if piece.name == "relative_bias":
-        return piece.run(module, received)
-    return piece.run(module, State(*received))
+    return piece.run(module, piece.reads(*received))
 
 
 class _OwnGradient(torch.autograd.Function):
@@ -100,7 +99,7 @@ class Stages(PipelineModule):
         self.pieces = shard_encoder(pieces(config, factory, lengths), micro_batch_size, mesh.tensor_parallel)
         self.bounds = cut_stages(self.pieces, mesh.pipeline_parallel)
         super().__init__(
-            layers=[_spec(piece, self.pieces, factory) for piece in self.pieces],
+            layers=[_spec(piece, self.pieces, factory, recompute) for piece in self.pieces],
             topology=mesh.topology,
             loss_fn=loss_fn,
             activation_checkpoint_interval=int(recompute),  # one piece at a time
@@ -143,21 +142,21 @@ class Stages(PipelineModule):
 
 
 @torch.no_grad()
-def initialize(stages: Stages, mesh: Mesh, seed: int) -> None:
-    """Draw this stage's parameters: the same values as on one process, whatever the mesh."""
+def initialize(stages: Stages, mesh: Mesh, seed: int, given: Mapping[str, Tensor] | None = None) -> None:
+    """Fill this stage's parameters: drawn from `seed`, the same values on every mesh, or taken from `given` by name."""
     for entry in stages.canonical_parameters():
-        full = initial_value(entry.parameter, entry.name, entry.full_shape, seed)
+        full = initial_value(entry.parameter, entry.name, entry.full_shape, seed) if given is None else given[entry.name]
         entry.parameter.copy_(entry.local_slice(full, mesh))
 
 
-def _spec(piece: Piece, model: Sequence[Piece], factory: LayerFactory) -> LayerSpec:
+def _spec(piece: Piece, model: Sequence[Piece], factory: LayerFactory, recompute: bool) -> LayerSpec:
     is_shared = any(other.tied_to == piece.name for other in model)
     if piece.tied_to is None and not is_shared:
-        return LayerSpec(StageLayer, piece, factory)
+        return LayerSpec(StageLayer, piece, factory, recompute)
     if piece.tied_to is None:
-        return TiedLayerSpec(piece.name, StageLayer, piece, factory, tied_weight_attr=_TIED_WEIGHT)
+        return TiedLayerSpec(piece.name, StageLayer, piece, factory, recompute, tied_weight_attr=_TIED_WEIGHT)
 
     def run(layer: StageLayer, received: tuple[Tensor, ...]) -> Any:
         return run_piece(piece, layer.module, received)
 
-    return TiedLayerSpec(piece.tied_to, StageLayer, piece, factory, forward_fn=run, tied_weight_attr=_TIED_WEIGHT)
+    return TiedLayerSpec(piece.tied_to, StageLayer, piece, factory, recompute, forward_fn=run, tied_weight_attr=_TIED_WEIGHT)

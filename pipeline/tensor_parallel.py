@@ -6,6 +6,7 @@ Shapes: B batch, M decoder tokens, D model width, V padded vocabulary, t tensor-
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.initialization import mark_normal, normal_parameter
+from models.initialization import constant_parameter, mark_constant, mark_normal, normal_parameter
+from models.layers import plain_linear
+from pipeline.randomness import own_randomness
 
 
 class _Column(ColumnParallelLinear):
@@ -62,29 +65,35 @@ class MegatronLayers:
             params_dtype=torch.float32,
         )
 
-    def column_linear(self, in_features: int, out_features: int, std: float) -> nn.Module:
+    def column_linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
         layer = _Column(
             in_features,
             out_features,
             config=self._config,
             init_method=_untouched,
-            bias=False,
+            bias=bias,
             gather_output=False,
             disable_grad_reduce=not self.sums_input_gradients,
         )
         return _prepared(layer, std, dim=0)
 
-    def row_linear(self, in_features: int, out_features: int, std: float) -> nn.Module:
+    def row_linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
         layer = RowParallel(
             in_features,
             out_features,
             config=self._config,
             init_method=_untouched,
-            bias=False,
+            bias=bias,
             input_is_parallel=True,
             skip_bias_add=False,
         )
         return _prepared(self.reduce_rows(layer), std, dim=1)
+
+    def linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
+        return plain_linear(in_features, out_features, std, bias)
+
+    def own_masks(self) -> AbstractContextManager[None]:
+        return own_randomness(parallel_state.get_tensor_model_parallel_rank(), wanted=self.tensor_parallel > 1)
 
     def vocab_embedding(self, num_embeddings: int, dim: int, std: float) -> nn.Module:
         layer = VocabParallelEmbedding(num_embeddings, dim, init_method=_untouched, config=self._config)
@@ -95,9 +104,14 @@ class MegatronLayers:
         set_tensor_model_parallel_attributes(tensor=table, is_parallel=True, dim=1, stride=1)
         return table
 
-    def tied_logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
+    def vocab_bias(self, num_embeddings: int) -> nn.Parameter:
+        bias = constant_parameter((num_embeddings // self.tensor_parallel,), 0.0)
+        set_tensor_model_parallel_attributes(tensor=bias, is_parallel=True, dim=0, stride=1)
+        return bias
+
+    def tied_logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         # backward sums the partial gradients of `hidden` over the tensor group
-        return F.linear(copy_to_tensor_model_parallel_region(hidden), weight).float()
+        return F.linear(copy_to_tensor_model_parallel_region(hidden), weight, bias).float()
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         # Megatron's kernel subtracts the maximum in place; the caller's logits stay whole
@@ -120,4 +134,9 @@ def _prepared(layer: nn.Module, std: float, dim: int) -> nn.Module:
         set_tensor_model_parallel_attributes(tensor=weight, is_parallel=True, dim=dim, stride=1)
     assert shard_dim(weight) in (dim, None)
     mark_normal(weight, std)
+    bias = getattr(layer, "bias", None)
+    if bias is not None:
+        mark_constant(bias, 0.0)
+        if dim == 0 and not hasattr(bias, "tensor_model_parallel"):  # a row-parallel layer's bias is whole on every rank
+            set_tensor_model_parallel_attributes(tensor=bias, is_parallel=True, dim=0, stride=1)
     return layer

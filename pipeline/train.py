@@ -14,25 +14,28 @@ from typing import Any
 import torch
 
 from data_prep.files import only_writer
-from data_prep.manifest import load_manifest
-from data_prep.tokenizer import TOKENIZER_FILE
-from models.flops import Lengths
+from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer
 from models.layers import TorchLayers
 from models.pieces import forward_flops
 from pipeline import checkpoints
 from pipeline.agreement import check_agreement
-from pipeline.batches import Rows, TrainingBatches, objective_of, validation_batches
+from pipeline.batches import PipelineBatch, Share, TrainingBatches, objective_of, training_rows
 from pipeline.checkpoints import Position
 from pipeline.config import RunConfig, flatten
 from pipeline.engine import Engine
+from pipeline.evaluation_sets import ALL
 from pipeline.guards import ASKED, REASONS, StepResult
 from pipeline.mesh import Mesh, join, leave
+from pipeline.meter import Meter
 from pipeline.metrics import Counters, MetricsFile
+from pipeline.prefetch import Prefetch
 from pipeline.progress import NoProgress, TrainingProgress
 from pipeline.randomness import seed_dropout
-from pipeline.run_folder import METRICS, latest, write_status
+from pipeline.run_folder import METRICS, latest, step_name, write_status
+from pipeline.samples import write_samples
 from pipeline.schedule import learning_rate
 from pipeline.tracking import MlflowTracker, NoTracker
+from pipeline.validation import validation_sets
 from pipeline.watchdog import Watchdog
 
 
@@ -79,20 +82,24 @@ class Trainer:
     def __init__(self, run: Path, config: RunConfig, mesh: Mesh, watchdog: Watchdog) -> None:
         self.run_folder, self.config, self.mesh, self.watchdog = run, config, mesh, watchdog
         data, steps = config.data, config.train
-        self.fingerprint = load_manifest(data.path).fingerprint(data.row_length)
-        objective = objective_of(config)
+        self.objective = objective_of(config)
         if mesh.is_main:  # so that a run folder can write text without its data
             shutil.copyfile(data.path / TOKENIZER_FILE, run / TOKENIZER_FILE)
         self.engine = Engine(config, mesh)
+        rows, weights = training_rows(data)
         self.training = TrainingBatches(
-            Rows(data.path, "train", data.row_length), objective, self.engine.share, steps.global_batch_size, steps.seed
+            rows, self.objective, self.engine.share, steps.global_batch_size, steps.seed, weights, data.skip_ranges
         )
-        self.validation, self.validation_targets = validation_batches(
-            Rows(data.path, "val", data.row_length), objective, self.engine.share, data.validation_rows
-        )
-        self.flops_per_row = 3 * forward_flops(config.model, TorchLayers(), Lengths(data.encoder_length, data.decoder_length))
+        self.fingerprint = self.training.fingerprint
+        self.validation = validation_sets(config, self.engine.share)
+        # the rows that samples begin with, the same on every replica
+        self.glimpse = validation_sets(config, Share(steps.micro_batch_size))[-1].batches[0] if steps.samples else None
+        self.tokenizer = load_tokenizer(run / TOKENIZER_FILE) if steps.samples and mesh.is_main else None
+        self.flops_per_row = 3 * forward_flops(config.model, TorchLayers(), data.lengths)
+        self.meter = Meter(mesh, steps.global_batch_size * self.flops_per_row, self.engine.accumulation_steps)
         self.counters, self.step, self.skips_in_a_row = Counters(), 0, 0
         self._continue_latest()
+        self.batches = Prefetch(self._batches_of, steps.steps, data.prefetch_steps, data.loader_workers)
         self.metrics = MetricsFile(run / METRICS, self.step) if mesh.is_main else None
         self.progress = TrainingProgress(steps.steps, self.step) if mesh.is_main else NoProgress()
         self.tracker = (
@@ -125,6 +132,7 @@ class Trainer:
             self._set_status(status)
         finally:
             self.watchdog.beat("closing")
+            self.batches.close()
             if self.metrics is not None:
                 self.metrics.close()
             self.tracker.close(
@@ -139,25 +147,27 @@ class Trainer:
         self.watchdog.beat(f"training step {self.step}")
         if self.step % config.train.agreement_every == 0:
             check_agreement(self.engine.stages, self.mesh, self.training.sample_rows(self.step))
-        batches, num_targets = self.training.step(self.step)
+        (batches, num_targets), raw_tokens = self.batches(self.step)
+        waited = time.perf_counter() - started
         rate = learning_rate(self.step, config.train.steps, config.optimizer)
         seed_dropout(config.train.seed, self.step, self.mesh)
         result = self.engine.train_step(batches, rate, skip=self.step in config.train.skip_steps)
         elapsed = time.perf_counter() - started
-        rows = config.train.global_batch_size
-        counters.encoder_tokens += rows * config.data.encoder_length
-        counters.decoder_tokens += rows * config.data.decoder_length
+        rows, cost = config.train.global_batch_size, self.objective.cost
+        counters.raw_tokens += raw_tokens
+        counters.encoder_tokens += rows * cost.encoder
+        counters.decoder_tokens += rows * cost.decoder
         counters.target_tokens += num_targets
         counters.flops += rows * self.flops_per_row
         counters.seconds += elapsed
-        tokens_per_second = rows * config.data.row_length / elapsed
+        tokens_per_second = rows * (cost.encoder + cost.decoder) / elapsed
         self.progress.step(self.step, result.loss, tokens_per_second)
         is_logged = self.step == 1 or self.step % config.train.log_every == 0 or self.step == config.train.steps
         if is_logged or result.skipped:
             values = {"loss": result.loss, "grad_norm": result.grad_norm, "learning_rate": rate, "skipped": result.skipped}
             # JSON knows no NaN, and neither do reports: a value that is not finite has no column
             known = {name: value for name, value in values.items() if value is not None and math.isfinite(_number(value))}
-            self._log(**known, tokens_per_second=tokens_per_second)
+            self._log(**known, tokens_per_second=tokens_per_second, **self.meter.step(elapsed, waited))
         self._count_skips(result)
 
     def _count_skips(self, result: StepResult) -> None:
@@ -165,10 +175,10 @@ class Trainer:
             self.skips_in_a_row = 0
         elif result.skipped != REASONS[ASKED]:
             self.skips_in_a_row += 1
-            first = (self.step - 1) * self.config.train.global_batch_size
+            samples = self.training.samples(self.step)
             self.progress.note(
                 f"step {self.step} skipped ({result.skipped}): loss {result.loss:.4g}, gradient norm {result.grad_norm:.4g}, "
-                f"samples {first} to {first + self.config.train.global_batch_size - 1}"
+                f"samples {samples[0]} to {samples[-1]}"
             )
         if self.skips_in_a_row >= self.config.train.max_skips:
             raise ValueError(
@@ -176,11 +186,35 @@ class Trainer:
                 "diverged. Lower optimizer.learning_rate, or continue from an earlier checkpoint with train.skip_steps"
             )
 
+    def _batches_of(self, step: int) -> tuple[tuple[list[PipelineBatch], int], int]:
+        return self.training.step(step), self.training.raw_tokens(step)
+
     def _validate(self) -> None:
         self.watchdog.beat(f"validating at step {self.step}")
-        loss = self.engine.evaluate(self.validation)
-        self.progress.validated(self.step, loss)
-        self._log(validation_loss=loss, source="all", validation_target_tokens=self.validation_targets)
+        for part in self.validation:
+            loss = self.engine.evaluate(part.batches)
+            if part.source == ALL:
+                self.progress.validated(self.step, loss)
+            values: dict[str, Any] = {"validation_loss": loss, "source": part.source}
+            bits = part.bits_per_byte(loss)
+            # an encoder's loss holds the order of its segments too: no bits of a text
+            if bits is not None and not self.config.model.is_encoder_only:
+                values["bits_per_byte"] = bits
+            self._log(**values, validation_target_tokens=part.target_tokens)
+        if self.glimpse is not None:
+            self._sample(self.glimpse)
+
+    def _sample(self, batch: PipelineBatch) -> None:
+        train = self.config.train
+        written = write_samples(self.engine, batch, train.samples, train.sample_tokens)
+        if self.tokenizer is not None and written:
+            path = self.run_folder / "samples" / f"{step_name(self.step)}.txt"
+            path.parent.mkdir(exist_ok=True)
+            texts = [
+                f"given: {self.tokenizer.decode(given)}\nwritten: {self.tokenizer.decode(new)}\n" for given, new in written
+            ]
+            path.write_text("\n".join(texts), encoding="utf-8")
+            self.tracker.artifact(path, "samples")
 
     def _log(self, **values: Any) -> None:
         if self.metrics is not None:
@@ -193,10 +227,11 @@ class Trainer:
             dataset_fingerprint=self.fingerprint,
             counters=self.counters,
             mesh=checkpoints.mesh_shape(self.mesh),
+            next_sample=self.training.position_after(self.step),
             guards=self.engine.guard.spikes.state(),
         )
         self.watchdog.beat(f"saving step {self.step}")
-        checkpoints.save(self.run_folder, self.engine, position, self.validation[0])
+        checkpoints.save(self.run_folder, self.engine, position, self.validation[-1].batches[0])
         if self.mesh.is_main:
             checkpoints.prune(self.run_folder, self.config.train.keep_last, self.config.train.keep_every)
 
@@ -219,9 +254,11 @@ class Trainer:
         if self.mesh.is_main:
             checkpoints.verify(checkpoint)
         torch.distributed.barrier()
-        checkpoints.load_state(checkpoint, self.engine, self.validation[0])
+        checkpoints.load_state(checkpoint, self.engine, self.validation[-1].batches[0])
         self.engine.guard.spikes.restore(position.guards)
         self.step, self.counters = position.step, position.counters
+        if position.next_sample is not None:
+            self.training.continue_at(position.step, position.next_sample)
 
     def _set_status(self, status: str) -> None:
         if self.mesh.is_main:

@@ -8,6 +8,10 @@ from typing import Annotated
 import typer
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Dataset folder made by `fnet-t5 prepare`.")]
+INSPECT_EXAMPLE = (
+    "Example: fnet-t5 data inspect data/pile --split val --rows 5\n\n"
+    "As a model sees it: fnet-t5 data inspect data/pile --objective span_corruption noise_density=0.3"
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -18,7 +22,7 @@ def register(app: typer.Typer) -> None:
         epilog="Example: fnet-t5 data inspect data/pile",
     )
     group.command(epilog="Example: fnet-t5 data verify data/pile", no_args_is_help=True)(verify)
-    group.command(epilog="Example: fnet-t5 data inspect data/pile --split val --rows 5", no_args_is_help=True)(inspect)
+    group.command(epilog=INSPECT_EXAMPLE, no_args_is_help=True)(inspect)
     group.command(epilog="Example: fnet-t5 data stats data/pile", no_args_is_help=True)(stats)
     group.command(epilog="Example: fnet-t5 data pack data/pile 1024 2048", no_args_is_help=True)(pack)
     group.command(epilog="Example: fnet-t5 data merge data/a data/b --output data/both", no_args_is_help=True)(merge)
@@ -42,12 +46,29 @@ def verify(folder: Folder) -> None:
 
 def inspect(
     folder: Folder,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the objective.", show_default=False)
+    ] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "train",
     rows: Annotated[int, typer.Option(min=1, help="How many rows to show.")] = 3,
     row_length: Annotated[int | None, typer.Option(help="Which row index. Default: the first one.")] = None,
     seed: Annotated[int, typer.Option(help="Chooses the rows.")] = 0,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="Show what a model reads and writes: prefix_lm, causal_lm, span_corruption, text_infilling, ul2, masked_lm."
+        ),
+    ] = None,
+    encoder_length: Annotated[int, typer.Option(help="With --objective.", min=2)] = 512,
+    decoder_length: Annotated[
+        int | None, typer.Option(help="With --objective. Default: what the objective makes of it.")
+    ] = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option(help="With --objective: the model it is laid out for, such as gpt2. Default: one that it trains."),
+    ] = None,
 ) -> None:
-    """Show packed rows decoded back to text, as training reads them."""
+    """Show packed rows decoded back to text, or, with --objective, as a model sees them."""
     from rich.console import Console
     from rich.text import Text
 
@@ -57,6 +78,15 @@ def inspect(
     manifest = load_manifest(folder)
     if split not in manifest.splits:
         raise ValueError(f"{folder} has no split {split!r}: it has {', '.join(manifest.splits)}")
+    if objective is not None:
+        from launch.cli.objective_examples import print_examples
+
+        print_examples(
+            folder, split, objective, settings or [], encoder_length, decoder_length, architecture, rows=rows, seed=seed
+        )
+        return
+    if settings:
+        raise ValueError(f"{' '.join(settings)} are settings of an objective: give --objective too")
     lengths = [index.row_length for index in manifest.splits[split].packing]
     if row_length is not None and row_length not in lengths:
         raise ValueError(f"{folder} has no rows of {row_length} tokens: it has {', '.join(map(str, lengths))}")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-EXAMPLE = "Example: fnet-t5 evaluate runs/demo/run --step 100"
+EXAMPLE = "Example: fnet-t5 evaluate runs/demo/run --step 100\n\nOn each source: fnet-t5 evaluate runs/demo/run --sources"
 
 
 def register(app: typer.Typer) -> None:
@@ -21,6 +21,14 @@ def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     step: Annotated[int | None, typer.Option(help="Checkpoint to evaluate. Default: the latest.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    sources: Annotated[
+        bool, typer.Option("--sources", help="Bits per byte of suffixes given prefixes on each source: any two runs compare.")
+    ] = False,
+    prefix: Annotated[
+        int | None, typer.Option(help="With --sources: tokens given. Default: the encoder length.", min=1)
+    ] = None,
+    suffix: Annotated[int, typer.Option(help="With --sources: tokens to be written.", min=1)] = 128,
+    rows: Annotated[int, typer.Option(help="With --sources: rows of each source.", min=1)] = 256,
 ) -> None:
     """Validation loss, bits per byte, and two yardsticks: the unigram model, and encoder inputs swapped between rows."""
     from rich import box
@@ -29,6 +37,9 @@ def evaluate(
 
     from pipeline.evaluate import evaluate as evaluate_run
 
+    if sources:
+        _print_sources(run, step, as_json, prefix, suffix, rows)
+        return
     result = evaluate_run(run, step)
     if as_json:
         typer.echo(json.dumps(asdict(result)))
@@ -37,8 +48,33 @@ def evaluate(
     table.add_column("")
     table.add_column("", justify="right")
     table.add_row("validation loss, nats per target token", f"{result.loss:.4f}")
-    table.add_row("with encoder inputs swapped between rows", f"{result.swapped_loss:.4f}")
+    if result.swapped_loss is not None:
+        table.add_row("with encoder inputs swapped between rows", f"{result.swapped_loss:.4f}")
     table.add_row("unigram model on the same tokens", f"{result.unigram_loss:.4f}")
     table.add_row("bits per byte", f"{result.bits_per_byte:.4f}")
     table.add_row("target tokens", f"{result.target_tokens:,}")
+    Console().print(table)
+
+
+def _print_sources(run: Path, step: int | None, as_json: bool, prefix: int | None, suffix: int, rows: int) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.evaluate import evaluate_sources
+    from pipeline.yardstick import overall
+
+    scores = evaluate_sources(run, step, prefix_length=prefix, suffix_length=suffix, rows_per_source=rows)
+    if len(scores) > 1:
+        scores["all together"] = overall(scores)
+    if as_json:
+        typer.echo(json.dumps({name: {**asdict(one), "bits_per_byte": one.bits_per_byte} for name, one in scores.items()}))
+        return
+    table = Table(box=box.SIMPLE_HEAD, title=f"{run}: suffixes of {suffix} tokens given prefixes", title_justify="left")
+    table.add_column("source")
+    for name in ("bits per byte", "nats per token", "tokens", "bytes", "text"):
+        table.add_column(name, justify="right")
+    for name, one in scores.items():
+        cells = f"{one.bits_per_byte:.4f}", f"{one.loss:.4f}", f"{one.target_tokens:,}", f"{one.target_bytes:,}"
+        table.add_row(name, *cells, one.text_sha256[:8])
     Console().print(table)

@@ -8,8 +8,8 @@ from rich import box
 from rich.table import Table
 
 from data_prep.describe import source_table
+from data_prep.inputs.work_units import SPLITS
 from data_prep.manifest import Manifest, SourceCounts, SplitRecord
-from data_prep.work_units import SPLITS
 
 
 def sources(manifest: Manifest) -> Iterator[Table]:

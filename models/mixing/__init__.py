@@ -1,11 +1,39 @@
-"""Token mixing sublayers: each maps (B, N, D) to (B, N, D) and stands where an encoder layer could attend."""
+"""Token mixing sublayers: one file each, one interface, and the one place that knows them by name.
+
+`mixer(hidden, mask, tables)`: hidden (B, N, D), mask (B, N) integer with 0 at padding, the model's bias tables (read by
+attention alone) → (B, N, D). Whether a sublayer reads only parts of the mask's values is said in its file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import nn
 
+from models.config import ModelConfig
+from models.layers import LayerFactory
+from models.mixing.attention import AttentionMixing
+from models.mixing.causal_fourier import CausalFourierMixing
 from models.mixing.fourier import FourierMixing
+from models.mixing.hartley import HartleyMixing
+from models.mixing.identity import IdentityMixing
+from models.mixing.linear import LinearMixing
+from models.mixing.random import RandomMixing
+from models.score_bias import ScoreBiasOf
 
-MIXERS: dict[str, Callable[[], nn.Module]] = {"fourier": FourierMixing}
+
+def build_mixer(config: ModelConfig, factory: LayerFactory, layer: int, score_bias: ScoreBiasOf) -> nn.Module:
+    """The mixing sublayer of encoder layer `layer`: attention where the layout says so, else `config.mixing`."""
+    if config.encoder_layer_attends(layer):
+        return AttentionMixing(config, factory, score_bias)
+    norm = config.encoder_style.fourier_norm
+    if config.mixing in ("fourier", "hartley"):
+        transform = FourierMixing if config.mixing == "fourier" else HartleyMixing
+        return transform(norm, config.fourier_backend, config.mix_within_documents)
+    if config.mixing == "linear":
+        return LinearMixing(config.max_length, config.d_model)
+    if config.mixing == "random":
+        return RandomMixing(config.max_length, config.d_model, layer)
+    if config.mixing == "causal_fourier":
+        return CausalFourierMixing(config.max_length, norm)
+    if config.mixing == "identity":
+        return IdentityMixing()
+    raise AssertionError(config.mixing)  # refused by ModelConfig

@@ -1,10 +1,10 @@
-"""Fourier mixing: the real part of the orthonormal 2-D discrete Fourier transform over tokens and features.
+"""Fourier mixing: the real part of the 2-D discrete Fourier transform over tokens and features.
 
-    y = Re(F_N x F_D) / sqrt(N D) = C_N x C_D - S_N x S_D        (FNet, Lee-Thorp et al., arXiv:2105.03824, section 3)
+    y = Re(F_N x F_D) / sqrt(N D) = (C_N x C_D - S_N x S_D) / sqrt(N D)        (FNet, arXiv:2105.03824, section 3)
 
-C and S are the symmetric cosine and sine matrices, so the operator is its own transpose: backward is forward applied to the
-gradient, and nothing needs to be saved. FNet itself leaves the transform unnormalised and hides the gain of sqrt(N D / 2) in a
-post-norm; in a pre-norm T5 block that gain would wipe out the residual stream, hence the orthonormal scale.
+C and S are symmetric, so the operator is its own transpose: backward is forward applied to the gradient, and nothing is saved.
+FNet itself leaves the transform unnormalised (`norm="backward"`) and hides the gain of sqrt(N D / 2) in a post-norm; in a
+pre-norm T5 block that gain would wipe out the residual stream, hence `norm="ortho"` there.
 
 Shapes: B batch, N tokens, D features.
 """
@@ -16,33 +16,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
-def real_dft2(x: Tensor) -> Tensor:
-    """Real part of the orthonormal DFT over the last two dimensions of a real (…, N, D) tensor, for any N and D.
-
-    Computed in fp32 (fp64 for fp64 input), because no FFT exists in bf16; returned in the dtype of `x`. The output satisfies
-    y[n, d] = y[-n, -d], so only the columns 0 … D/2 are transformed and the rest is mirrored: half the work.
-    """
-    num_features = x.shape[-1]
-    wide = x if x.dtype == torch.float64 else x.float()
-    spectrum = torch.fft.rfft(wide, dim=-1, norm="ortho")  # (…, N, D//2 + 1), complex
-    half = torch.fft.fft(spectrum, dim=-2, norm="ortho").real  # (…, N, D//2 + 1)
-    mirrored = half[..., 1 : (num_features + 1) // 2]  # columns 1 … of which -d is not itself
-    mirrored = mirrored.flip(-1, -2).roll(1, -2)  # row n holds row (-n) mod N
-    return torch.cat([half, mirrored], dim=-1).to(x.dtype)
+from models.mixing.backend_choice import choose_backend
+from models.mixing.documents import document_tables, mix_documents
+from models.mixing.transforms import BACKENDS, TransformName
 
 
-class RealDFT2(torch.autograd.Function):
-    """`real_dft2` as a self-adjoint operator: backward(g) = forward(g), no tensor saved."""
+class SelfAdjoint(torch.autograd.Function):
+    """A transform whose transpose is itself: backward(g) = forward(g), no tensor saved."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return real_dft2(x)
+    def forward(ctx: Any, x: Tensor, transform: TransformName, norm: str, backend: str) -> Tensor:
+        ctx.choices = transform, norm, backend
+        return BACKENDS[backend](x, transform, norm)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        # Through apply, not real_dft2, so that the gradient can be differentiated again.
-        return RealDFT2.apply(gradients[0])
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        # Through apply, so that the gradient can be differentiated again.
+        return SelfAdjoint.apply(gradients[0], *ctx.choices), None, None, None
+
+
+class SelfAdjointDocuments(torch.autograd.Function):
+    """The transform inside each document. Saves the document numbers, which are integers, and makes the tables anew."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, documents: Tensor, transform: TransformName, norm: str) -> Tensor:
+        ctx.save_for_backward(documents)
+        ctx.choices = transform, norm
+        return mix_documents(x, document_tables(documents, x.dtype, norm), transform, norm)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (documents,) = ctx.saved_tensors
+        return SelfAdjointDocuments.apply(gradients[0], documents, *ctx.choices), None, None, None
 
 
 class FourierMixing(nn.Module):
@@ -51,6 +56,24 @@ class FourierMixing(nn.Module):
     The basis depends on N: a run keeps one encoder length, in training and in inference alike.
     """
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """hidden (B, N, D), mask (B, N) integer with 1 at real tokens; returns (B, N, D) in hidden's dtype."""
-        return RealDFT2.apply(hidden * mask.unsqueeze(-1).to(hidden.dtype))
+    transform: TransformName = "dft_real"
+
+    def __init__(self, norm: str = "ortho", backend: str = "fft", within_documents: bool = False) -> None:
+        super().__init__()
+        self.norm, self.backend, self.within_documents = norm, backend, within_documents
+
+    def forward(self, hidden: Tensor, mask: Tensor, tables: Tensor | None = None) -> Tensor:
+        """hidden (B, N, D), mask (B, N) integer, 0 at padding; returns (B, N, D) in hidden's dtype.
+
+        `within_documents` reads the mask's other values as document numbers.
+        """
+        x = hidden * (mask > 0).unsqueeze(-1).to(hidden.dtype)
+        if self.within_documents:
+            return SelfAdjointDocuments.apply(x, mask, self.transform, self.norm)
+        backend = self.backend
+        if backend == "auto":
+            backend = choose_backend(*x.shape, x.dtype, x.device, self.transform)
+        return SelfAdjoint.apply(x, self.transform, self.norm, backend)
+
+    def extra_repr(self) -> str:
+        return f"norm={self.norm}, backend={self.backend}, within_documents={self.within_documents}"

@@ -1,53 +1,131 @@
-"""Prefix language modelling with a fixed split: the encoder reads a row's first N tokens, the decoder writes the next M.
+"""Prefix language modelling: the encoder reads the start of a row, the decoder writes the rest.
 
-(Raffel et al. 2020, section 3.2.1, with a constant split point, so that every shape is constant.)
-Shapes: B rows, N encoder length, M decoder length.
+(Raffel et al. 2020, section 3.2.1.) The split is constant by default, so that every shape is; or it is drawn for each sample
+from a stated set of prefix lengths, and encoder and decoder are padded to the longest prefix and the longest rest, as
+`docs/architecture.md` says of padding; or the decoder writes a fixed share of the row.
+
+Shapes: B rows, N encoder length, M decoder length, L raw tokens of a row.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from pydantic import Field, PositiveInt, model_validator
 
-Ints = NDArray[np.int64]
+from pipeline.objectives.draws import Draws
+from pipeline.objectives.interface import Batch, Cost, Ints, Objective, ObjectiveConfig, shift_right, valid
+from pipeline.objectives.vocabulary import Vocabulary
+
+__all__ = ["Batch", "PrefixLM", "PrefixLMConfig"]
+
+
+class PrefixLMConfig(ObjectiveConfig):
+    name: Literal["prefix_lm"] = "prefix_lm"
+    prefix_lengths: tuple[PositiveInt, ...] = ()
+    """Lengths that the prefix is drawn from, each as likely. Default: always data.encoder_length."""
+    target_share: float | None = Field(default=None, gt=0, lt=1)
+    """The share of the row that the decoder writes, instead of a set of prefix lengths."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> PrefixLMConfig:
+        if self.prefix_lengths and self.target_share is not None:
+            raise ValueError("prefix_lengths and target_share exclude each other: give one of them")
+        if len(set(self.prefix_lengths)) != len(self.prefix_lengths):
+            raise ValueError(f"prefix_lengths {list(self.prefix_lengths)} repeats a length: each is as likely as any other")
+        return self
+
+    def row_length(self, encoder_length: int, decoder_length: int) -> int:
+        if self.target_share is not None:
+            length = encoder_length + decoder_length
+            while True:  # at most a few steps: the two bounds below differ from the truth by rounding alone
+                rest = _rest(length, self.target_share)
+                excess = max(length - rest - encoder_length, rest - decoder_length)
+                if excess <= 0:
+                    return length
+                length -= excess
+        shortest, longest = min(self.prefix_lengths, default=encoder_length), max(self.prefix_lengths, default=encoder_length)
+        if longest > encoder_length:
+            raise ValueError(f"prefix_lengths has {longest}, more than data.encoder_length {encoder_length}: shorten it")
+        row_length = shortest + decoder_length
+        if row_length <= longest:
+            raise ValueError(
+                f"rows of {row_length} tokens (the shortest prefix, {shortest}, + data.decoder_length {decoder_length}) "
+                f"leave nothing to write after a prefix of {longest}: raise data.decoder_length above {longest - shortest}"
+            )
+        return row_length
+
+    def default_decoder_length(self, encoder_length: int) -> int:
+        if self.target_share is not None:
+            return max(1, round(encoder_length * self.target_share / (1 - self.target_share)))
+        return 128 + max(self.prefix_lengths, default=0) - min(self.prefix_lengths, default=0)
+
+    def build(self, row_length: int, encoder_length: int, decoder_length: int, vocabulary: Vocabulary, seed: str) -> PrefixLM:
+        prefixes = self.prefix_lengths or (encoder_length,)
+        if self.target_share is not None:
+            prefixes = (row_length - _rest(row_length, self.target_share),)
+        if max(prefixes) > encoder_length or not 0 < row_length - max(prefixes) <= row_length - min(prefixes) <= decoder_length:
+            raise ValueError(
+                f"prefix_lm cannot cut rows of {row_length} tokens after {' or '.join(map(str, prefixes))}: "
+                f"data.encoder_length is {encoder_length}, data.decoder_length {decoder_length}; "
+                "give target_share or prefix_lengths that fit them"
+            )
+        return PrefixLM(encoder_length, decoder_length, vocabulary.start, prefixes, row_length, seed)
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows as a model takes them, all int64. Padding has mask 0; its ids are 0 and never read."""
-
-    encoder_ids: Ints  # (B, N)
-    encoder_mask: Ints  # (B, N)
-    decoder_ids: Ints  # (B, M), the targets shifted right behind the start token
-    targets: Ints  # (B, M)
-    target_mask: Ints  # (B, M), 1 where the loss is taken
-
-
-@dataclass(frozen=True)
-class PrefixLM:
+class PrefixLM(Objective):
     encoder_length: int
     decoder_length: int
     start_id: int
+    prefix_lengths: tuple[int, ...] = ()
+    """Default: the encoder length."""
+    row_length: int = 0
+    """Default: encoder and decoder length together."""
+    seed: str = "0"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prefix_lengths", self.prefix_lengths or (self.encoder_length,))
+        object.__setattr__(self, "row_length", self.row_length or self.encoder_length + self.decoder_length)
 
     @property
-    def row_length(self) -> int:
-        """Raw tokens that one row spends."""
-        return self.encoder_length + self.decoder_length
+    def cost(self) -> Cost:
+        target = self.row_length - sum(self.prefix_lengths) / len(self.prefix_lengths)
+        return Cost(self.row_length, self.encoder_length, self.decoder_length, target)
 
-    def num_targets(self, row_lengths: Ints) -> Ints:
-        """Target tokens of rows that hold so many tokens: known without reading them."""
-        return np.clip(row_lengths - self.encoder_length, 0, self.decoder_length)
+    def prefixes(self, samples: Ints) -> Ints:
+        """The length of each sample's prefix (B,)."""
+        lengths = np.array(self.prefix_lengths, dtype=np.int64)
+        if len(lengths) == 1:
+            return np.full(len(samples), lengths[0])
+        return lengths[Draws(self.seed, "prefix", samples).below(np.full(len(samples), len(lengths)))[:, 0]]
 
-    def __call__(self, rows: Ints, row_lengths: Ints) -> Batch:
-        """rows (B, N + M) padded at their end, row_lengths (B,)."""
-        n = self.encoder_length
-        positions = np.arange(self.row_length)
-        mask = (positions < row_lengths[:, None]).astype(np.int64)
-        rows = rows * mask
-        targets = rows[:, n:]
-        decoder_ids = np.empty_like(targets)
-        decoder_ids[:, 0] = self.start_id
-        decoder_ids[:, 1:] = targets[:, :-1]
-        return Batch(rows[:, :n], mask[:, :n], decoder_ids, targets, mask[:, n:])
+    def num_targets(self, row_lengths: Ints, samples: Ints) -> Ints:
+        return np.clip(row_lengths - self.prefixes(samples), 0, self.decoder_length)
+
+    def __call__(self, rows: Ints, row_lengths: Ints, samples: Ints) -> Batch:
+        n, m = self.encoder_length, self.decoder_length
+        prefixes = self.prefixes(samples)
+        encoder_mask = valid(np.minimum(row_lengths, prefixes), n)
+        target_mask = valid(np.clip(row_lengths - prefixes, 0, m), m)
+        if len(self.prefix_lengths) == 1 and prefixes[:1].tolist() == [n] and rows.shape[1] == n + m:
+            encoder_ids, targets = rows[:, :n] * encoder_mask, rows[:, n:] * target_mask
+        else:
+            padded = np.zeros((len(rows), n + m), dtype=np.int64)
+            padded[:, : rows.shape[1]] = rows
+            encoder_ids = padded[:, :n] * encoder_mask
+            places = np.minimum(prefixes[:, None] + np.arange(m), n + m - 1)
+            targets = np.take_along_axis(padded, places, axis=1) * target_mask
+        return Batch(
+            encoder_ids,
+            encoder_mask.astype(np.int64),
+            shift_right(targets, self.start_id),
+            targets,
+            target_mask.astype(np.int64),
+        )
+
+
+def _rest(row_length: int, share: float) -> int:
+    return min(max(1, round(row_length * share)), row_length - 1)

@@ -17,10 +17,10 @@ from tokenizers import Tokenizer
 
 from data_prep.config import PrepareConfig
 from data_prep.indexed_dataset import TokenFile
+from data_prep.inputs.work_units import InputError
 from data_prep.manifest import Manifest
 from data_prep.prepare import PrepareError, prepare
 from data_prep.progress import Progress
-from data_prep.work_units import InputError
 
 pytestmark = pytest.mark.usefixtures("ray")
 
@@ -89,7 +89,10 @@ def test_the_good_part_of_a_damaged_file_is_kept(
     assert manifest.rejected == {damage: 1}
     (rejected,) = _quarantine(config)
     kept = _reconcile(manifest)
-    assert manifest.notes == [f"a.jsonl.{suffix} is {damage}: whatever followed line {rejected['line']} is lost"]
+    (note,) = manifest.notes
+    assert note.startswith(f"a.jsonl.{suffix} is {damage}: ")
+    assert f"line {rejected['line']}" in note
+    assert ("may be altered" in note) == (damage == "corrupt")
     assert (rejected["file"], rejected["reason"], rejected["line"]) == (f"a.jsonl.{suffix}", damage, kept - 50 + 1)
     assert kept >= 2050
     data = TokenFile(config.output / "train")

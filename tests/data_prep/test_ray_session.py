@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.ray_session import _refuse_silence
 from data_prep.workers import Call, DiskFullError, WorkerError, WorkerPool
 
 _PROGRAM = """
 import os, ray, signal, subprocess
 from data_prep.ray_session import ray_session
+from data_prep.ray_session import _refuse_silence
 from data_prep.workers import Call, WorkerPool
 from data_prep.files import sha256_file
 
@@ -110,3 +112,11 @@ def test_a_worker_that_holds_much_memory_is_recycled(tmp_path: Path) -> None:
         assert small == large
         assert after != large
         assert pool.num_recycled == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"), [("nonsense", "not HOST:PORT"), ("127.0.0.1:9", "no Ray cluster answers there")]
+)
+def test_an_address_where_nobody_answers_is_refused_at_once(address: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        _refuse_silence(address)

@@ -15,9 +15,9 @@ import zstandard
 from data_prep.config import PrepareConfig
 from data_prep.files import sha256_file
 from data_prep.indexed_dataset import TokenFile
+from data_prep.inputs.records import Document, RecordReader
 from data_prep.manifest import Manifest, load_manifest, verify
 from data_prep.prepare import prepare
-from data_prep.records import Document, RecordReader
 from data_prep.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.slow

@@ -175,6 +175,66 @@ def test_inspect_names_what_there_is(
     assert one_line(capsys).endswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("objective", "arguments", "expected"),
+    [
+        ("prefix_lm", (), "64 encoder and 128 decoder positions and 128 targets (0.333, 0.667 and 0.667 a raw token)"),
+        ("span_corruption", ("noise_density=0.5", "repeat_sentinels=true"), "<extra_id_0>"),
+        ("text_infilling", (), "the stream (no rows of this length are packed)"),
+        ("ul2", ("mode_tokens=false",), "decoder:"),
+        ("masked_lm", (), "[MASK]"),
+        ("causal_lm", ("--decoder-length", 576), "causal_lm on packed rows: 640 raw tokens"),
+        ("span_corruption", ("--architecture", "gpt2"), "writes: <extra_id_0>"),
+    ],
+)
+def test_inspect_shows_what_a_model_reads_and_writes(
+    objective: str,
+    arguments: tuple[object, ...],
+    expected: str,
+    dataset: Path,
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "4000")
+    options = ("--objective", objective, "--encoder-length", 64, "--rows", 2)
+    assert command("data", "inspect", dataset, *arguments, *options) == 0
+    shown = capsys.readouterr().out
+    assert expected in shown
+    assert "king" in shown
+
+
+def test_inspect_shows_spans_in_colours(
+    dataset: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first sentinel in bright red (SGR 91) on both sides, as its span."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "4000")
+    assert command("data", "inspect", dataset, "--objective", "span_corruption", "--encoder-length", 64, "--rows", 1) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("\x1b[1;91m<extra_id_0>") == 2
+    assert "\x1b[91m" in shown.partition("decoder:")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--objective", "span_coruption"), "(did you mean span_corruption?)"),
+        (("noise_densty=0.5", "--objective", "span_corruption"), "did you mean objective.noise_density?"),
+        (("noise_density=0.5",), "noise_density=0.5 are settings of an objective: give --objective too"),
+        (
+            ("--objective", "causal_lm", "--architecture", "t5"),
+            "take prefix_lm, span_corruption, text_infilling, ul2 or mixture",
+        ),
+    ],
+)
+def test_inspect_refuses_what_is_no_objective(
+    arguments: tuple[object, ...], expected: str, dataset: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("data", "inspect", dataset, *arguments) == 1
+    assert one_line(capsys).endswith(expected)
+
+
 def test_verify_finds_a_changed_byte(dataset: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("data", "verify", dataset) == 0
     assert "all as they were written" in capsys.readouterr().out

@@ -236,6 +236,10 @@ def test_a_run_folder_of_another_version_is_compared_by_key(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(ConfigError, match=r"model\.old_key \(3 there, absent now\)"):
         check_same_run(config, tmp_path)
+    del values["model"]["old_key"], values["data"]["layout"], values["data"]["blend"]  # as before there were such keys
+    values["data"]["objective"] = "prefix_lm"
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert check_same_run(config, tmp_path) is True
     (tmp_path / "config.json").write_text("[")
     with pytest.raises(ConfigError, match="not the configuration of a run"):
         check_same_run(config, tmp_path)

@@ -1,10 +1,20 @@
-"""Parameter counts against the published ones, layouts against FNet's rules, refusals."""
+"""Parameter counts against the published ones and transformers' own models, layouts against FNet's rules, refusals."""
 
 import pytest
 import torch
+import transformers
 
+from models.build import build_model
 from models.config import SIZES, ModelConfig, expand_size
+from models.hugging_face import their_config
 from models.seq2seq import Seq2Seq
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Counted from the modules; the closed form is compared with them in test_flops.py."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_model(config).parameters())
+
 
 # google-research/text-to-text-transfer-transformer, vocabulary 32,128; v1.1 with its untied head
 PUBLISHED = {
@@ -21,12 +31,43 @@ PUBLISHED = {
 }
 
 
+# openai/gpt2 (124M, 355M, 774M, 1558M), google/fnet (83M, 238M) and bert (110M, 336M), as counted from their released
+# checkpoints
+OTHERS = {
+    "gpt2": (50257, 124_439_808),
+    "gpt2-medium": (50257, 354_823_168),
+    "gpt2-large": (50257, 774_030_080),
+    "gpt2-xl": (50257, 1_557_611_200),
+    "fnet-base": (32000, 83_486_722),
+    "fnet-large": (32000, 238_031_106),
+    "bert-base": (30522, 110_106_428),
+    "bert-large": (30522, 336_226_108),
+}
+
+
 @pytest.mark.parametrize(("size", "expected"), PUBLISHED.items())
 def test_t5_has_the_published_number_of_parameters(size: str, expected: int) -> None:
     config = ModelConfig(**expand_size({"size": size, "architecture": "t5", "vocab_size": 32128}))
+    assert num_parameters(config) == expected
+
+
+@pytest.mark.parametrize("size", OTHERS)
+def test_gpt2_fnet_and_bert_have_the_published_number_of_parameters(size: str) -> None:
+    vocab_size, expected = OTHERS[size]
+    section = {"size": size, "architecture": size.partition("-")[0], "vocab_size": vocab_size, "vocab_multiple": 1}
+    assert num_parameters(ModelConfig(**expand_size(section))) == expected
+
+
+@pytest.mark.parametrize("size", ["fnet-tiny", "fnet-small", "nano"])
+@pytest.mark.parametrize("architecture", ["fnet", "bert"])
+def test_small_encoders_have_as_many_parameters_as_transformers_builds(size: str, architecture: str) -> None:
+    section = {"size": size, "architecture": architecture, "vocab_size": 32000, "vocab_multiple": 1}
+    config = ModelConfig(**expand_size(section))
+    values = their_config(config)
+    kind = getattr(transformers, values.pop("architectures")[0])
     with torch.device("meta"):
-        model = Seq2Seq(config)
-    assert sum(parameter.numel() for parameter in model.parameters()) == expected
+        theirs = kind(kind.config_class(**values))
+    assert num_parameters(config) == sum(parameter.numel() for parameter in theirs.parameters())
 
 
 def test_the_hybrid_lacks_exactly_the_encoder_attention() -> None:
@@ -56,8 +97,43 @@ def test_unknown_size_names_the_known_ones() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("d_model", 0), ("num_attention_layers", 7), ("num_buckets", 5), ("max_distance", 9), ("vocab_size", -1)],
+    [
+        ("d_model", 0),
+        ("num_attention_layers", 7),
+        ("num_buckets", 5),
+        ("max_distance", 9),
+        ("vocab_size", -1),
+        ("dropout", 1.0),
+        ("mixing", "wavelet"),
+        ("attention_layout", "sideways"),
+        ("norm", "batch"),
+        ("position", "sinusoidal"),
+        ("fourier_backend", "quantum"),
+        ("feed_forward", "tanh"),
+        ("heads", ["mlm", "mlm"]),
+        ("num_encoder_layers", 0),
+        ("encoder_d_ff", -1),
+    ],
 )
-def test_impossible_values_name_their_key(key: str, value: int) -> None:
+def test_impossible_values_name_their_key(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"model.{key}"):
         ModelConfig(**expand_size({"size": "t5-small", key: value}))
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"size": "t5-small", "architecture": "gpt2", "num_heads": 7}, r"model\.num_heads 7 x d_kv 64 is 448.*d_model \(512\)"),
+        (
+            {"size": "nano", "architecture": "bert", "num_decoder_layers": 2},
+            r"model\.num_decoder_layers is 2: bert has no such",
+        ),
+        ({"size": "gpt2", "architecture": "fnet_t5"}, r"model\.num_encoder_layers is 0.*'gpt2' may belong to another"),
+        ({"size": "nano", "position": "rope", "d_kv": 15}, r"model\.d_kv is 15.*even"),
+        ({"size": "nano", "architecture": "t5", "encoder_block": "fnet"}, r"model\.encoder_block is 'fnet'"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_combinations_that_cannot_be_built_say_why(section: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**expand_size(section))

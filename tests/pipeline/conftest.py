@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pytest
 
@@ -26,7 +27,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     names = sorted(topics)
     for split, chosen in (("train", names[:-12]), ("val", names[-12:])):
-        lines = [orjson.dumps({"text": topics[name], "meta": {"pile_set_name": "Python documentation"}}) for name in chosen]
+        sources = ("Python documentation", "Python topics")  # by turns
+        lines = [
+            orjson.dumps({"text": topics[name], "meta": {"pile_set_name": sources[number % 2]}})
+            for number, name in enumerate(chosen)
+        ]
         (folder / f"{split}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     prepare(
         PrepareConfig(
@@ -39,6 +44,83 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def write_folder() -> Callable[..., Path]:
+    """Write a finished dataset folder of given documents, in milliseconds: the files of `prepare`, made by its parts."""
+    from data_prep.indexed_dataset import TokenFileWriter
+    from data_prep.manifest import (
+        EngineRecord,
+        Manifest,
+        SourceCounts,
+        SplitRecord,
+        TokenizerRecord,
+        describe_files,
+        write_manifest,
+    )
+    from data_prep.packing import rows_file
+    from data_prep.row_index import write_row_index
+    from data_prep.tokenizer import save_tokenizer, train_tokenizer
+
+    tokenizer = train_tokenizer(["the same words again and again. "] * 20, 420)
+
+    def write(
+        folder: Path,
+        documents: list[list[int]],
+        row_lengths: tuple[int, ...] = (),
+        split: str = "train",
+        sources: list[str] | None = None,
+        tokenizer_sha256: str = "",
+    ) -> Path:
+        folder.mkdir(parents=True)
+        with TokenFileWriter(folder / split, np.dtype("<i4")) as writer:
+            for document in documents:
+                writer.add(np.array(document, dtype=np.int32))
+        lengths = np.array([len(document) for document in documents], dtype=np.int32)
+        packing = [write_row_index(folder / rows_file(split, n), lengths, n, "best_fit") for n in row_lengths]
+        save_tokenizer(tokenizer, folder / "tokenizer.json")
+        names = sorted(set(sources or ["one"]))
+        if sources is not None:
+            np.save(folder / f"{split}.sources.npy", np.array([names.index(name) for name in sources], dtype=np.uint16))
+        counts = {name: SourceCounts(documents=1, tokens=1, bytes=1) for name in names}
+        manifest = Manifest(
+            command="a test",
+            config={},
+            config_sha256="",
+            tokenizer=TokenizerRecord(sha256=tokenizer_sha256, vocab_size=420, eos_id=1),
+            token_dtype="int32",
+            inputs=[],
+            splits={split: SplitRecord(sources=counts, length_histogram={}, packing=packing)},
+            records=0,
+            rejected={},
+            dropped={},
+            blank_lines=0,
+            skipped_inputs={},
+            engine=EngineRecord(name="none", note=None, checked_documents=0),
+            units=0,
+            retokenized_units=0,
+            stage_seconds={},
+            files=describe_files(folder),
+        )
+        write_manifest(folder, manifest)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def numbered_documents() -> Callable[..., list[list[int]]]:
+    """Documents whose tokens are all different, numbered in the order of the corpus: coverage can be read off the tokens."""
+
+    def make(num_documents: int, longest: int, first: int = 1000, seed: int = 0) -> list[list[int]]:
+        documents = []
+        for length in np.random.default_rng(seed).integers(1, longest + 1, num_documents).tolist():
+            documents.append(list(range(first, first + length)))
+            first += length
+        return documents
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from megatron.core import parallel_state
 
 from pipeline import checkpoints
 from pipeline.agreement import check_agreement
@@ -29,6 +30,7 @@ from pipeline.hardware import gpu
 from pipeline.mesh import Mesh, join
 from pipeline.metrics import Counters
 from pipeline.plan import make_plan
+from pipeline.randomness import seed_dropout
 
 spec = importlib.util.spec_from_file_location("parity_worker", Path(__file__).with_name("parity_worker.py"))
 assert spec is not None
@@ -44,9 +46,11 @@ SETTINGS = {
 }
 
 
-def build(setting: str, tensor: int, pipeline: int, **train: Any) -> tuple[Engine, RunConfig, Mesh]:
+def build(
+    setting: str, tensor: int, pipeline: int, model: dict[str, Any] | None = None, **train: Any
+) -> tuple[Engine, RunConfig, Mesh]:
     plan = SETTINGS[setting]
-    config = worker.run_config({"tensor": tensor, "pipeline": pipeline, **plan})
+    config = worker.run_config({"tensor": tensor, "pipeline": pipeline, "model": model or {}, **plan})
     values = config.model_dump()
     values["train"].update(precision=plan.get("precision", "fp32"), **train)
     config = RunConfig.model_validate(values)
@@ -127,7 +131,8 @@ def guarding(results: dict[str, Any]) -> None:
 def agreeing(results: dict[str, Any]) -> None:
     engine, _, mesh = build("fp32", 2, 1)
     rows = np.arange(8)
-    norm = engine.stages.get_submodule("2").module.mixing_norm.weight
+    named = {entry.name: entry.parameter for entry in engine.stages.canonical_parameters()}
+    norm = named["encoder.layers.0.mixing_norm.weight"]
     embedding = engine.stages.tied_modules["embedding"].module.weight
 
     def complaint(samples: Any) -> str:
@@ -152,6 +157,31 @@ def agreeing(results: dict[str, Any]) -> None:
         with torch.no_grad():
             engine.stages.tied_modules["embedding"].module.weight.view(-1).view(torch.int32)[0] ^= 1
     results["agreement_tied"] = complaint(rows)
+
+
+def dropping(results: dict[str, Any]) -> None:
+    """Masks on a tensor group: of a replicated tensor the same, of a sharded one each rank's own."""
+    engine, config, mesh = build("fp32", 2, 1, {"dropout": 0.3})
+    for step in (1, 2, 3):
+        seed_dropout(config.train.seed, step, mesh)
+        steps(engine, config, step, step)
+    check_agreement(engine.stages, mesh, np.arange(8))  # replicated weights that saw other masks would have drifted
+    seen: dict[str, torch.Tensor] = {}
+    (layer,) = [module for module in engine.stages.modules() if type(module).__name__ == "DecoderLayer"][:1]
+    hooks = [
+        layer.feed_forward.down.register_forward_pre_hook(lambda _, inputs: seen.update(sharded=inputs[0].detach() == 0)),
+        layer.register_forward_hook(lambda *arguments: seen.update(replicated=arguments[2].detach().clone())),
+    ]
+    seed_dropout(config.train.seed, 4, mesh)
+    steps(engine, config, 4, 4)
+    for hook in hooks:
+        hook.remove()
+    group = parallel_state.get_tensor_model_parallel_group()
+    for name, tensor in seen.items():
+        both = [torch.empty_like(tensor) for _ in range(2)]
+        torch.distributed.all_gather(both, tensor.contiguous(), group=group)
+        results[f"dropout_{name}"] = torch.equal(*both)
+    results["dropout_share"] = float(seen["sharded"].float().mean())
 
 
 def measuring(results: dict[str, Any]) -> None:
@@ -180,6 +210,7 @@ def measuring(results: dict[str, Any]) -> None:
 def main() -> None:
     output = Path(sys.argv[1])
     torch.set_num_threads(1)
+    worker.share_groups()
     world_size = int(os.environ["WORLD_SIZE"])
     results: dict[str, Any] = {}
     if sys.argv[2] == "reshard":
@@ -187,6 +218,7 @@ def main() -> None:
     else:
         guarding(results)
         agreeing(results)
+        dropping(results)
         measuring(results)
     if torch.distributed.get_rank() == 0:
         (output / f"{sys.argv[2]}_{world_size}.json").write_text(json.dumps(results))

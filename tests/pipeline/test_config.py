@@ -39,6 +39,18 @@ def test_a_size_fills_in_dimensions_and_explicit_keys_win() -> None:
         ({"mesh": {"tensor_parallel": 3}}, "mesh.tensor_parallel 3 does not divide model.num_heads 4"),
         ({"mesh": {"pipeline_parallel": 9}}, "mesh.pipeline_parallel 9 exceeds"),
         ({"model": {"num_attention_layers": 5}}, "model.num_attention_layers is 5"),
+        (
+            {"model": {"architecture": "bert", "heads": ["mlm"]}, "data": {"objective": "masked_lm"}},
+            r"model.heads \['mlm'\] are not those that masked_lm trains: give \['mlm', 'order'\]",
+        ),
+        (
+            {"model": {"architecture": "gpt2", "max_length": 600}, "data": {"objective": "causal_lm"}},
+            "than the 640 tokens",
+        ),
+        ({"model": {"fourier_backend": "auto"}}, "model.fourier_backend auto is measured by each process"),
+        ({"model": {"mixing": "linear", "max_length": 100}}, "model.max_length 100 is less than the 512 tokens"),
+        ({"model": {"encoder_d_ff": 65}, "mesh": {"tensor_parallel": 2}}, "does not divide model.encoder_d_ff 65"),
+        ({"model": {"mixing": "wavelet"}}, "mixing"),
     ],
 )
 def test_impossible_recipes_are_refused(sections: dict[str, dict[str, Any]], message: str) -> None:
@@ -59,6 +71,36 @@ def test_impossible_recipes_are_refused(sections: dict[str, dict[str, Any]], mes
 def test_combinations_that_train_wrongly_are_refused(sections: dict[str, dict[str, Any]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         deepspeed_config(RunConfig.model_validate(recipe(**sections)), data_parallel=1)
+
+
+def test_an_objective_is_a_name_or_a_name_with_settings() -> None:
+    config = RunConfig.model_validate(recipe(data={"objective": "span_corruption"})).data
+    assert (config.row_length, config.encoder_length, config.decoder_length) == (568, 512, 114)  # as published for T5
+    assert RunConfig.model_validate(recipe()).data.row_length == 640
+    spec = {
+        "name": "mixture",
+        "parts": [{"objective": "ul2"}, {"weight": 2, "objective": {"name": "prefix_lm", "target_share": 0.5}}],
+    }
+    mixed = RunConfig.model_validate(recipe(data={"objective": spec, "encoder_length": 64}))
+    assert RunConfig.model_validate_json(mixed.model_dump_json()) == mixed
+    wide = RunConfig.model_validate(recipe(data={"objective": "span_corruption", "decoder_length": 200})).data
+    assert (wide.row_length, wide.decoder_length) == (568, 200)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"objective": "causal_lm"}, "causal_lm cannot train model.architecture fnet_t5"),
+        ({"objective": "span_corruption", "encoder_length": 2}, "no room for span_corruption"),
+        ({"objective": {"name": "prefix_lm", "prefix_lengths": [1, 512]}, "decoder_length": 9}, "data.decoder_length"),
+        ({"objective": {"name": "prefix_lm", "prefix_lengths": [9, 9]}}, "repeats a length"),
+        ({"objective": {"name": "prefix_lm", "prefix_lengths": [9], "target_share": 0.5}}, "exclude each other"),
+        ({"objective": {"name": "mixture", "parts": []}}, "without parts"),
+    ],
+)
+def test_data_that_cannot_be_is_refused(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunConfig.model_validate(recipe(data=data))
 
 
 @pytest.mark.parametrize("version", ["0.18.3", "0.19.2", "0.16.0"])

@@ -74,6 +74,12 @@ def test_copies_that_drifted_by_one_bit_are_found(guarded: dict[str, Any]) -> No
     assert "the tied embedding differs between stages" in guarded["agreement_tied"]
 
 
+def test_dropout_masks_are_shared_where_activations_are(guarded: dict[str, Any]) -> None:
+    assert guarded["dropout_replicated"]
+    assert not guarded["dropout_sharded"]
+    assert guarded["dropout_share"] == pytest.approx(0.3, abs=0.05)
+
+
 @pytest.mark.parametrize("case", ["fp32_2_2", "fp32_1_2", "bf16_2_1", "bf16_1_2"])
 def test_planned_bytes_are_those_held(guarded: dict[str, Any], case: str) -> None:
     for rank, record in enumerate(guarded[f"memory_{case}"]):

@@ -20,13 +20,16 @@ from data_prep.indexed_dataset import TokenFile
 from data_prep.tokenizer import load_tokenizer, num_ids
 from models.config import expand_size
 from models.generation import Sampling, generate, pad_prefixes
+from models.pieces import Inputs
 from pipeline import checkpoints
-from pipeline.batches import Rows
+from pipeline.batches import Rows, objective_of
 from pipeline.config import RunConfig
-from pipeline.evaluate import evaluate, load_model
+from pipeline.evaluate import evaluate, evaluate_sources, load_model
+from pipeline.evaluation_sets import evaluation_sets
+from pipeline.export import export_run
 from pipeline.metrics import read_metrics
 from pipeline.run_folder import find, load_weights
-from pipeline.write_text import write_text
+from pipeline.write_text import stop_ids, write_text, write_texts
 
 WORKER = Path(next(iter(launch.__path__))) / "worker.py"
 NUM_PROCESSES = 4
@@ -95,7 +98,9 @@ def resumed(straight: Path, dataset: Path, start_processes: Callable[..., None],
 
 
 def without_times(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in ("seconds", "tokens_per_second")}
+    """A row without what the clock and the machine put into it."""
+    measured = ("seconds", "tokens_per_second", "tflops_per_device", "data_wait_seconds", "memory_gb")
+    return {name: value for name, value in row.items() if name not in measured and not name.startswith("system_")}
 
 
 def test_resume_is_bit_equal(straight: Path, resumed: Path) -> None:
@@ -129,6 +134,7 @@ def test_run_folder_holds_what_the_contract_says(straight: Path, dataset: Path) 
     for name in ("grad_norm", "learning_rate", "encoder_tokens", "decoder_tokens", "target_tokens", "flops", "seconds"):
         assert all(name in row for row in rows), name
     assert rows[-1]["encoder_tokens"] == 10 * 8 * 16
+    assert rows[-1]["target_tokens"] < rows[-1]["raw_tokens"] <= 10 * 8 * 24
     assert rows[-1]["decoder_tokens"] == 10 * 8 * 8
     assert 0 < rows[-1]["target_tokens"] <= rows[-1]["decoder_tokens"]
     checkpoints.verify(straight / "checkpoints/step_00000010")
@@ -170,6 +176,36 @@ def test_text_is_streamed_as_it_is_decoded(straight: Path) -> None:
         next(write_text(model, tokenizer, "", config.data.encoder_length, sampling))
 
 
+def test_a_run_is_exported_with_its_results(straight: Path, tmp_path: Path) -> None:
+    config = export_run(straight, tmp_path / "exported")
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert config.architecture == "fnet_t5"
+    assert "validation loss, nats per target token" in card
+    weights = load_weights(find(straight))
+    exported = load_file(tmp_path / "exported" / "model.safetensors")
+    assert exported.keys() == weights.keys()
+    assert all(torch.equal(exported[name], weights[name][: len(exported[name])]) for name in weights)
+
+
+def test_a_batch_of_texts_is_written_as_each_by_itself(straight: Path) -> None:
+    model, config, _ = load_model(straight)
+    tokenizer = load_tokenizer(straight / "tokenizer.json")
+    length, prompts = config.data.encoder_length, ["The with statement", "x", "def test_"]
+    for beams in (1, 3):
+        sampling = Sampling(max_new_tokens=20, num_beams=beams)
+        together = write_texts(model, tokenizer, prompts, length, sampling)
+        assert together == ["".join(write_text(model, tokenizer, prompt, length, sampling)) for prompt in prompts]
+    whole = write_texts(model, tokenizer, prompts[:1], length, Sampling(max_new_tokens=20))[0]
+    tokens = tokenizer.encode(whole, add_special_tokens=False).ids
+    cut = "".join(write_text(model, tokenizer, prompts[0], length, Sampling(max_new_tokens=20), stops=[tokens[3]]))
+    assert whole.startswith(cut)
+    assert len(cut) < len(whole)
+    with pytest.raises(ValueError, match="--stop 'a long sentence' is"):
+        stop_ids(tokenizer, ["a long sentence"])
+    with pytest.raises(ValueError, match=r"number 2.*empty"):
+        write_texts(model, tokenizer, ["a", ""], length, sampling)
+
+
 def test_mlflow_continues_one_run(resumed: Path, tracking: str) -> None:
     from mlflow.tracking import MlflowClient
 
@@ -197,11 +233,149 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(straight: Path, tmp_path: Path) 
         checkpoints.verify(copy)
 
 
+def test_sources_are_scored_on_suffixes_given_prefixes(straight: Path, dataset: Path) -> None:
+    """The same bits per byte by a plain loop over documents, one at a time."""
+    scores = evaluate_sources(straight, prefix_length=12, suffix_length=8, rows_per_source=10_000)
+    assert list(scores) == ["Python documentation", "Python topics"]
+    model, _, _ = load_model(straight)
+    tokenizer = load_tokenizer(dataset / "tokenizer.json")
+    split = TokenFile(dataset / "val")
+    nll, num_bytes, num_tokens = 0.0, 0, 0
+    for number in range(0, len(split), 2):  # the other source's documents stand between them
+        document = split[number].tolist()
+        for start in range(0, len(document), 20):
+            prefix, suffix = document[start : start + 12], document[start + 12 : start + 20]
+            if not suffix:
+                continue
+            encoder_ids, mask = pad_prefixes([prefix], 16, pad_id=0)
+            with torch.no_grad():
+                logits = model(Inputs(encoder_ids, mask, torch.tensor([[0, *suffix[:-1]]])))
+            nll -= float(logits.log_softmax(-1)[0, torch.arange(len(suffix)), suffix].double().sum())
+            num_tokens += len(suffix)
+            num_bytes += len(tokenizer.decode(suffix).encode()) if "\ufffd" not in tokenizer.decode(suffix) else 0
+    found = scores["Python documentation"]
+    assert found.target_tokens == num_tokens
+    assert found.nll == pytest.approx(nll, rel=1e-5)
+    assert found.target_bytes == pytest.approx(num_bytes, rel=0.01)
+    assert found.bits_per_byte == pytest.approx(nll / math.log(2) / found.target_bytes, rel=1e-5)
+
+
+def test_validation_is_logged_by_source(straight: Path, tracking: str) -> None:
+    """Each source's rows, weighed by their targets, and what MLflow keeps of it."""
+    from mlflow.tracking import MlflowClient
+
+    rows = [row for row in read_metrics(straight / "metrics.jsonl") if "validation_loss" in row and row["step"] == 10]
+    assert [row["source"] for row in rows] == ["Python documentation", "Python topics", "all"]
+    config = RunConfig.load(straight)
+    for row in rows[:-1]:
+        source = evaluation_sets(config.data.path, "val", 24, 32, shortest=17)[row["source"]]
+        tokens, lengths = source.read(np.arange(len(source)))
+        assert row["validation_target_tokens"] == int((lengths - 16).sum())
+        assert 0.5 < row["bits_per_byte"] < 12
+        batch = objective_of(config)(tokens, lengths, np.arange(len(source)))
+        model, _, _ = load_model(straight)
+        with torch.no_grad():
+            logits = model(model.inputs([torch.from_numpy(array) for array in batch.inputs]))
+        targets, taken = map(torch.from_numpy, batch.losses[0])
+        nll = model.factory.cross_entropy(logits, targets)
+        expected = float(nll[taken > 0].double().mean())
+        assert row["validation_loss"] == pytest.approx(expected, rel=1e-5)
+    client = MlflowClient(tracking)
+    run_id = (straight / "mlflow_run_id").read_text().strip()
+    kept = client.get_metric_history(run_id, "validation_loss/Python topics")
+    assert [metric.value for metric in kept][-1] == rows[1]["validation_loss"]
+    by_tokens = client.get_metric_history(run_id, "by_tokens/loss")
+    assert by_tokens[-1].step == read_metrics(straight / "metrics.jsonl")[-1]["raw_tokens"]
+
+
+SINGLE_STACKS = {
+    "gpt2": ({"architecture": "gpt2", "max_length": 24}, {"objective": "causal_lm"}),
+    "prefix_decoder": ({"architecture": "prefix_decoder"}, {"objective": "prefix_lm"}),
+    "fnet": ({"architecture": "fnet", "max_length": 16}, {"objective": "masked_lm"}),
+}
+
+
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("prefix_decoder", marks=pytest.mark.slow), "fnet"])
+def test_models_of_one_stack_train(tmp_path: Path, dataset: Path, start_processes: Callable[..., None], name: str) -> None:
+    """From a recipe to a loss that one process finds again, and to text (pipeline 2)."""
+    model, data = SINGLE_STACKS[name]
+    run = write_run(tmp_path / name, dataset, steps=4, checkpoint_every=4, validate_every=4, samples=2, sample_tokens=5)
+    config = json.loads((run / "config.json").read_text())
+    vocab_size = config["model"]["vocab_size"]
+    config["model"] = expand_size({"size": "nano", "vocab_size": vocab_size, **model})
+    config["data"] = {"path": str(dataset), "validation_rows": 21, "encoder_length": 16, "decoder_length": 8, **data}
+    config["mesh"] = {"tensor_parallel": 1, "pipeline_parallel": 2}
+    config["tracking"]["enabled"] = False
+    if name == "fnet":  # whose rows are shorter
+        config["data"]["layout"] = "stream"
+    (run / "config.json").write_text(json.dumps(config))
+    start_processes(2, str(WORKER), run)
+    rows = read_metrics(run / "metrics.jsonl")
+    result = evaluate(run)
+    assert result.swapped_loss is None
+    assert result.loss == pytest.approx(rows[-1]["validation_loss"], rel=1e-5)
+    samples = run / "samples" / "step_00000004.txt"
+    if name == "fnet":
+        assert not samples.exists()
+        return
+    text = samples.read_text()
+    assert text.count("given: ") == text.count("written: ") == 2
+    if name == "gpt2":
+        check_greedy(run, dataset)
+
+
+def check_greedy(run: Path, dataset: Path) -> None:
+    """The first sample is what `write_text` makes of the same half row."""
+    model, _, _ = load_model(run)
+    tokenizer = load_tokenizer(dataset / "tokenizer.json")
+    tokens, lengths = Rows(dataset, "val", 24).read(np.arange(1))
+    assert lengths[0] == 24
+    prompt = tokenizer.decode(tokens[0, :12].tolist())
+    assert tokenizer.encode(prompt).ids == tokens[0, :12].tolist()
+    written = "".join(write_text(model, tokenizer, prompt, 16, Sampling(max_new_tokens=5)))
+    shown = (run / "samples/step_00000004.txt").read_text().split("written: ")[1]
+    assert shown.startswith(written + "\n")
+
+
+@pytest.mark.slow
+def test_another_objective_resumes_bit_equal(tmp_path: Path, dataset: Path, start_processes: Callable[..., None]) -> None:
+    """A mixture on the blended stream, made by two threads three steps ahead; a range is passed over. Two replicas."""
+    mixture = {
+        "name": "mixture",
+        "parts": [{"objective": "span_corruption", "mode_token": "[NLU]"}, {"objective": "text_infilling"}],
+    }
+    data = {
+        "objective": mixture, "encoder_length": 48, "decoder_length": 40, "layout": "stream", "prefetch_steps": 3,
+        "loader_workers": 2, "skip_ranges": [[9, 20]],
+        "blend": [{"path": str(dataset), "weight": 3}, {"path": str(dataset), "weight": 1}],
+    }  # fmt: skip
+    runs = []
+    for name, starts in (("straight", [6]), ("resumed", [3, 6])):
+        run = write_run(tmp_path / name, dataset, steps=6, checkpoint_every=3, validate_every=3)
+        config = json.loads((run / "config.json").read_text())
+        config["data"] = {"path": str(dataset), "validation_rows": 21, **data}
+        config["mesh"] = {"tensor_parallel": 1, "pipeline_parallel": 2}
+        config["tracking"]["enabled"] = False
+        for steps in starts:
+            config["train"]["steps"] = steps
+            (run / "config.json").write_text(json.dumps(config))
+            start_processes(NUM_PROCESSES, str(WORKER), run)
+        runs.append(run)
+    first, second = (load_weights(find(run, 6)) for run in runs)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    rows = [[without_times(row) for row in read_metrics(run / "metrics.jsonl")] for run in runs]
+    assert [row for row in rows[0] if "loss" in row] == [row for row in rows[1] if "loss" in row]
+    assert rows[0][-1]["raw_tokens"] > 0
+    assert evaluate(runs[1]).loss == pytest.approx(rows[1][-1]["validation_loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"train": {"seed": 1}}, "train.seed 1 differs"),
         ({"model": {"d_ff": 64}}, "it is another model's checkpoint"),
+        ({"data": {"layout": "stream"}}, "is not the data that"),
     ],
 )
 @pytest.mark.slow

@@ -1,0 +1,75 @@
+"""Side-by-side timing: all contestants in one process on the same inputs, in turns, medians, equal threads."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Milliseconds."""
+
+    median: float
+    low: float
+    """First decile."""
+    high: float
+    """Ninth decile."""
+    rounds: tuple[float, ...]
+    """Each round's, in order."""
+
+
+def paired_ratio(slower: Timed, faster: Timed) -> float:
+    """Median over rounds of the two times' ratio: what a busy machine adds to a round, it adds to both."""
+    return statistics.median(a / b for a, b in zip(slower.rounds, faster.rounds, strict=True))
+
+
+def interleaved(
+    contestants: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 3, device: str = "cpu"
+) -> dict[str, Timed]:
+    """Call every contestant `repeats` times, one after the other in an order shuffled each round, and time each call.
+
+    In turns, because a machine that others use gets faster and slower over minutes: all contestants see the same of it.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    names = list(contestants)
+    shuffle = random.Random(0)
+    for repeat in range(warmup + repeats):
+        shuffle.shuffle(names)
+        for name in names:
+            start = time.perf_counter()
+            contestants[name]()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if repeat >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: _summary(values) for name, values in seconds.items()}
+
+
+def _summary(seconds: list[float]) -> Timed:
+    rounds = tuple(1000 * value for value in seconds)
+    ordered, tenth = sorted(rounds), len(rounds) // 10
+    return Timed(statistics.median(ordered), ordered[tenth], ordered[-1 - tenth], rounds)
+
+
+def machine(device: str = "cpu") -> str:
+    """One line on where a figure was taken."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor")
+    where = torch.cuda.get_device_name() if device == "cuda" else f"{processor}, {torch.get_num_threads()} threads"
+    return f"{where}, torch {torch.__version__}"
+
+
+def write_record(path: Path | None, record: Mapping[str, Any]) -> None:
+    """One JSON object a line, appended."""
+    if path is not None:
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")

@@ -1,0 +1,1 @@
+"""Which documents stay, and how often each is read."""

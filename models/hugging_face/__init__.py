@@ -1,0 +1,33 @@
+"""Our weights and configurations in the names of Hugging Face `transformers`, and back. Dictionaries only: no files, no
+transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.config import ModelConfig
+from models.hugging_face import bert, fnet, gpt2, hybrid, t5
+from models.hugging_face.mapping import Entry
+
+
+def entries(config: ModelConfig) -> list[Entry]:
+    """The map of every tensor of a model. Raises ValueError, naming the field, for a model that transformers has no class
+    for."""
+    family = {"t5": t5, "gpt2": gpt2, "bert": bert, "fnet": fnet}.get(config.architecture, hybrid)
+    return family.entries(config)
+
+
+def their_config(config: ModelConfig, **tokens: Any) -> dict[str, Any]:
+    """The content of `config.json`; `tokens` are ids such as pad_token_id. Raises ValueError as `entries` does."""
+    family = {"t5": t5, "gpt2": gpt2, "bert": bert, "fnet": fnet}.get(config.architecture, hybrid)
+    return {**family.their_config(config), **tokens}
+
+
+def our_config(theirs: dict[str, Any]) -> ModelConfig:
+    """The configuration of a checkpoint folder by its `config.json`. Raises ValueError for a model type that we have no map
+    for."""
+    families = {"t5": t5, "gpt2": gpt2, "bert": bert, "fnet": fnet}
+    kind = theirs.get("model_type")
+    if kind not in families:
+        raise ValueError(f"model_type is {kind!r}: we know {', '.join(families)}")
+    return families[kind].our_config(theirs)

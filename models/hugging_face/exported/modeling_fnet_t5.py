@@ -1,0 +1,362 @@
+"""The FNet-T5 hybrid for `transformers`: a Fourier encoder with an attention decoder; imports torch and transformers only.
+
+Lies beside exported weights and is loaded with `trust_remote_code=True`. Modules have the names of the FNet-T5 project's
+weights. Inputs are padded to `config.encoder_length` inside, because the Fourier basis depends on the length; pad on the right.
+FNet: arXiv:2105.03824. T5: arXiv:1910.10683.
+
+Shapes: B batch, N encoder tokens, M decoder tokens, K keys, D width, H heads, E width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+
+from .configuration_fnet_t5 import FNetT5Config
+
+
+class Settings:
+    """The project's names as attributes."""
+
+    def __init__(self, config: FNetT5Config) -> None:
+        self.__dict__.update(config.fnet_t5)
+        self.d_model, self.num_heads, self.vocab_size = config.d_model, config.num_heads, config.vocab_size
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"config.json holds no fnet_t5.{name}: the folder was exported by another version")
+
+    def layer_attends(self, layer: int) -> bool:
+        total, attending = self.num_encoder_layers, self.num_attention_layers
+        if self.mixing == "attention":
+            return True
+        if attending == 0:
+            return False
+        if self.attention_layout == "bottom":
+            return layer < attending
+        if self.attention_layout == "middle":
+            return total - attending <= 2 * layer < total + attending
+        if self.attention_layout == "mixed":
+            return layer % (total // attending) == 0
+        return layer >= total - attending
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, s: Settings) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(s.d_model))
+        self.eps = s.norm_eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, s: Settings, d_ff: int) -> None:
+        super().__init__()
+        self.kind, self.dropout = s.feed_forward, s.dropout
+        if self.kind in ("gated_gelu", "swiglu"):
+            self.gate = nn.Linear(s.d_model, d_ff, bias=False)
+        self.up = nn.Linear(s.d_model, d_ff, bias=False)
+        self.down = nn.Linear(d_ff, s.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = self.up(x)
+        if self.kind == "gated_gelu":
+            inner = F.gelu(self.gate(x), approximate="tanh") * up
+        elif self.kind == "swiglu":
+            inner = F.silu(self.gate(x)) * up
+        elif self.kind == "relu":
+            inner = F.relu(up)
+        else:
+            inner = F.gelu(up, approximate="tanh" if self.kind == "gelu_tanh" else "none")
+        return self.down(F.dropout(inner, self.dropout, self.training))
+
+
+class Attention(nn.Module):
+    """T5's: scores are not divided by sqrt(E), a bias is added to them."""
+
+    def __init__(self, s: Settings) -> None:
+        super().__init__()
+        inner = s.num_heads * s.d_kv
+        self.d_kv, self.dropout = s.d_kv, s.dropout
+        self.query = nn.Linear(s.d_model, inner, bias=False)
+        self.key = nn.Linear(s.d_model, inner, bias=False)
+        self.value = nn.Linear(s.d_model, inner, bias=False)
+        self.output = nn.Linear(inner, s.d_model, bias=False)
+
+    def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        return self.split(self.key(source)), self.split(self.value(source))
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(
+            self.split(self.query(x)), keys, values, attn_mask=bias.to(x.dtype), dropout_p=dropout, scale=1.0
+        )
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.d_kv)).transpose(1, 2)  # (B, H, K, E)
+
+
+class AttentionMixing(nn.Module):
+    def __init__(self, s: Settings) -> None:
+        super().__init__()
+        self.attention = Attention(s)
+
+    def forward(self, x: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
+        return self.attention(x, *self.attention.keys_values(x), bias)
+
+
+class TransformMixing(nn.Module):
+    """Real part of the 2-D DFT (or real minus imaginary part: Hartley) over tokens and features; padding is zeroed first."""
+
+    def __init__(self, s: Settings) -> None:
+        super().__init__()
+        self.hartley = s.mixing == "hartley"
+        self.norm = s.fourier_norm
+
+    def forward(self, x: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+        spectrum = torch.fft.fft2((x * mask.unsqueeze(-1).to(x.dtype)).float(), norm=self.norm)
+        return (spectrum.real - spectrum.imag if self.hartley else spectrum.real).to(x.dtype)
+
+
+class IdentityMixing(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+        return x
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, s: Settings, layer: int) -> None:
+        super().__init__()
+        self.dropout, self.attends = s.dropout, s.layer_attends(layer)
+        self.mixing_norm = RMSNorm(s)
+        self.mixing: nn.Module
+        if self.attends:
+            self.mixing = AttentionMixing(s)
+        else:
+            self.mixing = IdentityMixing() if s.mixing == "identity" else TransformMixing(s)
+        self.feed_forward_norm = RMSNorm(s)
+        self.feed_forward = FeedForward(s, s.encoder_d_ff or s.d_ff)
+
+    def forward(self, x: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+        mixed = self.mixing(self.mixing_norm(x), mask, bias)
+        x = x + F.dropout(mixed, self.dropout if self.attends else 0.0, self.training)
+        return x + F.dropout(self.feed_forward(self.feed_forward_norm(x)), self.dropout, self.training)
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, s: Settings, layer: int) -> None:
+        super().__init__()
+        self.layer, self.dropout = layer, s.dropout
+        self.self_attention_norm = RMSNorm(s)
+        self.self_attention = Attention(s)
+        self.cross_attention_norm = RMSNorm(s)
+        self.cross_attention = Attention(s)
+        self.feed_forward_norm = RMSNorm(s)
+        self.feed_forward = FeedForward(s, s.d_ff)
+
+    def forward(
+        self, x: Tensor, bias: Tensor, encoder: Tensor, encoder_bias: Tensor, cache: EncoderDecoderCache | None
+    ) -> Tensor:
+        h = self.self_attention_norm(x)
+        keys, values = self.self_attention.keys_values(h)
+        if cache is not None:
+            keys, values = cache.self_attention_cache.update(keys, values, self.layer)
+        x = x + F.dropout(self.self_attention(h, keys, values, bias), self.dropout, self.training)
+        if cache is not None and cache.is_updated.get(self.layer):
+            known = cache.cross_attention_cache.layers[self.layer]
+            keys, values = known.keys, known.values
+        else:
+            keys, values = self.cross_attention.keys_values(encoder)
+            if cache is not None:
+                cache.cross_attention_cache.update(keys, values, self.layer)
+                cache.is_updated[self.layer] = True
+        h = self.cross_attention_norm(x)
+        x = x + F.dropout(self.cross_attention(h, keys, values, encoder_bias), self.dropout, self.training)
+        return x + F.dropout(self.feed_forward(self.feed_forward_norm(x)), self.dropout, self.training)
+
+
+class Embedding(nn.Module):
+    def __init__(self, s: Settings) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(s.vocab_size, s.d_model)
+
+
+class RelativeBias(nn.Module):
+    """T5's tables of one scalar per head and bucket of distance, shared by the layers of a stack."""
+
+    def __init__(self, s: Settings) -> None:
+        super().__init__()
+        self.num_buckets, self.max_distance = s.num_buckets, s.max_distance
+        if any(s.layer_attends(layer) for layer in range(s.num_encoder_layers)):
+            self.encoder = nn.Parameter(torch.zeros(s.num_buckets, s.num_heads))
+        self.decoder = nn.Parameter(torch.zeros(s.num_buckets, s.num_heads))
+
+    def bias(self, table: Tensor, num_queries: int, num_keys: int, bidirectional: bool) -> Tensor:
+        """(1, H, Q, K); the last query stands at the last key's position."""
+        queries = torch.arange(num_keys - num_queries, num_keys, device=table.device)
+        distance = torch.arange(num_keys, device=table.device)[None, :] - queries[:, None]
+        return table[self.bucket(distance, bidirectional)].permute(2, 0, 1).unsqueeze(0)
+
+    def bucket(self, distance: Tensor, bidirectional: bool) -> Tensor:
+        num_buckets, bucket = self.num_buckets, torch.zeros_like(distance)
+        if bidirectional:
+            num_buckets //= 2
+            bucket = (distance > 0).long() * num_buckets
+            distance = distance.abs()
+        else:
+            distance = (-distance).clamp(min=0)
+        exact = num_buckets // 2
+        growth = torch.log(distance.clamp(min=1).float() / exact) / math.log(self.max_distance / exact)
+        far = (exact + (growth * (num_buckets - exact)).long()).clamp(max=num_buckets - 1)
+        return bucket + torch.where(distance < exact, distance, far)
+
+
+def hide(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """(…, K) with 0 at what must not be seen → an additive bias; finite, so that a row without tokens gives no NaN."""
+    return (mask == 0).to(dtype) * torch.finfo(dtype).min
+
+
+class Encoder(nn.Module):
+    main_input_name = "input_ids"
+
+    def __init__(self, s: Settings, encoder_length: int, shared: tuple[Embedding, RelativeBias]) -> None:
+        super().__init__()
+        self.encoder_length, self.dropout = encoder_length, s.dropout
+        self.shared = shared  # in a tuple: registered by the whole model, not here
+        self.layers = nn.ModuleList(EncoderLayer(s, layer) for layer in range(s.num_encoder_layers))
+        self.final_norm = RMSNorm(s)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        return_dict: bool | None = None,
+        **options: Any,
+    ) -> BaseModelOutput:
+        embedding, relative_bias = self.shared
+        if inputs_embeds is None:
+            inputs_embeds = embedding.tokens(input_ids)
+        num_tokens = inputs_embeds.shape[1]
+        if num_tokens > self.encoder_length:
+            raise ValueError(f"the input has {num_tokens} tokens, the model was trained on {self.encoder_length}: shorten it")
+        if attention_mask is None:
+            attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        behind = self.encoder_length - num_tokens
+        x = F.dropout(F.pad(inputs_embeds, (0, 0, 0, behind)), self.dropout, self.training)
+        mask = F.pad(attention_mask, (0, behind))
+        bias = None
+        if hasattr(relative_bias, "encoder"):
+            bias = relative_bias.bias(relative_bias.encoder, self.encoder_length, self.encoder_length, True)
+            bias = bias + hide(mask[:, None, None, :], bias.dtype)
+        for layer in self.layers:
+            x = layer(x, mask, bias)
+        x = F.dropout(self.final_norm(x), self.dropout, self.training)
+        return BaseModelOutput(last_hidden_state=x[:, :num_tokens])
+
+
+class Decoder(nn.Module):
+    def __init__(self, s: Settings) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(s, layer) for layer in range(s.num_decoder_layers))
+        self.final_norm = RMSNorm(s)
+
+
+class Head(nn.Module):
+    def __init__(self, s: Settings) -> None:
+        super().__init__()
+        self.projection = nn.Linear(s.d_model, s.vocab_size, bias=False)
+
+
+class FNetT5ForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    config_class = FNetT5Config
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _no_split_modules = ["EncoderLayer", "DecoderLayer"]  # noqa: RUF012
+
+    def __init__(self, config: FNetT5Config) -> None:
+        super().__init__(config)
+        s = Settings(config)
+        self.dropout = s.dropout
+        self.embedding = Embedding(s)
+        self.relative_bias = RelativeBias(s)
+        self.encoder = Encoder(s, config.encoder_length, (self.embedding, self.relative_bias))
+        self.decoder = Decoder(s)
+        if not s.tie_embeddings:
+            self.head = Head(s)
+        self.post_init()
+
+    def get_encoder(self, *_: Any, **__: Any) -> nn.Module:
+        return self.encoder
+
+    def get_decoder(self) -> nn.Module:
+        return self.decoder
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding.tokens
+
+    def set_input_embeddings(self, new: nn.Module) -> None:
+        self.embedding.tokens = new  # type: ignore[assignment]
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.head.projection if hasattr(self, "head") else None
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """The labels moved right by one, behind the start token."""
+        shifted = F.pad(labels, (1, -1), value=self.config.decoder_start_token_id)
+        return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+        **options: Any,
+    ) -> Any:
+        """fp32 logits (B, M, V); with `labels` (B, M), -100 where no loss is taken, also the mean loss in nats."""
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds)
+        encoder = encoder_outputs[0]  # (B, N, D)
+        if attention_mask is None:
+            attention_mask = torch.ones(encoder.shape[:2], dtype=torch.long, device=encoder.device)
+        if decoder_input_ids is None and labels is not None:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        if decoder_input_ids is None:
+            raise ValueError("give decoder_input_ids, or labels to train on")
+        if use_cache and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+        num_new = decoder_input_ids.shape[1]
+        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        x = F.dropout(self.embedding.tokens(decoder_input_ids), self.dropout, self.training)  # (B, M, D)
+        bias = self.relative_bias.bias(self.relative_bias.decoder, num_new, past + num_new, False)
+        seen = torch.ones(num_new, past + num_new, device=x.device).tril(past)
+        bias = bias + hide(seen, bias.dtype)
+        encoder_bias = hide(attention_mask[:, None, None, :], x.dtype)
+        for layer in self.decoder.layers:
+            x = layer(x, bias, encoder, encoder_bias, past_key_values)
+        x = F.dropout(self.decoder.final_norm(x), self.dropout, self.training)
+        if hasattr(self, "head"):
+            logits = self.head.projection(x).float()
+        else:
+            logits = F.linear(x * self.config.d_model**-0.5, self.embedding.tokens.weight).float()
+
+        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+        output = Seq2SeqLMOutput(loss=loss, logits=logits, past_key_values=past_key_values, encoder_last_hidden_state=encoder)
+        return output.to_tuple() if return_dict is False else output

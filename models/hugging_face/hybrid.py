@@ -1,0 +1,50 @@
+"""The hybrid, and whatever else `transformers` has no class for, as a folder with modelling code of its own.
+
+The tensors keep our canonical names; `modeling_fnet_t5.py` beside them (a file that imports torch and transformers only) has
+modules of the same names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from models.config import ModelConfig
+from models.hugging_face.mapping import Entry, entry, require
+from models.piecewise import Piecewise
+
+_AUTO = {
+    "AutoConfig": "configuration_fnet_t5.FNetT5Config",
+    "AutoModelForSeq2SeqLM": "modeling_fnet_t5.FNetT5ForConditionalGeneration",
+}
+
+
+def entries(config: ModelConfig) -> list[Entry]:
+    check(config)
+    with torch.device("meta"):
+        names = Piecewise(config).state_dict()
+    return [entry(name, name, vocabulary=name in ("embedding.tokens.weight", "head.projection.weight")) for name in names]
+
+
+def their_config(config: ModelConfig) -> dict[str, Any]:
+    check(config)
+    ours = asdict(config)
+    shared = {"vocab_size": ours.pop("vocab_size"), "d_model": ours.pop("d_model"), "num_heads": ours.pop("num_heads")}
+    return {
+        **shared,
+        "model_type": "fnet_t5",
+        "architectures": ["FNetT5ForConditionalGeneration"],
+        "auto_map": _AUTO,
+        "is_encoder_decoder": True,
+        "tie_word_embeddings": config.tie_embeddings,
+        "fnet_t5": ours,
+    }
+
+
+def check(config: ModelConfig) -> None:
+    """Raise ValueError, naming the field, for what the exported modelling file does not compute."""
+    require(config, architecture="fnet_t5", decoder_mixing="attention", mixing=("fourier", "hartley", "identity"))
+    require(config, encoder_block="same", norm="rms", norm_position="pre", position="relative", bias=False)
+    require(config, mix_within_documents=False, scale_scores=False, init_std=0.0)

@@ -1,0 +1,30 @@
+"""Bidirectional self-attention with the interface of a mixing sublayer.
+
+Shapes: B batch, N tokens, D features, S bias tables, H heads on this rank.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.attention import Attention
+from models.config import ModelConfig
+from models.layers import LayerFactory
+from models.score_bias import ScoreBiasOf
+
+
+class AttentionMixing(nn.Module):
+    def __init__(self, config: ModelConfig, factory: LayerFactory, score_bias: ScoreBiasOf) -> None:
+        super().__init__()
+        self.attention = Attention(config, config.encoder_style, factory)
+        self.score_bias = score_bias
+        self.rotary = config.encoder_style.position == "rope"
+
+    def forward(self, hidden: Tensor, mask: Tensor, tables: Tensor) -> Tensor:
+        """hidden (B, N, D), mask (B, N), tables (S, num_buckets, H); returns (B, N, D)."""
+        num_tokens = hidden.shape[1]
+        positions = torch.arange(num_tokens, device=hidden.device)[None] if self.rotary else None
+        keys, values = self.attention.keys_values(hidden, positions)
+        bias = self.score_bias(tables, mask, num_tokens, num_tokens, keys.dtype)
+        return self.attention(hidden, keys, values, bias, positions)

@@ -1,0 +1,15 @@
+"""No mixing at all: the feed-forward-only control (FNet's FF_ONLY, arXiv:2105.03824, section 3.4).
+
+In an encoder-decoder the cross-attention can still do the mixing, so an experiment without this control shows little about a
+mixer.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class IdentityMixing(nn.Module):
+    def forward(self, hidden: Tensor, mask: Tensor, tables: Tensor | None = None) -> Tensor:
+        """hidden unchanged: with the residual around it the block then starts from 2x, as in f_net."""
+        return hidden

@@ -1,0 +1,35 @@
+"""Random mixing: linear mixing whose two matrices are drawn once and never learnt (FNet's RANDOM, arXiv:2105.03824, section
+3.4).
+
+A control: what learning the mixing adds. The matrices are a function of the layer's number and the sizes alone, so every rank
+and every later process has the same ones and no checkpoint holds them. Entries are N(0, 1/fan_in): f_net's lecun_normal, not
+truncated.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.mixing.linear import mix_by_matrices
+
+_SEED = 20210509  # of no meaning; FNet's first day on arXiv
+
+
+class RandomMixing(nn.Module):
+    over_tokens: Tensor
+    over_features: Tensor
+
+    def __init__(self, max_length: int, d_model: int, layer: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(_SEED + layer)
+        for name, size in (("over_tokens", max_length), ("over_features", d_model)):
+            device = torch.get_default_device()
+            if device.type == "meta":  # nothing to draw
+                matrix = torch.empty(size, size)
+            else:
+                matrix = torch.randn(size, size, generator=generator, device="cpu").to(device) * size**-0.5
+            self.register_buffer(name, matrix, persistent=False)
+
+    def forward(self, hidden: Tensor, mask: Tensor, tables: Tensor | None = None) -> Tensor:
+        return mix_by_matrices(hidden, mask, self.over_tokens, self.over_features)

@@ -1,0 +1,165 @@
+"""T5's span corruption: spans of a row are cut out, each replaced by a sentinel; the decoder writes sentinels and spans.
+
+(Raffel et al. 2020, section 3.1.4.) Nothing about the counts is random: a row of L tokens loses round(L * noise_density) of
+them in round(that / mean_span_length) spans, it begins with kept tokens and ends with a span, and subject to that every choice
+of spans is equally likely. Encoder and decoder text each end with the end token. So lengths are exact, and where rows are cut
+to fit there is no padding at all: 568 raw tokens make 512 for the encoder and 114 for the decoder.
+
+Shapes: B rows, L raw tokens, N encoder length, M decoder length, S spans of a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.objectives.draws import Draws
+from pipeline.objectives.interface import Batch, Cost, FittedConfig, Ints, Objective, by_length, shift_right, valid
+from pipeline.objectives.vocabulary import Vocabulary
+
+
+class SpanCorruptionConfig(FittedConfig):
+    name: Literal["span_corruption"] = "span_corruption"
+    noise_density: float = Field(default=0.15, gt=0, lt=1)
+    """Share of tokens that are cut out."""
+    mean_span_length: float = Field(default=3.0, ge=1)
+    repeat_sentinels: bool = False
+    """Where a row has more spans than the tokenizer has sentinels, start again from the first."""
+
+    def needs(self, row_length: int) -> tuple[int, int]:
+        num_noise, num_spans = span_counts(row_length, self.noise_density, self.mean_span_length)
+        return row_length - num_noise + num_spans + 1, num_noise + num_spans + 1
+
+    def build(
+        self, row_length: int, encoder_length: int, decoder_length: int, vocabulary: Vocabulary, seed: str
+    ) -> SpanCorruption:
+        self.check_fit(row_length, encoder_length, decoder_length)
+        num_spans = span_counts(row_length, self.noise_density, self.mean_span_length)[1]
+        return SpanCorruption(
+            row_length,
+            encoder_length,
+            decoder_length,
+            self.noise_density,
+            self.mean_span_length,
+            vocabulary.span_ids(num_spans, self.repeat_sentinels, self.name),
+            vocabulary.start,
+            vocabulary.end,
+            seed,
+        )
+
+
+def span_counts(num_tokens: int, noise_density: float, mean_span_length: float) -> tuple[int, int]:
+    """How many tokens a row of `num_tokens` loses, and in how many spans. At least one of each, and one kept token a span.
+
+    A row of fewer than two tokens loses none.
+    """
+    if num_tokens < 2:
+        return 0, 0
+    num_noise = min(max(round(num_tokens * noise_density), 1), num_tokens - 1)
+    num_spans = max(round(num_noise / mean_span_length), 1)
+    return num_noise, min(num_spans, num_tokens - num_noise)
+
+
+def raw_length(encoder_length: int, noise_density: float = 0.15, mean_span_length: float = 3.0) -> tuple[int, int]:
+    """(raw tokens, target tokens) of the longest row whose encoder text takes `encoder_length` places: (568, 114) for 512."""
+    config = SpanCorruptionConfig(noise_density=noise_density, mean_span_length=mean_span_length)
+    raw = config.row_length(encoder_length, 1 << 40)
+    return raw, config.needs(raw)[1]
+
+
+@dataclass(frozen=True, eq=False)
+class SpanCorruption(Objective):
+    row_length: int
+    encoder_length: int
+    decoder_length: int
+    noise_density: float
+    mean_span_length: float
+    sentinels: Ints
+    start_id: int
+    end_id: int
+    seed: str
+
+    @property
+    def cost(self) -> Cost:
+        target = self._counts(self.row_length)[2]
+        return Cost(self.row_length, self.encoder_length, self.decoder_length, target)
+
+    def num_targets(self, row_lengths: Ints, samples: Ints) -> Ints:
+        lengths, inverse = np.unique(row_lengths, return_inverse=True)
+        counts = np.array([self._counts(int(length))[2] for length in lengths], dtype=np.int64)
+        return counts[inverse]
+
+    def _counts(self, length: int) -> tuple[int, int, int]:
+        """Encoder tokens, spans and target tokens of a row of `length`."""
+        num_noise, num_spans = span_counts(length, self.noise_density, self.mean_span_length)
+        if not num_spans:  # nothing to cut from: the encoder reads what there is, and nothing is learnt
+            return length, 0, 0
+        return length - num_noise + num_spans + 1, num_spans, num_noise + num_spans + 1
+
+    def __call__(self, rows: Ints, row_lengths: Ints, samples: Ints) -> Batch:
+        lengths = np.unique(row_lengths)
+        if len(lengths) == 1 and self._counts(int(lengths[0]))[::2] == (self.encoder_length, self.decoder_length):
+            # Rows that fill their places, as almost all do: nothing to pad, nothing to mask.
+            encoder_ids, targets = self._corrupt(rows[:, : lengths[0]], Draws(self.seed, "spans", samples))
+            encoder_mask, target_mask = np.ones_like(encoder_ids), np.ones_like(targets)
+            return Batch(encoder_ids, encoder_mask, shift_right(targets, self.start_id), targets, target_mask)
+        encoder_ids = np.zeros((len(rows), self.encoder_length), dtype=np.int64)
+        targets = np.zeros((len(rows), self.decoder_length), dtype=np.int64)
+        num_encoder, num_targets = np.zeros((2, len(rows)), dtype=np.int64)
+        for length, chosen in by_length(row_lengths):
+            num_encoder[chosen], num_spans, num_targets[chosen] = counts = self._counts(length)
+            if not num_spans:
+                encoder_ids[chosen, :length] = rows[chosen, :length]
+                continue
+            kept, cut = self._corrupt(rows[chosen, :length], Draws(self.seed, "spans", samples[chosen]))
+            encoder_ids[chosen, : counts[0]], targets[chosen, : counts[2]] = kept, cut
+        return Batch(
+            encoder_ids,
+            valid(num_encoder, self.encoder_length).astype(np.int64),
+            shift_right(targets, self.start_id),
+            targets,
+            valid(num_targets, self.decoder_length).astype(np.int64),
+        )
+
+    def _corrupt(self, rows: Ints, draws: Draws) -> tuple[Ints, Ints]:
+        """Rows (B, L) of one length → encoder ids and targets, of exact lengths."""
+        num_noise, num_spans = span_counts(rows.shape[1], self.noise_density, self.mean_span_length)
+        noise_before = _segment_starts(draws, num_noise, num_spans)  # (B, S + 1), in cut tokens
+        kept_before = _segment_starts(draws, rows.shape[1] - num_noise, num_spans)  # (B, S + 1), in kept tokens
+        sentinels = self.sentinels[:num_spans]
+        # Segment s is kept tokens, then a span. Encoder: its kept tokens, then sentinel s; targets: sentinel s, then its span.
+        number = np.arange(num_spans)
+        encoder_ids = _pick(rows, kept_before[:, 1:] + number, np.diff(noise_before), sentinels, self.end_id)
+        targets = _pick(rows, noise_before[:, :-1] + number, np.diff(kept_before), sentinels, self.end_id)
+        return encoder_ids, targets
+
+
+def _segment_starts(draws: Draws, num_items: int, num_segments: int) -> Ints:
+    """(B, S + 1): where each of S non-empty segments starts, and the end; every cut into segments is equally likely."""
+    is_start = draws.subset(num_segments - 1, num_items - 1)  # of item 1, 2, …
+    starts = np.zeros((len(is_start), num_segments + 1), dtype=np.int64)
+    places = np.flatnonzero(is_start).reshape(len(is_start), num_segments - 1)  # in the flattened rows
+    starts[:, 1:-1] = places - (np.arange(len(is_start)) * (num_items - 1) - 1)[:, None]
+    starts[:, -1] = num_items
+    return starts
+
+
+def _pick(rows: Ints, places: Ints, left_out: Ints, sentinels: Ints, end_id: int) -> Ints:
+    """Texts (B, W) of tokens of `rows` (B, L) in order: sentinel s at places[:, s], where left_out[:, s] tokens are passed
+    over; the end token last."""
+    num_rows, length = rows.shape
+    width = length - int(left_out[0].sum()) + places.shape[1] + 1
+    # Where each token lies in the flattened rows, as a running sum of steps: 1, but at a sentinel what is left out.
+    source = np.ones((num_rows, width), dtype=np.int64)
+    first = np.arange(num_rows)
+    flat_places = (places + first[:, None] * width).ravel()
+    source.reshape(-1)[flat_places] = left_out.ravel()
+    source[:, 0] += first * length - 1
+    np.cumsum(source, axis=1, out=source)
+    text = np.ravel(rows).take(source, mode="clip")  # the end token's place may lie behind the last row
+    text.reshape(-1)[flat_places] = np.tile(sentinels, num_rows)
+    text[:, -1] = end_id
+    return text

@@ -1,0 +1,82 @@
+"""The ids that objectives put into rows, and which tokens end a sentence or a line.
+
+Our tokenizers have 100 sentinels, as T5's. The last five of them stand in for tokens that other papers add, where the tokenizer
+has none of that name: [CLS] and [SEP] (BERT), and UL2's three modes. The others mark spans; the first is also [MASK].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from data_prep.tokenizer import eos_id, num_ids, start_id
+
+# In the order in which they take the last sentinels, counted from the very last.
+_STANDING_IN = ("[CLS]", "[SEP]", "[NLU]", "[NLG]", "[S2S]")
+_SENTENCE_ENDS = (".", "!", "?")
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    start: int
+    """What a decoder starts from."""
+    end: int
+    """What ends every document."""
+    sentinels: tuple[int, ...] = ()
+    """Mark spans, the first span's first."""
+    named: dict[str, int] = field(default_factory=dict)
+    """[MASK], [CLS], [SEP], [NLU], [NLG], [S2S]."""
+    ordinary: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """Every id that text can hold, ascending."""
+    ends_sentence: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=bool))
+    """(ids,) true where the token's text ends with a full stop, an exclamation or a question mark."""
+    ends_line: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=bool))
+    """(ids,) true where the token's text holds a line end."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Vocabulary:
+        """Read a tokenizer. What it lacks is missed only by the objective that needs it."""
+        pieces = tokenizer.get_vocab(with_added_tokens=True)
+        special = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
+        sentinels: list[int] = []
+        while (token := pieces.get(f"<extra_id_{len(sentinels)}>")) is not None:
+            sentinels.append(token)
+        named = {name: pieces[name] for name in (*_STANDING_IN, "[MASK]") if name in pieces}
+        if len(sentinels) > len(_STANDING_IN):
+            for number, name in enumerate(_STANDING_IN, start=1):
+                named.setdefault(name, sentinels[-number])
+            named.setdefault("[MASK]", sentinels[0])
+            sentinels = sentinels[: -len(_STANDING_IN)]
+        size = num_ids(tokenizer)
+        ids = np.array(sorted(set(pieces.values()) - special - set(named.values())), dtype=np.int64)
+        texts = tokenizer.decode_batch([[token] for token in ids.tolist()], skip_special_tokens=False)
+        ends_sentence, ends_line = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
+        ends_sentence[ids] = [text.rstrip().endswith(_SENTENCE_ENDS) for text in texts]
+        ends_line[ids] = ["\n" in text for text in texts]
+        return cls(start_id(tokenizer), eos_id(tokenizer), tuple(sentinels), named, ids, ends_sentence, ends_line)
+
+    def span_ids(self, num_spans: int, repeat: bool, objective: str) -> NDArray[np.int64]:
+        """The sentinels (num_spans,) of a row's spans. Raises ValueError where there are too few and they may not repeat."""
+        if not self.sentinels:
+            raise ValueError(
+                f"{objective} marks spans by sentinels, and the tokenizer has none (<extra_id_0>, …): prepare the data with "
+                "one made by `fnet-t5 tokenizer train`"
+            )
+        if num_spans > len(self.sentinels) and not repeat:
+            raise ValueError(
+                f"{objective} needs {num_spans} sentinels a row and the tokenizer leaves {len(self.sentinels)}: shorten "
+                "data.encoder_length, raise mean_span_length, or set repeat_sentinels to start again from the first"
+            )
+        return np.resize(np.array(self.sentinels, dtype=np.int64), num_spans)
+
+    def token(self, name: str, objective: str) -> int:
+        """The id of a named token. Raises ValueError where the tokenizer has neither it nor a sentinel to stand in."""
+        if name not in self.named:
+            raise ValueError(
+                f"{objective} needs the token {name}, and the tokenizer has neither it nor sentinels to stand in for it: "
+                "prepare the data with one made by `fnet-t5 tokenizer train`"
+            )
+        return self.named[name]
