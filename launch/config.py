@@ -22,15 +22,15 @@ from pipeline.config import RunConfig, flatten
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
-# What may change between two starts of one run: how long it goes on and how often it reports, not what it computes.
+# What may change between two starts of one run: how long it goes on, how it reports and guards itself, and the mesh it runs on,
+# not what it computes.
 _MAY_CHANGE = {
-    "train.steps",
-    "train.validate_every",
-    "train.checkpoint_every",
-    "train.log_every",
-    "data.skip_ranges",
-    "data.prefetch_steps",
-    "data.loader_workers",
+    *("mesh.tensor_parallel", "mesh.pipeline_parallel"),
+    *("data.skip_ranges", "data.prefetch_steps", "data.loader_workers", "data.validation_rows_per_source"),
+    *("train.steps", "train.skip_steps", "train.micro_batch_size", "train.zero_stage", "train.recompute"),
+    *("train.log_every", "train.validate_every", "train.samples", "train.sample_tokens"),
+    *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_last", "train.keep_every"),
+    *("train.spike_sigma", "train.spike_window", "train.max_skips", "train.agreement_every", "train.hang_minutes"),
 }
 
 

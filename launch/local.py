@@ -19,6 +19,7 @@ from launch.worker import LAUNCHER_PID
 
 WORKER = Path(__file__).with_name("worker.py")
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # SIGUSR1: how a scheduler warns of its limit
 _POLL_SECONDS = 0.05
 _SHOWN_LINES = 20
 _SHOW_CURSOR = "\x1b[?25h"
@@ -48,7 +49,7 @@ class _Rank:
 
 
 class _StopRequest:
-    """The first SIGINT, SIGTERM or SIGHUP asks for an orderly stop, the second one for an immediate one."""
+    """The first SIGINT, SIGTERM, SIGHUP or SIGUSR1 asks for an orderly stop, the second one for an immediate one."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -60,7 +61,7 @@ class _StopRequest:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        earlier = {number: signal.getsignal(number) for number in _STOPPING}
         for number, handler in earlier.items():
             if handler != signal.SIG_IGN:  # nohup and background jobs ignore some of them on purpose
                 signal.signal(number, self)
@@ -83,7 +84,7 @@ def run_local(
 
     Rank 0's stdout stays on the terminal; everything else is appended to `run_dir/logs/rank_<r>.log`. When a rank fails
     the others get SIGTERM and, `failure_grace` seconds later, SIGKILL; its last lines are shown on stderr and its exit
-    code is returned. Ctrl-C, SIGTERM or SIGHUP become SIGTERM for every rank, SIGKILL after `stop_grace` seconds
+    code is returned. Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 become SIGTERM for every rank, SIGKILL after `stop_grace` seconds
     (`failure_grace` where a rank ends badly meanwhile) or at the second Ctrl-C, and the exit code 128 + signal. If this
     process is killed, the kernel kills the ranks.
 

@@ -23,6 +23,22 @@ def check_folder(run_dir: Path) -> None:
         pass
 
 
+def check_initial_weights(config: RunConfig) -> None:
+    """Raise ValueError where train.initial_weights is given and holds no weights of this model."""
+    folder = config.train.initial_weights
+    if folder is None:
+        return
+    import torch
+
+    from models.build import build_model
+    from pipeline.evaluate import check_fits
+    from pipeline.run_folder import weight_shapes
+
+    with torch.device("meta"):
+        model = build_model(config.model)
+    check_fits(model, weight_shapes(folder), f"train.initial_weights {folder} does not fit the recipe's model section")
+
+
 def check_data(config: RunConfig) -> None:
     """Raise ValueError where the dataset lacks what the run reads, or its files are not of the size that they were."""
     from pipeline.batches import open_rows, training_rows

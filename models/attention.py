@@ -6,6 +6,8 @@ Shapes: B batch, Q queries, K keys, D model width, H heads on this rank, E width
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +25,7 @@ class Attention(nn.Module):
         self.scale = config.d_kv**-0.5 if style.scale_scores else 1.0
         self.rope_base = config.rope_base if style.position == "rope" else None
         self.dropout = config.dropout
+        self.own_masks = factory.own_masks
         # T5 folds the 1/sqrt(d_kv) of the scores into the initial query projection (Mesh TensorFlow's convention).
         query_std = d_model**-0.5 if style.scale_scores else (d_model * config.d_kv) ** -0.5
         self.query = factory.column_linear(d_model, inner, config.std(query_std), style.bias)
@@ -44,15 +47,17 @@ class Attention(nn.Module):
         queries = self._split_heads(self.query(hidden))  # (B, H, Q, E)
         if self.rope_base is not None and positions is not None:
             queries = rotate(queries, positions, self.rope_base)
-        mixed = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=score_bias.added,
-            is_causal=score_bias.is_causal,
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=self.scale,
-        )  # (B, H, Q, E)
+        dropout = self.dropout if self.training else 0.0
+        with self.own_masks() if dropout else nullcontext():
+            mixed = F.scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                attn_mask=score_bias.added,
+                is_causal=score_bias.is_causal,
+                dropout_p=dropout,
+                scale=self.scale,
+            )  # (B, H, Q, E)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x: Tensor) -> Tensor:

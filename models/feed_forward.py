@@ -30,6 +30,7 @@ class FeedForward(nn.Module):
         std = config.std(config.d_model**-0.5)
         self.activation = ACTIVATIONS[style.feed_forward]
         self.dropout = config.dropout if config.drops_inside else 0.0
+        self.own_masks = factory.own_masks
         self.gate: nn.Module | None = None
         if style.gated:
             self.gate = factory.column_linear(config.d_model, style.d_ff, std, style.bias)
@@ -39,7 +40,10 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, D) → (B, N, D)."""
         inner = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
-        return self.down(drop(inner, self.dropout, self.training))
+        if self.training and self.dropout:
+            with self.own_masks():
+                inner = drop(inner, self.dropout, self.training)
+        return self.down(inner)
 
 
 def drop(x: Tensor, probability: float, training: bool) -> Tensor:

@@ -8,6 +8,7 @@ Shapes: B batch, M decoder tokens, D model width, V padded vocabulary, t tensor-
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -32,6 +33,10 @@ class LayerFactory(Protocol):
 
     def linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
         """(…, in) → (…, out), whole on every rank: for small layers that stand between sharded ones."""
+        ...
+
+    def own_masks(self) -> AbstractContextManager[None]:
+        """Stands around dropout of a sharded tensor: each rank draws a mask of its own."""
         ...
 
     def vocab_embedding(self, num_embeddings: int, dim: int, std: float) -> nn.Module:
@@ -68,6 +73,9 @@ class TorchLayers:
 
     def linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
         return plain_linear(in_features, out_features, std, bias)
+
+    def own_masks(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def vocab_embedding(self, num_embeddings: int, dim: int, std: float) -> nn.Module:
         # made on meta, so that no time goes into values that initialization.py will overwrite

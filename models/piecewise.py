@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -24,6 +25,10 @@ class Piecewise(nn.Module):
         for piece in self._pieces:
             if piece.tied_to is None:
                 _nest(self, piece.name, piece.build(self.factory))
+
+    def inputs(self, tensors: Sequence[Any]) -> Any:
+        """The fields of an input, in their order, as the type that the model takes."""
+        return self._pieces[0].reads(*tensors)
 
     def run_pieces(self, state: Any, *, start: str = "", stop: str = "") -> Any:
         """Run the pieces from `start` (the first) up to, not including, `stop` (to the end)."""

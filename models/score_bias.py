@@ -7,7 +7,9 @@ Masks are integers: 0 padding, 1 a token, and beyond that document numbers (enco
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal, NamedTuple
 
 import torch
@@ -23,6 +25,19 @@ class ScoreBias(NamedTuple):
 
     added: Tensor | None = None
     is_causal: bool = False
+
+
+_remembers = ContextVar("remembers", default=True)
+
+
+@contextmanager
+def made_anew() -> Iterator[None]:
+    """Within the block every layer makes its own bias, as it must where it will be run again by itself for its gradients."""
+    token = _remembers.set(False)
+    try:
+        yield
+    finally:
+        _remembers.reset(token)
 
 
 class ScoreBiasOf:
@@ -44,7 +59,7 @@ class ScoreBiasOf:
         ones."""
         sources = [tables] if mask is None else [tables, mask]
         # the compiler merges equal expressions by itself; inference tensors do not tell when they are changed in place
-        if torch.compiler.is_compiling() or any(source.is_inference() for source in sources):
+        if torch.compiler.is_compiling() or not _remembers.get() or any(source.is_inference() for source in sources):
             return self._make(tables, mask, num_queries, num_keys, dtype)
         key = (num_queries, num_keys, dtype, torch.is_grad_enabled(), *(source._version for source in sources))
         same = self._key == key and len(sources) == len(self._sources)

@@ -1,8 +1,8 @@
-"""Checkpoints: canonical weights that know no mesh, beside the engine's state that continues this one.
+"""Checkpoints: canonical weights that know no mesh, beside the state that continues the run on this mesh or another.
 
     checkpoints/step_00000100/weights/   model-0000k-of-0000n.safetensors + model.safetensors.index.json
-    checkpoints/step_00000100/state/     deepspeed/, position.json, manifest.json with the sha256 of every file
-    checkpoints/latest                   the name of the newest complete one, written last
+    checkpoints/step_00000100/state/     engine/, probe.safetensors, position.json, and manifest.json with the sha256 of every
+    file checkpoints/latest                   the name of the newest complete one, written last
 
 A checkpoint is written under a temporary name and renamed when every rank has finished, so one with its final name is whole.
 """
@@ -10,8 +10,9 @@ A checkpoint is written under a temporary name and renamed when every rank has f
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,83 +21,112 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_prep.files import atomic_write, sha256_file, write_json_atomically
+from data_prep.files import atomic_write, fsync_folder, sha256_file, write_json_atomically
+from pipeline.batches import PipelineBatch
+from pipeline.engine import Engine
+from pipeline.engine_state import ENGINE, load_engine, save_engine
 from pipeline.mesh import Mesh
 from pipeline.metrics import Counters
-from pipeline.run_folder import INDEX, LATEST, STATE, WEIGHTS, check_file, checkpoints_of, checksums, step_name
+from pipeline.probe import check_probe, save_probe
+from pipeline.run_folder import INDEX, LATEST, POSITION, STATE, WEIGHTS, check_file, checkpoints_of, checksums, step_name
 from pipeline.stages import Stages
-
-_ENGINE = "deepspeed"
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: enough to continue its data, its schedule and its counters."""
+    """Where a run stands: enough to continue its data, its schedule, its counters and its guards."""
 
     step: int
     seed: int
     dataset_fingerprint: str
     counters: Counters
     mesh: dict[str, int]
+    guards: dict[str, list[float]] = field(default_factory=dict)
     next_sample: int | None = None
     """The global sample that training goes on with. None in checkpoints of before it was kept: step x global batch size."""
 
     @classmethod
-    def read(cls, path: Path) -> Position:
-        values = json.loads(path.read_bytes())
+    def read(cls, checkpoint: Path) -> Position:
+        values = json.loads((checkpoint / STATE / POSITION).read_bytes())
         return cls(**{**values, "counters": Counters(**values["counters"])})
 
 
-def save(run: Path, engine: Any, stages: Stages, mesh: Mesh, position: Position) -> Path:
+def save(run: Path, engine: Engine, position: Position, probe: PipelineBatch) -> Path:
     """Write a checkpoint: a collective, called by every rank at the same step."""
+    mesh = engine.mesh
     folder = checkpoints_of(run)
     final = folder / step_name(position.step)
     partial = folder / f".{final.name}.partial"
     if mesh.is_main:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / WEIGHTS).mkdir(parents=True)
+        (partial / STATE / ENGINE).mkdir(parents=True)
     torch.distributed.barrier()
-    _save_weights(partial / WEIGHTS, stages, mesh)
-    # No "latest" of DeepSpeed's own: ours is the only one.
-    rng = {"torch_rng": torch.get_rng_state()}
-    engine.save_checkpoint(str(partial / STATE), tag=_ENGINE, client_state=rng, save_latest=False)
+    _save_weights(partial / WEIGHTS, engine.stages, mesh)
+    save_engine(partial / STATE / ENGINE, engine.deepspeed, engine.fragments, mesh)
+    save_probe(partial / STATE, engine, probe)
     torch.distributed.barrier()
     if mesh.is_main:
         _finish_weights(partial / WEIGHTS, mesh)
-        for script in (partial / STATE).glob("*.py"):  # DeepSpeed's converters, which know nothing of pipelines
-            script.unlink()
-        write_json_atomically(partial / STATE / "position.json", asdict(position))
-        sums = {str(path.relative_to(partial)): sha256_file(path) for path in sorted(partial.rglob("*")) if path.is_file()}
-        write_json_atomically(partial / STATE / "manifest.json", {"step": position.step, "sha256": sums})
-        if final.exists():  # the same step again, after a restart from an earlier one
-            shutil.rmtree(final)
-        partial.rename(final)
-        with atomic_write(folder / LATEST) as file:
-            file.write(final.name.encode() + b"\n")
+        finish(partial, final, position)
     torch.distributed.barrier()
     return final
 
 
+def finish(partial: Path, final: Path, position: Position) -> None:
+    """Describe a checkpoint whose files are written, put it on disk, give it its name, and let `latest` name it."""
+    write_json_atomically(partial / STATE / POSITION, asdict(position))
+    files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+    for path in files:
+        _fsync(path)  # a power cut must not leave a whole-looking name with empty files
+    sums = {str(path.relative_to(partial)): sha256_file(path) for path in files}
+    write_json_atomically(partial / STATE / "manifest.json", {"step": position.step, "sha256": sums})
+    if final.exists():  # the same step again, after a restart from an earlier one
+        replaced = final.with_name(f".{final.name}.replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+        partial.rename(final)
+        shutil.rmtree(replaced)
+    else:
+        partial.rename(final)
+    fsync_folder(final.parent)
+    with atomic_write(final.parent / LATEST) as file:
+        file.write(final.name.encode() + b"\n")
+
+
+def prune(run: Path, keep_last: int | None, keep_every: int | None) -> list[Path]:
+    """Remove checkpoints but the newest `keep_last` and those at multiples of `keep_every`; returns what was removed.
+
+    None for `keep_last` keeps all. The newest is never removed.
+    """
+    if keep_last is None:
+        return []
+    found = sorted(checkpoints_of(run).glob("step_*[0-9]"))
+    removed = []
+    for path in found[: -max(1, keep_last)]:
+        step = int(path.name.removeprefix("step_"))
+        if keep_every is not None and step % keep_every == 0:
+            continue
+        hidden = path.with_name(f".{path.name}.removed")  # one that is half removed must not look like a checkpoint
+        path.rename(hidden)
+        shutil.rmtree(hidden)
+        removed.append(path)
+    return removed
+
+
 def verify(checkpoint: Path) -> None:
     """Compare every file with the checkpoint's manifest. Raises ValueError naming the first that differs."""
-    for name, expected in checksums(checkpoint).items():
+    sums = checksums(checkpoint)
+    if not sums:
+        raise ValueError(f"{checkpoint} has no {STATE}/manifest.json: it is no checkpoint of ours, or not whole")
+    for name, expected in sums.items():
         check_file(checkpoint / name, expected)
 
 
-def load_state(checkpoint: Path, engine: Any, mesh: Mesh, position: Position) -> None:
-    """Continue a checkpoint on the mesh that wrote it: a collective.
-
-    Raises ValueError on another mesh: the engine's files are cut along it.
-    """
-    current = mesh_shape(mesh)
-    if position.mesh != current:
-        raise ValueError(f"{checkpoint} was written on the mesh {position.mesh}, this run has {current}: use the same mesh")
-    path, client_state = engine.load_checkpoint(str(checkpoint / STATE), tag=_ENGINE)
-    if path is None:
-        raise ValueError(
-            f"DeepSpeed found no state in {checkpoint / STATE}: continue an earlier checkpoint by editing `latest`"
-        )
-    torch.set_rng_state(client_state["torch_rng"])
+def load_state(checkpoint: Path, engine: Engine, probe: PipelineBatch) -> None:
+    """Continue a checkpoint, whichever mesh wrote it: a collective. Raises ValueError where it does not fit."""
+    load_engine(checkpoint / STATE / ENGINE, engine.deepspeed, engine.stages, engine.fragments, engine.mesh)
+    check_probe(checkpoint / STATE, engine, probe)
 
 
 def mesh_shape(mesh: Mesh) -> dict[str, int]:
@@ -129,7 +159,8 @@ def _save_weights(folder: Path, stages: Stages, mesh: Mesh) -> None:
 
 def _finish_weights(folder: Path, mesh: Mesh) -> None:
     """Write the index that says which file holds which parameter (the layout of Hugging Face's sharded safetensors)."""
-    weight_map, total_size = {}, 0
+    weight_map: dict[str, Any] = {}
+    total_size = 0
     for part in range(mesh.pipeline_parallel):
         path = folder / _part_name(part, mesh.pipeline_parallel)
         with safe_open(path, framework="pt") as file:
@@ -140,3 +171,11 @@ def _finish_weights(folder: Path, mesh: Mesh) -> None:
 
 def _part_name(part: int, num_parts: int) -> str:
     return f"model-{part + 1:05d}-of-{num_parts:05d}.safetensors"
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

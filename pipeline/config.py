@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer, num_ids
 from models.config import ModelConfig, expand_size
+from models.flops import Lengths
 from pipeline.objectives.catalogue import AnyObjective, ObjectiveField, check_form, named
+from pipeline.objectives.masked_lm import MaskedLMConfig
 from pipeline.objectives.prefix_lm import PrefixLMConfig
 
 
@@ -50,6 +52,8 @@ class DataConfig(Section):
     """Global samples [first, end) that training passes over."""
     validation_rows: PositiveInt = 512
     """Rows of the validation split that each validation reads: always its first ones."""
+    validation_rows_per_source: int = Field(default=32, ge=0)
+    """Rows of each source that each validation reads besides, where the split has several; 0: none."""
     prefetch_steps: int = Field(default=2, ge=0)
     """Steps made ahead in the background; 0 makes each when it is needed."""
     loader_workers: PositiveInt = 1
@@ -80,6 +84,11 @@ class DataConfig(Section):
         """Raw tokens of one row: the most that always fit."""
         return self.objective.row_length(self.encoder_length, self.decoder_length)
 
+    @property
+    def lengths(self) -> Lengths:
+        """The shapes of a row that the model computes."""
+        return self.objective.lengths(self.encoder_length, self.decoder_length)
+
 
 class MeshConfig(Section):
     """Data parallelism is what remains: processes / (tensor_parallel * pipeline_parallel)."""
@@ -109,7 +118,32 @@ class TrainConfig(Section):
     checkpoint_every: PositiveInt = 1000
     validate_every: PositiveInt = 500
     log_every: PositiveInt = 10
+    samples: int = Field(default=0, ge=0)
+    """Texts that the model writes at every validation, into RUN/samples; each costs sample_tokens forward passes in all."""
+    sample_tokens: PositiveInt = 32
     zero_stage: Literal[0, 1, 2, 3] = 1
+    initial_weights: Path | None = None
+    """Folder to start from: what `fnet-t5 import` made, or a checkpoint of a run. Default: numbers drawn from `seed`."""
+    recompute: bool = False
+    """Keep only what flows between layers, and compute the rest again in the backward pass: a third more work, less memory."""
+    checkpoint_minutes: PositiveFloat | None = None
+    """Also save when so much time has passed since the last checkpoint."""
+    keep_last: PositiveInt | None = None
+    """Remove checkpoints but the newest so many. Default: keep all."""
+    keep_every: PositiveInt | None = None
+    """Never remove checkpoints at multiples of this step."""
+    spike_sigma: float = Field(default=6.0, ge=0)
+    """A step whose loss or gradient norm lies so many deviations above the last ones is skipped; 0 takes every step."""
+    spike_window: int = Field(default=128, ge=4)
+    """Steps that the mean and deviation are taken over."""
+    max_skips: PositiveInt = 20
+    """Steps skipped in a row, for whatever reason but skip_steps, after which the run ends as failed."""
+    skip_steps: tuple[PositiveInt, ...] = ()
+    """Steps to go through without an update: data that was found to be harmful."""
+    agreement_every: PositiveInt = 100
+    """Compare copies of weights across ranks, and the data's order, every so many steps."""
+    hang_minutes: PositiveFloat = 20.0
+    """A rank that makes no progress for so long prints its stacks and ends the run."""
 
     @model_validator(mode="before")
     @classmethod
@@ -132,21 +166,32 @@ class TrainConfig(Section):
 
 
 class OptimizerConfig(Section):
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "adamw_rms"] = "adamw"
+    """adamw_rms scales each tensor's update by its root mean square: learning rates near 0.02 (nanoT5), not near 0.001."""
     learning_rate: PositiveFloat = 1e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] = "cosine"
     warmup_steps: int = Field(default=1000, ge=0)
     decay_steps: PositiveInt | None = None
     """Step at which the schedule ends. Default: train.steps. Give it where a run will be made longer later: its learning
     rates then stay what they were."""
+    decay_begin: PositiveInt | None = None
+    """wsd only: the last step at learning_rate. Default: four fifths of the way to the end."""
     final_fraction: float = Field(default=0.1, ge=0, le=1)
-    """Where the cosine ends, as a share of learning_rate."""
+    """Where cosine, linear and wsd end, as a share of learning_rate."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Applied to matrices only: not to norms, embeddings or bias tables."""
     betas: tuple[float, float] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     clip: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 switches clipping off."""
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> OptimizerConfig:
+        if self.schedule == "inverse_sqrt" and self.warmup_steps == 0:
+            raise ValueError("optimizer.schedule inverse_sqrt falls from the end of the warm-up: give optimizer.warmup_steps")
+        if self.decay_begin is not None and self.schedule != "wsd":
+            raise ValueError(f"optimizer.decay_begin {self.decay_begin} is read by schedule wsd alone, not by {self.schedule}")
+        return self
 
 
 class TrackingConfig(Section):
@@ -173,13 +218,18 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check_objective(self) -> RunConfig:
         check_form(self.data.objective, self.model.architecture)
+        if isinstance(self.data.objective, MaskedLMConfig):
+            trained = {"mlm", "order"} if self.data.objective.sentence_order else {"mlm"}
+            if set(self.model.heads) != trained:
+                raise ValueError(
+                    f"model.heads {list(self.model.heads)} are not those that masked_lm trains: give {sorted(trained)}, or "
+                    "change data.objective.sentence_order"
+                )
         return self
 
     @model_validator(mode="after")
     def _check_model(self) -> RunConfig:
         model, data = self.model, self.data
-        if model.is_decoder_only or model.is_encoder_only:
-            raise ValueError(f"model.architecture {model.architecture} has no pipeline stages yet: choose fnet_t5 or t5")
         if model.fourier_backend == "auto":
             raise ValueError(
                 "model.fourier_backend auto is measured by each process, and ranks that choose differently would round "
@@ -190,15 +240,14 @@ class RunConfig(Section):
             model.decoder_style.position,
         )
         longest = max(data.encoder_length, data.decoder_length)
+        if model.is_decoder_only:
+            longest = data.encoder_length + data.decoder_length
+        if model.is_encoder_only:
+            longest = data.encoder_length
         if (needs_length or model.decoder_mixing == "causal_fourier") and model.max_length < longest:
             raise ValueError(
-                f"model.max_length {model.max_length} is less than the {longest} tokens of data.encoder_length or "
-                "data.decoder_length: make it as long as the longer of them"
-            )
-        if model.dropout and self.mesh.tensor_parallel > 1:
-            raise ValueError(
-                f"model.dropout {model.dropout} with mesh.tensor_parallel {self.mesh.tensor_parallel} is not supported: "
-                "ranks would drop different features of the same tensor; use dropout 0 or tensor_parallel 1"
+                f"model.max_length {model.max_length} is less than the {longest} tokens that one stack reads of "
+                f"data.encoder_length {data.encoder_length} and data.decoder_length {data.decoder_length}: raise it"
             )
         return self
 
@@ -229,7 +278,9 @@ class RunConfig(Section):
         vocab_size = self.model.vocab_size or num_tokens
         blend = tuple(part.model_copy(update={"path": part.path.resolve()}) for part in self.data.blend)
         data = self.data.model_copy(update={"path": self.data.path.resolve(), "blend": blend})
-        return self.model_copy(update={"model": replace(self.model, vocab_size=vocab_size), "data": data})
+        given = self.train.initial_weights
+        train = self.train.model_copy(update={"initial_weights": given and given.resolve()})
+        return self.model_copy(update={"model": replace(self.model, vocab_size=vocab_size), "data": data, "train": train})
 
     @classmethod
     def load(cls, run: Path) -> RunConfig:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
+from typing import Any
 
 import deepspeed
+from deepspeed.runtime.pipe.schedule import OptimizerStep, ReduceTiedGrads
+from megatron.core import parallel_state
 from torch import Tensor
 
-from models.flops import Lengths
 from pipeline.batches import PipelineBatch, Share
 from pipeline.config import RunConfig
 from pipeline.deepspeed_config import deepspeed_config
+from pipeline.fragments import fragments, mean_squares
+from pipeline.gradients import sum_partial_gradients
+from pipeline.guards import SpikeGuard, StepGuard, StepResult
+from pipeline.losses import token_logits, weighted_loss
 from pipeline.mesh import Mesh
-from pipeline.optimizer import build_optimizer
+from pipeline.optimizer import RMSScaledAdamW, build_optimizer
+from pipeline.run_folder import load_weights
 from pipeline.stages import Stages, initialize
 from pipeline.tensor_parallel import MegatronLayers
 
@@ -27,36 +33,60 @@ class Engine:
         self.accumulation_steps = config.train.accumulation_steps(mesh.data_parallel)
         self.share = Share(config.train.micro_batch_size, mesh.data_parallel, mesh.data_rank)
         settings = deepspeed_config(config, mesh.data_parallel)
-        lengths = Lengths(config.data.encoder_length, config.data.decoder_length)
         with redirect_stdout(StringIO()):  # DeepSpeed prints its plans there
-            self.stages = Stages(config.model, lengths, mesh, weighted_loss(MegatronLayers()))
-            initialize(self.stages, mesh, config.train.seed)
+            loss = weighted_loss(MegatronLayers())
+            train = config.train
+            self.stages = Stages(config.model, config.data.lengths, mesh, loss, train.micro_batch_size, train.recompute)
+            given = None if train.initial_weights is None else load_weights(train.initial_weights)
+            initialize(self.stages, mesh, train.seed, given)
+            del given
             optimizer = build_optimizer(self.stages.canonical_parameters(), config.optimizer)
             self.deepspeed, *_ = deepspeed.initialize(model=self.stages, optimizer=optimizer, config=settings)
+        self.fragments = fragments(self.deepspeed, self.stages)
+        if isinstance(optimizer, RMSScaledAdamW):
+            optimizer.bind(self.fragments, *mean_squares(self.deepspeed, self.stages, self.fragments))
+        self.partial_gradients = self.stages.partial_gradient_parameters()
+        self._extend_schedule()
 
-    def train_step(self, batches: list[PipelineBatch], rate: float) -> tuple[float, float]:
-        """One update: its loss (nats per target token over the global batch) and the gradient norm before clipping."""
+    def train_step(self, batches: list[PipelineBatch], rate: float, skip: bool = False) -> StepResult:
+        """One update, or where the guards (or `skip`) say so, its loss without the update."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = rate
-        loss = self.deepspeed.train_batch(iter(self._on_device(batches)))
-        return float(loss), float(self.deepspeed.get_global_grad_norm())
+        self.guard.asked = skip
+        self.deepspeed.train_batch(iter(self._on_device(batches)))
+        return self.guard.result
+
+    def _extend_schedule(self) -> None:
+        """Partial gradients are summed over the tensor group before any are reduced, and guards stand before the optimizer."""
+        instructions = self.deepspeed._INSTRUCTION_MAP
+        group = parallel_state.get_tensor_model_parallel_group()
+
+        def reduce(engine: Any) -> None:
+            sum_partial_gradients(self.partial_gradients, group)
+            instructions[ReduceTiedGrads](engine)
+
+        train = self.config.train
+        spikes = SpikeGuard(train.spike_sigma, train.spike_window)
+        self.guard = StepGuard(self.deepspeed, self.stages, self.mesh, spikes, instructions[OptimizerStep])
+        # a map of this engine's own: the class's is shared by all engines of the process
+        self.deepspeed._INSTRUCTION_MAP = {
+            **instructions,
+            ReduceTiedGrads: reduce,
+            OptimizerStep: lambda engine: self.guard(engine),
+        }
 
     def evaluate(self, batches: list[PipelineBatch]) -> float:
         """Loss in nats per target token over micro-batches of the training shape."""
         return float(self.deepspeed.eval_batch(iter(self._on_device(batches)), num_micro_batches=len(batches)))
+
+    def logits(self, batch: PipelineBatch) -> Tensor | None:
+        """Logits (B, M, V / t) of one micro-batch of the training shape: on the last stage's ranks, None on others."""
+        batches = iter(self._on_device([batch]))
+        _, outputs = self.deepspeed.eval_batch(batches, return_logits=True, num_micro_batches=1)
+        return None if outputs is None else token_logits(outputs)
 
     def _on_device(self, batches: list[PipelineBatch]) -> list[PipelineBatch]:
         def move(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return tuple(tensor.to(self.mesh.device, non_blocking=True) for tensor in tensors)
 
         return [(move(inputs), move(labels)) for inputs, labels in batches]
-
-
-def weighted_loss(factory: MegatronLayers) -> Callable[[Tensor, tuple[Tensor, Tensor]], Tensor]:
-    """The pipeline's loss: logits (B, M, V / t) and (targets, weights) of shape (B, M) → scalar, fp32."""
-
-    def loss(logits: Tensor, labels: tuple[Tensor, Tensor]) -> Tensor:
-        targets, weights = labels
-        return (factory.cross_entropy(logits, targets) * weights).sum()
-
-    return loss

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from data_prep.indexed_dataset import TokenFile
 from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer, start_id, token_byte_lengths
-from models.pieces import Inputs
-from models.seq2seq import Seq2Seq
-from pipeline.batches import Share, objective_of, open_rows, validation_batches
+from models.build import build_model
+from models.piecewise import Piecewise
+from pipeline.batches import PipelineBatch, Share, objective_of, open_rows, validation_batches
 from pipeline.config import RunConfig
 from pipeline.evaluation_sets import evaluation_sets
+from pipeline.losses import losses_of
 from pipeline.objectives.interface import VALIDATION_SEED, AnyBatch
 from pipeline.run_folder import find, load_weights
 from pipeline.yardstick import Score, score, yardstick_objective
@@ -36,9 +37,10 @@ class Evaluation:
 
     step: int
     loss: float
-    """Nats per target token."""
-    swapped_loss: float
-    """The same with every decoder reading the encoder input of another row: higher where the decoder uses the encoder."""
+    """Nats per target token; an encoder alone adds those per row of telling the order of its segments."""
+    swapped_loss: float | None
+    """The same with every decoder reading the encoder input of another row: higher where the decoder uses the encoder. None for
+    models of one stack."""
     unigram_loss: float
     """Of the training split's token frequencies, on the same target tokens."""
     bits_per_byte: float
@@ -46,29 +48,30 @@ class Evaluation:
     target_bytes: int
 
 
-def load_model(run: Path, step: int | None = None) -> tuple[Seq2Seq, RunConfig, int]:
+def load_model(run: Path, step: int | None = None) -> tuple[Piecewise, RunConfig, int]:
     """The single-process model of a run's checkpoint (the latest by default), its configuration, and its step."""
     config = RunConfig.load(run)
     checkpoint = find(run, step)
-    model = Seq2Seq(config.model)
+    model = build_model(config.model)
     weights = load_weights(checkpoint)
-    check_fits(model, weights, f"{checkpoint} does not fit {run}/config.json")
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    check_fits(model, shapes, f"{checkpoint} does not fit {run}/config.json")
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     return model.eval(), config, int(checkpoint.name.removeprefix("step_"))
 
 
-def check_fits(model: nn.Module, weights: Mapping[str, Tensor], problem: str) -> None:
-    """Raise ValueError, beginning with `problem`, where the names or shapes of `weights` are not the model's."""
+def check_fits(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], problem: str) -> None:
+    """Raise ValueError, beginning with `problem`, where the names or shapes of weights are not the model's."""
     expected = model.state_dict()
-    missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    missing, unexpected = sorted(expected.keys() - shapes.keys()), sorted(shapes.keys() - expected.keys())
     if missing or unexpected:
         raise ValueError(
             f"{problem}: missing {missing[:3]}, unexpected {unexpected[:3]}; another architecture or number of layers"
         )
     for name, tensor in expected.items():
-        if tensor.shape != weights[name].shape:
+        if tuple(tensor.shape) != shapes[name]:
             raise ValueError(
-                f"{problem}: {name} is {tuple(weights[name].shape)} there, {tuple(tensor.shape)} by the model section; "
+                f"{problem}: {name} is {shapes[name]} there, {tuple(tensor.shape)} by the model section; "
                 "give the model section that the weights were trained with"
             )
 
@@ -86,28 +89,27 @@ def evaluate(run: Path, step: int | None = None) -> Evaluation:
         raise ValueError(f"the validation rows of {data.path} hold no target tokens: prepare more validation text")
     byte_lengths = token_byte_lengths(load_tokenizer(run / TOKENIZER_FILE))
     unigram = unigram_losses(TokenFile(data.path / "train").tokens, len(byte_lengths))
-    nll = swapped_nll = unigram_nll = 0.0
+    swap = _Swap(batches) if not (config.model.is_decoder_only or config.model.is_encoder_only) else None
+    sums: dict[int, tuple[float, int]] = {}  # of each loss: nats, places
+    swapped_nll = unigram_nll = 0.0
     target_bytes = 0
-    encoder_ids = torch.cat([inputs[0] for inputs, _ in batches])
-    encoder_mask = torch.cat([inputs[1] for inputs, _ in batches])
-    used = encoder_mask.sum(1) > 0  # rows that fill up the last micro-batch have no text to lend
-    partner = torch.arange(len(used))
-    partner[used] = partner[used].roll(int(used.sum()) // 2)  # far away: the next row often continues the same document
-    for index, (inputs, (targets, weights)) in enumerate(batches):
-        rows = slice(index * share.micro_batch_size, (index + 1) * share.micro_batch_size)
-        taken = weights > 0
-        nll += _nll(model, Inputs(*inputs), targets, taken)
-        other = partner[rows]
-        swapped_nll += _nll(model, Inputs(encoder_ids[other], encoder_mask[other], inputs[2]), targets, taken)
-        chosen = targets[taken].numpy()
+    for index, (inputs, labels) in enumerate(batches):
+        for number, (nll, weights) in enumerate(losses_of(model(model.inputs(inputs)), labels, model.factory)):
+            total, count = sums.get(number, (0.0, 0))
+            taken = weights > 0
+            sums[number] = total + float(nll[taken].double().sum()), count + int(taken.sum())
+        if swap is not None:
+            ((nll, weights),) = losses_of(model(model.inputs(swap(index, inputs))), labels, model.factory)
+            swapped_nll += float(nll[weights > 0].double().sum())
+        chosen = labels[0][labels[1] > 0].numpy()
         unigram_nll += float(unigram[chosen].sum())
         target_bytes += int(byte_lengths[chosen].sum())
     return Evaluation(
         step=found_step,
-        loss=nll / num_targets,
-        swapped_loss=swapped_nll / num_targets,
+        loss=sum(total / count for total, count in sums.values() if count),
+        swapped_loss=None if swap is None else swapped_nll / num_targets,
         unigram_loss=unigram_nll / num_targets,
-        bits_per_byte=nll / math.log(2) / target_bytes,
+        bits_per_byte=sums[0][0] / math.log(2) / target_bytes,
         target_tokens=num_targets,
         target_bytes=target_bytes,
     )
@@ -135,7 +137,7 @@ def evaluate_sources(
     sets = evaluation_sets(data.path, split, prefix + suffix_length, rows_per_source, shortest=prefix + 1)
 
     def nll(batch: AnyBatch) -> NDArray[np.floating]:
-        inputs = Inputs(*map(torch.from_numpy, batch.inputs))
+        inputs = model.inputs(tuple(map(torch.from_numpy, batch.inputs)))
         return model.factory.cross_entropy(model(inputs), torch.from_numpy(batch.losses[0][0])).numpy()
 
     return score(sets, objective, nll, token_byte_lengths(tokenizer), config.train.micro_batch_size)
@@ -149,6 +151,18 @@ def unigram_losses(tokens: NDArray[np.integer], vocab_size: int) -> NDArray[np.f
     return -np.log(counts / counts.sum())
 
 
-def _nll(model: Seq2Seq, inputs: Inputs, targets: Tensor, taken: Tensor) -> float:
-    losses = model.factory.cross_entropy(model(inputs), targets)  # (B, M)
-    return float(losses[taken].double().sum())
+class _Swap:
+    """Gives every row the encoder input of another one."""
+
+    def __init__(self, batches: list[PipelineBatch]) -> None:
+        self._ids, self._mask = (torch.cat([inputs[field] for inputs, _ in batches]) for field in (0, 1))
+        self._rows = len(batches[0][0][0])
+        used = self._mask.sum(1) > 0  # rows that fill up the last micro-batch have no text to lend
+        self._partner = torch.arange(len(used))
+        # far away: the next row often continues the same document
+        self._partner[used] = self._partner[used].roll(int(used.sum()) // 2)
+
+    def __call__(self, index: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The inputs of batch `index` with other encoder ids and masks."""
+        other = self._partner[index * self._rows : (index + 1) * self._rows]
+        return self._ids[other], self._mask[other], *inputs[2:]

@@ -32,11 +32,11 @@ def sources_file(split: str) -> str:
 
 
 def evaluation_sets(
-    folder: Path, split: str, row_length: int, rows_per_source: int, shortest: int = 1
+    folder: Path, split: str, row_length: int, rows_per_source: int, shortest: int = 1, required: bool = True
 ) -> dict[str, ChosenRows]:
     """At most `rows_per_source` windows of each source, of `shortest` to `row_length` tokens; a source without any is left out.
 
-    Raises ValueError where nothing is long enough, or `<split>.sources.npy` does not fit the split.
+    Raises ValueError where nothing is long enough (unless none is `required`), or `<split>.sources.npy` does not fit the split.
     """
     tokens, manifest = open_tokens(folder, split)
     lengths = TokenFile(folder / split).lengths
@@ -55,7 +55,7 @@ def evaluation_sets(
         starts, sizes = windows.start[chosen], windows.length[chosen]
         fingerprint = sha256_bytes(canonical_json({**base, "starts": starts.tolist(), "lengths": sizes.tolist()}))
         sets[name] = ChosenRows(tokens, starts, sizes, row_length, fingerprint)
-    if not sets:
+    if not sets and required:
         raise ValueError(
             f"no document of {folder}'s {split} split has {shortest} tokens: prepare longer text, or a shorter row"
         )

@@ -138,7 +138,8 @@ def _results(run: Path, step: int, config: RunConfig) -> dict[str, str]:
     path = run / METRICS
     if path.is_file():
         rows = [json.loads(line) for line in path.read_text().splitlines() if line]
-        losses = [row["validation_loss"] for row in rows if "validation_loss" in row and row["step"] <= step]
+        validated = [row for row in rows if row.get("source") == "all" and row["step"] <= step]
+        losses = [row["validation_loss"] for row in validated]
         if losses and math.isfinite(losses[-1]):
             results["validation loss, nats per target token"] = f"{losses[-1]:.4f}"
     return results

@@ -40,11 +40,11 @@ class Mesh:
         """The one rank that logs, tracks and names checkpoints."""
         return self.rank == 0
 
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` holds on any rank: a collective, called by all."""
-        value = torch.tensor([int(flag)], device=self.device)
-        torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
-        return bool(value.item())
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether each flag holds on any rank: a collective, called by all."""
+        values = torch.tensor([int(flag) for flag in flags], device=self.device)
+        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
+        return tuple(bool(value) for value in values.tolist())
 
 
 def join(config: MeshConfig, timeout: timedelta = timedelta(minutes=30)) -> Mesh:

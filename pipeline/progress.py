@@ -20,6 +20,8 @@ class NoProgress:
 
     def validated(self, step: int, loss: float) -> None: ...
 
+    def note(self, line: str) -> None: ...
+
 
 class TrainingProgress(NoProgress):
     """A bar on a terminal; a line every twentieth of the run where the output is a file."""
@@ -56,3 +58,7 @@ class TrainingProgress(NoProgress):
 
     def validated(self, step: int, loss: float) -> None:
         self._console.print(f"step {step}: validation loss {loss:.4f}", highlight=False)
+
+    def note(self, line: str) -> None:
+        """Something out of the ordinary, as a line of its own."""
+        self._console.print(line, highlight=False)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from data_prep.files import atomic_write, sha256_file
 
 METRICS, STATUS, LATEST = "metrics.jsonl", "STATUS", "latest"
-WEIGHTS, STATE, INDEX = "weights", "state", "model.safetensors.index.json"
+WEIGHTS, STATE, INDEX, POSITION = "weights", "state", "model.safetensors.index.json", "position.json"
 
 
 def checkpoints_of(run: Path) -> Path:
@@ -26,14 +27,24 @@ def step_name(step: int) -> str:
 
 
 def latest(run: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None. Raises ValueError where `latest` names one that is gone."""
-    pointer = checkpoints_of(run) / LATEST
-    if not pointer.is_file():
-        return None
-    path = pointer.parent / pointer.read_text().strip()
-    if not path.is_dir():
-        raise ValueError(f"{pointer} names {path.name}, which does not exist: write the name of another checkpoint into it")
-    return path
+    """The newest complete checkpoint of a run, or None.
+
+    The one that `latest` names. Where that file is missing or names one that is gone or not whole (a crash between two
+    renames, a copy of a run that was cut short), the newest that is whole.
+    """
+    folder = checkpoints_of(run)
+    pointer = folder / LATEST
+    named = folder / pointer.read_text().strip() if pointer.is_file() else None
+    if named is not None and is_complete(named):
+        return named
+    return max((path for path in folder.glob("step_*[0-9]") if is_complete(path)), default=None)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether every file of a checkpoint's manifest is there. What they hold is `checkpoints.verify`'s to say."""
+    if not (checkpoint / STATE / "manifest.json").is_file():
+        return False
+    return all((checkpoint / name).is_file() for name in checksums(checkpoint))
 
 
 def find(run: Path, step: int | None = None) -> Path:
@@ -64,6 +75,19 @@ def load_weights(checkpoint: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def weight_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter by its canonical name, without reading any. Raises ValueError where there are none."""
+    index_path = checkpoint / WEIGHTS / INDEX
+    if not index_path.is_file():
+        raise ValueError(f"{checkpoint} holds no {WEIGHTS}/{INDEX}: it is no checkpoint of ours, or not whole")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in sorted(set(json.loads(index_path.read_bytes())["weight_map"].values())):
+        check_file(checkpoint / WEIGHTS / name, None)
+        with safe_open(checkpoint / WEIGHTS / name, framework="pt") as file:
+            shapes.update({key: tuple(file.get_slice(key).get_shape()) for key in file.keys()})  # noqa: SIM118
+    return shapes
+
+
 def checksums(checkpoint: Path) -> dict[str, str]:
     """The SHA-256 of every file of a checkpoint by its path there; empty for weights that were copied without them."""
     path = checkpoint / STATE / "manifest.json"
@@ -86,8 +110,13 @@ def write_status(run: Path, status: str) -> None:
         file.write(status.encode() + b"\n")
 
 
+def read_status(run: Path) -> str | None:
+    """The word in STATUS, or None where the run has none."""
+    path = run / STATUS
+    return path.read_text().strip() if path.is_file() else None
+
+
 def settle_status(run: Path) -> None:
     """Mark a run whose processes are gone, and could not say so themselves, as failed."""
-    path = run / STATUS
-    if path.is_file() and path.read_text().strip() == "running":
+    if read_status(run) == "running":
         write_status(run, "failed")

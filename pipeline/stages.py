@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,50 +16,26 @@ from models.flops import Lengths
 from models.initialization import initial_value
 from models.layers import LayerFactory
 from models.pieces import Piece, pieces
+from models.score_bias import made_anew
+from pipeline.batch_sharding import has_partial_gradient, shard_encoder
+from pipeline.cut import cut_stages
 from pipeline.mesh import Mesh
 from pipeline.tensor_parallel import MegatronLayers, shard_dim
 
 _TIED_WEIGHT = "module.tokens.weight"
 
 
-def cut_stages(model: Sequence[Piece], num_stages: int) -> list[int]:
-    """Bounds [0, …, len(model)] of the contiguous cut whose most expensive stage costs the fewest FLOPs.
-
-    A stage starts only at a piece that allows it. Raises ValueError where there are too few of those.
-    """
-    starts = [0] + [index for index, piece in enumerate(model) if piece.starts_stage and index > 0]
-    if len(starts) < num_stages:
-        raise ValueError(f"mesh.pipeline_parallel {num_stages} exceeds the {len(starts)} places at which this model can be cut")
-    cost = [0.0]
-    for piece in model:
-        cost.append(cost[-1] + piece.flops)
-    ends = [*starts[1:], len(model)]
-    # best[k][j]: (largest stage cost, bounds) of the pieces before ends[j] in k + 1 stages
-    best: list[dict[int, tuple[float, list[int]]]] = [{j: (cost[end], [0, end]) for j, end in enumerate(ends)}]
-    for _ in range(1, num_stages):
-        row: dict[int, tuple[float, list[int]]] = {}
-        for j, end in enumerate(ends):
-            options = [
-                (max(largest, cost[end] - cost[bounds[-1]]), [*bounds, end])
-                for i, (largest, bounds) in best[-1].items()
-                if i < j
-            ]
-            if options:
-                row[j] = min(options)
-        best.append(row)
-    return best[-1][len(ends) - 1][1]
-
-
 class StageLayer(nn.Module):
     """A piece as a pipeline layer: tuples in, tuples out."""
 
-    def __init__(self, piece: Piece, factory: LayerFactory) -> None:
+    def __init__(self, piece: Piece, factory: LayerFactory, recompute: bool) -> None:
         super().__init__()
-        self.piece = piece
+        self.piece, self.recompute = piece, recompute
         self.module = piece.build(factory)
 
     def forward(self, received: tuple[Tensor, ...]) -> Any:
-        return run_piece(self.piece, self.module, received)
+        with made_anew() if self.recompute else nullcontext():
+            return run_piece(self.piece, self.module, received)
 
 
 def run_piece(piece: Piece, module: nn.Module, received: tuple[Tensor, ...]) -> Any:
@@ -109,12 +86,23 @@ class CanonicalParameter:
 class Stages(PipelineModule):
     """DeepSpeed's pipeline module over our pieces; this process builds only its own stage."""
 
-    def __init__(self, config: ModelConfig, lengths: Lengths, mesh: Mesh, loss_fn: Any) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        lengths: Lengths,
+        mesh: Mesh,
+        loss_fn: Any,
+        micro_batch_size: int,
+        recompute: bool = False,
+    ) -> None:
         factory = MegatronLayers()
-        self.pieces = pieces(config, factory, lengths)
+        self.pieces = shard_encoder(pieces(config, factory, lengths), micro_batch_size, mesh.tensor_parallel)
         self.bounds = cut_stages(self.pieces, mesh.pipeline_parallel)
         super().__init__(
-            layers=[_spec(piece, self.pieces, factory) for piece in self.pieces], topology=mesh.topology, loss_fn=loss_fn
+            layers=[_spec(piece, self.pieces, factory, recompute) for piece in self.pieces],
+            topology=mesh.topology,
+            loss_fn=loss_fn,
+            activation_checkpoint_interval=int(recompute),  # one piece at a time
         )
 
     def _build(self) -> None:
@@ -145,26 +133,30 @@ class Stages(PipelineModule):
                     shape[dim] *= self.topology().get_dim("model")
                 yield CanonicalParameter(f"{piece.tied_to or piece.name}.{name}", parameter, dim, tuple(shape), is_copy)
 
+    def partial_gradient_parameters(self) -> list[nn.Parameter]:
+        """The replicated parameters whose gradients have to be summed over the tensor group."""
+        return [parameter for parameter in self.parameters() if has_partial_gradient(parameter)]
+
     def _owner_of(self, piece: Piece) -> int:
         return next(index for index, other in enumerate(self.pieces) if other.name == piece.tied_to)
 
 
 @torch.no_grad()
-def initialize(stages: Stages, mesh: Mesh, seed: int) -> None:
-    """Draw this stage's parameters: the same values as on one process, whatever the mesh."""
+def initialize(stages: Stages, mesh: Mesh, seed: int, given: Mapping[str, Tensor] | None = None) -> None:
+    """Fill this stage's parameters: drawn from `seed`, the same values on every mesh, or taken from `given` by name."""
     for entry in stages.canonical_parameters():
-        full = initial_value(entry.parameter, entry.name, entry.full_shape, seed)
+        full = initial_value(entry.parameter, entry.name, entry.full_shape, seed) if given is None else given[entry.name]
         entry.parameter.copy_(entry.local_slice(full, mesh))
 
 
-def _spec(piece: Piece, model: Sequence[Piece], factory: LayerFactory) -> LayerSpec:
+def _spec(piece: Piece, model: Sequence[Piece], factory: LayerFactory, recompute: bool) -> LayerSpec:
     is_shared = any(other.tied_to == piece.name for other in model)
     if piece.tied_to is None and not is_shared:
-        return LayerSpec(StageLayer, piece, factory)
+        return LayerSpec(StageLayer, piece, factory, recompute)
     if piece.tied_to is None:
-        return TiedLayerSpec(piece.name, StageLayer, piece, factory, tied_weight_attr=_TIED_WEIGHT)
+        return TiedLayerSpec(piece.name, StageLayer, piece, factory, recompute, tied_weight_attr=_TIED_WEIGHT)
 
     def run(layer: StageLayer, received: tuple[Tensor, ...]) -> Any:
         return run_piece(piece, layer.module, received)
 
-    return TiedLayerSpec(piece.tied_to, StageLayer, piece, factory, forward_fn=run, tied_weight_attr=_TIED_WEIGHT)
+    return TiedLayerSpec(piece.tied_to, StageLayer, piece, factory, recompute, forward_fn=run, tied_weight_attr=_TIED_WEIGHT)

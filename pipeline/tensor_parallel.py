@@ -5,6 +5,8 @@ Shapes: B batch, M decoder tokens, D model width, V padded vocabulary, t tensor-
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from megatron.core.tensor_parallel import (
     RowParallelLinear,
     VocabParallelEmbedding,
     copy_to_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
     set_tensor_model_parallel_attributes,
     vocab_parallel_cross_entropy,
 )
@@ -23,6 +26,7 @@ from torch.nn import functional as F
 
 from models.initialization import constant_parameter, mark_constant, mark_normal, normal_parameter
 from models.layers import plain_linear
+from pipeline.randomness import own_randomness
 
 
 class _Column(ColumnParallelLinear):
@@ -30,13 +34,25 @@ class _Column(ColumnParallelLinear):
         return super().forward(input_, *arguments, **options)[0]
 
 
-class _Row(RowParallelLinear):
+class RowParallel(RowParallelLinear):
+    """(…, in / t) sharded → (…, out); `reduce` adds up the ranks' partial products: replaced where its result is sharded."""
+
+    reduce: Callable[[Tensor], Tensor] = staticmethod(reduce_from_tensor_model_parallel_region)
+
     def forward(self, input_: Tensor) -> Tensor:
-        return super().forward(input_)[0]
+        output = self.reduce(F.linear(input_, self.weight))
+        return output if self.bias is None else output + self.bias
 
 
 class MegatronLayers:
     """A `models.layers.LayerFactory` over the current Megatron tensor-parallel group."""
+
+    sums_input_gradients = True
+    """Whether a column-parallel layer adds up its input's gradients over the group; otherwise what stands before it does."""
+
+    def reduce_rows(self, layer: RowParallel) -> RowParallel:
+        """How a row-parallel layer adds up its partial products: by an all-reduce."""
+        return layer
 
     def __init__(self) -> None:
         self.tensor_parallel: int = parallel_state.get_tensor_model_parallel_world_size()
@@ -50,11 +66,19 @@ class MegatronLayers:
         )
 
     def column_linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
-        layer = _Column(in_features, out_features, config=self._config, init_method=_untouched, bias=bias, gather_output=False)
+        layer = _Column(
+            in_features,
+            out_features,
+            config=self._config,
+            init_method=_untouched,
+            bias=bias,
+            gather_output=False,
+            disable_grad_reduce=not self.sums_input_gradients,
+        )
         return _prepared(layer, std, dim=0)
 
     def row_linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
-        layer = _Row(
+        layer = RowParallel(
             in_features,
             out_features,
             config=self._config,
@@ -63,10 +87,13 @@ class MegatronLayers:
             input_is_parallel=True,
             skip_bias_add=False,
         )
-        return _prepared(layer, std, dim=1)
+        return _prepared(self.reduce_rows(layer), std, dim=1)
 
     def linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
         return plain_linear(in_features, out_features, std, bias)
+
+    def own_masks(self) -> AbstractContextManager[None]:
+        return own_randomness(parallel_state.get_tensor_model_parallel_rank(), wanted=self.tensor_parallel > 1)
 
     def vocab_embedding(self, num_embeddings: int, dim: int, std: float) -> nn.Module:
         layer = VocabParallelEmbedding(num_embeddings, dim, init_method=_untouched, config=self._config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import threading
 import time
 import warnings
@@ -18,6 +19,9 @@ from data_prep.files import atomic_write
 
 RUN_ID_FILE = "mlflow_run_id"
 _FLUSH_SECONDS = 2.0
+_FORBIDDEN = re.compile(r"[^\w\-. :/]", re.ASCII)  # in the names of MLflow's metrics
+_BY_TOKENS = ("loss", "validation_loss", "bits_per_byte")
+_OF_A_SOURCE = ("validation_loss", "bits_per_byte", "validation_target_tokens")
 _STATES = {"finished": "FINISHED", "preempted": "KILLED", "failed": "FAILED"}
 
 
@@ -39,6 +43,8 @@ class NoTracker:
 
     def log(self, step: int, values: dict[str, Any]) -> None: ...
 
+    def artifact(self, path: Path, folder: str) -> None: ...
+
     def close(self, status: str, artifacts: tuple[Path, ...] = ()) -> None: ...
 
 
@@ -52,9 +58,25 @@ class MlflowTracker(NoTracker):
         self._thread.start()
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Queue the numbers among `values`; names may hold only what MLflow allows."""
-        numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float) and name != "step"}
-        self._queue.put(("metrics", step, int(time.time() * 1000), numbers))
+        """Queue the numbers among `values`: by step, and losses by raw tokens too (`by_tokens/loss`).
+
+        A row of one source is kept apart by its name: `validation_loss/Github`.
+        """
+        source = values.get("source", "all")
+        suffix = "" if source == "all" else "/" + _FORBIDDEN.sub("_", str(source))
+        counted = {name: float(value) for name, value in values.items() if isinstance(value, int | float) and name != "step"}
+        if suffix:  # what the run has spent is in the row of all sources
+            counted = {name: value for name, value in counted.items() if name in _OF_A_SOURCE}
+        now = int(time.time() * 1000)
+        self._queue.put(("metrics", step, now, {name + suffix: value for name, value in counted.items()}))
+        tokens = values.get("raw_tokens")
+        losses = {f"by_tokens/{name}{suffix}": value for name, value in counted.items() if name in _BY_TOKENS}
+        if tokens is not None and losses:
+            self._queue.put(("metrics", int(tokens), now, losses))
+
+    def artifact(self, path: Path, folder: str) -> None:
+        """Queue a file for the run's artifacts."""
+        self._queue.put(("artifact", path, folder))
 
     def close(self, status: str, artifacts: tuple[Path, ...] = (), timeout: float = 60.0) -> None:
         """Write what is queued, set the run's final state, and wait at most `timeout` seconds for it."""
@@ -95,6 +117,8 @@ class MlflowTracker(NoTracker):
             for start in range(0, len(metrics), 1000):
                 client.log_batch(run_id, metrics=metrics[start : start + 1000])
             for entry in entries:
+                if entry[0] == "artifact":
+                    client.log_artifact(run_id, str(entry[1]), entry[2])
                 if entry[0] == "close":
                     for path in entry[2]:
                         client.log_artifact(run_id, str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 import time
@@ -13,41 +14,54 @@ from typing import Any
 import torch
 
 from data_prep.files import only_writer
-from data_prep.tokenizer import TOKENIZER_FILE
-from models.flops import Lengths
+from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer
 from models.layers import TorchLayers
 from models.pieces import forward_flops
 from pipeline import checkpoints
-from pipeline.batches import PipelineBatch, TrainingBatches, objective_of, open_rows, training_rows, validation_batches
+from pipeline.agreement import check_agreement
+from pipeline.batches import PipelineBatch, Share, TrainingBatches, objective_of, training_rows
 from pipeline.checkpoints import Position
 from pipeline.config import RunConfig, flatten
 from pipeline.engine import Engine
+from pipeline.evaluation_sets import ALL
+from pipeline.guards import ASKED, REASONS, StepResult
 from pipeline.mesh import Mesh, join, leave
+from pipeline.meter import Meter
 from pipeline.metrics import Counters, MetricsFile
-from pipeline.objectives.interface import VALIDATION_SEED
-from pipeline.optimizer import learning_rate
 from pipeline.prefetch import Prefetch
 from pipeline.progress import NoProgress, TrainingProgress
-from pipeline.run_folder import METRICS, STATE, latest, write_status
+from pipeline.randomness import seed_dropout
+from pipeline.run_folder import METRICS, latest, step_name, write_status
+from pipeline.samples import write_samples
+from pipeline.schedule import learning_rate
 from pipeline.tracking import MlflowTracker, NoTracker
+from pipeline.validation import validation_sets
+from pipeline.watchdog import Watchdog
 
 
 def train(run: Path) -> str:
     """Train the run folder to its last step, continuing its latest checkpoint; returns the status written to STATUS.
 
-    Called by every process. SIGTERM or SIGINT ends the run at the next step with a checkpoint and the status `preempted`.
+    Called by every process. SIGTERM, SIGINT or SIGUSR1 ends the run at the next step with a checkpoint, as `preempted`.
     """
     config = RunConfig.load(run)
     mesh = join(config.mesh)
+    watchdog = Watchdog(mesh.rank, mesh.world_size, 60 * config.train.hang_minutes)
+    watchdog.start()
     with only_writer(run) if mesh.is_main else nullcontext():
         try:
-            trainer = Trainer(run, config, mesh)
+            trainer = Trainer(run, config, mesh, watchdog)
             # Not earlier: until all ranks are ready for the first step, a signal should just end them.
             status = trainer.run(StopSignal())
-        except BaseException:
+        except BaseException as error:
+            watchdog.fail(f"{type(error).__name__}: {error}")
             if mesh.is_main:
                 write_status(run, "failed")
+            first = watchdog.first_failure()
+            if first is not None and not first.startswith(f"rank {mesh.rank}:"):
+                raise RuntimeError(f"ended with {first}") from error
             raise
+    watchdog.stop()
     leave()
     return status
 
@@ -57,7 +71,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received = False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -65,8 +79,8 @@ class StopSignal:
 
 
 class Trainer:
-    def __init__(self, run: Path, config: RunConfig, mesh: Mesh) -> None:
-        self.run_folder, self.config, self.mesh = run, config, mesh
+    def __init__(self, run: Path, config: RunConfig, mesh: Mesh, watchdog: Watchdog) -> None:
+        self.run_folder, self.config, self.mesh, self.watchdog = run, config, mesh, watchdog
         data, steps = config.data, config.train
         self.objective = objective_of(config)
         if mesh.is_main:  # so that a run folder can write text without its data
@@ -77,15 +91,13 @@ class Trainer:
             rows, self.objective, self.engine.share, steps.global_batch_size, steps.seed, weights, data.skip_ranges
         )
         self.fingerprint = self.training.fingerprint
-        self.validation, self.validation_targets = validation_batches(
-            open_rows(data, data.path, "val"),
-            objective_of(config, VALIDATION_SEED),
-            self.engine.share,
-            data.validation_rows,
-        )
-        cost = self.objective.cost
-        self.flops_per_row = 3 * forward_flops(config.model, TorchLayers(), Lengths(cost.encoder, cost.decoder))
-        self.counters, self.step = Counters(), 0
+        self.validation = validation_sets(config, self.engine.share)
+        # the rows that samples begin with, the same on every replica
+        self.glimpse = validation_sets(config, Share(steps.micro_batch_size))[-1].batches[0] if steps.samples else None
+        self.tokenizer = load_tokenizer(run / TOKENIZER_FILE) if steps.samples and mesh.is_main else None
+        self.flops_per_row = 3 * forward_flops(config.model, TorchLayers(), data.lengths)
+        self.meter = Meter(mesh, steps.global_batch_size * self.flops_per_row, self.engine.accumulation_steps)
+        self.counters, self.step, self.skips_in_a_row = Counters(), 0, 0
         self._continue_latest()
         self.batches = Prefetch(self._batches_of, steps.steps, data.prefetch_steps, data.loader_workers)
         self.metrics = MetricsFile(run / METRICS, self.step) if mesh.is_main else None
@@ -102,19 +114,24 @@ class Trainer:
         self._set_status("running")
         try:
             with self.progress:
+                last_save = time.monotonic()
                 while self.step < train.steps:
                     self._train_step()
                     finished = self.step == train.steps
                     if finished or self.step % train.validate_every == 0:
                         self._validate()
-                    stopping = self.mesh.any(stop.received)
-                    if finished or stopping or self.step % train.checkpoint_every == 0:
+                    minutes = (time.monotonic() - last_save) / 60
+                    is_due = train.checkpoint_minutes is not None and minutes >= train.checkpoint_minutes
+                    stopping, is_due = self.mesh.any(stop.received, is_due and self.mesh.is_main)
+                    if finished or stopping or is_due or self.step % train.checkpoint_every == 0:
                         self._save()
+                        last_save = time.monotonic()
                     if stopping and not finished:
                         break
             status = "finished" if self.step >= train.steps else "preempted"
             self._set_status(status)
         finally:
+            self.watchdog.beat("closing")
             self.batches.close()
             if self.metrics is not None:
                 self.metrics.close()
@@ -127,9 +144,14 @@ class Trainer:
         config, counters = self.config, self.counters
         started = time.perf_counter()
         self.step += 1
+        self.watchdog.beat(f"training step {self.step}")
+        if self.step % config.train.agreement_every == 0:
+            check_agreement(self.engine.stages, self.mesh, self.training.sample_rows(self.step))
         (batches, num_targets), raw_tokens = self.batches(self.step)
+        waited = time.perf_counter() - started
         rate = learning_rate(self.step, config.train.steps, config.optimizer)
-        loss, grad_norm = self.engine.train_step(batches, rate)
+        seed_dropout(config.train.seed, self.step, self.mesh)
+        result = self.engine.train_step(batches, rate, skip=self.step in config.train.skip_steps)
         elapsed = time.perf_counter() - started
         rows, cost = config.train.global_batch_size, self.objective.cost
         counters.raw_tokens += raw_tokens
@@ -139,17 +161,60 @@ class Trainer:
         counters.flops += rows * self.flops_per_row
         counters.seconds += elapsed
         tokens_per_second = rows * (cost.encoder + cost.decoder) / elapsed
-        self.progress.step(self.step, loss, tokens_per_second)
-        if self.step == 1 or self.step % config.train.log_every == 0 or self.step == config.train.steps:
-            self._log(loss=loss, grad_norm=grad_norm, learning_rate=rate, tokens_per_second=tokens_per_second)
+        self.progress.step(self.step, result.loss, tokens_per_second)
+        is_logged = self.step == 1 or self.step % config.train.log_every == 0 or self.step == config.train.steps
+        if is_logged or result.skipped:
+            values = {"loss": result.loss, "grad_norm": result.grad_norm, "learning_rate": rate, "skipped": result.skipped}
+            # JSON knows no NaN, and neither do reports: a value that is not finite has no column
+            known = {name: value for name, value in values.items() if value is not None and math.isfinite(_number(value))}
+            self._log(**known, tokens_per_second=tokens_per_second, **self.meter.step(elapsed, waited))
+        self._count_skips(result)
+
+    def _count_skips(self, result: StepResult) -> None:
+        if result.skipped is None:
+            self.skips_in_a_row = 0
+        elif result.skipped != REASONS[ASKED]:
+            self.skips_in_a_row += 1
+            samples = self.training.samples(self.step)
+            self.progress.note(
+                f"step {self.step} skipped ({result.skipped}): loss {result.loss:.4g}, gradient norm {result.grad_norm:.4g}, "
+                f"samples {samples[0]} to {samples[-1]}"
+            )
+        if self.skips_in_a_row >= self.config.train.max_skips:
+            raise ValueError(
+                f"{self.skips_in_a_row} steps in a row were skipped ({result.skipped} at step {self.step}): the run has "
+                "diverged. Lower optimizer.learning_rate, or continue from an earlier checkpoint with train.skip_steps"
+            )
 
     def _batches_of(self, step: int) -> tuple[tuple[list[PipelineBatch], int], int]:
         return self.training.step(step), self.training.raw_tokens(step)
 
     def _validate(self) -> None:
-        loss = self.engine.evaluate(self.validation)
-        self.progress.validated(self.step, loss)
-        self._log(validation_loss=loss, source="all", validation_target_tokens=self.validation_targets)
+        self.watchdog.beat(f"validating at step {self.step}")
+        for part in self.validation:
+            loss = self.engine.evaluate(part.batches)
+            if part.source == ALL:
+                self.progress.validated(self.step, loss)
+            values: dict[str, Any] = {"validation_loss": loss, "source": part.source}
+            bits = part.bits_per_byte(loss)
+            # an encoder's loss holds the order of its segments too: no bits of a text
+            if bits is not None and not self.config.model.is_encoder_only:
+                values["bits_per_byte"] = bits
+            self._log(**values, validation_target_tokens=part.target_tokens)
+        if self.glimpse is not None:
+            self._sample(self.glimpse)
+
+    def _sample(self, batch: PipelineBatch) -> None:
+        train = self.config.train
+        written = write_samples(self.engine, batch, train.samples, train.sample_tokens)
+        if self.tokenizer is not None and written:
+            path = self.run_folder / "samples" / f"{step_name(self.step)}.txt"
+            path.parent.mkdir(exist_ok=True)
+            texts = [
+                f"given: {self.tokenizer.decode(given)}\nwritten: {self.tokenizer.decode(new)}\n" for given, new in written
+            ]
+            path.write_text("\n".join(texts), encoding="utf-8")
+            self.tracker.artifact(path, "samples")
 
     def _log(self, **values: Any) -> None:
         if self.metrics is not None:
@@ -163,14 +228,18 @@ class Trainer:
             counters=self.counters,
             mesh=checkpoints.mesh_shape(self.mesh),
             next_sample=self.training.position_after(self.step),
+            guards=self.engine.guard.spikes.state(),
         )
-        checkpoints.save(self.run_folder, self.engine.deepspeed, self.engine.stages, self.mesh, position)
+        self.watchdog.beat(f"saving step {self.step}")
+        checkpoints.save(self.run_folder, self.engine, position, self.validation[-1].batches[0])
+        if self.mesh.is_main:
+            checkpoints.prune(self.run_folder, self.config.train.keep_last, self.config.train.keep_every)
 
     def _continue_latest(self) -> None:
         checkpoint = latest(self.run_folder)
         if checkpoint is None:
             return
-        position = Position.read(checkpoint / STATE / "position.json")
+        position = Position.read(checkpoint)
         if position.dataset_fingerprint != self.fingerprint:
             raise ValueError(
                 f"{self.config.data.path} is not the data that {self.run_folder} was trained on (fingerprint "
@@ -185,7 +254,8 @@ class Trainer:
         if self.mesh.is_main:
             checkpoints.verify(checkpoint)
         torch.distributed.barrier()
-        checkpoints.load_state(checkpoint, self.engine.deepspeed, self.mesh, position)
+        checkpoints.load_state(checkpoint, self.engine, self.validation[-1].batches[0])
+        self.engine.guard.spikes.restore(position.guards)
         self.step, self.counters = position.step, position.counters
         if position.next_sample is not None:
             self.training.continue_at(position.step, position.next_sample)
@@ -193,3 +263,7 @@ class Trainer:
     def _set_status(self, status: str) -> None:
         if self.mesh.is_main:
             write_status(self.run_folder, status)
+
+
+def _number(value: float | str) -> float:
+    return value if isinstance(value, float) else 0.0

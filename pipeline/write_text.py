@@ -86,6 +86,8 @@ def _encode(model: Piecewise, tokenizer: Tokenizer, prompts: Sequence[str], enco
         if not tokens:
             where = f" (number {number})" if len(prompts) > 1 else ""
             raise ValueError(f"the prompt{where} is empty: give some text for the encoder to read")
-    if model.config.is_decoder_only:
-        return pad_prompts(ids, encoder_length, pad_id=0, prefix=model.config.architecture == "prefix_decoder")
+    if model.config.is_decoder_only:  # its rows began with the start token in training
+        begin = start_id(tokenizer)
+        started = [[begin, *tokens[-encoder_length:]] for tokens in ids]
+        return pad_prompts(started, encoder_length + 1, pad_id=0, prefix=model.config.architecture == "prefix_decoder")
     return pad_prefixes(ids, encoder_length, pad_id=0)

@@ -48,7 +48,8 @@ def evaluate(
     table.add_column("")
     table.add_column("", justify="right")
     table.add_row("validation loss, nats per target token", f"{result.loss:.4f}")
-    table.add_row("with encoder inputs swapped between rows", f"{result.swapped_loss:.4f}")
+    if result.swapped_loss is not None:
+        table.add_row("with encoder inputs swapped between rows", f"{result.swapped_loss:.4f}")
     table.add_row("unigram model on the same tokens", f"{result.unigram_loss:.4f}")
     table.add_row("bits per byte", f"{result.bits_per_byte:.4f}")
     table.add_row("target tokens", f"{result.target_tokens:,}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,9 @@ EXAMPLE = (
 )
 # Exit codes above this one stand for a signal, as in a shell.
 _SIGNAL = 128
+_PREEMPTING = (0, _SIGNAL + signal.SIGTERM, _SIGNAL + signal.SIGUSR1)
+PREEMPTED_EXIT = 75
+"""sysexits.h's "temporary failure, try again": a run that saved itself on SIGTERM or SIGUSR1 and waits to be started again."""
 
 
 def register(app: typer.Typer) -> None:
@@ -33,14 +37,17 @@ def train(
         int | None, typer.Option(help="Local processes. Default: mesh.tensor_parallel × mesh.pipeline_parallel.", min=1)
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<name of the recipe>.")] = None,
+    branch: Annotated[Path | None, typer.Option(help="Begin at a checkpoint of this run, in a run folder of its own.")] = None,
+    branch_step: Annotated[int | None, typer.Option(help="Which checkpoint of --branch. Default: its latest.")] = None,
 ) -> None:
     """Train a model. Run again with the same settings, it goes on from the latest checkpoint of its run folder.
 
-    Under torchrun (RANK in the environment) this process joins that job; otherwise it starts --nproc local ones.
+    Under torchrun (RANK in the environment) this process joins that job; otherwise it starts --nproc local ones. SIGTERM or
+    SIGUSR1 saves a checkpoint, writes `preempted` to STATUS and ends with exit code 75 (0 under torchrun): start it again.
     """
     from data_prep.manifest import load_manifest
     from launch.config import check_same_run, load_run_config, write_resolved
-    from launch.preflight import check_data, check_folder
+    from launch.preflight import check_data, check_folder, check_initial_weights
 
     run_config = load_run_config(config, overrides or [])
     load_manifest(run_config.data.path)
@@ -50,6 +57,7 @@ def train(
     if not rank:  # of a job's ranks the first one speaks for all
         check_folder(run_dir)
         check_data(run_config)
+        check_initial_weights(run_config)
     num_processes = int(os.environ["WORLD_SIZE"]) if rank is not None else nproc or _model_parallel(run_config)
     run_config.train.accumulation_steps(run_config.mesh.data_parallel(num_processes))
     started_before = check_same_run(run_config, run_dir)
@@ -60,18 +68,26 @@ def train(
         for line in describe(run_config, run_dir, num_processes, started_before):
             typer.echo(line)
     write_resolved(run_config, run_dir)
+    if branch is not None and not rank:
+        from pipeline.branch import branch as begin_at
+
+        typer.echo(f"Branched from {branch} at step {begin_at(branch, run_dir, branch_step):,}")
     if rank is not None:
         from pipeline.train import train as train_here
 
-        train_here(run_dir)
+        # torchrun would take any other code for a failure and start the job again: there STATUS decides
+        if train_here(run_dir) == "preempted" and "TORCHELASTIC_RUN_ID" not in os.environ:
+            raise typer.Exit(PREEMPTED_EXIT)
         return
     from launch.local import run_local
-    from pipeline.run_folder import latest, settle_status
+    from pipeline.run_folder import latest, read_status, settle_status
 
     code = run_local(run_dir, num_processes)
     settle_status(run_dir)
     if code > _SIGNAL and (checkpoint := latest(run_dir)):
         typer.echo(f"Stopped; {checkpoint.name} is kept. The same command goes on from there.")
+    if code in _PREEMPTING and read_status(run_dir) == "preempted":
+        code = PREEMPTED_EXIT
     if code:
         raise typer.Exit(code)
 

@@ -49,7 +49,7 @@ class Findings(Evaluation):
 
     @property
     def uses_encoder(self) -> bool:
-        return self.swapped_loss > self.loss
+        return self.swapped_loss is not None and self.swapped_loss > self.loss
 
     @property
     def problems(self) -> list[str]:
@@ -66,7 +66,7 @@ def findings(run: Path) -> Findings:
     """Evaluate the run's latest checkpoint in this process and let it continue a held-out prefix."""
     rows = read_metrics(run / METRICS)
     trained = [row for row in rows if "loss" in row]
-    validated = [row for row in rows if "validation_loss" in row]
+    validated = [row for row in rows if row.get("source") == "all"]
     evaluation = evaluate(run)
     model, config, _ = load_model(run)
     tokenizer = load_tokenizer(run / TOKENIZER_FILE)

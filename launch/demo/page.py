@@ -40,7 +40,7 @@ def draw_loss_curve(metrics: Path, result: Result, path: Path) -> None:
 
     rows = read_metrics(metrics)
     trained = [(row["step"], row["loss"]) for row in rows if "loss" in row]
-    validated = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
+    validated = [(row["step"], row["validation_loss"]) for row in rows if row.get("source") == "all"]
     figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=130)
     axes.plot(*zip(*trained, strict=True), color="0.6", linewidth=1, label="training")
     axes.plot(*zip(*validated, strict=True), color="tab:blue", marker="o", markersize=4, label="validation")
@@ -167,11 +167,12 @@ def _losses(config: RunConfig, result: Result) -> Table:
         result.unigram_loss,
         _mark(result.beats_unigram, "worse than the model", "NOT WORSE"),
     )
-    row(
-        "encoder inputs swapped between rows",
-        result.swapped_loss,
-        _mark(result.uses_encoder, "worse: the decoder uses the encoder", "NOT WORSE"),
-    )
+    if result.swapped_loss is not None:
+        row(
+            "encoder inputs swapped between rows",
+            result.swapped_loss,
+            _mark(result.uses_encoder, "worse: the decoder uses the encoder", "NOT WORSE"),
+        )
     table.add_section()
     row("bits per byte", result.bits_per_byte, f"over {result.target_tokens:,} target tokens, {result.target_bytes:,} bytes")
     return table

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
+from models.sizes import DECODER_ONLY, ENCODER_ONLY
 from pipeline.objectives.causal_lm import AsText, CausalLM, CausalLMConfig
 from pipeline.objectives.interface import Form, Objective, ObjectiveConfig
 from pipeline.objectives.masked_lm import MaskedLMConfig
@@ -20,9 +21,6 @@ from pipeline.objectives.span_corruption import SpanCorruptionConfig
 from pipeline.objectives.text_infilling import TextInfillingConfig
 from pipeline.objectives.ul2 import UL2Config
 from pipeline.objectives.vocabulary import Vocabulary
-
-DECODER_ONLY = ("gpt2", "prefix_decoder")
-ENCODER_ONLY = ("bert", "fnet")
 
 
 def named(value: Any) -> Any:

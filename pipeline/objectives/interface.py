@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from models.flops import Lengths
 from pipeline.objectives.vocabulary import Vocabulary
 
 Ints = NDArray[np.int64]
@@ -150,6 +151,10 @@ class ObjectiveConfig(BaseModel):
     def default_decoder_length(self, encoder_length: int) -> int:
         """The decoder length where the recipe gives none."""
         raise NotImplementedError
+
+    def lengths(self, encoder_length: int, decoder_length: int) -> Lengths:
+        """The shapes of a full row, as a model's FLOPs are counted from them."""
+        return Lengths(encoder_length, decoder_length)
 
     def build(self, row_length: int, encoder_length: int, decoder_length: int, vocabulary: Vocabulary, seed: str) -> Objective:
         """The objective on rows of `row_length` that gives batches of these shapes.

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
+from models.flops import Lengths
 from pipeline.objectives.draws import Draws
 from pipeline.objectives.interface import Cost, EncoderBatch, Form, Ints, Objective, ObjectiveConfig, valid
 from pipeline.objectives.vocabulary import Vocabulary
@@ -58,6 +59,13 @@ class MaskedLMConfig(ObjectiveConfig):
     def default_decoder_length(self, encoder_length: int) -> int:
         return 1
 
+    def num_predictions(self, row_length: int) -> int:
+        """P: places for predictions in a row of so many raw tokens."""
+        return self.max_predictions or max(1, int((row_length + _SPECIALS) * self.rate))
+
+    def lengths(self, encoder_length: int, decoder_length: int) -> Lengths:
+        return Lengths(encoder_length, self.num_predictions(encoder_length - _SPECIALS))
+
     def build(self, row_length: int, encoder_length: int, decoder_length: int, vocabulary: Vocabulary, seed: str) -> MaskedLM:
         if row_length + _SPECIALS > encoder_length:
             raise ValueError(
@@ -81,7 +89,7 @@ class MaskedLM(Objective):
     @property
     def num_predictions(self) -> int:
         """P: places for predictions in a batch."""
-        return self.config.max_predictions or max(1, int((self.row_length + _SPECIALS) * self.config.rate))
+        return self.config.num_predictions(self.row_length)
 
     @property
     def cost(self) -> Cost:

@@ -272,8 +272,11 @@ class Started:
     def __init__(self, code: int = 0) -> None:
         self.calls: list[tuple[Path, int]] = []
         self.code = code
+        self.status: str | None = None
 
     def __call__(self, run_dir: Path, num_processes: int) -> int:
+        if self.status is not None:
+            (run_dir / "STATUS").write_text(f"{self.status}\n")
         assert (run_dir / "config.json").is_file()
         self.calls.append((run_dir, num_processes))
         return self.code
@@ -387,12 +390,31 @@ def test_a_run_does_not_mix_with_what_is_there(
     assert len(started.calls) == 1
 
 
+def whole_checkpoint(path: Path) -> Path:
+    """The least that counts as one: a manifest, all of whose files (none) are there."""
+    (path / "state").mkdir(parents=True)
+    (path / "state" / "manifest.json").write_text('{"step": 0, "sha256": {}}')
+    return path
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "expected"),
+    [(143, "preempted", 75), (138, "preempted", 75), (130, "preempted", 130), (143, "failed", 143), (0, "finished", 0)],
+)
+def test_a_preempted_run_asks_to_be_started_again(
+    started: Started, dataset: Path, command: Command, code: int, status: str, expected: int
+) -> None:
+    started.code = code
+    Path("runs/demo").mkdir(parents=True)
+    started.status = status
+    assert command("train", DEMO, f"data.path={dataset}") == expected
+
+
 def test_a_finished_run_is_not_started_again(
     started: Started, dataset: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("train", DEMO, f"data.path={dataset}") == 0
-    checkpoint = Path("runs/demo/checkpoints/step_00000400")
-    checkpoint.mkdir(parents=True)
+    checkpoint = whole_checkpoint(Path("runs/demo/checkpoints/step_00000400"))
     checkpoint.with_name("latest").write_text(checkpoint.name)
     Path("runs/demo/STATUS").write_text("finished\n")
     assert command("train", DEMO, f"data.path={dataset}") == 0
@@ -407,9 +429,8 @@ def test_a_run_that_was_stopped_says_how_to_go_on(
     started.code = 130
     assert command("train", DEMO, "--output", "runs/other", f"data.path={dataset}") == 130
     assert "Stopped" not in capsys.readouterr().out
-    Path("runs/other/checkpoints").mkdir()
-    (Path("runs/other/checkpoints") / "latest").write_text("step_00000016")
-    (Path("runs/other/checkpoints") / "step_00000016").mkdir()
+    whole_checkpoint(Path("runs/other/checkpoints/step_00000016"))
+    Path("runs/other/checkpoints/latest").write_text("step_00000016")
     assert command("train", DEMO, "--output", "runs/other", f"data.path={dataset}") == 130
     assert "Stopped; step_00000016 is kept" in capsys.readouterr().out
 

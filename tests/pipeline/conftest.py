@@ -27,7 +27,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     names = sorted(topics)
     for split, chosen in (("train", names[:-12]), ("val", names[-12:])):
-        lines = [orjson.dumps({"text": topics[name], "meta": {"pile_set_name": "Python documentation"}}) for name in chosen]
+        sources = ("Python documentation", "Python topics")  # by turns
+        lines = [
+            orjson.dumps({"text": topics[name], "meta": {"pile_set_name": sources[number % 2]}})
+            for number, name in enumerate(chosen)
+        ]
         (folder / f"{split}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     prepare(
         PrepareConfig(
@@ -123,7 +127,7 @@ def numbered_documents() -> Callable[..., list[list[int]]]:
 def start_processes() -> Callable[..., None]:
     """Run a script by path in N gloo processes and wait; fails with the end of every process's output."""
 
-    def start(num_processes: int, script: str, *arguments: object, timeout: float = 240) -> None:
+    def start(num_processes: int, script: str, *arguments: object, timeout: float = 480) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -155,7 +159,7 @@ def start_processes() -> Callable[..., None]:
             for process in processes:
                 process.kill()
         failed = [
-            f"rank {rank}:\n{output[-3000:]}"
+            f"rank {rank}, exit code {process.returncode}:\n{output[-3000:]}"
             for rank, (process, output) in enumerate(zip(processes, outputs, strict=True))
             if process.returncode
         ]

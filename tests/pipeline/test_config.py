@@ -6,10 +6,11 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.config import MeshConfig, OptimizerConfig, RunConfig
 from pipeline.deepspeed_config import check_version, deepspeed_config
-from pipeline.optimizer import learning_rate
+from pipeline.schedule import learning_rate
 
 
 def recipe(**sections: dict[str, Any]) -> dict[str, Any]:
@@ -38,10 +39,16 @@ def test_a_size_fills_in_dimensions_and_explicit_keys_win() -> None:
         ({"mesh": {"tensor_parallel": 3}}, "mesh.tensor_parallel 3 does not divide model.num_heads 4"),
         ({"mesh": {"pipeline_parallel": 9}}, "mesh.pipeline_parallel 9 exceeds"),
         ({"model": {"num_attention_layers": 5}}, "model.num_attention_layers is 5"),
-        ({"model": {"architecture": "gpt2"}}, "model.architecture gpt2 has no pipeline stages yet"),
+        (
+            {"model": {"architecture": "bert", "heads": ["mlm"]}, "data": {"objective": "masked_lm"}},
+            r"model.heads \['mlm'\] are not those that masked_lm trains: give \['mlm', 'order'\]",
+        ),
+        (
+            {"model": {"architecture": "gpt2", "max_length": 600}, "data": {"objective": "causal_lm"}},
+            "than the 640 tokens",
+        ),
         ({"model": {"fourier_backend": "auto"}}, "model.fourier_backend auto is measured by each process"),
         ({"model": {"mixing": "linear", "max_length": 100}}, "model.max_length 100 is less than the 512 tokens"),
-        ({"model": {"dropout": 0.1}, "mesh": {"tensor_parallel": 2}}, "model.dropout 0.1 with mesh.tensor_parallel 2"),
         ({"model": {"encoder_d_ff": 65}, "mesh": {"tensor_parallel": 2}}, "does not divide model.encoder_d_ff 65"),
         ({"model": {"mixing": "wavelet"}}, "mixing"),
     ],
@@ -136,3 +143,35 @@ def test_a_run_with_decay_steps_can_be_made_longer() -> None:
     config = OptimizerConfig(learning_rate=1.0, warmup_steps=2, decay_steps=10)
     assert [learning_rate(step, 5, config) for step in range(1, 6)] == [learning_rate(step, 20, config) for step in range(1, 6)]
     assert learning_rate(15, 20, config) == learning_rate(10, 20, config) == pytest.approx(0.1)
+
+
+def test_schedules_against_torch_and_the_papers() -> None:
+    def rates(**settings: object) -> list[float]:
+        config = OptimizerConfig(learning_rate=2.0, warmup_steps=10, **settings)
+        return [learning_rate(step, 110, config) for step in range(1, 111)]
+
+    linear = rates(schedule="linear", final_fraction=0.25)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=2.0)
+    reference = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.25, total_iters=100)
+    for rate in linear[9:]:
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        reference.step()
+    # T5: proportional to 1 / sqrt(step) once the warm-up is over
+    root = rates(schedule="inverse_sqrt")
+    assert [rate * (step + 1) ** 0.5 for step, rate in enumerate(root) if step >= 10] == pytest.approx([2.0 * 10**0.5] * 100)
+    stable = rates(schedule="wsd", decay_begin=60, final_fraction=0.0)
+    assert stable[9:60] == [2.0] * 51
+    assert stable[72] == pytest.approx(2.0 * (1 - 0.26**0.5))  # 13 of 50 steps into the decay
+    assert stable[-1] == 0.0
+    assert rates(schedule="wsd")[9:88] == [2.0] * 79  # four fifths of 110
+    # branches of one stable run share everything before their decays
+    assert rates(schedule="wsd", decay_begin=40)[:40] == stable[:40]
+
+
+def test_schedules_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="inverse_sqrt falls from the end of the warm-up"):
+        OptimizerConfig(schedule="inverse_sqrt", warmup_steps=0)
+    with pytest.raises(ValueError, match="decay_begin 5 is read by schedule wsd alone"):
+        OptimizerConfig(decay_begin=5)

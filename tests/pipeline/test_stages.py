@@ -12,7 +12,7 @@ from models.config import ModelConfig, expand_size
 from models.flops import Lengths
 from models.layers import TorchLayers
 from models.pieces import Piece, pieces
-from pipeline.stages import cut_stages
+from pipeline.cut import cut_stages
 
 
 def piece(flops: float, starts_stage: bool) -> Piece:

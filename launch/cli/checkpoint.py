@@ -1,0 +1,85 @@
+"""`fnet-t5 checkpoint`: list and check a run's checkpoints, and rewrite one for another mesh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+Step = Annotated[int | None, typer.Option(help="Which checkpoint. Default: the latest.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to the command line."""
+    group = typer.Typer(
+        help="List and check checkpoints; rewrite one for another mesh.",
+        no_args_is_help=True,
+        epilog="Example: fnet-t5 checkpoint list runs/mine",
+    )
+    group.command("list", epilog="Example: fnet-t5 checkpoint list runs/mine", no_args_is_help=True)(list_checkpoints)
+    group.command(epilog="Example: fnet-t5 checkpoint verify runs/mine", no_args_is_help=True)(verify)
+    group.command(
+        epilog="Example: fnet-t5 checkpoint reshard runs/mine --output runs/moved --tensor 4 --pipeline 1 --data 2",
+        no_args_is_help=True,
+    )(reshard)
+    app.add_typer(group, name="checkpoint")
+
+
+def list_checkpoints(run: Run) -> None:
+    """Every checkpoint of a run: its step, the mesh that wrote it, its size, and whether it is whole."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.run_folder import checkpoints_of, latest
+    from pipeline.stored import describe
+
+    newest = latest(run)
+    if newest is None:
+        raise ValueError(f"{run} has no complete checkpoint: train it first, or give another run folder")
+    table = Table(box=box.SIMPLE_HEAD, title=str(run), title_justify="left")
+    for column in ("step", "tensor × pipeline × data", "MB", "target tokens", ""):
+        table.add_column(column, justify="right")
+    for path in sorted(checkpoints_of(run).glob("step_*[0-9]")):
+        found = describe(path)
+        state = "latest" if path == newest else "" if found.is_complete else "not whole: it will not be loaded"
+        table.add_row(f"{found.step:,}", found.mesh, f"{found.num_bytes / 1e6:,.1f}", f"{found.target_tokens:,}", state)
+    Console().print(table)
+
+
+def verify(run: Run, step: Step = None) -> None:
+    """Read every byte of the checkpoints and compare it with their checksums; exit code 1 where anything differs."""
+    from pipeline.checkpoints import verify as verify_one
+    from pipeline.run_folder import checkpoints_of, find
+
+    paths = [find(run, step)] if step is not None else sorted(checkpoints_of(run).glob("step_*[0-9]"))
+    if not paths:
+        raise ValueError(f"{run} has no checkpoint: train it first, or give another run folder")
+    is_damaged = False
+    for path in paths:
+        try:
+            verify_one(path)
+            typer.echo(f"{path.name}: as it was written")
+        except ValueError as error:
+            is_damaged = True
+            typer.echo(f"error: {error}", err=True)
+    if is_damaged:
+        raise typer.Exit(1)
+
+
+def reshard(
+    run: Run,
+    output: Annotated[Path, typer.Option(help="Run folder to write.")],
+    tensor: Annotated[int, typer.Option(min=1, help="Tensor-parallel degree.")] = 1,
+    pipeline: Annotated[int, typer.Option(min=1, help="Pipeline-parallel degree.")] = 1,
+    data: Annotated[int, typer.Option(min=1, help="Data-parallel degree.")] = 1,
+    step: Step = None,
+) -> None:
+    """Rewrite weights and optimizer for another mesh, bit by bit. Needed only for faster reading."""
+    from pipeline.config import MeshConfig
+    from pipeline.reshard import reshard as rewrite
+
+    path = rewrite(run, output, MeshConfig(tensor_parallel=tensor, pipeline_parallel=pipeline), data, step)
+    typer.echo(f"{path}: tensor {tensor} × pipeline {pipeline} × data {data}; continue it by training into {output}")

@@ -1,0 +1,54 @@
+"""Where a model is cut into pipeline stages, and which of its parameters weight decay applies to: decided without any library.
+
+The planner and the command line ask the same questions as the engine, on machines without GPUs and before anything is started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Cuttable(Protocol):
+    """What the cut looks at: a piece of the model, or its footprint."""
+
+    @property
+    def flops(self) -> float: ...
+
+    @property
+    def starts_stage(self) -> bool: ...
+
+
+def cut_stages(model: Sequence[Cuttable], num_stages: int) -> list[int]:
+    """Bounds [0, …, len(model)] of the contiguous cut whose most expensive stage costs the fewest FLOPs.
+
+    A stage starts only at a piece that allows it. Raises ValueError where there are too few of those.
+    """
+    starts = [0] + [index for index, piece in enumerate(model) if piece.starts_stage and index > 0]
+    if len(starts) < num_stages:
+        raise ValueError(f"mesh.pipeline_parallel {num_stages} exceeds the {len(starts)} places at which this model can be cut")
+    cost = [0.0]
+    for piece in model:
+        cost.append(cost[-1] + piece.flops)
+    ends = [*starts[1:], len(model)]
+    # best[k][j]: (largest stage cost, bounds) of the pieces before ends[j] in k + 1 stages
+    best: list[dict[int, tuple[float, list[int]]]] = [{j: (cost[end], [0, end]) for j, end in enumerate(ends)}]
+    for _ in range(1, num_stages):
+        row: dict[int, tuple[float, list[int]]] = {}
+        for j, end in enumerate(ends):
+            options = [
+                (max(largest, cost[end] - cost[bounds[-1]]), [*bounds, end])
+                for i, (largest, bounds) in best[-1].items()
+                if i < j
+            ]
+            if options:
+                row[j] = min(options)
+        best.append(row)
+    return best[-1][len(ends) - 1][1]
+
+
+def is_decayed(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies to the parameter of this canonical name: to matrices inside layers only."""
+    return parameter.ndim == 2 and name.startswith(("encoder.layers.", "decoder.layers."))

@@ -1,0 +1,53 @@
+"""What the planner knows of accelerators: published dense peaks, and two plain assumptions about what is reached of them.
+
+Peaks are dense bf16 (the sparse figures of data sheets are twice as high). Sources: NVIDIA's data sheets of A100, H100 SXM and
+H200. Nothing here was measured by us.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class GPU:
+    name: str
+    peak_flops: float
+    """Dense bf16 multiply-adds counted as 2, per second."""
+    memory_bytes: float
+    memory_bandwidth: float
+    """Bytes per second."""
+    link_bandwidth: float
+    """Bytes per second in one direction between GPUs of a node."""
+    network_bandwidth: float = 50e9
+    """Bytes per second for each GPU between nodes: one 400 Gb/s port a GPU."""
+    per_node: int = 8
+
+
+GPUS = {
+    "a100": GPU("A100 80GB", 312e12, 80e9, 2.0e12, 300e9, network_bandwidth=25e9),
+    "a100-40g": GPU("A100 40GB", 312e12, 40e9, 1.55e12, 300e9, network_bandwidth=25e9),
+    "h100": GPU("H100 SXM", 989e12, 80e9, 3.35e12, 450e9),
+    "h200": GPU("H200", 989e12, 141e9, 4.8e12, 450e9),
+}
+
+MATMUL_EFFICIENCY = 0.5
+"""Share of the peak that matrix products reach, norms and look-ups included (nanoT5's compiled T5-base comes to about that)."""
+LINK_EFFICIENCY = 0.7
+USABLE_MEMORY = 0.9
+"""The rest is the CUDA context, communication buffers and fragmentation."""
+
+
+def peak_flops(device_name: str) -> float | None:
+    """The dense bf16 peak of a device by the name that CUDA gives it; None for one that is not in the table."""
+    for word, known in (("H200", "h200"), ("H100", "h100"), ("A100", "a100")):
+        if word in device_name and "PCIe" not in device_name:
+            return GPUS[known].peak_flops
+    return None
+
+
+def gpu(name: str) -> GPU:
+    """Raises ValueError, naming those known, for another."""
+    if name not in GPUS:
+        raise ValueError(f"--gpu {name!r} is unknown: choose one of {', '.join(GPUS)}")
+    return GPUS[name]

@@ -1,0 +1,232 @@
+"""Planning a run before any GPU is asked for: memory, stages, communication and time of a recipe on a mesh.
+
+Weight, gradient and optimizer bytes are exact. Activations are what autograd saves, from shapes; buffers of kernels come on
+top. Times are estimates from published peaks and the assumptions in `hardware.py`:
+
+    step = (A + P - 1) * slowest stage's (forward + backward) + reduction of gradients + gathering of weights
+    MFU  = model FLOPs of the step (3 x forward, the transform counted as in models/flops.py) / (step * GPUs * dense bf16 peak)
+
+A micro-batches a replica, P stages. No overlap of communication with computation is assumed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from models.flops import Lengths, decoder_tokens
+from pipeline.config import MeshConfig, RunConfig
+from pipeline.cut import cut_stages
+from pipeline.footprint import PieceFootprint, footprints
+from pipeline.hardware import GPU, LINK_EFFICIENCY, MATMUL_EFFICIENCY, USABLE_MEMORY
+
+_ALIGNMENT = 2  # DeepSpeed pads a group's flat tensor to this times the replicas (nccl_start_alignment_factor)
+_TRANSFORM_BYTES = 32  # an FFT in fp32 reads and writes a real and two complex numbers for each point
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One pipeline stage on one of its ranks."""
+
+    first_piece: str
+    last_piece: str
+    num_parameters: int
+    flops_share: float
+    weight_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    seconds: float
+    """Forward and backward of one micro-batch, with the tensor group's communication."""
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe on a mesh."""
+
+    mesh: MeshConfig
+    data_parallel: int
+    num_parameters: int
+    flops_per_step: float
+    stages: tuple[StagePlan, ...]
+    num_micro_batches: int
+    tensor_bytes: float
+    """Sent by a rank of the busiest stage in a step, within its tensor group (ring algorithms)."""
+    pipeline_bytes: float
+    data_bytes: float
+    bubble: float
+    """Share of a step in which a stage waits: for the pipeline to fill and drain, and for slower stages."""
+    step_seconds: float
+    mfu: float
+    tokens_per_step: int
+
+    @property
+    def num_gpus(self) -> int:
+        return self.mesh.tensor_parallel * self.mesh.pipeline_parallel * self.data_parallel
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(stage.total_bytes for stage in self.stages)
+
+
+def make_plan(config: RunConfig, data_parallel: int, device: GPU) -> Plan:
+    """Plan a recipe on its own mesh with so many replicas. Raises ValueError where it cannot stand on it."""
+    mesh, train = config.mesh, config.train
+    tp, pp = mesh.tensor_parallel, mesh.pipeline_parallel
+    num_micro_batches = train.accumulation_steps(data_parallel)
+    lengths = config.data.lengths
+    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    model = footprints(config.model, lengths, train.micro_batch_size, tp, dtype)
+    bounds = cut_stages(model, pp)
+    stages = []
+    tensor_bytes = []
+    total_flops = sum(piece.flops for piece in model)
+    for number, (begin, end) in enumerate(pairwise(bounds)):
+        part = model[begin:end]
+        held = [piece for piece in part if piece.tied_to is None]
+        owners = {piece.name for piece in held}
+        held += [piece for piece in part if piece.tied_to is not None and piece.tied_to not in owners]
+        flops = sum(piece.flops for piece in part)
+        sent = _tensor_bytes(config, part, lengths)
+        tensor_bytes.append(num_micro_batches * sent)
+        transform_bytes = sum(
+            3 * _TRANSFORM_BYTES * train.micro_batch_size * lengths.encoder * config.model.d_model for p in part if p.transforms
+        )
+        passes = 4 if train.recompute else 3
+        seconds = passes * flops * train.micro_batch_size / tp / (device.peak_flops * MATMUL_EFFICIENCY)
+        seconds += transform_bytes / tp / device.memory_bandwidth + sent / (device.link_bandwidth * LINK_EFFICIENCY)
+        weights, gradients, optimizer = state_bytes(held, data_parallel, train.precision)
+        in_flight = min(pp - number, num_micro_batches)
+        stages.append(
+            StagePlan(
+                first_piece=part[0].name,
+                last_piece=part[-1].name,
+                num_parameters=sum(piece.decayed + piece.plain for piece in held),
+                flops_share=flops / total_flops,
+                weight_bytes=weights,
+                gradient_bytes=gradients,
+                optimizer_bytes=optimizer,
+                activation_bytes=_activation_bytes(part, train.recompute, in_flight),
+                seconds=seconds,
+            )
+        )
+    slowest = max(stage.seconds for stage in stages)
+    working = (num_micro_batches + pp - 1) * slowest
+    ideal = num_micro_batches * sum(stage.seconds for stage in stages) / pp
+    widest = max(stage.num_parameters for stage in stages)
+    element = 2 if train.precision == "bf16" else 4
+    share = (data_parallel - 1) / data_parallel
+    data_bytes = share * widest * (2 * 4 + element)  # all-reduce of fp32 gradients, all-gather of weights
+    crosses_nodes = tp * pp * data_parallel > device.per_node
+    bandwidth = device.network_bandwidth if crosses_nodes else device.link_bandwidth
+    pipeline_bytes = 2 * num_micro_batches * max((model[end - 1].passed_bytes for end in bounds[1:-1]), default=0)
+    step_seconds = working + data_bytes / (bandwidth * LINK_EFFICIENCY)
+    flops_per_step = 3 * total_flops * train.global_batch_size
+    return Plan(
+        mesh=mesh,
+        data_parallel=data_parallel,
+        num_parameters=num_parameters(config),
+        flops_per_step=flops_per_step,
+        stages=tuple(stages),
+        num_micro_batches=num_micro_batches,
+        tensor_bytes=max(tensor_bytes),
+        pipeline_bytes=pipeline_bytes,
+        data_bytes=data_bytes,
+        bubble=1 - ideal / working,
+        step_seconds=step_seconds,
+        mfu=flops_per_step / (step_seconds * tp * pp * data_parallel * device.peak_flops),
+        tokens_per_step=train.global_batch_size * config.data.row_length,
+    )
+
+
+def propose(config: RunConfig, num_gpus: int, device: GPU) -> Plan:
+    """The fastest plan on so many GPUs that fits in their memory. Raises ValueError where none does."""
+    plans = []
+    for tp in (1, 2, 4, 8):
+        for pp in (1, 2, 4, 8, 16, 32):
+            if num_gpus % (tp * pp) or tp > device.per_node:
+                continue
+            mesh = MeshConfig(tensor_parallel=tp, pipeline_parallel=pp)
+            try:
+                tried = RunConfig.model_validate({**config.model_dump(), "mesh": mesh.model_dump()})
+                plans.append(make_plan(tried, num_gpus // (tp * pp), device))
+            except ValueError:  # heads, layers or rows that do not divide: not a mesh of this model
+                continue
+    if not plans:
+        raise ValueError(
+            f"no mesh of {num_gpus} GPUs divides train.global_batch_size {config.train.global_batch_size} in micro-batches of "
+            f"{config.train.micro_batch_size}: change one of the three"
+        )
+    fitting = [plan for plan in plans if fits(plan, device)]
+    if not fitting:
+        nearest = min(plans, key=lambda plan: plan.peak_bytes)
+        raise ValueError(
+            f"{config.model.size} does not fit on {num_gpus} {device.name}: the leanest mesh (tensor "
+            f"{nearest.mesh.tensor_parallel} × pipeline {nearest.mesh.pipeline_parallel} × data {nearest.data_parallel}) needs "
+            f"{nearest.peak_bytes / 1e9:.0f} GB; take more GPUs, a smaller train.micro_batch_size, or train.recompute=true"
+        )
+    return min(fitting, key=lambda plan: plan.step_seconds)
+
+
+def fits(plan: Plan, device: GPU) -> bool:
+    return plan.peak_bytes <= USABLE_MEMORY * device.memory_bytes
+
+
+def num_parameters(config: RunConfig) -> int:
+    """Of the whole model, tied weights once."""
+    whole = footprints(config.model, Lengths(2, 2), 1, 1, torch.float32)
+    return sum(piece.decayed + piece.plain for piece in whole if piece.tied_to is None)
+
+
+def state_bytes(held: list[PieceFootprint], data_parallel: int, precision: str) -> tuple[int, int, int]:
+    """(weights, gradients, optimizer) of a rank that holds these pieces, under ZeRO-1: exact, padding included."""
+    multiple = _ALIGNMENT * data_parallel
+    groups = [sum(piece.decayed for piece in held), sum(piece.plain for piece in held)]
+    padded = sum(math.ceil(group / multiple) * multiple for group in groups)
+    optimizer = 3 * 4 * padded // data_parallel  # fp32 weights and two moments, a share a replica
+    if precision == "bf16":
+        return 2 * padded, 4 * padded, optimizer  # fp32 gradients: BF16_Optimizer accumulates there
+    return 4 * padded, 4 * sum(groups), optimizer
+
+
+def _activation_bytes(part: list[PieceFootprint], recompute: bool, in_flight: int) -> int:
+    if not recompute:
+        return in_flight * sum(piece.saved_bytes for piece in part)
+    return in_flight * sum(piece.passed_bytes for piece in part) + max(piece.saved_bytes for piece in part)
+
+
+def _tensor_bytes(config: RunConfig, part: list[PieceFootprint], lengths: Lengths) -> float:
+    """Sent by a rank within its tensor group for one micro-batch, forward and backward.
+
+    A ring all-reduce of S bytes sends 2 (t - 1) / t * S, all-gather and reduce-scatter half of that.
+    """
+    tp, train = config.mesh.tensor_parallel, config.train
+    if tp == 1:
+        return 0.0
+    element = 2 if train.precision == "bf16" else 4
+    hidden = element * train.micro_batch_size * config.model.d_model
+    by_batch = train.micro_batch_size % tp == 0
+    model = config.model
+    written = decoder_tokens(model, lengths)
+    cross = 0 if model.is_decoder_only else written * 2 + lengths.encoder * 2
+    whole = 0.0  # all-reduces of one token's state, times tokens
+    for piece in part:
+        if piece.name.startswith("encoder.layers."):
+            attention = 0 if piece.transforms else (2 if by_batch else 4)
+            whole += lengths.encoder * (2 if by_batch else 2 + model.encoder_style.gated) + lengths.encoder * attention
+            if piece.transforms and not by_batch:
+                whole += lengths.encoder / 2  # half of the columns gathered, forward and backward
+        elif piece.name.startswith("decoder.layers."):
+            whole += written * (4 + 2 + model.decoder_style.gated) + cross
+        elif piece.name == "embedding":
+            whole += written if model.is_decoder_only else lengths.encoder + (0 if model.is_encoder_only else lengths.decoder)
+        elif piece.name == "head":
+            whole += lengths.decoder if model.is_encoder_only else written
+    return 2 * (tp - 1) / tp * hidden * whole

@@ -1,0 +1,64 @@
+"""Encoder layers on tensor groups of 2 and 4 against the same layers on one process: values, gradients, bytes and FLOPs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+D_MODEL, D_FF, NUM_TOKENS, LAYERS, WIDE = 64, 128, 24, 2, 8
+CASES = [(t, form) for t in (2, 4) for form in ("batch", "columns", "mixed_batch")]
+MICRO_BATCH = {"batch": 8, "columns": 3, "mixed_batch": 4}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory, start_processes: Callable[..., None]) -> dict[str, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("sharding")
+    start_processes(4, "sharding_worker.py", folder)
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+@pytest.mark.parametrize(("tensor_parallel", "form"), CASES)
+def test_equals_one_process(records: dict[str, list[dict[str, Any]]], tensor_parallel: int, form: str) -> None:
+    for record in records[f"{tensor_parallel}_{form}"]:
+        assert max(record["difference"].values()) < 1e-6, record["difference"]
+
+
+@pytest.mark.parametrize(("tensor_parallel", "form"), [case for case in CASES if case[1] != "columns"])
+def test_turns_red_when_norm_gradients_are_not_summed(
+    records: dict[str, list[dict[str, Any]]], tensor_parallel: int, form: str
+) -> None:
+    for record in records[f"{tensor_parallel}_{form}"]:
+        assert record["planted"]["replicated_gradients"] > 0.1
+        assert record["planted"]["output"] < 1e-6  # nothing else would have shown it
+
+
+@pytest.mark.parametrize("tensor_parallel", [2, 4])
+def test_batch_form_transforms_its_share_and_sends_nothing_for_it(
+    records: dict[str, list[dict[str, Any]]], tensor_parallel: int
+) -> None:
+    """A layer: one all-gather and one reduce-scatter of (B, N, D) each way, the bytes of the feed-forward's all-reduce."""
+    hidden_bytes = MICRO_BATCH["batch"] * NUM_TOKENS * D_MODEL * WIDE
+    for record in records[f"{tensor_parallel}_batch"]:
+        assert record["counts"]["fft_flops"] == pytest.approx(record["whole_counts"]["fft_flops"] / tensor_parallel)
+        assert record["counts"]["all_gather_into_tensor"] == (2 * LAYERS + 2) * hidden_bytes  # + entrance, exit
+        assert record["counts"]["reduce_scatter_tensor"] == 2 * LAYERS * hidden_bytes
+        assert "all_reduce" not in record["counts"]
+
+
+@pytest.mark.parametrize("tensor_parallel", [2, 4])
+def test_column_form_matches_its_formula(records: dict[str, list[dict[str, Any]]], tensor_parallel: int) -> None:
+    batch, half = MICRO_BATCH["columns"], D_MODEL // 2 + 1
+    columns = math.ceil(half / tensor_parallel)
+    for rank, record in enumerate(records[f"{tensor_parallel}_columns"]):
+        own = min(columns, half - columns * (rank % tensor_parallel))
+        features = 2.5 * batch * NUM_TOKENS * D_MODEL * math.log2(D_MODEL)
+        tokens = 5 * batch * NUM_TOKENS * own * math.log2(NUM_TOKENS)
+        assert record["counts"]["fft_flops"] == pytest.approx(2 * LAYERS * (features + tokens))
+        gathered = batch * NUM_TOKENS * columns * tensor_parallel * WIDE
+        assert record["counts"]["all_gather_into_tensor"] == 2 * LAYERS * gathered
+        # the feed-forward's own: one forward, and one backward for each of the two products that share its input
+        assert record["counts"]["all_reduce"] == LAYERS * 3 * batch * NUM_TOKENS * D_MODEL * WIDE
