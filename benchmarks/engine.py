@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from training_batches import VOCABULARY, random_batches
 
 
 def main() -> None:
@@ -46,16 +46,14 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     from models.initialization import initialize
     from models.pieces import Inputs
     from models.seq2seq import Seq2Seq
-    from pipeline.batches import as_tensors
     from pipeline.config import RunConfig
     from pipeline.engine import Engine
     from pipeline.mesh import join
-    from pipeline.objectives.prefix_lm import PrefixLM
 
     rows = options.micro_batch * options.accumulation
     config = RunConfig.model_validate(
         {
-            "model": expand_size({"size": options.size, "architecture": options.architecture, "vocab_size": 32128}),
+            "model": expand_size({"size": options.size, "architecture": options.architecture, "vocab_size": VOCABULARY}),
             "data": {"path": "unused", "encoder_length": options.encoder_length, "decoder_length": options.decoder_length},
             "train": {
                 "steps": 1000,
@@ -71,16 +69,9 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     initialize(model, 0)
     settings = config.optimizer
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=settings.betas, eps=settings.eps, weight_decay=0.0)
-    rng = np.random.default_rng(0)
-    length = options.encoder_length + options.decoder_length
-    objective = PrefixLM(options.encoder_length, options.decoder_length, start_id=0)
+    batches = random_batches(options.encoder_length, options.decoder_length, options.micro_batch, options.accumulation)
     times: dict[str, list[float]] = {"engine": [], "plain": []}
     for step in range(options.steps + 2):
-        batches = []
-        for _ in range(options.accumulation):
-            ids = rng.integers(2, 32000, size=(options.micro_batch, length))
-            batch = objective(ids, np.full(options.micro_batch, length))
-            batches.append(as_tensors(batch, 1 / (options.micro_batch * options.decoder_length)))
         began = time.perf_counter()
         engine.train_step(batches, 1e-3)
         between = time.perf_counter()

@@ -25,10 +25,10 @@ _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 # What may change between two starts of one run: how long it goes on, how it reports and guards itself, and the mesh it runs on,
 # not what it computes.
 _MAY_CHANGE = {
-    *("mesh.tensor_parallel", "mesh.pipeline_parallel"),
+    *("mesh.tensor_parallel", "mesh.pipeline_parallel", "mesh.stage_memory_gb"),
     *("data.skip_ranges", "data.prefetch_steps", "data.loader_workers", "data.validation_rows_per_source"),
     *("train.steps", "train.skip_steps", "train.micro_batch_size", "train.zero_stage", "train.recompute"),
-    *("train.log_every", "train.validate_every", "train.samples", "train.sample_tokens"),
+    *("tracking.parent_run", "train.log_every", "train.validate_every", "train.samples", "train.sample_tokens"),
     *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_last", "train.keep_every"),
     *("train.spike_sigma", "train.spike_window", "train.max_skips", "train.agreement_every", "train.hang_minutes"),
 }

@@ -95,6 +95,9 @@ class MeshConfig(Section):
 
     tensor_parallel: PositiveInt = 1
     pipeline_parallel: PositiveInt = 1
+    stage_memory_gb: PositiveFloat | None = None
+    """Most that a pipeline stage may hold of weights, gradients, optimizer and activations, as `fnet-t5 plan` counts them. The
+    cut is then the one with the fewest FLOPs in its busiest stage among those that fit. Default: by FLOPs alone."""
 
     def data_parallel(self, num_processes: int) -> int:
         """Raises ValueError where the processes do not divide into whole replicas of the model."""
@@ -197,6 +200,8 @@ class OptimizerConfig(Section):
 class TrackingConfig(Section):
     experiment: str = "fnet-t5"
     """MLflow experiment. The server is MLFLOW_TRACKING_URI, or sqlite:///mlflow.db."""
+    parent_run: str | None = None
+    """Id of the MLflow run that this one is shown under, as in a sweep."""
     enabled: bool = True
 
 

@@ -20,6 +20,7 @@ from pipeline.guards import SpikeGuard, StepGuard, StepResult
 from pipeline.losses import token_logits, weighted_loss
 from pipeline.mesh import Mesh
 from pipeline.optimizer import RMSScaledAdamW, build_optimizer
+from pipeline.plan import stage_bounds
 from pipeline.run_folder import load_weights
 from pipeline.stages import Stages, initialize
 from pipeline.tensor_parallel import MegatronLayers
@@ -35,8 +36,9 @@ class Engine:
         settings = deepspeed_config(config, mesh.data_parallel)
         with redirect_stdout(StringIO()):  # DeepSpeed prints its plans there
             loss = weighted_loss(MegatronLayers())
+            bounds = stage_bounds(config, mesh.data_parallel)
             train = config.train
-            self.stages = Stages(config.model, config.data.lengths, mesh, loss, train.micro_batch_size, train.recompute)
+            self.stages = Stages(config.model, config.data.lengths, mesh, loss, train.micro_batch_size, train.recompute, bounds)
             given = None if train.initial_weights is None else load_weights(train.initial_weights)
             initialize(self.stages, mesh, train.seed, given)
             del given

@@ -151,4 +151,5 @@ def _divided(layer: nn.Module, saved: int, state: Any, tensor_parallel: int) -> 
 def _new_bytes(before: Any, after: Any) -> int:
     known = {id(tensor) for tensor in before}
     tensors = [after] if isinstance(after, Tensor) else after
-    return sum(t.numel() * t.element_size() for t in tensors if id(t) not in known and t.is_floating_point())
+    new = (t for t in tensors if isinstance(t, Tensor) and id(t) not in known and t.is_floating_point())
+    return sum(t.numel() * t.element_size() for t in new)

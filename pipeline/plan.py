@@ -12,12 +12,15 @@ A micro-batches a replica, P stages. No overlap of communication with computatio
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 
 from models.flops import Lengths, decoder_tokens
+from models.layers import TorchLayers
+from models.pieces import pieces
 from pipeline.config import MeshConfig, RunConfig
 from pipeline.cut import cut_stages
 from pipeline.footprint import PieceFootprint, footprints
@@ -82,17 +85,14 @@ def make_plan(config: RunConfig, data_parallel: int, device: GPU) -> Plan:
     tp, pp = mesh.tensor_parallel, mesh.pipeline_parallel
     num_micro_batches = train.accumulation_steps(data_parallel)
     lengths = config.data.lengths
-    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-    model = footprints(config.model, lengths, train.micro_batch_size, tp, dtype)
-    bounds = cut_stages(model, pp)
+    model = _footprints(config)
+    bounds = cut_stages(model, pp, _limit(config, model, data_parallel))
     stages = []
     tensor_bytes = []
     total_flops = sum(piece.flops for piece in model)
     for number, (begin, end) in enumerate(pairwise(bounds)):
         part = model[begin:end]
-        held = [piece for piece in part if piece.tied_to is None]
-        owners = {piece.name for piece in held}
-        held += [piece for piece in part if piece.tied_to is not None and piece.tied_to not in owners]
+        held = _held(part)
         flops = sum(piece.flops for piece in part)
         sent = _tensor_bytes(config, part, lengths)
         tensor_bytes.append(num_micro_batches * sent)
@@ -102,8 +102,7 @@ def make_plan(config: RunConfig, data_parallel: int, device: GPU) -> Plan:
         passes = 4 if train.recompute else 3
         seconds = passes * flops * train.micro_batch_size / tp / (device.peak_flops * MATMUL_EFFICIENCY)
         seconds += transform_bytes / tp / device.memory_bandwidth + sent / (device.link_bandwidth * LINK_EFFICIENCY)
-        weights, gradients, optimizer = state_bytes(held, data_parallel, train.precision)
-        in_flight = min(pp - number, num_micro_batches)
+        weights, gradients, optimizer, activations = _stage_bytes(config, part, number, data_parallel)
         stages.append(
             StagePlan(
                 first_piece=part[0].name,
@@ -113,7 +112,7 @@ def make_plan(config: RunConfig, data_parallel: int, device: GPU) -> Plan:
                 weight_bytes=weights,
                 gradient_bytes=gradients,
                 optimizer_bytes=optimizer,
-                activation_bytes=_activation_bytes(part, train.recompute, in_flight),
+                activation_bytes=activations,
                 seconds=seconds,
             )
         )
@@ -146,6 +145,14 @@ def make_plan(config: RunConfig, data_parallel: int, device: GPU) -> Plan:
     )
 
 
+def stage_bounds(config: RunConfig, data_parallel: int) -> list[int]:
+    """Where the pieces of a recipe's model are cut on its mesh. Raises ValueError where they cannot be."""
+    if config.mesh.stage_memory_gb is None:  # FLOPs are known without running the model on shapes
+        return cut_stages(pieces(config.model, TorchLayers(), config.data.lengths), config.mesh.pipeline_parallel)
+    model = _footprints(config)
+    return cut_stages(model, config.mesh.pipeline_parallel, _limit(config, model, data_parallel))
+
+
 def propose(config: RunConfig, num_gpus: int, device: GPU) -> Plan:
     """The fastest plan on so many GPUs that fits in their memory. Raises ValueError where none does."""
     plans = []
@@ -153,12 +160,15 @@ def propose(config: RunConfig, num_gpus: int, device: GPU) -> Plan:
         for pp in (1, 2, 4, 8, 16, 32):
             if num_gpus % (tp * pp) or tp > device.per_node:
                 continue
-            mesh = MeshConfig(tensor_parallel=tp, pipeline_parallel=pp)
-            try:
-                tried = RunConfig.model_validate({**config.model_dump(), "mesh": mesh.model_dump()})
-                plans.append(make_plan(tried, num_gpus // (tp * pp), device))
-            except ValueError:  # heads, layers or rows that do not divide: not a mesh of this model
-                continue
+            for limit in (None, USABLE_MEMORY * device.memory_bytes / 1e9)[: 1 + (pp > 1)]:
+                mesh = MeshConfig(tensor_parallel=tp, pipeline_parallel=pp, stage_memory_gb=limit)
+                try:
+                    tried = RunConfig.model_validate({**config.model_dump(), "mesh": mesh.model_dump()})
+                    plans.append(make_plan(tried, num_gpus // (tp * pp), device))
+                except ValueError:  # heads, layers or rows that do not divide, or no cut that fits: not a mesh of this model
+                    break
+                if fits(plans[-1], device):  # cut by FLOPs, and no memory in its way
+                    break
     if not plans:
         raise ValueError(
             f"no mesh of {num_gpus} GPUs divides train.global_batch_size {config.train.global_batch_size} in micro-batches of "
@@ -196,13 +206,44 @@ def state_bytes(held: list[PieceFootprint], data_parallel: int, precision: str) 
     return 4 * padded, 4 * sum(groups), optimizer
 
 
-def _activation_bytes(part: list[PieceFootprint], recompute: bool, in_flight: int) -> int:
+def _footprints(config: RunConfig) -> list[PieceFootprint]:
+    train = config.train
+    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    return footprints(config.model, config.data.lengths, train.micro_batch_size, config.mesh.tensor_parallel, dtype)
+
+
+def _held(part: Sequence[PieceFootprint]) -> list[PieceFootprint]:
+    """The pieces whose weights a stage holds: one of those that share them."""
+    held = [piece for piece in part if piece.tied_to is None]
+    owners = {piece.name for piece in held}
+    return held + [piece for piece in part if piece.tied_to is not None and piece.tied_to not in owners]
+
+
+def _stage_bytes(
+    config: RunConfig, part: Sequence[PieceFootprint], number: int, data_parallel: int
+) -> tuple[int, int, int, int]:
+    """Weights, gradients, optimizer and activations of stage `number` on one of its ranks."""
+    train = config.train
+    in_flight = min(config.mesh.pipeline_parallel - number, train.accumulation_steps(data_parallel))
+    states = state_bytes(_held(part), data_parallel, train.precision)
+    return *states, _activation_bytes(part, train.recompute, in_flight)
+
+
+def _limit(config: RunConfig, model: list[PieceFootprint], data_parallel: int) -> Callable[[int, int, int], bool]:
+    gigabytes = config.mesh.stage_memory_gb
+    if gigabytes is None:
+        return lambda *_: True
+    limit = gigabytes * 1e9
+    return lambda stage, begin, end: sum(_stage_bytes(config, model[begin:end], stage, data_parallel)) <= limit
+
+
+def _activation_bytes(part: Sequence[PieceFootprint], recompute: bool, in_flight: int) -> int:
     if not recompute:
         return in_flight * sum(piece.saved_bytes for piece in part)
     return in_flight * sum(piece.passed_bytes for piece in part) + max(piece.saved_bytes for piece in part)
 
 
-def _tensor_bytes(config: RunConfig, part: list[PieceFootprint], lengths: Lengths) -> float:
+def _tensor_bytes(config: RunConfig, part: Sequence[PieceFootprint], lengths: Lengths) -> float:
     """Sent by a rank within its tensor group for one micro-batch, forward and backward.
 
     A ring all-reduce of S bytes sends 2 (t - 1) / t * S, all-gather and reduce-scatter half of that.

@@ -13,13 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
-from models.flops import Lengths
 from models.layers import TorchLayers
 from models.pieces import pieces
 from pipeline.checkpoints import Position, finish, verify
 from pipeline.config import MeshConfig, RunConfig
-from pipeline.cut import cut_stages
 from pipeline.engine_state import ENGINE, KINDS, StoredState, tensor_key, write_rank
+from pipeline.plan import stage_bounds
 from pipeline.probe import FILE as PROBE
 from pipeline.run_folder import STATE, WEIGHTS, checkpoints_of, find
 
@@ -45,7 +44,7 @@ def reshard(run: Path, output: Path, mesh: MeshConfig, data_parallel: int, step:
     if (checkpoint / STATE / PROBE).is_file():
         shutil.copyfile(checkpoint / STATE / PROBE, partial / STATE / PROBE)
     stored = StoredState(checkpoint / STATE / ENGINE)
-    stages = stage_of_parameters(config, list(stored.layouts))
+    stages = stage_of_parameters(config, list(stored.layouts), data_parallel)
     for rank in range(mesh.tensor_parallel * mesh.pipeline_parallel * data_parallel):
         _write_rank(partial / STATE / ENGINE, rank, stored, stages, mesh, data_parallel)
     shape = {"tensor": mesh.tensor_parallel, "pipeline": mesh.pipeline_parallel, "data": data_parallel}
@@ -58,11 +57,10 @@ def reshard(run: Path, output: Path, mesh: MeshConfig, data_parallel: int, step:
     return final
 
 
-def stage_of_parameters(config: RunConfig, names: list[str]) -> dict[str, int]:
+def stage_of_parameters(config: RunConfig, names: list[str], data_parallel: int) -> dict[str, int]:
     """The pipeline stage that holds each parameter on the configuration's mesh."""
-    lengths = Lengths(config.data.encoder_length, config.data.decoder_length)
-    model = pieces(config.model, TorchLayers(), lengths)
-    bounds = cut_stages(model, config.mesh.pipeline_parallel)
+    model = pieces(config.model, TorchLayers(), config.data.lengths)
+    bounds = stage_bounds(config, data_parallel)
     result = {}
     for name in names:
         index = max(

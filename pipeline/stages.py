@@ -94,10 +94,12 @@ class Stages(PipelineModule):
         loss_fn: Any,
         micro_batch_size: int,
         recompute: bool = False,
+        bounds: list[int] | None = None,
     ) -> None:
+        """`bounds`: where the pieces are cut. Default: by FLOPs."""
         factory = MegatronLayers()
         self.pieces = shard_encoder(pieces(config, factory, lengths), micro_batch_size, mesh.tensor_parallel)
-        self.bounds = cut_stages(self.pieces, mesh.pipeline_parallel)
+        self.bounds = bounds or cut_stages(self.pieces, mesh.pipeline_parallel)
         super().__init__(
             layers=[_spec(piece, self.pieces, factory, recompute) for piece in self.pieces],
             topology=mesh.topology,

@@ -12,6 +12,7 @@ import re
 import threading
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ class NoTracker:
 class MlflowTracker(NoTracker):
     """Tracks one run folder; the run's id is kept in it, so a restarted run continues the same MLflow run."""
 
-    def __init__(self, run: Path, experiment: str, parameters: dict[str, Any]) -> None:
-        self._run, self._experiment, self._parameters = run, experiment, parameters
+    def __init__(self, run: Path, experiment: str, parameters: dict[str, Any], tags: Mapping[str, str] | None = None) -> None:
+        self._run, self._experiment, self._parameters, self._tags = run, experiment, parameters, dict(tags or {})
         self._queue: queue.Queue[tuple[Any, ...]] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
@@ -102,6 +103,8 @@ class MlflowTracker(NoTracker):
 
         client = MlflowClient(tracking_uri=tracking_uri())
         run_id = self._open(client)
+        for name, value in self._tags.items():
+            client.set_tag(run_id, name, value)
         known = client.get_run(run_id).data.params
         fresh = {name: value for name, value in self._parameters.items() if name not in known}
         client.log_batch(run_id, params=[Param(name, str(value)) for name, value in fresh.items()])

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from data_prep.files import only_writer
+from data_prep.manifest import MANIFEST_FILE
 from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer
 from models.layers import TorchLayers
 from models.pieces import forward_flops
@@ -30,6 +31,7 @@ from pipeline.meter import Meter
 from pipeline.metrics import Counters, MetricsFile
 from pipeline.prefetch import Prefetch
 from pipeline.progress import NoProgress, TrainingProgress
+from pipeline.provenance import PROVENANCE, write_provenance
 from pipeline.randomness import seed_dropout
 from pipeline.run_folder import METRICS, latest, step_name, write_status
 from pipeline.samples import write_samples
@@ -85,6 +87,7 @@ class Trainer:
         self.objective = objective_of(config)
         if mesh.is_main:  # so that a run folder can write text without its data
             shutil.copyfile(data.path / TOKENIZER_FILE, run / TOKENIZER_FILE)
+        self.made_with = write_provenance(run) if mesh.is_main else {}
         self.engine = Engine(config, mesh)
         rows, weights = training_rows(data)
         self.training = TrainingBatches(
@@ -103,7 +106,7 @@ class Trainer:
         self.metrics = MetricsFile(run / METRICS, self.step) if mesh.is_main else None
         self.progress = TrainingProgress(steps.steps, self.step) if mesh.is_main else NoProgress()
         self.tracker = (
-            MlflowTracker(run, config.tracking.experiment, flatten(config.model_dump(mode="json")))
+            MlflowTracker(run, config.tracking.experiment, flatten(config.model_dump(mode="json")), self._tags())
             if mesh.is_main and config.tracking.enabled
             else NoTracker()
         )
@@ -135,10 +138,18 @@ class Trainer:
             self.batches.close()
             if self.metrics is not None:
                 self.metrics.close()
-            self.tracker.close(
-                status, (self.run_folder / "config.yaml",) if (self.run_folder / "config.yaml").is_file() else ()
-            )
+            kept = (self.run_folder / "config.yaml", self.run_folder / PROVENANCE, self.config.data.path / MANIFEST_FILE)
+            self.tracker.close(status, tuple(path for path in kept if path.is_file()))
         return status
+
+    def _tags(self) -> dict[str, str]:
+        """What MLflow shows a run by: its code, its data, the run above it."""
+        tags = {"data.fingerprint": self.fingerprint}
+        if "revision" in self.made_with:
+            tags["mlflow.source.git.commit"] = self.made_with["revision"]
+        if self.config.tracking.parent_run is not None:
+            tags["mlflow.parentRunId"] = self.config.tracking.parent_run
+        return tags
 
     def _train_step(self) -> None:
         config, counters = self.config, self.counters

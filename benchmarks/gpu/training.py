@@ -20,10 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-VOCABULARY = 32128
+sys.path.insert(0, str(Path(__file__).parents[1]))  # what the benchmarks share
+from training_batches import VOCABULARY, random_batches
 
 
 def main() -> None:
@@ -99,12 +99,10 @@ def measure(arm: str, length: int, options: argparse.Namespace) -> dict[str, Any
     from models.flops import Lengths
     from models.layers import TorchLayers
     from models.pieces import forward_flops
-    from pipeline.batches import as_tensors
     from pipeline.config import RunConfig
     from pipeline.engine import Engine
     from pipeline.hardware import gpu
     from pipeline.mesh import join
-    from pipeline.objectives.prefix_lm import PrefixLM
 
     scale = max(1, length // 512)
     micro, rows = max(1, options.micro_batch // scale), max(1, options.rows // scale)
@@ -116,13 +114,8 @@ def measure(arm: str, length: int, options: argparse.Namespace) -> dict[str, Any
         }
     )
     engine = Engine(config, join(config.mesh))
-    rng = np.random.default_rng(0)
-    objective = PrefixLM(length, options.decoder_length, start_id=0)
     total = length + options.decoder_length
-    batches = []
-    for _ in range(rows // micro):
-        batch = objective(rng.integers(2, 32000, size=(micro, total)), np.full(micro, total))
-        batches.append(as_tensors(batch, 1 / (micro * options.decoder_length)))
+    batches = random_batches(length, options.decoder_length, micro, rows // micro)
     cuda = options.device == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()

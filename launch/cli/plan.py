@@ -54,9 +54,14 @@ def plan(
         return
     console.print(
         f"Proposed: mesh.tensor_parallel={proposed.mesh.tensor_parallel} "
-        f"mesh.pipeline_parallel={proposed.mesh.pipeline_parallel} (data {proposed.data_parallel}): "
+        f"mesh.pipeline_parallel={proposed.mesh.pipeline_parallel}{_limit(proposed)} (data {proposed.data_parallel}): "
         f"{proposed.step_seconds:.3g} s a step, MFU {proposed.mfu:.0%}, {proposed.peak_bytes / 1e9:.1f} GB"
     )
+
+
+def _limit(plan: Plan) -> str:
+    limit = plan.mesh.stage_memory_gb
+    return "" if limit is None else f" mesh.stage_memory_gb={limit:.0f}"
 
 
 def _with_vocabulary(config: RunConfig) -> RunConfig:

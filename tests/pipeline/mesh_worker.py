@@ -207,6 +207,43 @@ def measuring(results: dict[str, Any]) -> None:
         results[f"memory_{setting}_{tensor}_{pipeline}"] = records
 
 
+ACTIVATIONS = {
+    "short": {"lengths": (64, 32), "model": {"num_attention_layers": 1}},
+    "long": {"lengths": (160, 16), "model": {"d_ff": 256}},
+    "t5": {"lengths": (48, 48), "model": {"architecture": "t5"}},
+}
+
+
+def saving(results: dict[str, Any]) -> None:
+    """Bytes that autograd really saves on each rank for one micro-batch in flight, beside those planned."""
+    for shape, plan in ACTIVATIONS.items():
+        for tensor, pipeline in MESHES[4][:4]:
+            data = 4 // tensor // pipeline
+            settings = {"tensor": tensor, "pipeline": pipeline, "micro_batch": worker.GLOBAL_BATCH // data, **plan}
+            config, task = worker.run_config(settings), worker.objective(settings)
+            mesh = join(config.mesh)
+            engine = Engine(config, mesh)
+            own = {parameter.untyped_storage().data_ptr() for parameter in engine.stages.parameters()}
+            saved: dict[int, Any] = {}
+
+            def pack(tensor: torch.Tensor, own: set[int] = own, saved: dict[int, Any] = saved) -> torch.Tensor:
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in own:
+                    saved[storage.data_ptr()] = storage  # held, so that no other storage takes its place
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                engine.train_step(worker.micro_batches(1, engine.share, task), 0.001)
+            measured = sum(storage.nbytes() for storage in saved.values())
+            if mesh.pipeline_rank == pipeline - 1:  # the engine keeps the logits, which autograd does not know of
+                vocabulary = config.model.padded_vocab_size // tensor
+                measured += 4 * config.train.micro_batch_size * config.data.decoder_length * vocabulary
+            stage = make_plan(config, data, gpu("h100")).stages[mesh.pipeline_rank]
+            records: list[Any] = [None] * mesh.world_size
+            torch.distributed.all_gather_object(records, [measured, stage.activation_bytes])
+            results[f"activations_{shape}_{tensor}_{pipeline}"] = records
+
+
 def main() -> None:
     output = Path(sys.argv[1])
     torch.set_num_threads(1)
@@ -220,6 +257,7 @@ def main() -> None:
         agreeing(results)
         dropping(results)
         measuring(results)
+        saving(results)
     if torch.distributed.get_rank() == 0:
         (output / f"{sys.argv[2]}_{world_size}.json").write_text(json.dumps(results))
     torch.distributed.barrier()

@@ -16,6 +16,7 @@ from torch import nn
 
 from data_prep.tokenizer import save_tokenizer, train_tokenizer
 from launch.cli import main
+from launch.preflight import check_initial_weights
 from models.beam_search import beam_search
 from models.build import build_model
 from models.config import ModelConfig, expand_size
@@ -24,9 +25,10 @@ from models.generation import Sampling, generate, pad_prefixes
 from models.initialization import initialize
 from models.pieces import Inputs, TextInputs
 from models.seq2seq import Seq2Seq
+from pipeline.config import RunConfig
 from pipeline.evaluate import check_fits
 from pipeline.export import export_model, model_card
-from pipeline.import_fnet import import_fnet
+from pipeline.import_fnet import MODEL, import_fnet
 from pipeline.run_folder import load_weights
 
 LENGTH = 24
@@ -225,6 +227,22 @@ def test_an_imported_encoder_computes_what_transformers_fnet_does(fnet_folder: P
     names = set(load_file(fnet_folder / "model.safetensors")) if (fnet_folder / "model.safetensors").exists() else set()
     assert told >= {name if name.startswith(("fnet.", "cls.")) else f"fnet.{name}" for name in names}
     assert all(name.startswith(("decoder.", "relative_bias.")) for name in report.fresh)
+
+
+def test_training_can_start_from_what_was_imported(fnet_folder: Path, tmp_path: Path) -> None:
+    """With model.json as the recipe's model section; another section is refused by name."""
+    import_fnet(fnet_folder, tmp_path / "out", decoder_layers=1)
+    section = json.loads((tmp_path / "out" / MODEL).read_text())
+    length = section.get("max_length", 512)
+    recipe = {
+        "model": section,
+        "data": {"path": "unused", "encoder_length": length, "decoder_length": 8},
+        "train": {"steps": 1, "initial_weights": str(tmp_path / "out")},
+    }
+    check_initial_weights(RunConfig.model_validate(recipe))
+    recipe["model"] = {**section, "num_decoder_layers": 2}
+    with pytest.raises(ValueError, match=r"does not fit the recipe's model section: missing \['decoder.layers.1"):
+        check_initial_weights(RunConfig.model_validate(recipe))
 
 
 def test_another_vocabulary_and_length_are_resized_and_told(fnet_folder: Path, tmp_path: Path) -> None:

@@ -85,3 +85,10 @@ def test_planned_bytes_are_those_held(guarded: dict[str, Any], case: str) -> Non
     for rank, record in enumerate(guarded[f"memory_{case}"]):
         for kind, (held, planned) in record.items():
             assert held == planned, (rank, kind)
+
+
+@pytest.mark.parametrize("mesh", ["2_2", "4_1", "1_2", "1_1"])
+@pytest.mark.parametrize("shape", ["short", "long", "t5"])
+def test_planned_activations_are_within_fifteen_percent(guarded: dict[str, Any], shape: str, mesh: str) -> None:
+    for rank, (measured, planned) in enumerate(guarded[f"activations_{shape}_{mesh}"]):
+        assert planned == pytest.approx(measured, rel=0.15), rank

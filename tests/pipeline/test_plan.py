@@ -11,7 +11,9 @@ import torch
 from models.config import expand_size
 from models.flops import Lengths
 from models.initialization import initialize
-from models.pieces import Inputs
+from models.layers import TorchLayers
+from models.parameters import num_parameters as num_parameters_of
+from models.pieces import Inputs, forward_flops
 from models.seq2seq import Seq2Seq
 from pipeline.config import RunConfig
 from pipeline.hardware import gpu
@@ -117,3 +119,36 @@ def test_a_model_larger_than_memory_is_planned_without_it(tmp_path: Path) -> Non
         RunConfig.model_validate({**values, "train": {**values["train"], "recompute": True}}), 2, gpu("h200")
     )
     assert recomputed.stages[0].activation_bytes < plan.stages[0].activation_bytes / 2
+
+
+def test_stages_are_cut_by_memory_where_a_limit_is_given() -> None:
+    """The stage that keeps most micro-batches in flight gives layers away until it fits, and says what that costs."""
+    free = make_plan(config("t5-v1.1-base", "t5", mesh=(1, 2), micro_batch_size=16), 1, gpu("h100"))
+    largest = max(stage.total_bytes for stage in free.stages) / 1e9
+    values = config("t5-v1.1-base", "t5", mesh=(1, 2), micro_batch_size=16).model_dump()
+    values["mesh"]["stage_memory_gb"] = 0.93 * largest
+    limited = make_plan(RunConfig.model_validate(values), 1, gpu("h100"))
+    assert max(stage.total_bytes for stage in limited.stages) / 1e9 <= 0.93 * largest
+    assert max(stage.flops_share for stage in limited.stages) > max(stage.flops_share for stage in free.stages)
+    values["mesh"]["stage_memory_gb"] = 0.3 * largest
+    with pytest.raises(ValueError, match=r"no cut into mesh\.pipeline_parallel 2 stages"):
+        make_plan(RunConfig.model_validate(values), 1, gpu("h100"))
+
+
+@pytest.mark.parametrize(
+    ("size", "architecture", "objective"),
+    [("gpt2", "gpt2", "causal_lm"), ("t5-base", "prefix_decoder", "prefix_lm"), ("fnet-base", "fnet", "masked_lm")],
+)
+def test_models_of_one_stack_are_planned(size: str, architecture: str, objective: str) -> None:
+    values = {
+        "model": expand_size({"size": size, "architecture": architecture, "vocab_size": 50257, "max_length": 1024}),
+        "data": {"path": "unused", "encoder_length": 512, "decoder_length": 128, "objective": objective},
+        "mesh": {"tensor_parallel": 2, "pipeline_parallel": 2},
+        "train": {"steps": 10, "global_batch_size": 128, "micro_batch_size": 8},
+    }
+    run = RunConfig.model_validate(values)
+    plan = make_plan(run, 2, gpu("h100"))
+    assert plan.num_parameters == num_parameters_of(run.model)
+    assert plan.flops_per_step == pytest.approx(3 * 128 * forward_flops(run.model, TorchLayers(), run.data.lengths))
+    assert all(stage.activation_bytes > 0 for stage in plan.stages)
+    assert plan.tensor_bytes > 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from itertools import combinations, pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -55,3 +57,17 @@ def test_every_stage_of_a_deep_cut_ends_where_the_state_is_still_used() -> None:
     model = pieces(config, TorchLayers(), Lengths(16, 8))
     bounds = cut_stages(model, 4)
     assert model[bounds[-2]].name.startswith("decoder.layers")
+
+
+def test_a_memory_limit_moves_the_cut() -> None:
+    """By FLOPs alone the stages are balanced; what does not fit is moved, and what cannot be is refused."""
+
+    def cost(flops: float) -> Any:
+        return SimpleNamespace(flops=flops, starts_stage=True)
+
+    model = [cost(1), cost(1), cost(1), cost(3)]
+    assert cut_stages(model, 2) == [0, 3, 4]
+    assert cut_stages(model, 2, lambda stage, begin, end: end - begin <= 2) == [0, 2, 4]
+    assert cut_stages(model, 2, lambda stage, begin, end: stage == 1 or end - begin == 1) == [0, 1, 4]
+    with pytest.raises(ValueError, match=r"no cut into mesh\.pipeline_parallel 2 stages keeps each within mesh\.stage"):
+        cut_stages(model, 2, lambda stage, begin, end: end - begin == 1)

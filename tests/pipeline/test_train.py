@@ -18,15 +18,17 @@ from safetensors.torch import load_file
 import launch
 from data_prep.indexed_dataset import TokenFile
 from data_prep.tokenizer import load_tokenizer, num_ids
+from launch.preflight import check_initial_weights
 from models.config import expand_size
 from models.generation import Sampling, generate, pad_prefixes
 from models.pieces import Inputs
 from pipeline import checkpoints
-from pipeline.batches import Rows, objective_of
+from pipeline.batches import Rows, Share, TrainingBatches, objective_of
 from pipeline.config import RunConfig
 from pipeline.evaluate import evaluate, evaluate_sources, load_model
 from pipeline.evaluation_sets import evaluation_sets
 from pipeline.export import export_run
+from pipeline.losses import weighted_loss
 from pipeline.metrics import read_metrics
 from pipeline.run_folder import find, load_weights
 from pipeline.write_text import stop_ids, write_text, write_texts
@@ -286,6 +288,31 @@ def test_validation_is_logged_by_source(straight: Path, tracking: str) -> None:
     assert [metric.value for metric in kept][-1] == rows[1]["validation_loss"]
     by_tokens = client.get_metric_history(run_id, "by_tokens/loss")
     assert by_tokens[-1].step == read_metrics(straight / "metrics.jsonl")[-1]["raw_tokens"]
+
+
+def test_a_run_starts_from_given_weights(
+    straight: Path, tmp_path: Path, dataset: Path, start_processes: Callable[..., None]
+) -> None:
+    """Another run's checkpoint: the first loss is what its model gives on the new run's first batch."""
+    given = find(straight, 10)
+    run = write_run(tmp_path / "run", dataset, steps=1, seed=7, initial_weights=str(given))
+    config = json.loads((run / "config.json").read_text())
+    config["mesh"] = {"tensor_parallel": 2, "pipeline_parallel": 1}
+    config["tracking"]["enabled"] = False
+    (run / "config.json").write_text(json.dumps(config))
+    check_initial_weights(RunConfig.load(run))
+    start_processes(2, str(WORKER), run)
+    model, _, _ = load_model(straight, 10)
+    resolved = RunConfig.load(run)
+    batches = TrainingBatches(Rows(dataset, "train", 24), objective_of(resolved), Share(8), 8, resolved.train.seed)
+    ((inputs, labels),), _ = batches.step(1)
+    with torch.no_grad():
+        expected = float(weighted_loss(model.factory)(model(model.inputs(inputs)), labels))
+    assert read_metrics(run / "metrics.jsonl")[0]["loss"] == pytest.approx(expected, rel=1e-5)
+    config["model"]["d_ff"] = 64
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"train\.initial_weights .* does not fit the recipe's model section: "):
+        check_initial_weights(RunConfig.load(run))
 
 
 SINGLE_STACKS = {
