@@ -20,6 +20,7 @@ import torch
 
 from pipeline import checkpoints
 from pipeline.engine import Engine
+from pipeline.prefetch import Prefetch
 from pipeline.train import train
 
 RUN = Path(sys.argv[1])
@@ -43,11 +44,9 @@ def at(step: int, *kinds: str) -> list[dict[str, Any]]:
 def plant() -> None:
     original_step, original_finish = Engine.train_step, checkpoints.finish
     current = {"step": 0}
-    from pipeline.batches import TrainingBatches
+    original_batches = Prefetch.__call__
 
-    original_batches = TrainingBatches.step
-
-    def batches(self: Any, step: int) -> Any:
+    def batches(self: Any, step: int) -> Any:  # what the step gets; it was made some steps earlier
         current["step"] = step
         return original_batches(self, step)
 
@@ -69,7 +68,7 @@ def plant() -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         original_finish(partial, final, position)
 
-    TrainingBatches.step = batches  # type: ignore[method-assign]
+    Prefetch.__call__ = batches  # type: ignore[method-assign]
     Engine.train_step = train_step  # type: ignore[method-assign]
     checkpoints.finish = finish
 
