@@ -1,8 +1,8 @@
 """A trained model as a Hugging Face folder: weights, configuration, tokenizer, model card, and code where transformers has
 none.
 
-T5, GPT-2, BERT and FNet become transformers' own classes. The hybrid brings three files of its own, which import nothing of this
-project.
+T5, GPT-2, BERT and FNet become transformers' own classes. The hybrid brings three files of its own, which import nothing of
+this project.
 """
 
 from __future__ import annotations
