@@ -55,7 +55,9 @@ fnet-t5 export runs/mine --output exported/mine         # transformers loads it 
 fnet-t5 import downloads/fnet-base --output imported    # an FNet checkpoint as the encoder of a hybrid
 ```
 
-Training (`fnet-t5 train`) takes `fnet_t5` and `t5` today; the other architectures are single-process modules.
+All of them train on every mesh that divides them ([train.md](train.md)): `bert` and `fnet` on `masked_lm`, the others on what
+[objectives.md](objectives.md) says. A run can start from what `import` made: `train.initial_weights=imported`, with `imported/model.json`
+as its `model` section.
 
 ## Parameters and FLOPs
 

@@ -173,5 +173,6 @@ def as_tensors(batch: AnyBatch, *weights: float) -> PipelineBatch:
     inputs = tuple(torch.from_numpy(array) for array in batch.inputs)
     labels: list[Tensor] = []
     for (targets, mask), weight in zip(batch.losses, weights, strict=True):
-        labels += [torch.from_numpy(targets), torch.from_numpy(mask).float() * weight]
+        # by numpy: torch would wake its threads, which then spin while the next batch is made
+        labels += [torch.from_numpy(targets), torch.from_numpy(np.where(mask, np.float32(weight), np.float32(0)))]
     return inputs, tuple(labels)

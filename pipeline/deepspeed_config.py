@@ -37,6 +37,8 @@ def deepspeed_config(config: RunConfig, data_parallel: int) -> dict[str, Any]:
         result["bf16"] = {"enabled": True}
         # Without it gradients accumulate in bf16.
         result["data_types"] = {"grad_accum_dtype": "fp32"}
+        # Without it replicas exchange the fp32 gradients rounded to bf16.
+        result["communication_data_type"] = "fp32"
     return result
 
 

@@ -1,8 +1,8 @@
 """A trained model as a Hugging Face folder: weights, configuration, tokenizer, model card, and code where transformers has
 none.
 
-T5, GPT-2, BERT and FNet become transformers' own classes. The hybrid brings two files of its own, which import nothing of this
-project.
+T5, GPT-2, BERT and FNet become transformers' own classes. The hybrid brings three files of its own, which import nothing of
+this project.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.config import RunConfig
 from pipeline.hugging_face_folder import write_folder
 from pipeline.run_folder import METRICS, find, load_weights
 
-_CODE = ("configuration_fnet_t5.py", "modeling_fnet_t5.py")
+_CODE = ("configuration_fnet_t5.py", "layers_fnet_t5.py", "modeling_fnet_t5.py")
 
 
 def export_run(run: Path, output: Path, step: int | None = None) -> ModelConfig:

@@ -36,6 +36,11 @@ class PieceFootprint:
     """Saved for backward on one tensor rank, one micro-batch."""
     passed_bytes: int
     """What it hands on that is new: all that recomputation keeps of it, and what a pipeline sends behind it."""
+    sent_floats: int
+    """Bytes of float tensors in the state behind it: what a stage that ends here sends on, and gets gradients for."""
+    sent_integers: int
+    partial: int
+    """Elements whose gradients are summed over the tensor ranks once a step: replicated ones inside a batch-sharded encoder."""
     tied_to: str | None
     starts_stage: bool
     transforms: bool
@@ -75,6 +80,7 @@ def footprints(
         modules: dict[str, nn.Module] = {}
         state: Any = _inputs(config, lengths, micro_batch_size)
         result = []
+        region = [piece.name for piece in model if piece.name.startswith(_REGION)]
         for piece in model:
             module = modules[piece.tied_to] if piece.tied_to else piece.build(factory).to(dtype)
             modules[piece.name] = module
@@ -85,7 +91,14 @@ def footprints(
             if piece is model[-1]:
                 # the loss saves the softmax, and the engine keeps the logits: both fp32
                 saved, passed = saved + 2 * 4 * token_logits(after).numel(), 0
-            result.append(_footprint(piece, module, saved, passed))
+            floats, integers = _bytes_of(after, floating=True), _bytes_of(after, floating=False)
+            partial = 0
+            if by_batch and piece.name in region:
+                partial = _replicated(piece, module)
+                if piece.name != region[-1]:  # it crosses as this rank's samples alone
+                    hidden = after.encoder_hidden if hasattr(after, "encoder_hidden") else after.hidden
+                    floats -= _bytes_of((hidden,), floating=True) * (tensor_parallel - 1) // tensor_parallel
+            result.append(_footprint(piece, module, saved, passed, (floats, integers), partial))
             state = after
     return result
 
@@ -102,7 +115,19 @@ def _inputs(config: ModelConfig, lengths: Lengths, rows: int) -> Any:
     return Inputs(ids(lengths.encoder), ids(lengths.encoder), ids(lengths.decoder))
 
 
-def _footprint(piece: Piece, module: nn.Module, saved: int, passed: int) -> PieceFootprint:
+def _bytes_of(state: Any, floating: bool) -> int:
+    tensors = [state] if isinstance(state, Tensor) else state
+    chosen = (tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor.is_floating_point() == floating)
+    return sum(tensor.numel() * tensor.element_size() for tensor in chosen)
+
+
+def _replicated(piece: Piece, module: nn.Module) -> int:
+    """Elements of the parameters that every tensor rank holds whole."""
+    whole = dict(piece.build(TorchLayers()).named_parameters())
+    return sum(part.numel() for name, part in module.named_parameters() if part.shape == whole[name].shape)
+
+
+def _footprint(piece: Piece, module: nn.Module, saved: int, passed: int, sent: tuple[int, int], partial: int) -> PieceFootprint:
     sizes = {True: 0, False: 0}
     for name, parameter in module.named_parameters():
         sizes[is_decayed(f"{piece.tied_to or piece.name}.{name}", parameter)] += parameter.numel()
@@ -113,6 +138,9 @@ def _footprint(piece: Piece, module: nn.Module, saved: int, passed: int) -> Piec
         plain=sizes[False],
         saved_bytes=saved,
         passed_bytes=passed,
+        sent_floats=sent[0],
+        sent_integers=sent[1],
+        partial=partial,
         tied_to=piece.tied_to,
         starts_stage=piece.starts_stage,
         transforms=piece.name.startswith(_REGION) and not getattr(module, "attends", False),

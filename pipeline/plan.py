@@ -95,7 +95,8 @@ def make_plan(config: RunConfig, data_parallel: int, device: GPU) -> Plan:
         held = _held(part)
         flops = sum(piece.flops for piece in part)
         sent = _tensor_bytes(config, part, lengths)
-        tensor_bytes.append(num_micro_batches * sent)
+        ring = 2 * (tp - 1) / tp
+        tensor_bytes.append(num_micro_batches * sent + ring * 4 * sum(piece.partial for piece in part))
         transform_bytes = sum(
             3 * _TRANSFORM_BYTES * train.micro_batch_size * lengths.encoder * config.model.d_model for p in part if p.transforms
         )
@@ -125,7 +126,9 @@ def make_plan(config: RunConfig, data_parallel: int, device: GPU) -> Plan:
     data_bytes = share * widest * (2 * 4 + element)  # all-reduce of fp32 gradients, all-gather of weights
     crosses_nodes = tp * pp * data_parallel > device.per_node
     bandwidth = device.network_bandwidth if crosses_nodes else device.link_bandwidth
-    pipeline_bytes = 2 * num_micro_batches * max((model[end - 1].passed_bytes for end in bounds[1:-1]), default=0)
+    pipeline_bytes = num_micro_batches * max(
+        (_sent_on(model, begin, end) for begin, end in pairwise(bounds)), default=0
+    ) + _tied_bytes(model, bounds)
     step_seconds = working + data_bytes / (bandwidth * LINK_EFFICIENCY)
     flops_per_step = 3 * total_flops * train.global_batch_size
     return Plan(
@@ -243,6 +246,23 @@ def _activation_bytes(part: Sequence[PieceFootprint], recompute: bool, in_flight
     return in_flight * sum(piece.passed_bytes for piece in part) + max(piece.saved_bytes for piece in part)
 
 
+def _sent_on(model: Sequence[PieceFootprint], begin: int, end: int) -> int:
+    """Sent by a stage for one micro-batch: its state to the next one, gradients of what it received to the one before."""
+    forward = model[end - 1].sent_floats + model[end - 1].sent_integers if end < len(model) else 0
+    return forward + (model[begin - 1].sent_floats if begin > 0 else 0)
+
+
+def _tied_bytes(model: Sequence[PieceFootprint], bounds: list[int]) -> int:
+    """Sent once a step to add up the fp32 gradients of a weight that two stages share."""
+    place = {piece.name: index for index, piece in enumerate(model)}
+    for index, piece in enumerate(model):
+        if piece.tied_to is not None:
+            owner = place[piece.tied_to]
+            apart = any(owner < bound <= index for bound in bounds[1:-1])
+            return 4 * (model[owner].decayed + model[owner].plain) if apart else 0
+    return 0
+
+
 def _tensor_bytes(config: RunConfig, part: Sequence[PieceFootprint], lengths: Lengths) -> float:
     """Sent by a rank within its tensor group for one micro-batch, forward and backward.
 
@@ -257,11 +277,15 @@ def _tensor_bytes(config: RunConfig, part: Sequence[PieceFootprint], lengths: Le
     model = config.model
     written = decoder_tokens(model, lengths)
     cross = 0 if model.is_decoder_only else written * 2 + lengths.encoder * 2
+    targets = lengths.decoder if model.is_encoder_only else written
+    first, last = "encoder.layers.0", f"encoder.layers.{model.num_encoder_layers - 1}"
     whole = 0.0  # all-reduces of one token's state, times tokens
     for piece in part:
         if piece.name.startswith("encoder.layers."):
             attention = 0 if piece.transforms else (2 if by_batch else 4)
             whole += lengths.encoder * (2 if by_batch else 2 + model.encoder_style.gated) + lengths.encoder * attention
+            if by_batch:  # the region is entered (gathered in the backward pass) and left (in the forward pass) once
+                whole += lengths.encoder * (0.5 * (piece.name == first) + 0.5 * (piece.name == last))
             if piece.transforms and not by_batch:
                 whole += lengths.encoder / 2  # half of the columns gathered, forward and backward
         elif piece.name.startswith("decoder.layers."):
@@ -269,5 +293,7 @@ def _tensor_bytes(config: RunConfig, part: Sequence[PieceFootprint], lengths: Le
         elif piece.name == "embedding":
             whole += written if model.is_decoder_only else lengths.encoder + (0 if model.is_encoder_only else lengths.decoder)
         elif piece.name == "head":
-            whole += lengths.decoder if model.is_encoder_only else written
-    return 2 * (tp - 1) / tp * hidden * whole
+            whole += targets
+    # the loss adds up a maximum, a logit and a sum over the shards of the vocabulary: fp32, for each target
+    loss = 3 * 4 * train.micro_batch_size * targets if any(piece.name == "head" for piece in part) else 0
+    return 2 * (tp - 1) / tp * (hidden * whole + loss)

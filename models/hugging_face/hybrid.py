@@ -46,5 +46,7 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
 def check(config: ModelConfig) -> None:
     """Raise ValueError, naming the field, for what the exported modelling file does not compute."""
     require(config, architecture="fnet_t5", decoder_mixing="attention", mixing=("fourier", "hartley", "identity"))
-    require(config, encoder_block="same", norm="rms", norm_position="pre", position="relative", bias=False)
-    require(config, mix_within_documents=False, scale_scores=False, init_std=0.0)
+    require(config, norm="rms", norm_position="pre", position="relative", bias=False)
+    require(config, mix_within_documents=False, scale_scores=False)
+    if config.encoder_block == "fnet":
+        require(config, mixing="fourier", num_attention_layers=0)

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import numpy as np
 import torch
 from megatron.core import parallel_state
@@ -207,6 +208,69 @@ def measuring(results: dict[str, Any]) -> None:
         results[f"memory_{setting}_{tensor}_{pipeline}"] = records
 
 
+class Sent:
+    """Bytes that this rank sends, by kind of group ("tensor", "data", "pipeline"), counted as ring algorithms send them."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.bytes = {"tensor": 0.0, "data": 0.0, "pipeline": 0.0, "other": 0.0}
+        self.kinds = {
+            tuple(torch.distributed.get_process_group_ranks(group())): kind
+            for kind, group in (
+                ("data", parallel_state.get_data_parallel_group),
+                ("tensor", parallel_state.get_tensor_model_parallel_group),
+            )
+            if group().size() > 1
+        }
+
+    def __enter__(self) -> Sent:
+        ring = {
+            "all_reduce": lambda size, n: 2 * (n - 1) / n * size,
+            "all_gather_into_tensor": lambda size, n: (n - 1) / n * size,
+            "reduce_scatter_tensor": lambda size, n: (n - 1) * size,  # the size is that of its output
+            "send": lambda size, n: size,
+        }
+        owners = [(torch.distributed, name) for name in ring]
+        owners.append((deepspeed.comm, "all_gather_into_tensor"))  # which has taken PyTorch's function for itself
+        self.originals = [(owner, name, getattr(owner, name)) for owner, name in owners]
+        for owner, name, original in self.originals:
+            setattr(owner, name, self._counted(original, ring[name], "pipeline" if name == "send" else None))
+        return self
+
+    def _counted(self, original: Any, cost: Any, kind: str | None) -> Any:
+        def call(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+            groups = [value for value in (*arguments, *options.values()) if isinstance(value, torch.distributed.ProcessGroup)]
+            ranks = tuple(torch.distributed.get_process_group_ranks(groups[0] if groups else None))
+            size = tensor.numel() * tensor.element_size()
+            self.bytes[kind or self.kinds.get(ranks, "other")] += cost(size, len(ranks))
+            return original(tensor, *arguments, **options)
+
+        return call
+
+    def __exit__(self, *ignored: Any) -> None:
+        for owner, name, original in self.originals:
+            setattr(owner, name, original)
+
+
+def sending(results: dict[str, Any]) -> None:
+    """Bytes that each rank really sends in a step, beside those planned."""
+    for precision in ("fp32", "bf16"):
+        for tensor, pipeline in MESHES[4][:4]:
+            data = 4 // tensor // pipeline
+            settings = {"tensor": tensor, "pipeline": pipeline, "precision": precision, "micro_batch": 2 if tensor < 4 else 4}
+            config = worker.run_config(settings)
+            mesh = join(config.mesh)
+            engine = Engine(config, mesh)
+            steps(engine, config, 1, 1)
+            with Sent(mesh) as sent:
+                steps(engine, config, 2, 2)
+            plan = make_plan(config, data, gpu("h100"))
+            records: list[Any] = [None] * mesh.world_size
+            torch.distributed.all_gather_object(records, sent.bytes)
+            planned = {"tensor": plan.tensor_bytes, "data": plan.data_bytes, "pipeline": plan.pipeline_bytes}
+            results[f"sent_{precision}_{tensor}_{pipeline}"] = {"ranks": records, "planned": planned}
+
+
 ACTIVATIONS = {
     "short": {"lengths": (64, 32), "model": {"num_attention_layers": 1}},
     "long": {"lengths": (160, 16), "model": {"d_ff": 256}},
@@ -258,6 +322,7 @@ def main() -> None:
         dropping(results)
         measuring(results)
         saving(results)
+        sending(results)
     if torch.distributed.get_rank() == 0:
         (output / f"{sys.argv[2]}_{world_size}.json").write_text(json.dumps(results))
     torch.distributed.barrier()

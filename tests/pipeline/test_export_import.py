@@ -104,10 +104,11 @@ def visit(folder: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
     [
         {},
         {"num_attention_layers": 1, "tie_embeddings": False},
+        {"encoder_block": "fnet", "feed_forward": "gelu_tanh", "init_std": 0.3, "max_length": 40},
         pytest.param({"mixing": "hartley", "feed_forward": "relu", "encoder_d_ff": 192}, marks=pytest.mark.slow),
         pytest.param({"architecture": "t5", "tie_embeddings": False}, marks=pytest.mark.slow),
     ],
-    ids=["fourier", "mixed, untied", "hartley, wide", "t5"],
+    ids=["fourier", "mixed, untied", "FNet's encoder", "hartley, wide", "t5"],
 )
 def test_a_stranger_loads_an_export_and_computes_the_same(
     section: dict[str, Any], tmp_path: Path, tokenizer_file: Path

@@ -92,3 +92,14 @@ def test_planned_bytes_are_those_held(guarded: dict[str, Any], case: str) -> Non
 def test_planned_activations_are_within_fifteen_percent(guarded: dict[str, Any], shape: str, mesh: str) -> None:
     for rank, (measured, planned) in enumerate(guarded[f"activations_{shape}_{mesh}"]):
         assert planned == pytest.approx(measured, rel=0.15), rank
+
+
+@pytest.mark.parametrize("mesh", ["2_2", "4_1", "1_2", "1_1"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_planned_bytes_are_those_sent(guarded: dict[str, Any], precision: str, mesh: str) -> None:
+    """By ring algorithms; the busiest rank's. What is left over are the scalars of norms and guards."""
+    found = guarded[f"sent_{precision}_{mesh}"]
+    for kind, planned in found["planned"].items():
+        # the gradient of the tied weight goes through a group of its own
+        sent = max(rank[kind] + (rank["other"] if kind == "pipeline" else 0) for rank in found["ranks"])
+        assert sent == pytest.approx(planned, abs=100), kind

@@ -20,136 +20,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from .configuration_fnet_t5 import FNetT5Config
-
-
-class Settings:
-    """The project's names as attributes."""
-
-    def __init__(self, config: FNetT5Config) -> None:
-        self.__dict__.update(config.fnet_t5)
-        self.d_model, self.num_heads, self.vocab_size = config.d_model, config.num_heads, config.vocab_size
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"config.json holds no fnet_t5.{name}: the folder was exported by another version")
-
-    def layer_attends(self, layer: int) -> bool:
-        total, attending = self.num_encoder_layers, self.num_attention_layers
-        if self.mixing == "attention":
-            return True
-        if attending == 0:
-            return False
-        if self.attention_layout == "bottom":
-            return layer < attending
-        if self.attention_layout == "middle":
-            return total - attending <= 2 * layer < total + attending
-        if self.attention_layout == "mixed":
-            return layer % (total // attending) == 0
-        return layer >= total - attending
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, s: Settings) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(s.d_model))
-        self.eps = s.norm_eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
-
-
-class FeedForward(nn.Module):
-    def __init__(self, s: Settings, d_ff: int) -> None:
-        super().__init__()
-        self.kind, self.dropout = s.feed_forward, s.dropout
-        if self.kind in ("gated_gelu", "swiglu"):
-            self.gate = nn.Linear(s.d_model, d_ff, bias=False)
-        self.up = nn.Linear(s.d_model, d_ff, bias=False)
-        self.down = nn.Linear(d_ff, s.d_model, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        up = self.up(x)
-        if self.kind == "gated_gelu":
-            inner = F.gelu(self.gate(x), approximate="tanh") * up
-        elif self.kind == "swiglu":
-            inner = F.silu(self.gate(x)) * up
-        elif self.kind == "relu":
-            inner = F.relu(up)
-        else:
-            inner = F.gelu(up, approximate="tanh" if self.kind == "gelu_tanh" else "none")
-        return self.down(F.dropout(inner, self.dropout, self.training))
-
-
-class Attention(nn.Module):
-    """T5's: scores are not divided by sqrt(E), a bias is added to them."""
-
-    def __init__(self, s: Settings) -> None:
-        super().__init__()
-        inner = s.num_heads * s.d_kv
-        self.d_kv, self.dropout = s.d_kv, s.dropout
-        self.query = nn.Linear(s.d_model, inner, bias=False)
-        self.key = nn.Linear(s.d_model, inner, bias=False)
-        self.value = nn.Linear(s.d_model, inner, bias=False)
-        self.output = nn.Linear(inner, s.d_model, bias=False)
-
-    def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        return self.split(self.key(source)), self.split(self.value(source))
-
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(
-            self.split(self.query(x)), keys, values, attn_mask=bias.to(x.dtype), dropout_p=dropout, scale=1.0
-        )
-        return self.output(mixed.transpose(1, 2).flatten(2))
-
-    def split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.d_kv)).transpose(1, 2)  # (B, H, K, E)
-
-
-class AttentionMixing(nn.Module):
-    def __init__(self, s: Settings) -> None:
-        super().__init__()
-        self.attention = Attention(s)
-
-    def forward(self, x: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
-        return self.attention(x, *self.attention.keys_values(x), bias)
-
-
-class TransformMixing(nn.Module):
-    """Real part of the 2-D DFT (or real minus imaginary part: Hartley) over tokens and features; padding is zeroed first."""
-
-    def __init__(self, s: Settings) -> None:
-        super().__init__()
-        self.hartley = s.mixing == "hartley"
-        self.norm = s.fourier_norm
-
-    def forward(self, x: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
-        spectrum = torch.fft.fft2((x * mask.unsqueeze(-1).to(x.dtype)).float(), norm=self.norm)
-        return (spectrum.real - spectrum.imag if self.hartley else spectrum.real).to(x.dtype)
-
-
-class IdentityMixing(nn.Module):
-    def forward(self, x: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
-        return x
-
-
-class EncoderLayer(nn.Module):
-    def __init__(self, s: Settings, layer: int) -> None:
-        super().__init__()
-        self.dropout, self.attends = s.dropout, s.layer_attends(layer)
-        self.mixing_norm = RMSNorm(s)
-        self.mixing: nn.Module
-        if self.attends:
-            self.mixing = AttentionMixing(s)
-        else:
-            self.mixing = IdentityMixing() if s.mixing == "identity" else TransformMixing(s)
-        self.feed_forward_norm = RMSNorm(s)
-        self.feed_forward = FeedForward(s, s.encoder_d_ff or s.d_ff)
-
-    def forward(self, x: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
-        mixed = self.mixing(self.mixing_norm(x), mask, bias)
-        x = x + F.dropout(mixed, self.dropout if self.attends else 0.0, self.training)
-        return x + F.dropout(self.feed_forward(self.feed_forward_norm(x)), self.dropout, self.training)
+from .layers_fnet_t5 import Attention, EncoderLayer, FeedForward, FNetInput, FNetLayer, RMSNorm, Settings
 
 
 class DecoderLayer(nn.Module):
@@ -232,8 +103,13 @@ class Encoder(nn.Module):
         super().__init__()
         self.encoder_length, self.dropout = encoder_length, s.dropout
         self.shared = shared  # in a tuple: registered by the whole model, not here
-        self.layers = nn.ModuleList(EncoderLayer(s, layer) for layer in range(s.num_encoder_layers))
-        self.final_norm = RMSNorm(s)
+        is_fnet = s.encoder_block == "fnet"
+        kind = FNetLayer if is_fnet else EncoderLayer
+        if is_fnet:
+            self.input = FNetInput(s)
+        self.layers = nn.ModuleList(kind(s, layer) for layer in range(s.num_encoder_layers))
+        if not is_fnet:  # its layers end with a norm
+            self.final_norm = RMSNorm(s)
 
     def forward(
         self,
@@ -252,7 +128,8 @@ class Encoder(nn.Module):
         if attention_mask is None:
             attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
         behind = self.encoder_length - num_tokens
-        x = F.dropout(F.pad(inputs_embeds, (0, 0, 0, behind)), self.dropout, self.training)
+        x = F.pad(inputs_embeds, (0, 0, 0, behind))
+        x = F.dropout(self.input(x) if hasattr(self, "input") else x, self.dropout, self.training)
         mask = F.pad(attention_mask, (0, behind))
         bias = None
         if hasattr(relative_bias, "encoder"):
@@ -260,7 +137,8 @@ class Encoder(nn.Module):
             bias = bias + hide(mask[:, None, None, :], bias.dtype)
         for layer in self.layers:
             x = layer(x, mask, bias)
-        x = F.dropout(self.final_norm(x), self.dropout, self.training)
+        if hasattr(self, "final_norm"):
+            x = F.dropout(self.final_norm(x), self.dropout, self.training)
         return BaseModelOutput(last_hidden_state=x[:, :num_tokens])
 
 
@@ -287,7 +165,7 @@ class FNetT5ForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self, config: FNetT5Config) -> None:
         super().__init__(config)
         s = Settings(config)
-        self.dropout = s.dropout
+        self.dropout, self.head_scale = s.dropout, s.head_scale
         self.embedding = Embedding(s)
         self.relative_bias = RelativeBias(s)
         self.encoder = Encoder(s, config.encoder_length, (self.embedding, self.relative_bias))
@@ -355,7 +233,7 @@ class FNetT5ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if hasattr(self, "head"):
             logits = self.head.projection(x).float()
         else:
-            logits = F.linear(x * self.config.d_model**-0.5, self.embedding.tokens.weight).float()
+            logits = F.linear(x * self.head_scale, self.embedding.tokens.weight).float()
 
         loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
         output = Seq2SeqLMOutput(loss=loss, logits=logits, past_key_values=past_key_values, encoder_last_hidden_state=encoder)
