@@ -9,12 +9,13 @@ constant, so the batch shrinks as the length grows. A training step is forward, 
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import transformers
-from timing import Timed, interleaved, machine, paired_ratio, write_record
+from timing import interleaved, machine, paired_ratio, write_record
 from torch import nn
 
 from models.build import build_model
@@ -67,7 +68,8 @@ def contestants(options: argparse.Namespace, length: int, training: bool) -> dic
     }
 
 
-def plot(results: dict[tuple[str, int], dict[str, Timed]], lengths: list[int], path: Path) -> None:
+def plot(ratios: dict[tuple[str, str], list[float]], lengths: list[int], path: Path) -> None:
+    """`ratios`: by pass and by whose models, attention's time over FNet's at each length."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -75,9 +77,8 @@ def plot(results: dict[tuple[str, int], dict[str, Timed]], lengths: list[int], p
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True)
     for axis, what in zip(axes, ("forward", "training step"), strict=True):
-        for prefix, label in (("", "ours"), ("transformers ", "transformers")):
-            ratios = [results[what, n][f"{prefix}attention"].median / results[what, n][f"{prefix}fnet"].median for n in lengths]
-            axis.plot(lengths, ratios, marker="o", label=label)
+        for whose, marker in (("ours", "o"), ("transformers", "s")):
+            axis.plot(lengths, ratios[what, whose], marker=marker, label=whose)
         axis.axhline(1, color="grey", linewidth=0.8)
         axis.set_xscale("log", base=2)
         axis.set_xticks(lengths, [str(n) for n in lengths])
@@ -108,11 +109,10 @@ def main() -> None:
     print(f"{machine()}, {mode}; {shape}; median of {options.repeats}, ms\n")
     print("| tokens | pass | FNet | attention | ratio | transformers' FNet | its BERT | ratio |")
     print("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    results = {}
+    ratios: dict[tuple[str, str], list[float]] = defaultdict(list)
     for length in options.lengths:
         for what in ("forward", "training step"):
             timed = interleaved(contestants(options, length, what != "forward"), options.repeats)
-            results[what, length] = timed
             ms = {name: value.median for name, value in timed.items()}
             ours, theirs = (paired_ratio(timed[f"{p}attention"], timed[f"{p}fnet"]) for p in ("", "transformers "))
             print(
@@ -120,10 +120,12 @@ def main() -> None:
                 f"| {ms['transformers fnet']:.1f} | {ms['transformers attention']:.1f} | {theirs:.2f} |",
                 flush=True,
             )
+            ratios[what, "ours"].append(ours)
+            ratios[what, "transformers"].append(theirs)
             record = {"benchmark": "encoder_by_length", "tokens": length, "mode": mode, "pass": what, "shape": shape}
-            write_record(options.json, {**record, "ms": ms, "machine": machine()})
+            write_record(options.json, {**record, "ms": ms, "ratios": [ours, theirs], "machine": machine()})
     if options.plot is not None:
-        plot(results, options.lengths, options.plot)
+        plot(ratios, options.lengths, options.plot)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,26 @@ def _artifact_location() -> str | None:
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
+
+
+def settle_run(run: Path, timeout: float = 20.0) -> None:
+    """Mark the MLflow run of a run folder as FAILED where its processes died before they could; waits at most `timeout` s."""
+    path = run / RUN_ID_FILE
+    if not path.is_file():
+        return
+
+    def settle() -> None:
+        from mlflow.tracking import MlflowClient
+
+        with suppress(Exception):  # a server that is away is no second failure
+            client = MlflowClient(tracking_uri=tracking_uri())
+            run_id = path.read_text().strip()
+            if client.get_run(run_id).info.status == "RUNNING":
+                client.set_terminated(run_id, status="FAILED")
+
+    thread = threading.Thread(target=settle, name="mlflow", daemon=True)
+    thread.start()
+    thread.join(timeout)
 
 
 class NoTracker:

@@ -81,9 +81,12 @@ def train(
         return
     from launch.local import run_local
     from pipeline.run_folder import latest, read_status, settle_status
+    from pipeline.tracking import settle_run
 
     code = run_local(run_dir, num_processes)
     settle_status(run_dir)
+    if run_config.tracking.enabled and read_status(run_dir) == "failed":
+        settle_run(run_dir)
     if code > _SIGNAL and (checkpoint := latest(run_dir)):
         typer.echo(f"Stopped; {checkpoint.name} is kept. The same command goes on from there.")
     if code in _PREEMPTING and read_status(run_dir) == "preempted":

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.metrics import Counters, MetricsFile, read_metrics
 from pipeline.run_folder import settle_status, write_status
-from pipeline.tracking import MlflowTracker
+from pipeline.tracking import MlflowTracker, settle_run
 
 
 def test_a_continued_file_drops_the_rows_that_will_be_written_again(tmp_path: Path) -> None:
@@ -52,3 +52,19 @@ def test_a_dead_tracking_server_delays_and_stops_nothing(tmp_path: Path, monkeyp
     with pytest.warns(UserWarning, match=r"127.0.0.1:9 stopped"):
         tracker.close("finished", timeout=60)
     assert not (tmp_path / "mlflow_run_id").exists()
+
+
+def test_a_run_whose_processes_died_is_failed_in_mlflow_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client = MlflowClient(uri)
+    run_id = client.create_run(client.create_experiment("died")).info.run_id
+    settle_run(tmp_path)  # not tracked: nothing to do
+    (tmp_path / "mlflow_run_id").write_text(run_id + "\n")
+    settle_run(tmp_path, timeout=60)
+    assert client.get_run(run_id).info.status == "FAILED"
+    client.set_terminated(run_id, status="FINISHED")
+    settle_run(tmp_path, timeout=60)  # what has ended well stays so
+    assert client.get_run(run_id).info.status == "FINISHED"
