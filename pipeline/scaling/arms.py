@@ -60,7 +60,6 @@ class Draws:
     """Ladders drawn for one arm, and the surfaces fitted to them."""
 
     log_losses: Floats  # (B, R)
-    weights: Floats  # (B, R)
     coefficients: Floats  # (B, 5)
     sound: NDArray[np.bool_]  # (B,)
 
@@ -141,7 +140,7 @@ def refit(arm: Arm, log_losses: Floats, weights: Floats | None = None) -> Draws:
     found = fit_many(arm.runs, log_losses, start, arm.delta, weights)
     sound = is_sound(found)
     check_failures(sound, f"arm {arm.name}'s loss surface")
-    return Draws(log_losses, np.ones_like(log_losses) if weights is None else weights, found.coefficients, sound)
+    return Draws(log_losses, found.coefficients, sound)
 
 
 def _check_cases(num_runs: int) -> None:

@@ -39,15 +39,15 @@ def check_failures(sound: NDArray[np.bool_], what: str) -> None:
         )
 
 
-def percentile(value: float, draws: Floats, level: float = 0.95) -> Interval:
-    """The middle `level` of the draws; infinite draws count as larger than all others."""
-    low, high = _bounds(draws, level)
+def percentile(value: float, draws: Floats) -> Interval:
+    """The middle 95 % of the draws; infinite draws count as larger than all others."""
+    low, high = _bounds(draws)
     return Interval(value, low, high)
 
 
-def pivotal(value: float, draws: Floats, truth: float, level: float = 0.95) -> Interval:
+def pivotal(value: float, draws: Floats, truth: float) -> Interval:
     """The interval whose draws came from a known `truth`: what the method gets wrong there, noise and bias, is taken off."""
-    low, high = _bounds(draws - truth, level)
+    low, high = _bounds(draws - truth)
     return Interval(value, value - high, value - low)
 
 
@@ -59,7 +59,7 @@ def resampled_counts(num_runs: int, num_draws: int, generator: np.random.Generat
     return generator.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=num_draws).astype(np.float64)
 
 
-def _bounds(draws: Floats, level: float) -> tuple[float, float]:
+def _bounds(draws: Floats) -> tuple[float, float]:
     # no interpolation: between a number and infinity there is none
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    low, high = np.quantile(draws, [0.025, 0.975], method="inverted_cdf")
     return float(low), float(high)

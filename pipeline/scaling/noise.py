@@ -23,6 +23,7 @@ from pipeline.scaling.points import Floats, Point
 
 FEWEST_PAIRS = 8
 """Under so many pairs a correlation between arms is not estimated, but taken as none."""
+_CLOSEST = 1 - 1e-6
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def draw_paired_noise(
     spread = [math.sqrt(float((part**2).sum()) / (len(part) - num_coefficients)) for part in residuals]
     cross = float(first[in_first] @ second[in_second])
     correlation = cross / math.sqrt(float((first[in_first] ** 2).sum() * (second[in_second] ** 2).sum()))
+    correlation = min(max(correlation, -_CLOSEST), _CLOSEST)
     scale = dof * np.array([[1.0, correlation], [correlation, 1.0]])
     # dof + 1: the margins, and every difference of the two, are then the scaled inverse chi^2(dof) of one arm
     covariance = stats.invwishart.rvs(dof + 1, scale, size=num_draws, random_state=generator).reshape(num_draws, 2, 2)

@@ -9,6 +9,7 @@ Shapes: P problems, R runs, 5 coefficients in the order log A, log B, log E, alp
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +49,7 @@ class Surface:
 def constants(coefficients: Floats) -> dict[str, float]:
     """A, B, E, alpha and beta by name, from (5,)."""
     log_a, log_b, log_e, alpha, beta = coefficients.tolist()
-    return {"A": np.exp(log_a), "B": np.exp(log_b), "E": np.exp(log_e), "alpha": alpha, "beta": beta}
+    return {"A": math.exp(log_a), "B": math.exp(log_b), "E": math.exp(log_e), "alpha": alpha, "beta": beta}
 
 
 def log_loss(coefficients: Floats, log_n: Floats | float, log_d: Floats) -> Floats:
