@@ -20,7 +20,7 @@ from models.layers import TorchLayers
 from models.pieces import forward_flops
 from pipeline import checkpoints
 from pipeline.agreement import check_agreement
-from pipeline.batches import PipelineBatch, Share, TrainingBatches, objective_of, training_rows
+from pipeline.batches import PipelineBatch, TrainingBatches, objective_of, training_rows
 from pipeline.checkpoints import Position
 from pipeline.config import RunConfig, flatten
 from pipeline.engine import Engine
@@ -37,7 +37,7 @@ from pipeline.run_folder import METRICS, latest, step_name, write_status
 from pipeline.samples import write_samples
 from pipeline.schedule import learning_rate
 from pipeline.tracking import MlflowTracker, NoTracker
-from pipeline.validation import validation_sets
+from pipeline.validation import first_rows, validation_sets
 from pipeline.watchdog import Watchdog
 
 
@@ -95,8 +95,7 @@ class Trainer:
         )
         self.fingerprint = self.training.fingerprint
         self.validation = validation_sets(config, self.engine.share)
-        # the rows that samples begin with, the same on every replica
-        self.glimpse = validation_sets(config, Share(steps.micro_batch_size))[-1].batches[0] if steps.samples else None
+        self.glimpse = first_rows(config) if steps.samples else None
         self.tokenizer = load_tokenizer(run / TOKENIZER_FILE) if steps.samples and mesh.is_main else None
         self.flops_per_row = 3 * forward_flops(config.model, TorchLayers(), data.lengths)
         self.meter = Meter(mesh, steps.global_batch_size * self.flops_per_row, self.engine.accumulation_steps)
@@ -158,8 +157,9 @@ class Trainer:
         self.watchdog.beat(f"training step {self.step}")
         if self.step % config.train.agreement_every == 0:
             check_agreement(self.engine.stages, self.mesh, self.training.sample_rows(self.step))
+        asked = time.perf_counter()
         (batches, num_targets), raw_tokens = self.batches(self.step)
-        waited = time.perf_counter() - started
+        waited = time.perf_counter() - asked
         rate = learning_rate(self.step, config.train.steps, config.optimizer)
         seed_dropout(config.train.seed, self.step, self.mesh)
         result = self.engine.train_step(batches, rate, skip=self.step in config.train.skip_steps)

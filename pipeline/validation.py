@@ -54,3 +54,11 @@ def validation_sets(config: RunConfig, share: Share) -> list[ValidationSet]:
         if len(sets) > 1:
             result += [make(source, rows, len(rows)) for source, rows in sets.items()]
     return [*result, make(ALL, open_rows(data, data.path, "val"), data.validation_rows)]
+
+
+def first_rows(config: RunConfig) -> PipelineBatch:
+    """The split's first rows as one micro-batch, the same on every replica: what samples of text begin with."""
+    data, rows = config.data, config.train.micro_batch_size
+    objective = objective_of(config, VALIDATION_SEED)
+    batches, _ = validation_batches(open_rows(data, data.path, "val"), objective, Share(rows), rows)
+    return batches[0]

@@ -1,0 +1,160 @@
+"""A run folder as a point of a scaling fit, or the reason why it is none. Reads JSON alone: no weights, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.files import canonical_json, sha256_file
+from data_prep.manifest import ManifestError, load_manifest
+from data_prep.tokenizer import TOKENIZER_FILE
+from models.config import ModelConfig
+from models.parameters import num_parameters
+from pipeline.metrics import read_metrics
+from pipeline.scaling.points import Excluded, Floats, Point
+
+_CONFIG, _METRICS, _STATUS, _ALL = "config.json", "metrics.jsonl", "STATUS", "all"
+_RISEN = 1.05
+"""A run that ends this much above its own lowest validation loss has left the rails, even if its numbers are finite."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Validation losses of one run while it trained: arrays (T,) by step."""
+
+    num_parameters: int
+    tokens: Floats
+    flops: Floats
+    loss: Floats
+
+
+def read_run(
+    folder: Path, *, arm: str, budget: float, size: str | None = None, train_tokens: int | None = None
+) -> Point | Excluded:
+    """The end of a run: its last validation loss over all sources, and what it had spent by then.
+
+    `size` is its place on the ladder (default: model.size). `train_tokens` are the distinct tokens of the training text, for
+    runs whose data folder is gone; else the folder's manifest says. Whatever is missing or unfinished is named in an
+    `Excluded`. Raises ValueError for files that are there but are not ours.
+    """
+    try:
+        config = _read_json(folder / _CONFIG)
+        status = _read_status(folder)
+        rows = _validations(folder)
+        fingerprint = str(_read_json(_latest(folder) / "state" / "position.json")["dataset_fingerprint"])
+        tokenizer = sha256_file(_existing(folder / TOKENIZER_FILE))
+        last = rows[-1]
+        epochs = _epochs(config["data"], float(last["raw_tokens"]), train_tokens)
+    except _MissingError as missing:
+        return Excluded(str(folder), str(missing))
+    loss = last.get("validation_loss")
+    return Point(
+        run=str(folder),
+        arm=arm,
+        size=size or config["model"]["size"],
+        budget=budget,
+        seed=int(config["train"]["seed"]),
+        num_parameters=num_parameters(ModelConfig(**config["model"])),
+        tokens=float(last["raw_tokens"]),
+        flops=float(last["flops"]),
+        loss=float("nan") if loss is None else float(loss),
+        seconds=float(last["seconds"]),
+        measure=_measure(config["data"]),
+        data=fingerprint,
+        tokenizer=tokenizer,
+        epochs=epochs,
+        problem=_problem(status, int(last["step"]), int(config["train"]["steps"]), rows),
+    )
+
+
+def read_curve(folder: Path) -> Curve:
+    """The validation losses of a run that `read_run` takes. Raises ValueError where it has none."""
+    try:
+        config = _read_json(folder / _CONFIG)
+        rows = [row for row in _validations(folder) if row["validation_loss"] is not None]
+    except _MissingError as missing:
+        raise ValueError(f"{folder} has no loss curve: {missing}") from missing
+    return Curve(
+        num_parameters(ModelConfig(**config["model"])),
+        *(np.array([row[name] for row in rows], dtype=np.float64) for name in ("raw_tokens", "flops", "validation_loss")),
+    )
+
+
+class _MissingError(Exception):
+    """Something that a result needs is not there."""
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise _MissingError(f"missing file: {path.name}")
+    return path
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(_existing(path).read_bytes())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}): restore it, or leave this run out") from error
+    return values
+
+
+def _read_status(folder: Path) -> str:
+    return _existing(folder / _STATUS).read_text().strip()
+
+
+def _validations(folder: Path) -> list[dict[str, Any]]:
+    rows = [row for row in read_metrics(_existing(folder / _METRICS)) if row.get("source") == _ALL]
+    if not rows:
+        raise _MissingError("metrics.jsonl holds no validation loss")
+    return rows
+
+
+def _latest(folder: Path) -> Path:
+    checkpoints = folder / "checkpoints"
+    name = _existing(checkpoints / "latest").read_text().strip()
+    if not (checkpoints / name).is_dir():
+        raise _MissingError(f"missing checkpoint: {name}, which checkpoints/latest names")
+    return checkpoints / name
+
+
+def _measure(data: Mapping[str, Any]) -> str:
+    """All that decides which target tokens a validation loss is the mean of, beside the data itself."""
+    objective = canonical_json(data["objective"]).decode()
+    lengths = f"{data['encoder_length']}+{data['decoder_length']}"
+    return f"nats per target token of {objective} at {lengths} on {data['validation_rows']} rows"
+
+
+def _problem(status: str, step: int, steps: int, rows: list[dict[str, Any]]) -> str | None:
+    losses = [row.get("validation_loss") for row in rows]
+    finite = [loss for loss in losses if loss is not None]
+    if losses[-1] is None:
+        return f"diverged: no finite validation loss at step {step}"
+    if losses[-1] > _RISEN * min(finite):
+        return f"diverged: validation loss {losses[-1]:.4f} at its end, {min(finite):.4f} before"
+    if status != "finished":
+        return f"its status is {status}, at step {step} of {steps}: continue it first"
+    if step != steps:
+        return f"its last validation is of step {step}, not of its last step {steps}"
+    return None
+
+
+def _epochs(data: Mapping[str, Any], tokens: float, train_tokens: int | None) -> float:
+    """Passes over the text that training came back to most: of a blend's folders, and of sources that `prepare` repeated."""
+    if train_tokens is not None:
+        return tokens / train_tokens
+    parts = [(part["path"], part["weight"]) for part in data["blend"]] or [(data["path"], 1.0)]
+    total = sum(weight for _, weight in parts)
+    passes = []
+    for path, weight in parts:
+        try:
+            manifest = load_manifest(path)
+        except ManifestError as error:
+            raise _MissingError(f"how often it repeats its data is not known ({error}); or give its train_tokens") from error
+        repeated = max(manifest.epochs.values(), default=1.0)
+        passes.append(tokens * weight / total / manifest.splits["train"].total.tokens * max(1.0, repeated))
+    return max(passes)

@@ -1,0 +1,148 @@
+"""Run folders as points: files as the trainer writes them, by its own writers where that needs no training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.config import RunConfig
+from pipeline.metrics import Counters, MetricsFile
+from pipeline.run_folder import write_status
+from pipeline.scaling.points import Excluded, Point
+from pipeline.scaling.runs import read_curve, read_run
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, write_folder: Callable[..., Path]) -> MakeRun:
+    """A finished run of 4 steps with two validations on a data folder."""
+
+    def make(losses: tuple[float | None, ...] = (5.0, 4.0), status: str = "finished", raw_tokens: int = 300) -> Path:
+        data = tmp_path / "data"
+        if not data.exists():
+            write_folder(data, [list(range(300)), list(range(300))])
+        run = tmp_path / "run"
+        run.mkdir()
+        config = RunConfig.model_validate(
+            {
+                "model": {"architecture": "t5", "size": "nano", "vocab_size": 420},
+                "data": {"path": str(data), "encoder_length": 16, "decoder_length": 8},
+                "train": {"steps": 4, "seed": 7},
+            }
+        )
+        (run / "config.json").write_text(config.model_dump_json())
+        (run / "tokenizer.json").write_bytes((data / "tokenizer.json").read_bytes())
+        metrics = MetricsFile(run / "metrics.jsonl", 0)
+        for number, loss in enumerate(losses, start=1):
+            share = number / len(losses)
+            step = int(4 * share)
+            spent = Counters(raw_tokens=int(raw_tokens * share), flops=1e12 * share, seconds=8.0 * share)
+            metrics.write(step, spent, loss=1.0)
+            metrics.write(step, spent, validation_loss=9.0, source="Python topics")
+            metrics.write(step, spent, validation_loss=loss, source="all")
+        metrics.close()
+        state = run / "checkpoints" / "step_00000004" / "state"
+        state.mkdir(parents=True)
+        (state / "position.json").write_text(json.dumps({"dataset_fingerprint": "abc"}))
+        (run / "checkpoints" / "latest").write_text("step_00000004\n")
+        write_status(run, status)
+        return run
+
+    return make
+
+
+def read(run: Path, **more: Any) -> Point | Excluded:
+    return read_run(run, arm="t5", budget=1e12, **{"train_tokens": 600, **more})
+
+
+def test_a_run_is_its_last_validation_over_all_sources(make_run: MakeRun) -> None:
+    point = read(make_run())
+    assert isinstance(point, Point)
+    assert (point.loss, point.tokens, point.flops, point.seconds) == (4.0, 300, 1e12, 8.0)
+    assert (point.arm, point.size, point.seed, point.data, point.epochs) == ("t5", "nano", 7, "abc", 0.5)
+    assert "prefix_lm" in point.measure
+    assert "16+8" in point.measure
+    assert point.problem is None
+
+
+def test_parameters_are_those_that_torch_counts(make_run: MakeRun) -> None:
+    from models.build import build_model
+
+    run = make_run()
+    model = build_model(RunConfig.load(run).model)
+    point = read(run)
+    assert isinstance(point, Point)
+    assert point.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_passes_come_from_the_manifest_of_the_data(make_run: MakeRun) -> None:
+    point = read(make_run(raw_tokens=6), train_tokens=None)  # write_folder puts 1 token into its manifest
+    assert isinstance(point, Point)
+    assert point.epochs == 6.0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "metrics.jsonl",
+        "STATUS",
+        "tokenizer.json",
+        "checkpoints/latest",
+        "checkpoints/step_00000004/state/position.json",
+    ],
+)
+def test_a_missing_file_is_named(make_run: MakeRun, name: str) -> None:
+    run = make_run()
+    (run / name).unlink()
+    assert read(run) == Excluded(str(run), f"missing file: {Path(name).name}")
+
+
+def test_data_that_is_gone_is_named(make_run: MakeRun) -> None:
+    run = make_run()
+    (run.parent / "data" / "manifest.json").unlink()
+    found = read(run, train_tokens=None)
+    assert isinstance(found, Excluded)
+    assert found.reason.startswith("how often it repeats its data is not known")
+    assert "train_tokens" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("losses", "status", "problem"),
+    [
+        ((5.0, None), "finished", "diverged: no finite validation loss at step 4"),
+        ((4.0, 4.3), "finished", "diverged: validation loss 4.3000 at its end, 4.0000 before"),
+        ((5.0, 4.0), "failed", "its status is failed, at step 4 of 4: continue it first"),
+        ((5.0, 4.0), "running", "its status is running, at step 4 of 4: continue it first"),
+    ],
+)
+def test_a_run_that_is_no_result_says_why(make_run: MakeRun, losses: Any, status: str, problem: str) -> None:
+    point = read(make_run(losses, status))
+    assert isinstance(point, Point)
+    assert point.problem == problem
+
+
+def test_damaged_files_are_errors_and_no_missing_results(make_run: MakeRun) -> None:
+    run = make_run()
+    (run / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is not JSON .*restore it"):
+        read(run)
+
+
+def test_a_curve_holds_every_finite_validation(make_run: MakeRun) -> None:
+    curve = read_curve(make_run((5.0, None, 4.5, 4.0)))
+    assert np.array_equal(curve.loss, [5.0, 4.5, 4.0])
+    assert np.array_equal(curve.flops, [0.25e12, 0.75e12, 1e12])
+    assert np.array_equal(curve.tokens, [75, 225, 300])
+
+
+def test_a_run_without_validations_has_no_curve(make_run: MakeRun) -> None:
+    run = make_run(())
+    with pytest.raises(ValueError, match=r"no loss curve: metrics\.jsonl holds no validation loss"):
+        read_curve(run)
