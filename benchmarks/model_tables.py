@@ -64,7 +64,8 @@ as its `model` section.
 FLOPs are forward, in GFLOP a sequence; a multiply-add counts 2, causal attention in full, the Fourier transform
 2.5 N D (log2 N + log2 D) however it is computed; training is three times that. Encoder-decoders read N tokens and write what span
 corruption makes of them (512 → 114, 2048 → 456); decoder-only models read 512 or 2048 tokens; encoder-only models predict 15 % of
-theirs. `nano` and `demo` have T5's vocabulary here.
+theirs. `nano` and `demo` have T5's vocabulary here. GPT-2's and BERT's vocabularies are as published; a run pads them to a
+multiple of 128 (`model.vocab_multiple`), which adds a few rows.
 """
 
 MATCHED = """

@@ -64,7 +64,7 @@ def theirs(config: RunConfig, batches: list[PipelineBatch]) -> Callable[[], obje
     initialize(start, config.train.seed)
     values = their_config(config.model)
     kind = getattr(transformers, values.pop("architectures")[0])
-    model = kind(kind.config_class(**values, attn_implementation="sdpa", dropout_rate=0.0))
+    model = kind(kind.config_class(**values, attn_implementation="sdpa"))
     if not config.model.tie_embeddings:
         model.lm_head = nn.Linear(config.model.d_model, VOCABULARY, bias=False)
     model.load_state_dict(to_theirs(entries(config.model), start.state_dict(), config.model), strict=False)

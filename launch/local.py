@@ -190,7 +190,8 @@ def _report(failed: _Rank, num_processes: int, code: int) -> None:
         file.seek(failed.log_start)
         lines = file.read().decode("utf-8", "replace").splitlines()
     how = f"exit code {code}" if code > 0 else f"signal {-code} ({signal.Signals(-code).name})"
-    shown = lines[-_SHOWN_LINES:]
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    shown = lines[errors[-1] :] if errors and code > 0 else lines[-_SHOWN_LINES:]  # the traceback before it stays in the log
     introduction = f"its last lines ({failed.log}):" if shown else f"it wrote nothing to {failed.log}"
     print(f"error: rank {failed.number} of {num_processes} ended with {how}; {introduction}", file=sys.stderr)
     for line in shown:

@@ -28,6 +28,15 @@ def check_initial_weights(config: RunConfig) -> None:
     folder = config.train.initial_weights
     if folder is None:
         return
+    if (folder / "checkpoints").is_dir():
+        raise ValueError(
+            f"train.initial_weights {folder} is a run folder: give one of its checkpoints, {folder}/checkpoints/step_…"
+        )
+    check_weights(config, folder, f"train.initial_weights {folder} does not fit the recipe's model section")
+
+
+def check_weights(config: RunConfig, folder: Path, problem: str) -> None:
+    """Raise ValueError, beginning with `problem`, where the weights in a folder are not the recipe's model's."""
     import torch
 
     from models.build import build_model
@@ -36,7 +45,7 @@ def check_initial_weights(config: RunConfig) -> None:
 
     with torch.device("meta"):
         model = build_model(config.model)
-    check_fits(model, weight_shapes(folder), f"train.initial_weights {folder} does not fit the recipe's model section")
+    check_fits(model, weight_shapes(folder), problem)
 
 
 def check_data(config: RunConfig) -> None:

@@ -116,6 +116,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", tuple(self.heads))
+        if self.architecture in ("t5", "bert"):  # a recipe of a hybrid, with the architecture alone changed
+            object.__setattr__(self, "mixing", "attention")
         for name in ("d_model", "d_ff", "d_kv", "num_heads", "max_length", "vocab_multiple", "num_labels", "num_token_labels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at least 1")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -62,9 +62,15 @@ def save(run: Path, engine: Engine, position: Position, probe: PipelineBatch) ->
         (partial / WEIGHTS).mkdir(parents=True)
         (partial / STATE / ENGINE).mkdir(parents=True)
     torch.distributed.barrier()
-    _save_weights(partial / WEIGHTS, engine.stages, mesh)
-    save_engine(partial / STATE / ENGINE, engine.deepspeed, engine.fragments, mesh)
-    save_probe(partial / STATE, engine, probe)
+    try:
+        _save_weights(partial / WEIGHTS, engine.stages, mesh)
+        save_engine(partial / STATE / ENGINE, engine.deepspeed, engine.fragments, mesh)
+        save_probe(partial / STATE, engine, probe)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"checkpoint {final} could not be written ({error}): the ones before it are kept; make room, or mend the disk, and "
+            "start the run again"
+        ) from error
     torch.distributed.barrier()
     if mesh.is_main:
         _finish_weights(partial / WEIGHTS, mesh)
@@ -112,6 +118,15 @@ def prune(run: Path, keep_last: int | None, keep_every: int | None) -> list[Path
         shutil.rmtree(hidden)
         removed.append(path)
     return removed
+
+
+def put_aside(checkpoint: Path) -> Path:
+    """Give a damaged checkpoint a name that nothing takes for one, and return it."""
+    number = 0
+    while (aside := checkpoint.with_name(f"{checkpoint.name}.damaged{number or ''}")).exists():
+        number += 1
+    checkpoint.rename(aside)
+    return aside
 
 
 def verify(checkpoint: Path) -> None:

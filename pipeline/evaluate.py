@@ -43,9 +43,12 @@ class Evaluation:
     models of one stack."""
     unigram_loss: float
     """Of the training split's token frequencies, on the same target tokens."""
-    bits_per_byte: float
+    bits_per_byte: float | None
+    """None for an encoder alone, whose targets are no text."""
     target_tokens: int
     target_bytes: int
+    order_loss: float | None = None
+    """What the loss of an encoder alone holds of telling the order of its segments, nats per row."""
 
 
 def load_model(run: Path, step: int | None = None) -> tuple[Piecewise, RunConfig, int]:
@@ -109,9 +112,10 @@ def evaluate(run: Path, step: int | None = None) -> Evaluation:
         loss=sum(total / count for total, count in sums.values() if count),
         swapped_loss=None if swap is None else swapped_nll / num_targets,
         unigram_loss=unigram_nll / num_targets,
-        bits_per_byte=sums[0][0] / math.log(2) / target_bytes,
+        bits_per_byte=None if config.model.is_encoder_only else sums[0][0] / math.log(2) / target_bytes,
         target_tokens=num_targets,
         target_bytes=target_bytes,
+        order_loss=sums[1][0] / sums[1][1] if 1 in sums and sums[1][1] else None,
     )
 
 

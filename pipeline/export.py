@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 import models.hugging_face
@@ -66,7 +68,9 @@ def export_model(
     if tokenizer is not None:
         loaded = load_tokenizer(tokenizer)
         special = {"pad_token_id": 0, "eos_token_id": eos_id(loaded)}
-        if not config.is_decoder_only and not config.is_encoder_only:
+        if config.is_decoder_only:  # every row began with it
+            special["bos_token_id"] = start_id(loaded)
+        elif not config.is_encoder_only:
             special["decoder_start_token_id"] = start_id(loaded)
     values = their_config(config, **special)
     is_hybrid = values["model_type"] == "fnet_t5"
@@ -80,7 +84,10 @@ def export_model(
         for name in _CODE:
             shutil.copyfile(code / name, output / name)
     if tokenizer is not None:
-        shutil.copyfile(tokenizer, output / "tokenizer.json")
+        if config.is_decoder_only:
+            _begin_with(loaded, special["bos_token_id"]).save(str(output / "tokenizer.json"))
+        else:
+            shutil.copyfile(tokenizer, output / "tokenizer.json")
         write_json_atomically(output / "tokenizer_config.json", _tokenizer_config(tokenizer, special, encoder_length))
     if card:
         (output / "README.md").write_text(card, encoding="utf-8")
@@ -114,7 +121,7 @@ def model_card(config: ModelConfig, name: str, results: Mapping[str, str]) -> st
             "```python",
             f"from transformers import AutoTokenizer, {auto}",
             "",
-            f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})',
             f'model = {auto}.from_pretrained("{name}"{trust})',
             'inputs = tokenizer(["The Fourier transform"], return_tensors="pt", padding=True)',
             "print(tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=40), skip_special_tokens=True))",
@@ -143,6 +150,13 @@ def _results(run: Path, step: int, config: RunConfig) -> dict[str, str]:
         if losses and math.isfinite(losses[-1]):
             results["validation loss, nats per target token"] = f"{losses[-1]:.4f}"
     return results
+
+
+def _begin_with(tokenizer: Tokenizer, token_id: int) -> Tokenizer:
+    """The tokenizer with the token before every text, as a decoder alone was trained."""
+    token = tokenizer.id_to_token(token_id)
+    tokenizer.post_processor = TemplateProcessing(single=f"{token} $A", special_tokens=[(token, token_id)])
+    return tokenizer
 
 
 def _tokenizer_config(tokenizer: Path, special: Mapping[str, int], length: int | None) -> dict[str, Any]:

@@ -87,6 +87,8 @@ def make_plan(config: RunConfig, data_parallel: int, device: GPU) -> Plan:
     lengths = config.data.lengths
     model = _footprints(config)
     bounds = cut_stages(model, pp, _limit(config, model, data_parallel))
+    crosses_nodes = tp * pp * data_parallel > device.per_node
+    between_nodes = device.network_bandwidth if crosses_nodes else device.link_bandwidth
     stages = []
     tensor_bytes = []
     total_flops = sum(piece.flops for piece in model)
@@ -103,6 +105,7 @@ def make_plan(config: RunConfig, data_parallel: int, device: GPU) -> Plan:
         passes = 4 if train.recompute else 3
         seconds = passes * flops * train.micro_batch_size / tp / (device.peak_flops * MATMUL_EFFICIENCY)
         seconds += transform_bytes / tp / device.memory_bandwidth + sent / (device.link_bandwidth * LINK_EFFICIENCY)
+        seconds += _sent_on(model, begin, end) / (between_nodes * LINK_EFFICIENCY)
         weights, gradients, optimizer, activations = _stage_bytes(config, part, number, data_parallel)
         stages.append(
             StagePlan(
@@ -124,12 +127,9 @@ def make_plan(config: RunConfig, data_parallel: int, device: GPU) -> Plan:
     element = 2 if train.precision == "bf16" else 4
     share = (data_parallel - 1) / data_parallel
     data_bytes = share * widest * (2 * 4 + element)  # all-reduce of fp32 gradients, all-gather of weights
-    crosses_nodes = tp * pp * data_parallel > device.per_node
-    bandwidth = device.network_bandwidth if crosses_nodes else device.link_bandwidth
-    pipeline_bytes = num_micro_batches * max(
-        (_sent_on(model, begin, end) for begin, end in pairwise(bounds)), default=0
-    ) + _tied_bytes(model, bounds)
-    step_seconds = working + data_bytes / (bandwidth * LINK_EFFICIENCY)
+    pipeline_bytes = num_micro_batches * max(_sent_on(model, begin, end) for begin, end in pairwise(bounds))
+    tied_bytes = _tied_bytes(model, bounds)
+    step_seconds = working + (data_bytes + tied_bytes) / (between_nodes * LINK_EFFICIENCY)
     flops_per_step = 3 * total_flops * train.global_batch_size
     return Plan(
         mesh=mesh,
@@ -139,7 +139,7 @@ def make_plan(config: RunConfig, data_parallel: int, device: GPU) -> Plan:
         stages=tuple(stages),
         num_micro_batches=num_micro_batches,
         tensor_bytes=max(tensor_bytes),
-        pipeline_bytes=pipeline_bytes,
+        pipeline_bytes=pipeline_bytes + tied_bytes,
         data_bytes=data_bytes,
         bubble=1 - ideal / working,
         step_seconds=step_seconds,
@@ -268,32 +268,43 @@ def _tensor_bytes(config: RunConfig, part: Sequence[PieceFootprint], lengths: Le
 
     A ring all-reduce of S bytes sends 2 (t - 1) / t * S, all-gather and reduce-scatter half of that.
     """
-    tp, train = config.mesh.tensor_parallel, config.train
+    tp, train, model = config.mesh.tensor_parallel, config.train, config.model
     if tp == 1:
         return 0.0
-    element = 2 if train.precision == "bf16" else 4
-    hidden = element * train.micro_batch_size * config.model.d_model
-    by_batch = train.micro_batch_size % tp == 0
-    model = config.model
-    written = decoder_tokens(model, lengths)
-    cross = 0 if model.is_decoder_only else written * 2 + lengths.encoder * 2
-    targets = lengths.decoder if model.is_encoder_only else written
-    first, last = "encoder.layers.0", f"encoder.layers.{model.num_encoder_layers - 1}"
+    targets = lengths.decoder if model.is_encoder_only else decoder_tokens(model, lengths)
     whole = 0.0  # all-reduces of one token's state, times tokens
     for piece in part:
-        if piece.name.startswith("encoder.layers."):
-            attention = 0 if piece.transforms else (2 if by_batch else 4)
-            whole += lengths.encoder * (2 if by_batch else 2 + model.encoder_style.gated) + lengths.encoder * attention
-            if by_batch:  # the region is entered (gathered in the backward pass) and left (in the forward pass) once
-                whole += lengths.encoder * (0.5 * (piece.name == first) + 0.5 * (piece.name == last))
-            if piece.transforms and not by_batch:
-                whole += lengths.encoder / 2  # half of the columns gathered, forward and backward
-        elif piece.name.startswith("decoder.layers."):
-            whole += written * (4 + 2 + model.decoder_style.gated) + cross
-        elif piece.name == "embedding":
-            whole += written if model.is_decoder_only else lengths.encoder + (0 if model.is_encoder_only else lengths.decoder)
-        elif piece.name == "head":
+        forward, backward = _reductions(config, piece, lengths)
+        whole += (
+            forward * (2 if train.recompute else 1) + backward
+        )  # with recomputation the forward pass runs, and sends, twice
+        if piece.name == "head":
             whole += targets
+    element = 2 if train.precision == "bf16" else 4
     # the loss adds up a maximum, a logit and a sum over the shards of the vocabulary: fp32, for each target
-    loss = 3 * 4 * train.micro_batch_size * targets if any(piece.name == "head" for piece in part) else 0
-    return 2 * (tp - 1) / tp * (hidden * whole + loss)
+    loss = 3 * 4 * targets if any(piece.name == "head" for piece in part) else 0
+    return 2 * (tp - 1) / tp * train.micro_batch_size * (element * model.d_model * whole + loss)
+
+
+def _reductions(config: RunConfig, piece: PieceFootprint, lengths: Lengths) -> tuple[float, float]:
+    """All-reduces of a token's state, times tokens, in a piece's forward and backward pass; a gathering counts a half."""
+    model = config.model
+    written = decoder_tokens(model, lengths)
+    if piece.name.startswith("encoder.layers."):
+        attends, gated = not piece.transforms, model.encoder_style.gated
+        forward, backward = 1.0 + attends, 1.0 + gated + 3 * attends  # backward: one for each product that shares an input
+        if config.train.micro_batch_size % config.mesh.tensor_parallel == 0:
+            # sharded over the batch: one gathering serves them all; the region is entered and left once
+            backward = 1.0 + attends + 0.5 * (piece.name == "encoder.layers.0")
+            forward += 0.5 * (piece.name == f"encoder.layers.{model.num_encoder_layers - 1}")
+        elif piece.transforms:  # half of the columns gathered
+            forward, backward = forward + 0.25, backward + 0.25
+        return lengths.encoder * forward, lengths.encoder * backward
+    if piece.name.startswith("decoder.layers."):
+        forward, backward = 2.0 * written, (4.0 + model.decoder_style.gated) * written
+        if not model.is_decoder_only:  # cross-attention: its keys and values come from the encoder's tokens
+            forward, backward = forward + written, backward + written + 2 * lengths.encoder
+        return forward, backward
+    if piece.name == "embedding":
+        return (written if model.is_decoder_only else lengths.encoder + (0 if model.is_encoder_only else written)), 0.0
+    return 0.0, 0.0

@@ -97,7 +97,7 @@ def checksums(checkpoint: Path) -> dict[str, str]:
 
 def check_file(path: Path, sha256: str | None) -> None:
     """Raise ValueError where a file of a checkpoint is missing, or has another hash than `sha256`."""
-    remedy = "the checkpoint is damaged; use another one (--step), or edit `latest` to continue from an earlier one"
+    remedy = "the checkpoint is damaged; take another one (--step)"
     if not path.is_file():
         raise ValueError(f"{path} is missing: {remedy}")
     if sha256 is not None and sha256_file(path) != sha256:

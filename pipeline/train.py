@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import signal
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -247,7 +248,7 @@ class Trainer:
             checkpoints.prune(self.run_folder, self.config.train.keep_last, self.config.train.keep_every)
 
     def _continue_latest(self) -> None:
-        checkpoint = latest(self.run_folder)
+        checkpoint = self._newest_undamaged()
         if checkpoint is None:
             return
         position = Position.read(checkpoint)
@@ -262,14 +263,32 @@ class Trainer:
                 f"train.seed {self.config.train.seed} differs from the checkpoint's {position.seed}: the data order would "
                 "change; keep the seed, or give another --output"
             )
-        if self.mesh.is_main:
-            checkpoints.verify(checkpoint)
-        torch.distributed.barrier()
         checkpoints.load_state(checkpoint, self.engine, self.validation[-1].batches[0])
         self.engine.guard.spikes.restore(position.guards)
         self.step, self.counters = position.step, position.counters
         if position.next_sample is not None:
             self.training.continue_at(position.step, position.next_sample)
+
+    def _newest_undamaged(self) -> Path | None:
+        """The newest checkpoint whose every byte is as it was written; a collective. Damaged ones are put aside, and told."""
+        found: list[Path | None] = [None]
+        problem: list[str] = [""]
+        if self.mesh.is_main:
+            while (checkpoint := latest(self.run_folder)) is not None:
+                try:
+                    checkpoints.verify(checkpoint)
+                    found = [checkpoint]
+                    break
+                except ValueError as error:
+                    aside = checkpoints.put_aside(checkpoint)
+                    problem = [f"{error}; it is kept as {aside.name}"]
+                    self.watchdog.beat("looking for a checkpoint")
+                    print(f"A damaged checkpoint is passed over: {problem[0]}", file=sys.stderr, flush=True)
+        torch.distributed.broadcast_object_list(found)
+        torch.distributed.broadcast_object_list(problem)
+        if found[0] is None and problem[0]:
+            raise ValueError(f"no checkpoint of {self.run_folder} is whole: {problem[0]}. Give another --output to start anew")
+        return found[0]
 
     def _set_status(self, status: str) -> None:
         if self.mesh.is_main:

@@ -28,7 +28,10 @@ def register(app: typer.Typer) -> None:
 
 
 def list_checkpoints(run: Run) -> None:
-    """Every checkpoint of a run: its step, the mesh that wrote it, its size, and whether it is whole."""
+    """Every checkpoint of a run: its step, the mesh that wrote it, its size, and whether all its files are there.
+
+    What they hold is read by `checkpoint verify`.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -51,7 +51,10 @@ def evaluate(
     if result.swapped_loss is not None:
         table.add_row("with encoder inputs swapped between rows", f"{result.swapped_loss:.4f}")
     table.add_row("unigram model on the same tokens", f"{result.unigram_loss:.4f}")
-    table.add_row("bits per byte", f"{result.bits_per_byte:.4f}")
+    if result.order_loss is not None:
+        table.add_row("of it: the order of segments, per row", f"{result.order_loss:.4f}")
+    if result.bits_per_byte is not None:
+        table.add_row("bits per byte", f"{result.bits_per_byte:.4f}")
     table.add_row("target tokens", f"{result.target_tokens:,}")
     Console().print(table)
 

@@ -27,5 +27,7 @@ def export(
     config = export_run(run, folder, step)
     typer.echo(f"{config.architecture} {config.size} is in {folder}; load it with")
     auto = "AutoModelForCausalLM" if config.is_decoder_only else "AutoModelForSeq2SeqLM"
+    if config.is_encoder_only:
+        auto = "AutoModelForPreTraining" if "order" in config.heads else "AutoModelForMaskedLM"
     trust = ", trust_remote_code=True" if config.architecture == "fnet_t5" else ""
     typer.echo(f"  transformers.{auto}.from_pretrained({str(folder)!r}{trust})")

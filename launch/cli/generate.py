@@ -24,7 +24,7 @@ def generate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     prompt: Annotated[str | None, typer.Option(help="Text to continue. Default: standard input.")] = None,
     file: Annotated[Path | None, typer.Option(help="File with the text to continue.")] = None,
-    lines: Annotated[bool, typer.Option("--lines", help="Every line is a prompt; writes one JSON object a line.")] = False,
+    lines: Annotated[bool, typer.Option("--lines", help="Every line with text is a prompt; one JSON object each.")] = False,
     batch_size: Annotated[int, typer.Option(help="Prompts written at a time with --lines.", min=1)] = 16,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -36,7 +36,10 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     step: Annotated[int | None, typer.Option(help="Checkpoint to use. Default: the latest.")] = None,
 ) -> None:
-    """Continue a text. The encoder reads its last tokens, the decoder writes on."""
+    """Continue a text. A model reads its last data.encoder_length tokens and writes on.
+
+    One trained on spans (span_corruption, ul2) writes the spans that sentinels stand for; it does not continue a text.
+    """
     from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer
     from models.generation import Sampling
     from pipeline.evaluate import load_model

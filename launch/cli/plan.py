@@ -37,6 +37,7 @@ def plan(
     """
     from rich.console import Console
 
+    from data_prep.tokenizer import TOKENIZER_FILE
     from launch.config import load_run_config
     from pipeline.hardware import gpu as known_gpu
     from pipeline.plan import make_plan, propose
@@ -45,6 +46,8 @@ def plan(
     device = known_gpu(gpu)
     mesh = run_config.mesh
     num_gpus = gpus or mesh.tensor_parallel * mesh.pipeline_parallel
+    if not (Path(run_config.data.path) / TOKENIZER_FILE).is_file():
+        typer.echo(f"{run_config.data.path} is not prepared yet: a vocabulary of {run_config.model.vocab_size:,} is assumed.")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     asked = make_plan(run_config, mesh.data_parallel(num_gpus), device)
     _show(console, run_config, asked, device, tokens)
@@ -88,7 +91,7 @@ def _show(console: object, config: RunConfig, plan: Plan, device: GPU, tokens: f
     console.print(
         f"{model.architecture} {model.size}: {plan.num_parameters / 1e6:,.1f} M parameters, "
         f"{plan.flops_per_step / 1e12:,.1f} TFLOP a step of {config.train.global_batch_size} rows "
-        f"({config.data.encoder_length} + {config.data.decoder_length} tokens), {config.train.precision}"
+        f"({config.data.row_length} tokens of text), {config.train.precision}"
     )
     console.print(
         f"{plan.num_gpus} {device.name}: tensor {mesh.tensor_parallel} × pipeline {mesh.pipeline_parallel} × data "

@@ -47,7 +47,8 @@ def train(
     """
     from data_prep.manifest import load_manifest
     from launch.config import check_same_run, load_run_config, write_resolved
-    from launch.preflight import check_data, check_folder, check_initial_weights
+    from launch.preflight import check_data, check_folder, check_initial_weights, check_weights
+    from pipeline.run_folder import find
 
     run_config = load_run_config(config, overrides or [])
     load_manifest(run_config.data.path)
@@ -58,6 +59,9 @@ def train(
         check_folder(run_dir)
         check_data(run_config)
         check_initial_weights(run_config)
+        if branch is not None:
+            begun = find(branch, branch_step)
+            check_weights(run_config, begun, f"--branch {begun} does not fit the recipe's model section")
     num_processes = int(os.environ["WORLD_SIZE"]) if rank is not None else nproc or _model_parallel(run_config)
     run_config.train.accumulation_steps(run_config.mesh.data_parallel(num_processes))
     started_before = check_same_run(run_config, run_dir)
@@ -101,11 +105,20 @@ def describe(config: RunConfig, run_dir: Path, num_processes: int, started_befor
     processes = "process" if num_processes == 1 else "processes"
     begin = "Going on with" if started_before and (run_dir / "checkpoints" / "latest").exists() else "Training"
     return [
-        f"{begin} {model.architecture} {model.size} on {data.path}: {data.objective.name}, {data.encoder_length} tokens in and "
-        f"{data.decoder_length} out, to step {config.train.steps:,} of {config.train.global_batch_size} rows each",
+        f"{begin} {model.architecture} {model.size} on {data.path}: {data.objective.name}, {_lengths(config)}, to "
+        f"step {config.train.steps:,} of {config.train.global_batch_size} rows each",
         f"{num_processes} {processes} (tensor {mesh.tensor_parallel} × pipeline {mesh.pipeline_parallel} × data "
         f"{mesh.data_parallel(num_processes)}); run folder {run_dir}, logs in {run_dir / 'logs'}",
     ]
+
+
+def _lengths(config: RunConfig) -> str:
+    lengths = config.data.lengths
+    if config.model.is_encoder_only:
+        return f"{lengths.encoder} tokens with {lengths.decoder} to predict"
+    if config.model.is_decoder_only:
+        return f"{lengths.encoder + lengths.decoder} tokens"
+    return f"{lengths.encoder} tokens in and {lengths.decoder} out"
 
 
 def _is_finished(config: RunConfig, run_dir: Path) -> bool:

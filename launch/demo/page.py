@@ -174,7 +174,10 @@ def _losses(config: RunConfig, result: Result) -> Table:
             _mark(result.uses_encoder, "worse: the decoder uses the encoder", "NOT WORSE"),
         )
     table.add_section()
-    row("bits per byte", result.bits_per_byte, f"over {result.target_tokens:,} target tokens, {result.target_bytes:,} bytes")
+    if result.bits_per_byte is not None:
+        row(
+            "bits per byte", result.bits_per_byte, f"over {result.target_tokens:,} target tokens, {result.target_bytes:,} bytes"
+        )
     return table
 
 

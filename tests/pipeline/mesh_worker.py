@@ -254,21 +254,22 @@ class Sent:
 
 def sending(results: dict[str, Any]) -> None:
     """Bytes that each rank really sends in a step, beside those planned."""
-    for precision in ("fp32", "bf16"):
-        for tensor, pipeline in MESHES[4][:4]:
-            data = 4 // tensor // pipeline
-            settings = {"tensor": tensor, "pipeline": pipeline, "precision": precision, "micro_batch": 2 if tensor < 4 else 4}
-            config = worker.run_config(settings)
-            mesh = join(config.mesh)
-            engine = Engine(config, mesh)
-            steps(engine, config, 1, 1)
-            with Sent(mesh) as sent:
-                steps(engine, config, 2, 2)
-            plan = make_plan(config, data, gpu("h100"))
-            records: list[Any] = [None] * mesh.world_size
-            torch.distributed.all_gather_object(records, sent.bytes)
-            planned = {"tensor": plan.tensor_bytes, "data": plan.data_bytes, "pipeline": plan.pipeline_bytes}
-            results[f"sent_{precision}_{tensor}_{pipeline}"] = {"ranks": records, "planned": planned}
+    cases = [(precision, *mesh, False) for precision in ("fp32", "bf16") for mesh in MESHES[4][:4]] + [("fp32", 2, 2, True)]
+    for precision, tensor, pipeline, recompute in cases:
+        data = 4 // tensor // pipeline
+        settings = {"tensor": tensor, "pipeline": pipeline, "precision": precision, "recompute": recompute}
+        settings["micro_batch"] = 2 if tensor < 4 else 4
+        config = worker.run_config(settings)
+        mesh = join(config.mesh)
+        engine = Engine(config, mesh)
+        steps(engine, config, 1, 1)
+        with Sent(mesh) as sent:
+            steps(engine, config, 2, 2)
+        plan = make_plan(config, data, gpu("h100"))
+        records: list[Any] = [None] * mesh.world_size
+        torch.distributed.all_gather_object(records, sent.bytes)
+        planned = {"tensor": plan.tensor_bytes, "data": plan.data_bytes, "pipeline": plan.pipeline_bytes}
+        results[f"sent_{precision}_{tensor}_{pipeline}" + "_recompute" * recompute] = {"ranks": records, "planned": planned}
 
 
 ACTIVATIONS = {

@@ -262,6 +262,36 @@ def test_sources_are_scored_on_suffixes_given_prefixes(straight: Path, dataset: 
     assert found.bits_per_byte == pytest.approx(nll / math.log(2) / found.target_bytes, rel=1e-5)
 
 
+def test_a_damaged_checkpoint_is_passed_over(straight: Path, tmp_path: Path, start_processes: Callable[..., None]) -> None:
+    """The run goes on from the newest whole one, keeps the other under a name of its own, and ends where it would have."""
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    config = json.loads((run / "config.json").read_text())
+    config["mesh"] = {"tensor_parallel": 1, "pipeline_parallel": 1}
+    config["tracking"]["enabled"] = False
+    (run / "config.json").write_text(json.dumps(config))
+
+    def damage(step: int) -> None:
+        part = next((run / f"checkpoints/step_{step:08d}/state/engine").iterdir())
+        data = bytearray(part.read_bytes())
+        data[-1] ^= 1
+        part.write_bytes(data)
+
+    damage(10)
+    start_processes(1, str(WORKER), run)
+    assert sorted(path.name for path in (run / "checkpoints").glob("step_*")) == [
+        "step_00000005",
+        "step_00000010",
+        "step_00000010.damaged",
+    ]
+    for name, value in load_weights(find(straight, 10)).items():
+        torch.testing.assert_close(load_weights(find(run, 10))[name], value, rtol=1e-3, atol=1e-4)
+    damage(5)
+    damage(10)
+    with pytest.raises(AssertionError, match=r"no checkpoint of .* is whole: .* differs from its checksum"):
+        start_processes(1, str(WORKER), run)
+
+
 def test_validation_is_logged_by_source(straight: Path, tracking: str) -> None:
     """Each source's rows, weighed by their targets, and what MLflow keeps of it."""
     from mlflow.tracking import MlflowClient
