@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import models
 
 FOLDER = Path(models.__file__).parent
-STANDARD = {"__future__", "ast", "collections", "dataclasses", "functools", "hashlib", "json", "math", "os", "pathlib", "time"}
-STANDARD |= {"typing", "weakref"}
 
 
 def imported(path: Path) -> set[str]:
-    """First parts of every module that a file imports, inside functions too; "." is its own folder."""
+    """First parts of every module that a file imports beside Python's own, inside functions too; "." is its own folder."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add("." if node.level else str(node.module).partition(".")[0])
-    return names - STANDARD
+    return names - sys.stdlib_module_names
 
 
 def test_models_imports_torch_and_numpy_alone() -> None:
