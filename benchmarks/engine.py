@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import socket
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from training_batches import VOCABULARY, random_batches
+from training_batches import VOCABULARY, be_the_only_process, random_batches
 
 
 def main() -> None:
@@ -31,10 +29,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    be_the_only_process()
     result = compare(options)
     print(json.dumps(result, indent=2))
     if options.output:

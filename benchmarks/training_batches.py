@@ -1,6 +1,10 @@
-"""Batches of random tokens in the shapes of prefix-LM training: for benchmarks, whose cost does not depend on the text."""
+"""What benchmarks of training share: random tokens in the shapes of prefix-LM, whose cost does not depend on the text, and a
+mesh of one process."""
 
 from __future__ import annotations
+
+import os
+import socket
 
 import numpy as np
 
@@ -8,6 +12,14 @@ from pipeline.batches import PipelineBatch, as_tensors
 from pipeline.objectives.prefix_lm import PrefixLM
 
 VOCABULARY = 32128
+
+
+def be_the_only_process() -> None:
+    """Set what torchrun would for a job of this process alone, on a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
 def random_batches(encoder_length: int, decoder_length: int, micro_batch: int, count: int) -> list[PipelineBatch]:

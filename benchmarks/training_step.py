@@ -10,8 +10,6 @@ arms take turns in every round. Ratios are medians over rounds of theirs over ou
 from __future__ import annotations
 
 import argparse
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import transformers
 from timing import interleaved, machine, paired_ratio, write_record
 from torch import nn
 from torch.nn import functional as F
-from training_batches import VOCABULARY, random_batches
+from training_batches import VOCABULARY, be_the_only_process, random_batches
 
 from models.build import build_model
 from models.config import expand_size
@@ -95,10 +93,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    be_the_only_process()
     print(f"{machine()}; {options.size}; {options.layers} layers a stack, {DECODER_LENGTH} decoder tokens a row; medians, s\n")
     print("| encoder tokens | rows | T5, transformers | t5, ours | fnet_t5 | theirs / t5 | theirs / fnet_t5 | t5 / fnet_t5 |")
     print("| ---: " * 8 + "|", flush=True)

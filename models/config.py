@@ -226,7 +226,7 @@ class ModelConfig:
 
     def encoder_layer_attends(self, layer: int) -> bool:
         """Whether encoder layer `layer` mixes tokens by attention (FNet's layout rules) or by `mixing`."""
-        if self.architecture in ("t5", "bert") or self.mixing == "attention":
+        if self.mixing == "attention":
             return True
         total, attending = self.num_encoder_layers, self.num_attention_layers
         if attending == 0:

@@ -122,6 +122,11 @@ def _own_samples(x: Tensor) -> Tensor:
     return x.chunk(group.size())[group.rank()]
 
 
+def _own_samples_alone(x: Tensor) -> Tensor:
+    """In a memory of their own: no view of the others'."""
+    return _own_samples(x).contiguous()
+
+
 def _all_gather(x: Tensor) -> Tensor:
     group = _group()
     result = x.new_empty((x.shape[0] * group.size(), *x.shape[1:]))
@@ -136,61 +141,34 @@ def _reduce_scatter(x: Tensor) -> Tensor:
     return result
 
 
-class _Enter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return _own_samples(x).contiguous()
+class _Exchange(torch.autograd.Function):
+    """`there` forwards, `back` on the gradient."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _all_gather(gradients[0])
-
-
-class _Leave(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return _all_gather(x)
+    def forward(ctx: Any, x: Tensor, there: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.back = back
+        return there(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _own_samples(gradients[0]).contiguous()
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return _all_gather(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _reduce_scatter(gradients[0])
-
-
-class _ReduceScatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return _reduce_scatter(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _all_gather(gradients[0])
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.back(gradients[0]), None, None
 
 
 def enter_region(x: Tensor) -> Tensor:
     """(B, …) whole on every rank → (B/t, …), this rank's samples. Backward: all-gather."""
-    return _Enter.apply(x)
+    return _Exchange.apply(x, _own_samples_alone, _all_gather)
 
 
 def leave_region(x: Tensor) -> Tensor:
     """(B/t, …) → (B, …) whole on every rank, whose gradients must be the same there. Backward: this rank's samples."""
-    return _Leave.apply(x)
+    return _Exchange.apply(x, _all_gather, _own_samples_alone)
 
 
 def gather_batch(x: Tensor) -> Tensor:
     """(B/t, …) → (B, …), the input of column-parallel layers. Backward: sums the ranks' gradients and scatters them."""
-    return _Gather.apply(x)
+    return _Exchange.apply(x, _all_gather, _reduce_scatter)
 
 
 def reduce_scatter_batch(x: Tensor) -> Tensor:
     """(B, …) partial sums → (B/t, …). Backward: all-gather."""
-    return _ReduceScatter.apply(x)
+    return _Exchange.apply(x, _reduce_scatter, _all_gather)

@@ -30,6 +30,7 @@ from pipeline.metrics import Counters
 from pipeline.probe import check_probe, save_probe
 from pipeline.run_folder import INDEX, LATEST, POSITION, STATE, WEIGHTS, check_file, checkpoints_of, checksums, step_name
 from pipeline.stages import Stages
+from pipeline.tensor_parallel import gather_shards
 
 
 @dataclass(frozen=True)
@@ -150,18 +151,13 @@ def mesh_shape(mesh: Mesh) -> dict[str, int]:
 
 def gather_full(stages: Stages, mesh: Mesh) -> dict[str, Tensor]:
     """This stage's own parameters, whole, on the CPU: a collective over the tensor group."""
-    from megatron.core import parallel_state
-
-    group = parallel_state.get_tensor_model_parallel_group()
     tensors = {}
     for entry in stages.canonical_parameters():
         if entry.is_copy:
             continue
         value = entry.parameter.detach()
         if entry.shard_dim is not None and mesh.tensor_parallel > 1:
-            shards = [torch.empty_like(value) for _ in range(mesh.tensor_parallel)]
-            torch.distributed.all_gather(shards, value.contiguous(), group=group)
-            value = torch.cat(shards, dim=entry.shard_dim)
+            value = gather_shards(value, entry.shard_dim)
         tensors[entry.name] = value.cpu().contiguous()
     return tensors
 

@@ -179,5 +179,4 @@ def _divided(layer: nn.Module, saved: int, state: Any, tensor_parallel: int) -> 
 def _new_bytes(before: Any, after: Any) -> int:
     known = {id(tensor) for tensor in before}
     tensors = [after] if isinstance(after, Tensor) else after
-    new = (t for t in tensors if isinstance(t, Tensor) and id(t) not in known and t.is_floating_point())
-    return sum(t.numel() * t.element_size() for t in new)
+    return _bytes_of([tensor for tensor in tensors if id(tensor) not in known], floating=True)

@@ -275,9 +275,8 @@ def _tensor_bytes(config: RunConfig, part: Sequence[PieceFootprint], lengths: Le
     whole = 0.0  # all-reduces of one token's state, times tokens
     for piece in part:
         forward, backward = _reductions(config, piece, lengths)
-        whole += (
-            forward * (2 if train.recompute else 1) + backward
-        )  # with recomputation the forward pass runs, and sends, twice
+        # with recomputation the forward pass runs, and sends, twice
+        whole += forward * (2 if train.recompute else 1) + backward
         if piece.name == "head":
             whole += targets
     element = 2 if train.precision == "bf16" else 4

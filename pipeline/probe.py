@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.batches import PipelineBatch
 from pipeline.engine import Engine
+from pipeline.tensor_parallel import gather_shards
 
 FILE = "probe.safetensors"
 _POSITIONS = 3
@@ -30,13 +31,7 @@ def probe_logits(engine: Engine, batch: PipelineBatch) -> Tensor | None:
         return None
     row = logits[0]
     chosen = row[torch.linspace(0, row.shape[0] - 1, _POSITIONS).long()].float().contiguous()
-    if mesh.tensor_parallel == 1:
-        return chosen.cpu()
-    from megatron.core import parallel_state
-
-    parts = [torch.empty_like(chosen) for _ in range(mesh.tensor_parallel)]
-    torch.distributed.all_gather(parts, chosen, group=parallel_state.get_tensor_model_parallel_group())
-    return torch.cat(parts, dim=-1).cpu()
+    return gather_shards(chosen, dim=-1).cpu()
 
 
 def save_probe(folder: Path, engine: Engine, batch: PipelineBatch) -> None:

@@ -63,29 +63,30 @@ def find(run: Path, step: int | None = None) -> Path:
 
 def load_weights(checkpoint: Path) -> dict[str, Tensor]:
     """Every parameter by its canonical name, on the CPU. Raises ValueError where a file is missing or not as written."""
-    index_path = checkpoint / WEIGHTS / INDEX
-    if not index_path.is_file():
-        raise ValueError(f"{checkpoint} holds no {WEIGHTS}/{INDEX}: it is no checkpoint of ours, or not whole")
     sums = checksums(checkpoint)
     tensors: dict[str, Tensor] = {}
-    for name in sorted(set(json.loads(index_path.read_bytes())["weight_map"].values())):
-        path = checkpoint / WEIGHTS / name
-        check_file(path, sums.get(f"{WEIGHTS}/{name}"))
+    for path in _weight_files(checkpoint):
+        check_file(path, sums.get(f"{WEIGHTS}/{path.name}"))
         tensors.update(load_file(path))
     return tensors
 
 
 def weight_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter by its canonical name, without reading any. Raises ValueError where there are none."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in _weight_files(checkpoint):
+        check_file(path, None)
+        with safe_open(path, framework="pt") as file:
+            shapes.update({key: tuple(file.get_slice(key).get_shape()) for key in file.keys()})  # noqa: SIM118
+    return shapes
+
+
+def _weight_files(checkpoint: Path) -> list[Path]:
     index_path = checkpoint / WEIGHTS / INDEX
     if not index_path.is_file():
         raise ValueError(f"{checkpoint} holds no {WEIGHTS}/{INDEX}: it is no checkpoint of ours, or not whole")
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name in sorted(set(json.loads(index_path.read_bytes())["weight_map"].values())):
-        check_file(checkpoint / WEIGHTS / name, None)
-        with safe_open(checkpoint / WEIGHTS / name, framework="pt") as file:
-            shapes.update({key: tuple(file.get_slice(key).get_shape()) for key in file.keys()})  # noqa: SIM118
-    return shapes
+    names = set(json.loads(index_path.read_bytes())["weight_map"].values())
+    return [checkpoint / WEIGHTS / name for name in sorted(names)]
 
 
 def checksums(checkpoint: Path) -> dict[str, str]:

@@ -9,11 +9,11 @@ Shapes: B rows of a micro-batch, M decoder positions, L positions of a text, V v
 from __future__ import annotations
 
 import torch
-from megatron.core import parallel_state
 from torch import Tensor
 
 from pipeline.batches import PipelineBatch
 from pipeline.engine import Engine
+from pipeline.tensor_parallel import gather_shards
 
 
 def write_samples(engine: Engine, batch: PipelineBatch, num_samples: int, num_tokens: int) -> list[tuple[list[int], list[int]]]:
@@ -60,9 +60,7 @@ def _next(engine: Engine, batch: PipelineBatch, at: Tensor) -> Tensor:
     is_last_stage = mesh.pipeline_rank == mesh.pipeline_parallel - 1
     if is_last_stage and logits is not None:
         here = logits[torch.arange(len(at)), at.to(logits.device)].float().contiguous()  # (B, V / t)
-        parts = [torch.empty_like(here) for _ in range(mesh.tensor_parallel)]
-        torch.distributed.all_gather(parts, here, group=parallel_state.get_tensor_model_parallel_group())
-        whole = torch.cat(parts, dim=-1)[:, : engine.config.model.vocab_size]
+        whole = gather_shards(here, dim=-1)[:, : engine.config.model.vocab_size]
         if mesh.tensor_rank == 0 and mesh.data_rank == 0:
             chosen = whole.argmax(dim=-1)
     torch.distributed.all_reduce(chosen)  # one rank's numbers, zeros from all others

@@ -123,6 +123,14 @@ def shard_dim(parameter: nn.Parameter) -> int | None:
     return getattr(parameter, "partition_dim") if getattr(parameter, "tensor_model_parallel", False) else None  # noqa: B009
 
 
+def gather_shards(shard: Tensor, dim: int) -> Tensor:
+    """The whole of a tensor that is sharded on `dim`, on every rank of the tensor group: a collective, without gradients."""
+    group = parallel_state.get_tensor_model_parallel_group()
+    parts = [torch.empty_like(shard) for _ in range(group.size())]
+    torch.distributed.all_gather(parts, shard.contiguous(), group=group)
+    return torch.cat(parts, dim=dim)
+
+
 def _untouched(tensor: Tensor) -> Tensor:
     return tensor
 

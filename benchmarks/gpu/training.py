@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import socket
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,7 +20,9 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # what the benchmarks share
-from training_batches import VOCABULARY, random_batches
+from training_batches import VOCABULARY, be_the_only_process, random_batches
+
+from pipeline.provenance import revision
 
 
 def main() -> None:
@@ -41,14 +40,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("error: PyTorch sees no CUDA device; --device cpu --size nano tries the script out")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    be_the_only_process()
     report: dict[str, Any] = {
         "command": sys.argv,
-        "revision": revision,
+        "revision": revision(),
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "torch": torch.__version__,
         "parity": {arm: parity(arm, options.device) for arm in options.arms},
