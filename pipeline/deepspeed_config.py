@@ -14,13 +14,14 @@ def deepspeed_config(config: RunConfig, data_parallel: int) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`. Raises ValueError for a combination that trains wrongly."""
     check_version(_installed_version())
     check_zero(config)
-    train = config.train
+    train, stage = config.train, zero_stage(config, data_parallel)
     result: dict[str, Any] = {
         "train_batch_size": train.global_batch_size,
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
         "gradient_accumulation_steps": train.accumulation_steps(data_parallel),
-        "gradient_clipping": config.optimizer.clip,
-        "zero_optimization": {"stage": train.zero_stage},
+        # Without ZeRO the guard clips: it has the norm already, with tied weights counted once.
+        "gradient_clipping": config.optimizer.clip if stage else 0.0,
+        "zero_optimization": {"stage": stage},
         # DeepSpeed vouches only for its own list; ours are tested against plain per-tensor optimizers.
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
@@ -40,6 +41,15 @@ def deepspeed_config(config: RunConfig, data_parallel: int) -> dict[str, Any]:
         # Without it replicas exchange the fp32 gradients rounded to bf16.
         result["communication_data_type"] = "fp32"
     return result
+
+
+def zero_stage(config: RunConfig, data_parallel: int) -> int:
+    """The stage that runs. One process in fp32 has nothing to partition: ZeRO-1 would only copy every gradient and weight."""
+    mesh = config.mesh
+    is_alone = mesh.tensor_parallel * mesh.pipeline_parallel * data_parallel == 1
+    if is_alone and config.train.precision == "fp32" and config.train.zero_stage == 1:
+        return 0
+    return config.train.zero_stage
 
 
 def check_zero(config: RunConfig) -> None:

@@ -7,7 +7,7 @@ from io import StringIO
 from typing import Any
 
 import deepspeed
-from deepspeed.runtime.pipe.schedule import OptimizerStep, ReduceTiedGrads
+from deepspeed.runtime.pipe.schedule import OptimizerStep, ReduceGrads, ReduceTiedGrads
 from megatron.core import parallel_state
 from torch import Tensor
 
@@ -69,13 +69,17 @@ class Engine:
 
         train = self.config.train
         spikes = SpikeGuard(train.spike_sigma, train.spike_window)
-        self.guard = StepGuard(self.deepspeed, self.stages, self.mesh, spikes, instructions[OptimizerStep])
+        clip = self.config.optimizer.clip
+        self.guard = StepGuard(self.deepspeed, self.stages, self.mesh, spikes, clip, instructions[OptimizerStep])
         # a map of this engine's own: the class's is shared by all engines of the process
         self.deepspeed._INSTRUCTION_MAP = {
             **instructions,
             ReduceTiedGrads: reduce,
             OptimizerStep: lambda engine: self.guard(engine),
         }
+        if self.mesh.data_parallel == 1 and not self.deepspeed.zero_optimization():
+            # no replica to reduce with: DeepSpeed would flatten all gradients, send them to itself and copy them back
+            self.deepspeed._INSTRUCTION_MAP[ReduceGrads] = lambda engine: None
 
     def evaluate(self, batches: list[PipelineBatch]) -> float:
         """Loss in nats per target token over micro-batches of the training shape."""

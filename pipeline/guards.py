@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.utils import get_global_norm_of_tensors
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from pipeline.fragments import inner_optimizer
 from pipeline.mesh import Mesh
@@ -74,8 +75,10 @@ class SpikeGuard:
 class StepGuard:
     """Stands in the place of DeepSpeed's optimizer instruction: judges, then steps or lets the gradients go."""
 
-    def __init__(self, engine: Any, stages: Stages, mesh: Mesh, spikes: SpikeGuard, step: Callable[[Any], None]) -> None:
-        self.engine, self.stages, self.mesh, self.spikes = engine, stages, mesh, spikes
+    def __init__(
+        self, engine: Any, stages: Stages, mesh: Mesh, spikes: SpikeGuard, clip: float, step: Callable[[Any], None]
+    ) -> None:
+        self.engine, self.stages, self.mesh, self.spikes, self.clip = engine, stages, mesh, spikes, clip
         self._step = step
         self.asked = False
         """Whether the coming step is to be skipped whatever it holds."""
@@ -87,11 +90,20 @@ class StepGuard:
         self.result = StepResult(loss, norm, REASONS.get(verdict))
         if verdict == TAKEN:
             self.spikes.record(loss, norm)
-            self._step(engine)
+            self._take(engine, norm)
         else:
             # DeepSpeed goes through its own motions, which clear its gradient buffers, around an optimizer that does nothing.
             with _idle(inner_optimizer(engine)):
                 self._step(engine)
+
+    def _take(self, engine: Any, norm: float) -> None:
+        if isinstance(engine.optimizer, DeepSpeedZeroOptimizer):
+            with _known_norm(engine.optimizer, norm):
+                self._step(engine)
+        else:
+            if not isinstance(engine.optimizer, BF16_Optimizer):
+                self._clip(norm)
+            self._step(engine)
 
     def _verdict(self, loss: float, norm: float) -> int:
         verdict = ASKED if self.asked else TAKEN
@@ -125,13 +137,34 @@ class StepGuard:
 
     def _plain_norm(self) -> float:
         """Without ZeRO: each parameter counted once over stages and tensor ranks."""
+        gradients = [
+            entry.parameter.grad
+            for entry in self.stages.canonical_parameters()
+            if not entry.is_copy
+            and (entry.shard_dim is not None or self.mesh.tensor_rank == 0)
+            and entry.parameter.grad is not None
+        ]
         total = torch.zeros(1, dtype=torch.float64, device=self.mesh.device)
-        for entry in self.stages.canonical_parameters():
-            is_counted = not entry.is_copy and (entry.shard_dim is not None or self.mesh.tensor_rank == 0)
-            if is_counted and entry.parameter.grad is not None:
-                total += entry.parameter.grad.double().square().sum()
+        if gradients:
+            total += torch.stack(torch._foreach_norm(gradients)).double().square().sum()
         torch.distributed.all_reduce(total)
         return math.sqrt(float(total) / self.mesh.data_parallel) if math.isfinite(float(total)) else math.nan
+
+    def _clip(self, norm: float) -> None:
+        """Without ZeRO: as torch's `clip_grad_norm_`, with the norm that is known."""
+        if 0 < self.clip < norm:
+            gradients = [weight.grad for weight in self.stages.parameters() if weight.grad is not None]
+            torch._foreach_mul_(gradients, self.clip / (norm + 1e-6))
+
+
+@contextmanager
+def _known_norm(optimizer: Any, norm: float) -> Any:
+    """ZeRO's step takes the norm of all gradients itself: here it gets the one that was just judged."""
+    optimizer.scaled_global_norm = lambda *arguments, **options: torch.tensor(norm)
+    try:
+        yield
+    finally:
+        del optimizer.scaled_global_norm
 
 
 @contextmanager

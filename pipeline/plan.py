@@ -23,6 +23,7 @@ from models.layers import TorchLayers
 from models.pieces import pieces
 from pipeline.config import MeshConfig, RunConfig
 from pipeline.cut import cut_stages
+from pipeline.deepspeed_config import zero_stage
 from pipeline.footprint import PieceFootprint, footprints
 from pipeline.hardware import GPU, LINK_EFFICIENCY, MATMUL_EFFICIENCY, USABLE_MEMORY
 
@@ -198,10 +199,12 @@ def num_parameters(config: RunConfig) -> int:
     return sum(piece.decayed + piece.plain for piece in whole if piece.tied_to is None)
 
 
-def state_bytes(held: list[PieceFootprint], data_parallel: int, precision: str) -> tuple[int, int, int]:
-    """(weights, gradients, optimizer) of a rank that holds these pieces, under ZeRO-1: exact, padding included."""
+def state_bytes(held: list[PieceFootprint], data_parallel: int, precision: str, stage: int = 1) -> tuple[int, int, int]:
+    """(weights, gradients, optimizer) of a rank that holds these pieces, under ZeRO-1 or without: exact, padding included."""
     multiple = _ALIGNMENT * data_parallel
     groups = [sum(piece.decayed for piece in held), sum(piece.plain for piece in held)]
+    if stage == 0:
+        return 4 * sum(groups), 4 * sum(groups), 2 * 4 * sum(groups)
     padded = sum(math.ceil(group / multiple) * multiple for group in groups)
     optimizer = 3 * 4 * padded // data_parallel  # fp32 weights and two moments, a share a replica
     if precision == "bf16":
@@ -228,7 +231,7 @@ def _stage_bytes(
     """Weights, gradients, optimizer and activations of stage `number` on one of its ranks."""
     train = config.train
     in_flight = min(config.mesh.pipeline_parallel - number, train.accumulation_steps(data_parallel))
-    states = state_bytes(_held(part), data_parallel, train.precision)
+    states = state_bytes(_held(part), data_parallel, train.precision, zero_stage(config, data_parallel))
     return *states, _activation_bytes(part, train.recompute, in_flight)
 
 
