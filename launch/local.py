@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,11 +76,14 @@ def run_local(
     run_dir: Path,
     num_processes: int,
     *,
+    then: Sequence[Path] = (),
     worker: Path = WORKER,
     stop_grace: float = 60.0,
     failure_grace: float = 10.0,
 ) -> int:
     """Run `worker RUN_DIR` as ranks 0 … num_processes - 1 and return an exit code: 0 when all of them end with 0.
+
+    `then` are further run folders for the same processes, whose start takes longer than a small run; logs are the first one's.
 
     Rank 0's stdout stays on the terminal; everything else is appended to `run_dir/logs/rank_<r>.log`. When a rank fails
     the others get SIGTERM and, `failure_grace` seconds later, SIGKILL; its last lines are shown on stderr and its exit
@@ -101,7 +104,7 @@ def run_local(
         try:
             port = _free_port()
             for number in range(num_processes):
-                ranks.append(_start(number, num_processes, port, worker, run_dir, logs / f"rank_{number}.log"))
+                ranks.append(_start(number, num_processes, port, worker, [run_dir, *then], logs / f"rank_{number}.log"))
             failed = _wait(ranks, stop)
             if failed:
                 _end(ranks, failure_grace, stop)
@@ -119,7 +122,7 @@ def run_local(
     return 128 + stop.signal if stop.signal else 0
 
 
-def _start(number: int, num_processes: int, port: int, worker: Path, run_dir: Path, log: Path) -> _Rank:
+def _start(number: int, num_processes: int, port: int, worker: Path, run_dirs: Sequence[Path], log: Path) -> _Rank:
     threads = max(1, (os.cpu_count() or 1) // num_processes)
     environment = {
         "OMP_NUM_THREADS": str(threads),
@@ -137,7 +140,7 @@ def _start(number: int, num_processes: int, port: int, worker: Path, run_dir: Pa
     with open(log, "ab") as file:
         log_start = file.tell()
         process = subprocess.Popen(
-            [sys.executable, str(worker), str(run_dir)],
+            [sys.executable, str(worker), *map(str, run_dirs)],
             stdin=subprocess.DEVNULL,
             stdout=None if number == 0 else file,
             stderr=file,

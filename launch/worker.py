@@ -1,6 +1,6 @@
 """One rank of a local training run, started by path from `launch/local.py`: bound to its parent's life, then the trainer.
 
-Usage: worker.py RUN_FOLDER, with torchrun's variables (RANK, WORLD_SIZE, …) in the environment.
+Usage: worker.py RUN_FOLDER…, one after another, with torchrun's variables (RANK, WORLD_SIZE, …) in the environment.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def die_with_launcher() -> None:
 
 
 def main() -> None:
-    """Train the run folder of the command line; exit code 1, with the traceback on stderr, if that raises."""
+    """Train the run folders of the command line; exit code 1, with the traceback on stderr, if that raises."""
     die_with_launcher()
     # Started by path, Python 3.10 puts this folder first (PYTHONSAFEPATH came with 3.11): our `config` would hide others'.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
@@ -48,7 +48,7 @@ def main() -> None:
         with redirect_stdout(sys.stderr):  # rank 0's stdout is the terminal: what libraries say at import goes to the log
             from pipeline.train import train
 
-        train(Path(sys.argv[1]))
+        train(*map(Path, sys.argv[1:]))
     except ValueError as error:
         traceback.print_exc()
         _leave(f"error: {error}")

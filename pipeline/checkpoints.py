@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,10 @@ def finish(partial: Path, final: Path, position: Position) -> None:
         file.write(final.name.encode() + b"\n")
 
 
-def prune(run: Path, keep_last: int | None, keep_every: int | None) -> list[Path]:
-    """Remove checkpoints but the newest `keep_last` and those at multiples of `keep_every`; returns what was removed.
+def prune(run: Path, keep_last: int | None, keep_every: int | None, keep: Collection[int] = ()) -> list[Path]:
+    """Remove checkpoints but the newest `keep_last`, those at multiples of `keep_every` and those of the steps in `keep`.
+
+    Returns what was removed.
 
     None for `keep_last` keeps all. The newest is never removed.
     """
@@ -112,7 +115,7 @@ def prune(run: Path, keep_last: int | None, keep_every: int | None) -> list[Path
     removed = []
     for path in found[: -max(1, keep_last)]:
         step = int(path.name.removeprefix("step_"))
-        if keep_every is not None and step % keep_every == 0:
+        if step in keep or (keep_every is not None and step % keep_every == 0):
             continue
         hidden = path.with_name(f".{path.name}.removed")  # one that is half removed must not look like a checkpoint
         path.rename(hidden)

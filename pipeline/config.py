@@ -119,6 +119,8 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     seed: int = 0
     checkpoint_every: PositiveInt = 1000
+    checkpoint_steps: tuple[PositiveInt, ...] = ()
+    """Further steps to save after, never removed: where runs will branch off."""
     validate_every: PositiveInt = 500
     log_every: PositiveInt = 10
     samples: int = Field(default=0, ge=0)

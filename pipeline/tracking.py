@@ -60,6 +60,31 @@ def settle_run(run: Path, timeout: float = 20.0) -> None:
     thread.join(timeout)
 
 
+def open_parent(folder: Path, experiment: str, name: str, tags: Mapping[str, str]) -> str | None:
+    """The MLflow run above the runs of a sweep, begun once and kept in `folder`; None, with a warning, where none can be."""
+    path = folder / RUN_ID_FILE
+    if path.is_file():
+        return path.read_text().strip()
+    from mlflow.tracking import MlflowClient
+
+    try:
+        client = MlflowClient(tracking_uri=tracking_uri())
+        run_id = str(client.create_run(_experiment_id(client, experiment), run_name=name, tags=dict(tags)).info.run_id)
+    except Exception as error:
+        warnings.warn(
+            f"MLflow at {tracking_uri()} gives no parent run ({type(error).__name__}): runs stand alone", stacklevel=2
+        )
+        return None
+    with atomic_write(path) as file:
+        file.write(run_id.encode() + b"\n")
+    return run_id
+
+
+def _experiment_id(client: Any, name: str) -> str:
+    experiment = client.get_experiment_by_name(name)
+    return str(experiment.experiment_id if experiment else client.create_experiment(name, _artifact_location()))
+
+
 class NoTracker:
     """Does nothing: for the ranks that do not write, and where tracking is off."""
 
@@ -162,11 +187,7 @@ class MlflowTracker(NoTracker):
             else:
                 client.update_run(run_id, status="RUNNING")
                 return run_id
-        experiment = client.get_experiment_by_name(self._experiment)
-        experiment_id = (
-            experiment.experiment_id if experiment else client.create_experiment(self._experiment, _artifact_location())
-        )
-        run_id = str(client.create_run(experiment_id, run_name=self._run.name).info.run_id)
+        run_id = str(client.create_run(_experiment_id(client, self._experiment), run_name=self._run.name).info.run_id)
         with atomic_write(path) as file:
             file.write(run_id.encode() + b"\n")
         return run_id

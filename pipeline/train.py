@@ -42,11 +42,22 @@ from pipeline.validation import first_rows, validation_sets
 from pipeline.watchdog import Watchdog
 
 
-def train(run: Path) -> str:
-    """Train the run folder to its last step, continuing its latest checkpoint; returns the status written to STATUS.
+def train(*runs: Path) -> str:
+    """Train run folders one after another, each to its last step from its latest checkpoint; returns the last status written.
 
-    Called by every process. SIGTERM, SIGINT or SIGUSR1 ends the run at the next step with a checkpoint, as `preempted`.
+    Called by every process. SIGTERM, SIGINT or SIGUSR1 ends a run at the next step with a checkpoint, as `preempted`; the
+    runs after it are then left.
     """
+    stop = StopSignal()
+    for run in runs:
+        status = _train(run, stop)
+        if status != "finished":
+            break
+    leave()
+    return status
+
+
+def _train(run: Path, stop: StopSignal) -> str:
     config = RunConfig.load(run)
     mesh = join(config.mesh)
     watchdog = Watchdog(mesh.rank, mesh.world_size, 60 * config.train.hang_minutes)
@@ -55,7 +66,8 @@ def train(run: Path) -> str:
         try:
             trainer = Trainer(run, config, mesh, watchdog)
             # Not earlier: until all ranks are ready for the first step, a signal should just end them.
-            status = trainer.run(StopSignal())
+            stop.install()
+            status = trainer.run(stop)
         except BaseException as error:
             watchdog.fail(f"{type(error).__name__}: {error}")
             if mesh.is_main:
@@ -65,7 +77,6 @@ def train(run: Path) -> str:
                 raise RuntimeError(f"ended with {first}") from error
             raise
     watchdog.stop()
-    leave()
     return status
 
 
@@ -74,6 +85,8 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received = False
+
+    def install(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._receive)
 
@@ -126,7 +139,8 @@ class Trainer:
                     minutes = (time.monotonic() - last_save) / 60
                     is_due = train.checkpoint_minutes is not None and minutes >= train.checkpoint_minutes
                     stopping, is_due = self.mesh.any(stop.received, is_due and self.mesh.is_main)
-                    if finished or stopping or is_due or self.step % train.checkpoint_every == 0:
+                    is_planned = self.step % train.checkpoint_every == 0 or self.step in train.checkpoint_steps
+                    if finished or stopping or is_due or is_planned:
                         self._save()
                         last_save = time.monotonic()
                     if stopping and not finished:
@@ -245,7 +259,8 @@ class Trainer:
         self.watchdog.beat(f"saving step {self.step}")
         checkpoints.save(self.run_folder, self.engine, position, self.validation[-1].batches[0])
         if self.mesh.is_main:
-            checkpoints.prune(self.run_folder, self.config.train.keep_last, self.config.train.keep_every)
+            train = self.config.train
+            checkpoints.prune(self.run_folder, train.keep_last, train.keep_every, train.checkpoint_steps)
 
     def _continue_latest(self) -> None:
         checkpoint = self._newest_undamaged()

@@ -21,8 +21,6 @@ EXAMPLE = (
 # Exit codes above this one stand for a signal, as in a shell.
 _SIGNAL = 128
 _PREEMPTING = (0, _SIGNAL + signal.SIGTERM, _SIGNAL + signal.SIGUSR1)
-PREEMPTED_EXIT = 75
-"""sysexits.h's "temporary failure, try again": a run that saved itself on SIGTERM or SIGUSR1 and waits to be started again."""
 
 
 def register(app: typer.Typer) -> None:
@@ -77,12 +75,14 @@ def train(
 
         typer.echo(f"Branched from {branch} at step {begin_at(branch, run_dir, branch_step):,}")
     if rank is not None:
+        from launch.exit_codes import PREEMPTED_EXIT
         from pipeline.train import train as train_here
 
         # torchrun would take any other code for a failure and start the job again: there STATUS decides
         if train_here(run_dir) == "preempted" and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise typer.Exit(PREEMPTED_EXIT)
         return
+    from launch.exit_codes import PREEMPTED_EXIT
     from launch.local import run_local
     from pipeline.run_folder import latest, read_status, settle_status
     from pipeline.tracking import settle_run

@@ -1,0 +1,134 @@
+"""Executing one run of a ladder here: its run folders, its trainings, its measure; restartable at any point.
+
+A sweep tries its learning rates until the best lies between two others. A main run trains its plateau, branches off every
+smaller budget, and scores each end on the yardstick. What is complete is passed over, what was begun goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from data_prep.files import sha256_file
+from data_prep.manifest import MANIFEST_FILE
+from launch.config import write_resolved
+from launch.local import run_local
+from launch.preflight import check_data
+from pipeline.branch import branch
+from pipeline.config import RunConfig
+from pipeline.run_folder import read_status, settle_status
+from pipeline.scaling.ladder import Ladder, PlannedRun
+from pipeline.scaling.learning_rates import has_diverged, next_rate, rate_for, read_optimum, tries_of, write_optimum
+from pipeline.scaling.run_configs import run_config, runs_of, sweep_folder
+from pipeline.scaling.states import YARDSTICK, write_yardstick
+
+Say = Callable[[str], None]
+
+
+class PreemptedError(Exception):
+    """A training was asked to stop, and has saved itself."""
+
+
+def check_ladder_data(ladder: Ladder) -> None:
+    """Raise ValueError where the data folder is not the one that the ladder was planned on."""
+    path = ladder.recipe.data.path / MANIFEST_FILE
+    if ladder.data_sha256 is None:
+        raise ValueError(f"the ladder was planned before {ladder.recipe.data.path} was there: plan again, now that it is")
+    if not path.is_file() or sha256_file(path) != ladder.data_sha256:
+        raise ValueError(f"{path} is not the data that the ladder was planned on: restore it, or plan anew into another folder")
+
+
+def execute(folder: Path, ladder: Ladder, run: PlannedRun, parent: str | None, say: Say) -> None:
+    """Bring one run to its end. Raises PreemptedError where it was asked to stop, ValueError where it cannot end well."""
+    check_ladder_data(ladder)
+    if run.phase == "sweep":
+        _sweep(folder, ladder, run, parent, say)
+    else:
+        _main(folder, ladder, run, parent, say)
+
+
+def _sweep(folder: Path, ladder: Ladder, run: PlannedRun, parent: str | None, say: Say) -> None:
+    if read_optimum(folder, run) is not None:
+        return
+    rates = run.rates
+    while True:
+        tries = tries_of(folder, run, rates)
+        todo = [rate for rate in rates if rate not in tries]
+        if not todo:
+            try:
+                further = next_rate(tries, ladder.recipe.learning_rate)
+            except ValueError as error:
+                raise ValueError(f"{run.name}: {error}") from error
+            if further is None:
+                break
+            rates, todo = (*rates, further), [further]
+            if tries_of(folder, run, (further,)):
+                continue
+            say(f"{run.name}: the best rate lies at the edge, {further:.3g} comes next")
+        folders = [runs_of(folder) / sweep_folder(run, rate) for rate in todo]
+        for path, rate in zip(folders, todo, strict=True):
+            _prepare(path, run_config(ladder, run, run.ends[0], rate, parent))
+        _train(folders, ladder, run, may_diverge=True)
+    found = write_optimum(folder, run, tries)
+    losses = ", ".join(f"{rate}: {'diverged' if loss is None else f'{loss:.4f}'}" for rate, loss in found.tries.items())
+    say(f"{run.name}: learning rate {found.rate:.3g} ({losses})")
+
+
+def _main(folder: Path, ladder: Ladder, run: PlannedRun, parent: str | None, say: Say) -> None:
+    rate = rate_for(folder, ladder, run)
+    places = {end.label: runs_of(folder) / name for end, name in run.folders()}
+    trunk = places[run.ends[-1].label]
+    for end in run.ends:
+        config = run_config(ladder, run, end, rate, parent)
+        _prepare(places[end.label], config)
+    if read_status(trunk) != "finished":
+        _train([trunk], ladder, run)
+    branches = [end for end in run.ends[:-1] if read_status(places[end.label]) != "finished"]
+    for end in branches:
+        branch(trunk, places[end.label], end.decay_begin)
+    if branches:
+        _train([places[end.label] for end in branches], ladder, run)
+    for end in run.ends:
+        _measure(places[end.label], ladder)
+    say(f"{run.name}: complete")
+
+
+def _prepare(path: Path, config: RunConfig) -> None:
+    if not path.exists():
+        check_data(config)
+    write_resolved(config, path)
+
+
+def _train(folders: Sequence[Path], ladder: Ladder, run: PlannedRun, may_diverge: bool = False) -> None:
+    """Train folders one after another in the same processes; a try of a sweep that diverged is a result, too."""
+    todo = [path for path in folders if read_status(path) != "finished" and not (may_diverge and has_diverged(path))]
+    while todo:
+        run_local(todo[0], ladder.recipe.sizes[run.size].num_processes, then=todo[1:])
+        for path in todo:
+            settle_status(path)
+        left = [path for path in todo if read_status(path) != "finished" and not (may_diverge and has_diverged(path))]
+        stopped = [path for path in left if read_status(path) == "preempted"]
+        if stopped:
+            raise PreemptedError(f"{stopped[0].name} stopped; it goes on from there")
+        if left and (len(left) == len(todo) or read_status(left[0]) == "failed"):
+            raise ValueError(f"{left[0].name} ended as {read_status(left[0])}: see {todo[0] / 'logs'}")
+        todo = left
+
+
+def _measure(path: Path, ladder: Ladder) -> None:
+    """Score a finished run on the yardstick; the prefix is as long as the encoder, the suffix as the decoder."""
+    if (path / YARDSTICK).is_file():
+        return
+    from pipeline.evaluate import evaluate_sources
+
+    data = ladder.recipe.data
+    scores = evaluate_sources(
+        path,
+        prefix_length=data.encoder_length,
+        suffix_length=data.decoder_length,
+        rows_per_source=ladder.recipe.yardstick.rows_per_source,
+    )
+    if not all(math.isfinite(one.nll) for one in scores.values()):
+        raise ValueError(f"{path.name} scores no finite number on held-out text: it has diverged")
+    write_yardstick(path, data.encoder_length, data.decoder_length, scores)

@@ -1,0 +1,85 @@
+"""How far each run of a ladder is, read from its folders alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from data_prep.files import write_json_atomically
+from pipeline.metrics import read_metrics
+from pipeline.run_folder import METRICS, read_status
+from pipeline.scaling.ladder import Ladder, PlannedRun
+from pipeline.scaling.learning_rates import read_optimum
+from pipeline.scaling.run_configs import runs_of
+from pipeline.yardstick import Score, overall
+
+YARDSTICK = "yardstick.json"
+ALL = "all"
+
+State = Literal["complete", "started", "failed", "ready", "waiting"]
+
+
+@dataclass(frozen=True)
+class RunState:
+    run: PlannedRun
+    state: State
+    detail: str
+
+
+def state_of(folder: Path, ladder: Ladder, run: PlannedRun) -> RunState:
+    """waiting: for its sweeps. A failed run is one whose last start did not end well; the next start tries again."""
+    if run.phase == "sweep":
+        found = read_optimum(folder, run)
+        if found is not None:
+            return RunState(run, "complete", f"learning rate {found.rate:.3g} of {len(found.tries)} tries")
+        names = [path.name for path in runs_of(folder).glob(f"{run.name}-lr*")]
+        return _unfinished(folder, run, names, "ready")
+    names = [name for _, name in run.folders()]
+    if all((runs_of(folder) / name / YARDSTICK).is_file() for name in names):
+        bits = read_yardstick(runs_of(folder) / names[-1])[ALL]["bits_per_byte"]
+        return RunState(run, "complete", f"{bits:.4f} bits per byte at its largest budget")
+    return _unfinished(folder, run, names, "ready" if sweeps_done(folder, ladder, run) else "waiting")
+
+
+def sweeps_done(folder: Path, ladder: Ladder, run: PlannedRun) -> bool:
+    return all(
+        read_optimum(folder, other) is not None
+        for other in ladder.runs
+        if (other.phase, other.objective, other.arm) == ("sweep", run.objective, run.arm)
+    )
+
+
+def write_yardstick(run_folder: Path, prefix: int, suffix: int, scores: dict[str, Score]) -> None:
+    """Keep what a finished run scores on each source and on all together, beside its checkpoints."""
+    parts = {**scores, ALL: overall(scores)}
+    values = {
+        name: {
+            "bits_per_byte": one.bits_per_byte,
+            "nll": one.nll,
+            "target_tokens": one.target_tokens,
+            "target_bytes": one.target_bytes,
+            "text_sha256": one.text_sha256,
+        }
+        for name, one in parts.items()
+    }
+    write_json_atomically(run_folder / YARDSTICK, {"prefix": prefix, "suffix": suffix, "sources": values})
+
+
+def read_yardstick(run_folder: Path) -> dict[str, dict[str, float | str]]:
+    """By source, and `all`. Raises FileNotFoundError where the run was not measured."""
+    found: dict[str, dict[str, float | str]] = json.loads((run_folder / YARDSTICK).read_bytes())["sources"]
+    return found
+
+
+def _unfinished(folder: Path, run: PlannedRun, names: list[str], otherwise: State) -> RunState:
+    for name in reversed(names):
+        path = runs_of(folder) / name
+        status = read_status(path)
+        if status is None:
+            continue
+        rows = read_metrics(path / METRICS)
+        where = f"{name}: {status}" + (f" at step {rows[-1]['step']:,}" if rows else "")
+        return RunState(run, "failed" if status == "failed" else "started", where)
+    return RunState(run, otherwise, "")
