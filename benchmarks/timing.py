@@ -13,6 +13,10 @@ from typing import Any
 
 import torch
 
+from launch.bench.machine import machine
+
+__all__ = ["Timed", "interleaved", "machine", "paired_ratio", "write_record"]
+
 
 @dataclass(frozen=True)
 class Timed:
@@ -58,14 +62,6 @@ def _summary(seconds: list[float]) -> Timed:
     rounds = tuple(1000 * value for value in seconds)
     ordered, tenth = sorted(rounds), len(rounds) // 10
     return Timed(statistics.median(ordered), ordered[tenth], ordered[-1 - tenth], rounds)
-
-
-def machine(device: str = "cpu") -> str:
-    """One line on where a figure was taken."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor")
-    where = torch.cuda.get_device_name() if device == "cuda" else f"{processor}, {torch.get_num_threads()} threads"
-    return f"{where}, torch {torch.__version__}"
 
 
 def write_record(path: Path | None, record: Mapping[str, Any]) -> None:

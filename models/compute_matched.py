@@ -69,22 +69,16 @@ def compute_matched(t5: ModelConfig, lengths: Lengths, *, mixing: str = "fourier
 
 def _by_width(hybrid: ModelConfig, cost: Callable[[ModelConfig], float], target: float) -> ModelConfig:
     """The encoder's feed-forward width, a multiple of 64, at which `cost` (linear in it) comes nearest to `target`."""
-
-    def at(width: int) -> ModelConfig:
-        return replace(hybrid, encoder_d_ff=width)
-
-    slope = (cost(at(2 * MULTIPLE)) - cost(at(MULTIPLE))) / MULTIPLE
-    exact = MULTIPLE + (target - cost(at(MULTIPLE))) / slope
-    below = max(MULTIPLE, int(exact // MULTIPLE) * MULTIPLE)
-    return min((at(below), at(below + MULTIPLE)), key=lambda config: abs(cost(config) - target))
+    return nearest(lambda count: replace(hybrid, encoder_d_ff=count * MULTIPLE), cost, target)
 
 
 def _by_depth(hybrid: ModelConfig, cost: Callable[[ModelConfig], float], target: float) -> ModelConfig:
     """The number of encoder layers at which `cost` comes nearest to `target`."""
+    return nearest(lambda count: replace(hybrid, num_encoder_layers=count), cost, target)
 
-    def at(layers: int) -> ModelConfig:
-        return replace(hybrid, num_encoder_layers=layers)
 
+def nearest(at: Callable[[int], ModelConfig], cost: Callable[[ModelConfig], float], target: float) -> ModelConfig:
+    """Of the configurations at(1), at(2), … the one whose `cost`, linear in their number, comes nearest to `target`."""
     slope = cost(at(2)) - cost(at(1))
     below = max(1, int(1 + (target - cost(at(1))) // slope))
     return min((at(below), at(below + 1)), key=lambda config: abs(cost(config) - target))

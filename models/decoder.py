@@ -21,6 +21,9 @@ from models.score_bias import ScoreBiasOf
 
 KeysValues = tuple[Tensor, Tensor]
 
+SMALLEST_ROOM = 64
+"""Positions that a cache grows by at least."""
+
 
 @dataclass
 class LayerCache:
@@ -32,13 +35,23 @@ class LayerCache:
     self_keys_values: KeysValues | None = None
     cross_keys_values: KeysValues | None = None
     mixed: Tensor | None = None
+    room: KeysValues | None = None
+    """Longer tensors whose first positions `self_keys_values` are: a further token is written behind them. To join two tensors
+    for each token would read and write the whole cache once more than attention reads it."""
 
     def extend(self, keys: Tensor, values: Tensor) -> KeysValues:
-        if self.self_keys_values is not None:
-            keys = torch.cat([self.self_keys_values[0], keys], dim=2)
-            values = torch.cat([self.self_keys_values[1], values], dim=2)
-        self.self_keys_values = keys, values
-        return keys, values
+        if self.self_keys_values is None:
+            self.self_keys_values = keys, values
+            return keys, values
+        past = self.self_keys_values[0].shape[2]
+        length = past + keys.shape[2]
+        if self.room is None or self.room[0].shape[2] < length:
+            capacity = length + max(SMALLEST_ROOM, length // 4)
+            self.room = _with_room(self.self_keys_values[0], capacity), _with_room(self.self_keys_values[1], capacity)
+        for place, new in zip(self.room, (keys, values), strict=True):
+            place[:, :, past:length] = new
+        self.self_keys_values = self.room[0][:, :, :length], self.room[1][:, :, :length]
+        return self.self_keys_values
 
     def extend_mixed(self, x: Tensor) -> Tensor:
         self.mixed = x if self.mixed is None else torch.cat([self.mixed, x], dim=1)
@@ -47,11 +60,22 @@ class LayerCache:
     def reorder(self, rows: Tensor, cross: bool) -> None:
         """Keep the given rows (R,) of the batch, in their order; `cross` where they may lie in another sample."""
         if self.self_keys_values is not None:
-            self.self_keys_values = self.self_keys_values[0][rows], self.self_keys_values[1][rows]
+            past = self.self_keys_values[0].shape[2]
+            kept = self.room or self.self_keys_values
+            kept = kept[0][rows], kept[1][rows]
+            self.room = kept if self.room else None
+            self.self_keys_values = kept[0][:, :, :past], kept[1][:, :, :past]
         if cross and self.cross_keys_values is not None:
             self.cross_keys_values = self.cross_keys_values[0][rows], self.cross_keys_values[1][rows]
         if self.mixed is not None:
             self.mixed = self.mixed[rows]
+
+
+def _with_room(tensor: Tensor, capacity: int) -> Tensor:
+    """(B, H, K, E) → (B, H, capacity, E) with the same first K positions."""
+    result = tensor.new_empty((*tensor.shape[:2], capacity, tensor.shape[3]))
+    result[:, :, : tensor.shape[2]] = tensor
+    return result
 
 
 class DecoderLayer(nn.Module):

@@ -48,7 +48,8 @@ class DecoderOnly(Piecewise):
         return Read(mask, [LayerCache() for _ in range(self.config.num_decoder_layers)])
 
     def read(self, ids: Tensor, mask: Tensor, read: Read) -> Tensor:
-        """Logits (B, M, V) of M further tokens with their mask (B, M), as in `TextInputs`; `read` remembers the earlier ones.
+        """Logits (B, 1, V) behind the last of M further tokens with their mask (B, M), as in `TextInputs`; `read` remembers the
+        earlier ones.
 
         Rows of different lengths are padded on the left, so that their last tokens stand together. A prefix that is read in
         both directions must come whole, in the first call.
@@ -69,4 +70,5 @@ class DecoderOnly(Piecewise):
             )
         for index, cache in enumerate(read.caches):
             hidden = self.get_submodule(f"decoder.layers.{index}")(hidden, tables, read.mask, cache=cache)
-        return self.run_pieces(StackState(hidden, tables, mask, mask, mask), start=self._after_layers)
+        # the head on every token of a prompt would cost more than a narrow model's layers, and B x M x V floats
+        return self.run_pieces(StackState(hidden[:, -1:], tables, mask, mask, mask), start=self._after_layers)

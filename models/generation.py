@@ -14,7 +14,7 @@ from torch import Tensor
 from models.piecewise import Piecewise
 from models.writing import Session, pad_prefixes, pad_prompts
 
-__all__ = ["Sampling", "choose", "generate", "pad_prefixes", "pad_prompts", "stop_set"]
+__all__ = ["Sampling", "choose", "generate", "pad_prefixes", "pad_prompts", "stop_set", "write_on"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +62,18 @@ def generate(
     if sampling.num_beams > 1:
         raise ValueError(f"num_beams is {sampling.num_beams}: texts of beams are known at the end only, use beam_search")
     stops = stop_set(eos_id)
-    generator = torch.Generator(device=ids.device).manual_seed(sampling.seed)
-    session = Session(model, ids, mask, start_id)
-    finished = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+    yield from write_on(Session(model, ids, mask, start_id), stops=stops, sampling=sampling)
+
+
+@torch.no_grad()
+def write_on(session: Session, *, stops: Sequence[int], sampling: Sampling) -> Iterator[Tensor]:
+    """`generate` for a session that has begun: the caller keeps it, and may look at what it remembers between two tokens."""
+    device = session.logits.device
+    generator = torch.Generator(device=device).manual_seed(sampling.seed)
+    finished = torch.zeros(session.batch_size, dtype=torch.bool, device=device)
     for count in range(1, sampling.max_new_tokens + 1):
         token = choose(session.logits, sampling, generator).masked_fill(finished, stops[0])
-        finished |= torch.isin(token, torch.tensor(stops, device=token.device))
+        finished |= torch.isin(token, torch.tensor(stops, device=device))
         yield token
         if bool(finished.all()) or count == sampling.max_new_tokens:
             return

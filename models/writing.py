@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from models.decoder import LayerCache
 from models.decoder_only import DecoderOnly, Read
 from models.piecewise import Piecewise
 from models.seq2seq import Encoded, Seq2Seq
@@ -36,6 +37,11 @@ class Session:
         else:
             raise ValueError(f"model.architecture is {model.config.architecture!r}: an encoder-only model writes no text")
 
+    @property
+    def caches(self) -> list[LayerCache]:
+        """What each decoder layer remembers."""
+        return self._memory.caches
+
     def write(self, tokens: Tensor) -> None:
         """Append one token (B,) to every row; `logits` (B, V) are then those of the next."""
         self.logits = self._read(tokens.unsqueeze(1))
@@ -54,6 +60,17 @@ class Session:
 
     def _last(self, logits: Tensor) -> Tensor:
         return logits[:, -1, : self.model.config.vocab_size]
+
+
+def lay_out(model: Piecewise, prompts: Sequence[Sequence[int]], encoder_length: int, start_id: int) -> tuple[Tensor, Tensor]:
+    """What `model` reads of B prompts: ids and mask (B, N) as `Session` takes them. Of each the last tokens are kept.
+
+    An encoder reads `encoder_length` tokens. A decoder alone reads one more: its rows begin with the start token in training.
+    """
+    if model.config.is_decoder_only:
+        started = [[start_id, *list(tokens)[-encoder_length:]] for tokens in prompts]
+        return pad_prompts(started, encoder_length + 1, pad_id=0, prefix=model.config.architecture == "prefix_decoder")
+    return pad_prefixes(prompts, encoder_length, pad_id=0)
 
 
 def pad_prefixes(prefixes: Sequence[Sequence[int]], encoder_length: int, pad_id: int) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from data_prep.tokenizer import eos_id, start_id
 from models.beam_search import beam_search
-from models.generation import Sampling, generate, pad_prefixes, pad_prompts
+from models.generation import Sampling, generate
 from models.piecewise import Piecewise
+from models.writing import lay_out
 
 _UNFINISHED = "�"  # what a character decodes to while some of its bytes are still to come
 
@@ -86,8 +87,4 @@ def _encode(model: Piecewise, tokenizer: Tokenizer, prompts: Sequence[str], enco
         if not tokens:
             where = f" (number {number})" if len(prompts) > 1 else ""
             raise ValueError(f"the prompt{where} is empty: give some text for the encoder to read")
-    if model.config.is_decoder_only:  # its rows began with the start token in training
-        begin = start_id(tokenizer)
-        started = [[begin, *tokens[-encoder_length:]] for tokens in ids]
-        return pad_prompts(started, encoder_length + 1, pad_id=0, prefix=model.config.architecture == "prefix_decoder")
-    return pad_prefixes(ids, encoder_length, pad_id=0)
+    return lay_out(model, ids, encoder_length, start_id(tokenizer))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from launch.cli import (
+    bench,
     checkpoint,
     data,
     demo,
@@ -25,7 +26,21 @@ from launch.cli import (
 
 # A command file has `register(app)`; the order is that of `fnet-t5 --help`. What is slow to import (torch, ray, mlflow)
 # is imported inside its commands, so that help stays fast.
-COMMAND_FILES = (demo, tokenizer, prepare, data, plan, train, evaluate, generate, checkpoint, export, import_folder, scaling)
+COMMAND_FILES = (
+    demo,
+    tokenizer,
+    prepare,
+    data,
+    plan,
+    train,
+    evaluate,
+    generate,
+    checkpoint,
+    export,
+    import_folder,
+    bench,
+    scaling,
+)
 
 
 @dataclass

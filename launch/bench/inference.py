@@ -1,0 +1,190 @@
+"""What writing costs: time to the first token, time of each token behind it, and memory, of all arms on the same prefixes.
+
+All arms take turns within a round, in an order shuffled each round, so that a machine that gets slower gets slower for all;
+times are medians over rounds. Texts are written greedily by the code that `fnet-t5 generate` runs. Weights and prefixes are
+random: what is measured does not depend on them, because no stop token ends a text early.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from launch.bench.arms import Arm
+from launch.bench.inference_plan import InferencePlan
+from launch.bench.inference_record import InferenceRecord
+from launch.bench.machine import machine
+from models.build import build_model
+from models.config import ModelConfig
+from models.decoder import LayerCache
+from models.generation import Sampling, write_on
+from models.inference_cost import cache_bytes, first_token_flops, step_bytes, token_flops
+from models.initialization import initialize
+from models.piecewise import Piecewise
+from models.writing import Session, lay_out
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+START_ID = 0
+WARM_UP_TOKENS = 3
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes when a text ends."""
+
+    cache: int
+    held: int
+    peak: int | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """One text of B rows, and what it took."""
+
+    tokens: list[Tensor]
+    """The new tokens in order, (B,) each."""
+    seconds: list[float]
+    """Of each: the first holds reading the prefix."""
+    memory: dict[int, Memory]
+    """At each of the lengths that were asked for."""
+
+    def following(self, new_tokens: int) -> float:
+        """Mean seconds of tokens 2 … new_tokens."""
+        return statistics.mean(self.seconds[1:new_tokens])
+
+
+def measure(plan: InferencePlan) -> Iterator[list[InferenceRecord]]:
+    """The records of one (batch, prefix) after the other."""
+    arms = plan.arms()
+    models = {config: _model(config, plan) for config in dict.fromkeys(arm.config for arm in arms)}
+    shuffle = random.Random(0)
+    for batch, prefix in plan.cells:
+        prompts = torch.randint(plan.vocab_size, (batch, prefix), generator=torch.Generator().manual_seed(prefix)).tolist()
+        inputs = {config: lay_out(model, prompts, prefix, START_ID) for config, model in models.items()}
+        rounds: dict[ModelConfig, list[Written]] = {config: [] for config in models}
+        for number in range(1 + plan.rounds):
+            order = list(models)
+            shuffle.shuffle(order)
+            for config in order:
+                ids, mask = (tensor.to(plan.device) for tensor in inputs[config])
+                if number == 0:
+                    write(models[config], ids, mask, [min(WARM_UP_TOKENS, *plan.new_tokens)])
+                else:
+                    rounds[config].append(write(models[config], ids, mask, plan.new_tokens))
+        yield [
+            _record(plan, arm, batch, prefix, new_tokens, rounds[arm.config])
+            for new_tokens in sorted(set(plan.new_tokens))
+            for arm in arms
+        ]
+
+
+def write(model: Piecewise, ids: Tensor, mask: Tensor, lengths: Sequence[int]) -> Written:
+    """Write the longest of `lengths` greedily behind what `lay_out` made, with a look at the memory at each length."""
+    never = [model.config.vocab_size]  # an id that no logit belongs to: nothing ends a text before its length
+    before = _start_peak(ids.device)
+    tokens, seconds, memory = [], [], {}
+    _wait(ids.device)
+    start = time.perf_counter()
+    with torch.no_grad():
+        session = Session(model, ids, mask, START_ID)
+    for token in write_on(session, stops=never, sampling=Sampling(max_new_tokens=max(lengths))):
+        _wait(ids.device)
+        seconds.append(time.perf_counter() - start)
+        tokens.append(token)
+        if len(tokens) in lengths:
+            used, held = _bytes_of(session.caches)
+            memory[len(tokens)] = Memory(used, held, _peak(ids.device, model, before))
+        start = time.perf_counter()
+    return Written(tokens, seconds, memory)
+
+
+def _model(config: ModelConfig, plan: InferencePlan) -> Piecewise:
+    model = build_model(config)
+    initialize(model, seed=0)
+    return model.to(plan.device, DTYPES[plan.precision]).eval()
+
+
+def _bytes_of(caches: Sequence[LayerCache]) -> tuple[int, int]:
+    """Bytes of the keys and values in use, and of the storage behind them, each storage once."""
+    tensors = [
+        tensor for cache in caches for pair in (cache.self_keys_values, cache.cross_keys_values) for tensor in pair or ()
+    ]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors), sum(storages.values())
+
+
+def _start_peak(device: torch.device) -> int:
+    """Begin to watch the peak; what all arms' weights take already."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def _peak(device: torch.device, model: Piecewise, before: int) -> int | None:
+    if device.type != "cuda":
+        return None
+    return torch.cuda.max_memory_allocated(device) - before + _weight_bytes(model)
+
+
+def _weight_bytes(model: Piecewise) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _record(
+    plan: InferencePlan, arm: Arm, batch: int, prefix: int, new_tokens: int, rounds: Sequence[Written]
+) -> InferenceRecord:
+    config, bytes_per_value = arm.config, DTYPES[plan.precision].itemsize
+    firsts = [written.seconds[0] for written in rounds]
+    following = [written.following(new_tokens) for written in rounds]
+    caches = cache_bytes(config, prefix, new_tokens, batch, bytes_per_value)
+    memory = rounds[-1].memory[new_tokens]
+    return InferenceRecord(
+        pairing=arm.pairing,
+        arm=arm.name,
+        size=plan.size,
+        batch=batch,
+        prefix=prefix,
+        new_tokens=new_tokens,
+        first_token_seconds=statistics.median(firsts),
+        token_seconds=statistics.median(following),
+        first_token_rounds=firsts,
+        token_rounds=following,
+        parameters=arm.parameters,
+        training_flops=arm.training_flops,
+        mismatch=arm.mismatch,
+        first_token_flops=first_token_flops(config, prefix),
+        token_flops=token_flops(config, prefix, new_tokens),
+        step_bytes=step_bytes(config, prefix, new_tokens, batch, bytes_per_value),
+        weight_bytes=arm.parameters * bytes_per_value,
+        cache_bytes=caches.total,
+        self_cache_bytes=caches.own,
+        cross_cache_bytes=caches.cross,
+        measured_cache_bytes=memory.cache,
+        held_cache_bytes=memory.held,
+        peak_bytes=memory.peak,
+        encoder_layers=config.num_encoder_layers,
+        decoder_layers=config.num_decoder_layers,
+        d_model=config.d_model,
+        encoder_d_ff=0 if config.is_decoder_only else config.encoder_style.d_ff,
+        d_ff=config.d_ff,
+        vocab_size=config.vocab_size,
+        training_encoder_length=plan.training_row.encoder,
+        training_decoder_length=plan.training_row.decoder,
+        fourier_backend=config.fourier_backend if arm.name == "fnet_t5" else None,
+        precision=plan.precision,
+        device=plan.device,
+        threads=torch.get_num_threads(),
+        machine=machine(plan.device),
+    )

@@ -1,0 +1,149 @@
+"""What `bench inference` writes: a flat list of records, and tables of them for people."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from data_prep.files import write_json_atomically
+
+BASELINE = "t5"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceRecord:
+    """One arm in one place of the grid, as the JSON holds it: docs/inference.md says the same for readers of the file."""
+
+    benchmark: Literal["inference"] = "inference"
+    pairing: str
+    """What the arms of one comparison have in common: equal_parameters or equal_training_compute."""
+    arm: str
+    """fnet_t5, t5 or gpt2. The t5 is one model, measured once and listed in both pairings."""
+    size: str
+    """Of the T5 that the others are matched to."""
+    batch: int
+    prefix: int
+    new_tokens: int
+    first_token_seconds: float
+    """From token ids to the first new token of every row, median over rounds."""
+    token_seconds: float
+    """Of each following token of every row: the mean over a text, then the median over rounds."""
+    first_token_rounds: list[float]
+    token_rounds: list[float]
+    """Round by round and in the same order for all arms of a cell, so that ratios can be taken within a round."""
+    parameters: int
+    training_flops: float
+    """Of one row of training_encoder_length + training_decoder_length raw tokens, 3 x forward."""
+    mismatch: float
+    """What the pairing makes equal, relative to the t5's, minus 1."""
+    first_token_flops: float
+    """Of one row: the prefix, and the first token's logits."""
+    token_flops: float
+    """Of one row and following token, mean."""
+    step_bytes: float
+    """What a following token of the whole batch must read at least: weights of decoder and head once, every row's cache."""
+    weight_bytes: int
+    cache_bytes: int
+    """Keys and values at the end of the text, by formula."""
+    self_cache_bytes: int
+    cross_cache_bytes: int
+    measured_cache_bytes: int
+    """The same, counted on the tensors that were used."""
+    held_cache_bytes: int
+    """The storage behind them: caches grow in larger steps than a token."""
+    peak_bytes: int | None
+    """Most that was allocated on the GPU from the prefix to this text's end, with this arm's weights alone; None on a CPU."""
+    encoder_layers: int
+    decoder_layers: int
+    d_model: int
+    encoder_d_ff: int
+    d_ff: int
+    vocab_size: int
+    training_encoder_length: int
+    training_decoder_length: int
+    fourier_backend: str | None
+    """None where nothing is transformed."""
+    precision: str
+    device: str
+    threads: int
+    machine: str
+    weights: Literal["random"] = "random"
+
+
+def write_records(path: Path, records: Sequence[InferenceRecord]) -> None:
+    """A JSON list of flat objects, whole or not at all."""
+    write_json_atomically(path, [asdict(record) for record in records])
+
+
+COLUMNS = (
+    "batch",
+    "prefix",
+    "new",
+    "arm",
+    "M par.",
+    "first, ms",
+    "of t5",
+    "next, ms",
+    "of t5",
+    "GFLOP first",
+    "next",
+    "MB read, next",
+    "weights",
+    "caches",
+)
+
+
+def columns(records: Sequence[InferenceRecord]) -> tuple[str, ...]:
+    """Heads of the rows of `tables`; the peak is measured on GPUs only."""
+    return COLUMNS if records[0].peak_bytes is None else (*COLUMNS, "peak")
+
+
+def tables(records: Sequence[InferenceRecord]) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+    """For each pairing its name and rows of `columns`. A ratio is the median over rounds of the two times of one round."""
+    for pairing in dict.fromkeys(record.pairing for record in records):
+        chosen = [record for record in records if record.pairing == pairing]
+        baselines = {_place(record): record for record in chosen if record.arm == BASELINE}
+        yield pairing.replace("_", " "), [_row(record, baselines[_place(record)]) for record in chosen]
+
+
+def markdown(records: Sequence[InferenceRecord]) -> str:
+    """The tables as Markdown."""
+    lines, names = [], columns(records)
+    for title, rows in tables(records):
+        lines += [f"**{title.capitalize()}**", "", "| " + " | ".join(names) + " |"]
+        lines += ["| " + " | ".join("---" if name == "arm" else "---:" for name in names) + " |"]
+        lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
+    return "\n".join(lines)
+
+
+def _place(record: InferenceRecord) -> tuple[int, int, int]:
+    return record.batch, record.prefix, record.new_tokens
+
+
+def _row(record: InferenceRecord, baseline: InferenceRecord) -> tuple[str, ...]:
+    return (
+        *map(str, _place(record)),
+        record.arm,
+        f"{record.parameters / 1e6:.1f}",
+        f"{1e3 * record.first_token_seconds:.1f}",
+        _ratio(record.first_token_rounds, baseline.first_token_rounds),
+        f"{1e3 * record.token_seconds:.2f}",
+        _ratio(record.token_rounds, baseline.token_rounds),
+        f"{record.first_token_flops / 1e9:.2f}",
+        f"{record.token_flops / 1e9:.3f}",
+        _megabytes(record.step_bytes),
+        _megabytes(record.weight_bytes),
+        _megabytes(record.cache_bytes),
+        *([] if record.peak_bytes is None else [_megabytes(record.peak_bytes)]),
+    )
+
+
+def _ratio(seconds: Sequence[float], baseline: Sequence[float]) -> str:
+    return f"{statistics.median(a / b for a, b in zip(seconds, baseline, strict=True)):.2f}"
+
+
+def _megabytes(value: float) -> str:
+    return f"{value / 1e6:.1f}"
