@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -76,6 +77,14 @@ class InferenceRecord:
 def write_records(path: Path, records: Sequence[InferenceRecord]) -> None:
     """A JSON list of flat objects, whole or not at all."""
     write_json_atomically(path, [asdict(record) for record in records])
+
+
+def read_records(path: Path) -> list[InferenceRecord]:
+    """What `write_records` wrote. Raises ValueError for another file."""
+    try:
+        return [InferenceRecord(**entry) for entry in json.loads(path.read_bytes())]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not what `fnet-t5 bench inference --output` writes ({error}): make it anew") from error
 
 
 COLUMNS = (

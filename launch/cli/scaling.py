@@ -29,6 +29,9 @@ def register(app: typer.Typer) -> None:
     group.command(
         cls=ManyValuesCommand, epilog="Example: fnet-t5 scaling run runs/cpu-smoke/ladder --jobs 2", no_args_is_help=True
     )(run)
+    group.command(
+        epilog="Example: fnet-t5 scaling report runs/cpu-smoke/ladder --output runs/cpu-smoke/report", no_args_is_help=True
+    )(report)
     group.command(epilog="Example: fnet-t5 scaling status runs/cpu-smoke/ladder", no_args_is_help=True)(status)
     app.add_typer(group, name="scaling")
 
@@ -104,3 +107,29 @@ def status(folder: Folder) -> None:
 
     ladder: Ladder = read_ladder(folder)
     show_states(folder, [state_of(folder, ladder, one) for one in ladder.runs])
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS…", help="Ladders, or run folders that no ladder planned.")],
+    output: Annotated[Path, typer.Option(help="Folder for index.html, report.md, runs.csv and fits.json.")],
+    baseline: Annotated[str | None, typer.Option(help="Arm to compare with. Default: the ladder's, or t5.")] = None,
+    inference: Annotated[Path | None, typer.Option(help="JSON of `fnet-t5 bench inference`, to show beside quality.")] = None,
+) -> None:
+    """Fit, compare and write the page: the answer in words with its uncertainty, then everything that it rests on.
+
+    Runs that are not finished, diverged, repeated their data too often or are copies are named and left out; mixed tokenizers,
+    data or measures are refused.
+    """
+    import shlex
+
+    from launch.report import log_to_mlflow, make_report
+
+    words = [*map(str, runs), "--output", str(output), *(["--baseline", baseline] if baseline else [])]
+    command = "fnet-t5 scaling report " + shlex.join([*words, *(["--inference", str(inference)] if inference else [])])
+    made = make_report(runs, output, baseline, inference, command)
+    for sentence in made.answer:
+        typer.echo(sentence)
+    for excluded in made.excluded:
+        typer.echo(f"left out: {excluded.run}: {excluded.reason}")
+    log_to_mlflow(runs, made.files)
+    typer.echo(f"Written: {', '.join(map(str, made.files))}")

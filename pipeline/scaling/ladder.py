@@ -33,7 +33,8 @@ from pipeline.scaling.recipe import LadderRecipe, SizeConfig
 
 LADDER_FILE = "ladder.json"
 SCHEMA = 1
-_EQUAL = 0.02
+EQUAL_PARAMETERS = 0.03
+"""Feed-forward widths are multiples of 64, so small models cannot be matched closer."""
 
 EXCLUSION_RULES = (
     "a run that is missing a file, not finished, or without a validation loss at its last step",
@@ -103,7 +104,7 @@ class Pair:
     budget: float
     seed: int
     equal_parameters: bool
-    """Whether the two also have equally many parameters, within 2 %."""
+    """Whether the two also have equally many parameters, within 3 %."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +313,7 @@ def _pairs(recipe: LadderRecipe, runs: tuple[PlannedRun, ...]) -> Iterator[Pair]
         other = baselines.get((run.objective, run.size, run.seed))
         if run.arm == recipe.baseline or other is None:
             continue
-        is_equal = abs(run.num_parameters / other.num_parameters - 1) <= _EQUAL
+        is_equal = abs(run.num_parameters / other.num_parameters - 1) <= EQUAL_PARAMETERS
         for end, _ in zip(run.ends, other.ends, strict=False):
             yield Pair(run.objective, run.arm, run.size, end.budget, run.seed, is_equal)
 

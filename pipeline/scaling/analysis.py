@@ -1,0 +1,363 @@
+"""All that a set of results allows to say, computed at once and written down as plain numbers.
+
+What the runs do not carry is refused with its reason, and the reason is a part of the result. The random draws have a fixed
+seed, so the same runs give the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+from scipy import stats
+
+from pipeline.scaling.arms import Arm, Draws, draw, draw_pair, fit_arm, interval, paired_runs
+from pipeline.scaling.compare import compute_multiplier, crossover, difference, n_exponent
+from pipeline.scaling.envelope import envelope_intervals, fit_envelope
+from pipeline.scaling.frontier import frontier
+from pipeline.scaling.holdout import HeldOut, hold_out_largest
+from pipeline.scaling.intervals import NUM_DRAWS, Interval
+from pipeline.scaling.isoflop import exponent_intervals, fit_isoflops, isoflop_design
+from pipeline.scaling.ladder import EQUAL_PARAMETERS
+from pipeline.scaling.noise import NoiseFloor, noise_floor, smallest_difference
+from pipeline.scaling.overlap import overlap_multiplier
+from pipeline.scaling.points import Columns, Floats, Point, columns
+from pipeline.scaling.results import ResultSet
+from pipeline.scaling.runs import Curve
+
+_SEED = 0
+_BAND = 33
+_CONSTANTS = ("A", "B", "E", "alpha", "beta")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Refused:
+    """What was not computed, and what would make it possible."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Band:
+    """A line with its 95 % band over compute: all (K,)."""
+
+    flops: Floats
+    value: Floats
+    low: Floats
+    high: Floats
+
+
+@dataclass(frozen=True)
+class SurfaceFit:
+    """Approach 3 of one arm."""
+
+    constants: dict[str, Interval]
+    n_exponent: Interval
+    d_exponent: Interval
+    deviation: float
+    """Of log loss around the surface, lack of fit included."""
+    objective: float
+    starts_agreeing: float
+    cost_error: float
+    """Worst relative error of the k N^q FLOPs a token."""
+    residuals: tuple[tuple[str, float], ...]
+    """Run and measured over fitted loss, less 1."""
+    best_size: Band
+    best_tokens: Band
+    best_loss: Band
+
+
+@dataclass(frozen=True)
+class MinimaFit:
+    """Approach 2 of one arm: all (K,) by ascending budget."""
+
+    budgets: tuple[float, ...]
+    sizes: tuple[float, ...]
+    tokens: tuple[float, ...]
+    losses: tuple[float, ...]
+    curvatures: tuple[float, ...]
+    """Of log loss by log size."""
+    n_exponent: Interval
+    d_exponent: Interval
+
+
+@dataclass(frozen=True)
+class EnvelopeFit:
+    """Approach 1 of one arm."""
+
+    n_exponent: Interval
+    d_exponent: Interval
+
+
+@dataclass(frozen=True)
+class ArmFit:
+    arm: str
+    num_runs: int
+    surface: SurfaceFit | Refused
+    minima: MinimaFit | Refused
+    envelope: EnvelopeFit | Refused
+    held_out: tuple[HeldOut, ...] | Refused
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against the baseline, each at its best size."""
+
+    arm: str
+    flops: float
+    multiplier: Interval | Refused
+    """From surfaces, at the largest budget."""
+    multiplier_of_minima: Interval | Refused
+    n_exponent_difference: Interval | Refused
+    crossover: float | Refused | None
+    """The budget at which the two change places, None where one leads within all budgets."""
+
+
+@dataclass(frozen=True)
+class PairView:
+    """An arm against the baseline at one size: relative difference of the measure, below 0 where the arm is better."""
+
+    arm: str
+    size: str
+    parameters_ratio: float
+    by_budget: tuple[tuple[float, float, int], ...]
+    """(budget, mean difference over its seeds, how many seeds)."""
+    difference: Interval | None
+    """At the budget with the most seeds (the largest of those), with a 95 % interval; None where the noise is not known."""
+    budget: float
+    """Of `difference`."""
+    equal_seconds: tuple[tuple[float, float], ...]
+    """(seconds of the baseline's runs, difference at that time read off the arm's budgets); none outside of them."""
+
+    @property
+    def has_equal_parameters(self) -> bool:
+        return abs(self.parameters_ratio - 1) <= EQUAL_PARAMETERS
+
+
+@dataclass(frozen=True)
+class Analysis:
+    name: str
+    measure: str
+    baseline: str
+    noise: NoiseFloor | Refused
+    smallest: float | None
+    """Relative difference at one place that single runs of two arms would show 4 times in 5."""
+    fits: tuple[ArmFit, ...]
+    comparisons: tuple[Comparison, ...]
+    pairs: tuple[PairView, ...]
+
+
+def analyse(results: ResultSet, baseline: str, num_draws: int = NUM_DRAWS) -> Analysis:
+    """Fit every arm and compare each with the baseline."""
+    points = results.checked.points
+    arms = list(dict.fromkeys(point.arm for point in points))
+    by_arm = {arm: [point for point in points if point.arm == arm] for arm in arms}
+    noise = _try(lambda: noise_floor(_independent(points)))
+    return Analysis(
+        name=results.name,
+        measure=results.measure,
+        baseline=baseline,
+        noise=noise,
+        smallest=None if isinstance(noise, Refused) else math.expm1(smallest_difference(noise.deviation, 1, noise.dof)),
+        fits=tuple(_fit(arm, by_arm[arm], num_draws) for arm in arms),
+        comparisons=tuple(
+            _compare(by_arm[baseline], by_arm[arm], num_draws) for arm in arms if arm != baseline and baseline in by_arm
+        ),
+        pairs=tuple(_pairs(points, baseline, noise)),
+    )
+
+
+def _try(compute: Callable[[], T]) -> T | Refused:
+    try:
+        return compute()
+    except ValueError as error:
+        return Refused(str(error))
+
+
+def _independent(points: Sequence[Point]) -> list[Point]:
+    """Of each arm and size the largest budget that has several seeds: the ends of one run share its plateau, and its noise."""
+    kept = []
+    for arm, size in dict.fromkeys((point.arm, point.size) for point in points):
+        here = [point for point in points if (point.arm, point.size) == (arm, size)]
+        several = [budget for budget in {point.budget for point in here} if sum(one.budget == budget for one in here) > 1]
+        if several:
+            kept += [point for point in here if point.budget == max(several)]
+    return kept
+
+
+def _generator() -> np.random.Generator:
+    return np.random.default_rng(_SEED)
+
+
+def _fit(name: str, points: Sequence[Point], num_draws: int) -> ArmFit:
+    arm = _try(lambda: fit_arm(name, points))
+    if isinstance(arm, Refused):
+        return ArmFit(name, len(points), arm, arm, arm, arm)
+    draws = _try(lambda: draw(arm, _generator(), num_draws))
+    if isinstance(draws, Refused):
+        return ArmFit(name, len(points), draws, draws, draws, draws)
+    return ArmFit(
+        name,
+        len(points),
+        _surface(arm, draws, points),
+        _try(lambda: _minima(arm, draws, points)),
+        _try(lambda: _envelope(arm, points, num_draws)),
+        _try(lambda: hold_out_largest(arm, _generator(), num_draws)),
+    )
+
+
+def _surface(arm: Arm, draws: Draws, points: Sequence[Point]) -> SurfaceFit:
+    def exponents(which: str) -> Interval:
+        return interval(arm, draws, lambda coefficients: getattr(frontier(coefficients, arm.cost), which))
+
+    def constant(number: int) -> Interval:
+        found = interval(arm, draws, lambda coefficients: coefficients[:, number])
+        return found.exp() if number < 3 else found
+
+    grid = np.linspace(math.log(arm.runs.flops.min()), math.log(arm.runs.flops.max()), _BAND)
+
+    def band(value: Callable[..., Floats]) -> Band:
+        found = [interval(arm, draws, partial(value, at=at)) for at in grid.tolist()]
+        low, high = np.array([one.low for one in found]), np.array([one.high for one in found])
+        return Band(np.exp(grid), np.array([one.value for one in found]), low, high)
+
+    def tokens(coefficients: Floats, at: float) -> Floats:
+        return np.exp(arm.cost.log_tokens(at, frontier(coefficients, arm.cost).log_n(at)))
+
+    return SurfaceFit(
+        constants={name: constant(number) for number, name in enumerate(_CONSTANTS)},
+        n_exponent=exponents("n_exponent"),
+        d_exponent=exponents("d_exponent"),
+        deviation=arm.deviation,
+        objective=arm.surface.objective,
+        starts_agreeing=arm.surface.starts_agreeing,
+        cost_error=arm.cost.worst,
+        residuals=tuple(
+            (point.run, float(np.expm1(-residual)))
+            for point, residual in zip(points, arm.surface.residuals.tolist(), strict=True)
+        ),
+        best_size=band(lambda coefficients, at: np.exp(frontier(coefficients, arm.cost).log_n(at))),
+        best_tokens=band(tokens),
+        best_loss=band(lambda coefficients, at: frontier(coefficients, arm.cost).loss(at)),
+    )
+
+
+def _minima(arm: Arm, draws: Draws, points: Sequence[Point]) -> MinimaFit:
+    design = isoflop_design(arm.name, arm.runs, np.array([point.budget for point in points]))
+    found = fit_isoflops(arm.name, design)
+    n, d = exponent_intervals(arm, found, design, draws)
+    return MinimaFit(
+        tuple(found.budgets.tolist()),
+        tuple(np.exp(found.log_n[0]).tolist()),
+        tuple(np.exp(found.log_d[0]).tolist()),
+        tuple(np.exp(found.log_loss[0]).tolist()),
+        tuple(found.curvature[0].tolist()),
+        n,
+        d,
+    )
+
+
+def _envelope(arm: Arm, points: Sequence[Point], num_draws: int) -> EnvelopeFit:
+    """Over curves of ends: what a size reaches at each budget, decayed. Plateaus lie above what they could be."""
+    ends = _end_curves(points)
+    fit_envelope(ends)
+    return EnvelopeFit(*envelope_intervals(arm, ends, _generator(), num_draws))
+
+
+def _end_curves(points: Sequence[Point]) -> list[Curve]:
+    curves = []
+    for size in dict.fromkeys(point.size for point in points):
+        chosen = sorted((point for point in points if point.size == size and point.seed == 0), key=lambda one: one.flops)
+        runs: Columns = columns(chosen)
+        curves.append(Curve(chosen[0].num_parameters, runs.tokens, runs.flops, runs.loss))
+    return curves
+
+
+def _compare(baseline: Sequence[Point], points: Sequence[Point], num_draws: int) -> Comparison:
+    name = points[0].arm
+    top = max(point.flops for point in baseline)
+    pair = _try(lambda: (fit_arm(baseline[0].arm, baseline), fit_arm(name, points)))
+    if isinstance(pair, Refused):
+        return Comparison(name, top, pair, pair, pair, pair)
+    first, second = pair
+    drawn = _try(lambda: draw_pair(first, second, _generator(), num_draws))
+    if isinstance(drawn, Refused):
+        return Comparison(name, top, drawn, drawn, drawn, drawn)
+
+    def of_minima() -> Interval:
+        designs = tuple(
+            isoflop_design(arm.name, arm.runs, np.array([point.budget for point in group]))
+            for arm, group in ((first, baseline), (second, points))
+        )
+        return overlap_multiplier(
+            (first.name, second.name), (designs[0], designs[1]), paired_runs(first, second), _generator(), num_draws
+        )
+
+    low = max(min(point.flops for point in group) for group in (baseline, points))
+    return Comparison(
+        name,
+        top,
+        _try(lambda: compute_multiplier(first, second, drawn, top)),
+        _try(of_minima),
+        _try(lambda: difference(first, second, drawn, n_exponent)),
+        _try(lambda: crossover(first, second, low, top)),
+    )
+
+
+def _pairs(points: Sequence[Point], baseline: str, noise: NoiseFloor | Refused) -> list[PairView]:
+    found = []
+    for arm, size in dict.fromkeys((point.arm, point.size) for point in points if point.arm != baseline):
+        ours = {(point.budget, point.seed): point for point in points if (point.arm, point.size) == (arm, size)}
+        theirs = {(point.budget, point.seed): point for point in points if (point.arm, point.size) == (baseline, size)}
+        shared = sorted(ours.keys() & theirs.keys())
+        if not shared:
+            continue
+        logs = {place: math.log(ours[place].loss / theirs[place].loss) for place in shared}
+        budgets = sorted({budget for budget, _ in shared})
+        by_budget = []
+        for budget in budgets:
+            values = [logs[place] for place in shared if place[0] == budget]
+            by_budget.append((budget, math.expm1(float(np.mean(values))), len(values)))
+        first = shared[0]
+        settled = max(by_budget, key=lambda entry: (entry[2], entry[0]))
+        found.append(
+            PairView(
+                arm,
+                size,
+                ours[first].num_parameters / theirs[first].num_parameters,
+                tuple(by_budget),
+                _with_noise(settled, noise),
+                settled[0],
+                tuple(_at_equal_seconds(list(ours.values()), list(theirs.values()))),
+            )
+        )
+    return found
+
+
+def _with_noise(entry: tuple[float, float, int], noise: NoiseFloor | Refused) -> Interval | None:
+    """Student's t with the noise floor; the noise of two arms is taken as independent, which is the careful side."""
+    if isinstance(noise, Refused):
+        return None
+    _, value, num_seeds = entry
+    width = float(stats.t.ppf(0.975, noise.dof)) * noise.deviation * math.sqrt(2 / num_seeds)
+    middle = math.log1p(value)
+    return Interval(value, math.expm1(middle - width), math.expm1(middle + width))
+
+
+def _at_equal_seconds(ours: Sequence[Point], theirs: Sequence[Point]) -> list[tuple[float, float]]:
+    own = sorted((point for point in ours if point.seed == 0), key=lambda point: point.seconds)
+    if len(own) < 2:
+        return []
+    seconds, losses = (np.log([getattr(point, name) for point in own]) for name in ("seconds", "loss"))
+    found = []
+    for point in sorted((point for point in theirs if point.seed == 0), key=lambda point: point.seconds):
+        at = math.log(point.seconds)
+        if seconds[0] <= at <= seconds[-1]:
+            ahead = float(np.interp(at, seconds, losses)) - math.log(point.loss)
+            found.append((point.seconds, math.expm1(ahead)))
+    return found

@@ -1,0 +1,231 @@
+"""The tables of a report, as plain cells: one source for the page, for Markdown and for CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.scaling.analysis import Analysis, ArmFit, Refused, SurfaceFit
+from pipeline.scaling.ladder import Ladder
+from pipeline.scaling.learning_rates import read_optimum
+from pipeline.scaling.points import Excluded
+from pipeline.scaling.report.words import at_anchor, percent, shown, verdict
+from pipeline.scaling.results import ResultSet, RunResult
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+RUN_COLUMNS = (
+    *("run", "arm", "size", "seed", "objective", "budget", "parameters", "non_embedding", "raw_tokens", "encoder_tokens"),
+    *("decoder_tokens", "target_tokens", "flops", "measure", "own_loss", "steps", "rows", "learning_rate", "hours"),
+    *("tokens_per_second", "flops_per_second", "memory_gb", "epochs", "revision", "data"),
+)
+
+
+def run_row(one: RunResult) -> tuple[str, ...]:
+    """Unrounded, for CSV."""
+    point = one.point
+    values = (
+        *(one.folder.name, point.arm, point.size, point.seed, one.objective, point.budget, point.num_parameters),
+        *(one.non_embedding, point.tokens, one.encoder_tokens, one.decoder_tokens, one.target_tokens, point.flops, point.loss),
+        *(one.own_loss, one.steps, one.rows, one.learning_rate, point.seconds / 3600, point.tokens / point.seconds),
+        *(point.flops / point.seconds, one.memory_gb, point.epochs, one.provenance.get("revision", ""), point.data),
+    )
+    return tuple("" if value is None else str(value) for value in values)
+
+
+def run_table(results: ResultSet) -> Table:
+    rows = []
+    for one in results.results:
+        point = one.point
+        rows.append(
+            (
+                one.folder.name,
+                point.arm,
+                point.size,
+                str(point.seed),
+                one.objective,
+                f"{point.num_parameters / 1e6:.3f} ({one.non_embedding / 1e6:.3f})",
+                f"{point.tokens / 1e6:.2f}",
+                f"{one.target_tokens / 1e6:.2f}",
+                f"{point.flops:.3g}",
+                f"{point.loss:.4f}",
+                f"{one.own_loss:.4f}",
+                f"{one.steps:,} x {one.rows}",
+                f"{one.learning_rate:.3g}",
+                f"{point.seconds / 60:.1f}",
+                f"{point.epochs:.2f}",
+            )
+        )
+    columns = (
+        *("run", "arm", "size", "seed", "objective", "M parameters (without embedding)", "M raw tokens", "M target tokens"),
+        *("FLOPs", results.measure, "own validation loss, nats", "steps x rows", "learning rate", "minutes", "epochs"),
+    )
+    note = "Everything that fits and comparisons read. The CSV beside this page has it unrounded, with more columns."
+    return Table("Runs", note, columns, tuple(rows))
+
+
+def fit_tables(analysis: Analysis) -> Iterator[Table]:
+    rows: list[tuple[str, ...]] = []
+    for fit in analysis.fits:
+        surface = fit.surface
+        if isinstance(surface, SurfaceFit):
+            constants = tuple(shown(surface.constants[name]) for name in ("E", "A", "alpha", "B", "beta"))
+            quality = f"{100 * surface.deviation:.2f} %", f"{surface.starts_agreeing:.0%}", f"{100 * surface.cost_error:.1f} %"
+            rows.append((fit.arm, str(fit.num_runs), *constants, *quality))
+    if rows:
+        columns = ("arm", "runs", "E", "A", "alpha", "B", "beta", "scatter", "starts that agree", "worst error of cost")
+        note = (
+            "L = E + A / N^alpha + B / D^beta, with 95 % intervals. E, A and B lie in a long valley and are not to be read one "
+            "by one; scatter is of the measure around the surface, lack of fit included."
+        )
+        yield Table("Loss surfaces (approach 3)", note, columns, tuple(rows))
+    yield _exponents(analysis.fits)
+    held: list[tuple[str, ...]] = [
+        (
+            fit.arm,
+            f"{one.num_parameters / 1e6:.2f} M",
+            f"{one.tokens / 1e6:.2f} M",
+            f"{one.loss:.4f}",
+            f"{one.predicted.value:.4f} ({one.predicted.low:.4f} to {one.predicted.high:.4f})",
+            f"{100 * one.error:+.2f} %",
+        )
+        for fit in analysis.fits
+        if not isinstance(fit.held_out, Refused)
+        for one in fit.held_out
+    ]
+    if held:
+        note = "The surface fitted without the largest size, and what it says of it: does the law hold where it was not fitted?"
+        heads = ("arm", "parameters", "tokens", "measured", "predicted, with the interval of a new run", "error")
+        yield Table("The largest size, held out and predicted", note, heads, tuple(held))
+
+
+def _exponents(fits: Sequence[ArmFit]) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for fit in fits:
+        found = {"1, envelope": fit.envelope, "2, isoFLOP minima": fit.minima, "3, surface": fit.surface}
+        if isinstance(fit.surface, Refused):  # the others rest on it
+            rows.append((fit.arm, "all three", "refused", fit.surface.reason))
+            continue
+        for name, one in found.items():
+            if isinstance(one, Refused):
+                rows.append((fit.arm, name, "refused", one.reason))
+            else:
+                rows.append((fit.arm, name, shown(one.n_exponent), shown(one.d_exponent)))
+    note = (
+        "N_opt ~ C^a and D_opt ~ C^b. Intervals of approaches 1 and 2 have their bias in this design taken off "
+        "(docs/scaling.md)."
+    )
+    return Table("How size and tokens should grow with compute", note, ("arm", "approach", "a", "b"), tuple(rows))
+
+
+def comparison_table(analysis: Analysis) -> Table:
+    rows = []
+    for one in analysis.comparisons:
+        if isinstance(one.multiplier, Refused) and isinstance(one.multiplier_of_minima, Refused):
+            rows.append((one.arm, "refused", one.multiplier.reason, "", ""))
+            continue
+        meets = one.crossover
+        crossing = meets.reason if isinstance(meets, Refused) else "none inside" if meets is None else f"{meets:.3g}"
+        found = shown(one.multiplier), shown(one.multiplier_of_minima), shown(one.n_exponent_difference)
+        rows.append((one.arm, *found, crossing))
+    note = (
+        f"Compute that an arm needs over what {analysis.baseline} needs for the same loss, each at its best size; below 1 the "
+        "arm is cheaper. Two methods: from the surfaces at the largest budget, and between isoFLOP minima over the losses that "
+        "both reach."
+    )
+    columns = ("arm", "multiplier, surfaces", "multiplier, minima", "difference of a", "budget at which they change places")
+    return Table(f"Compute multipliers over {analysis.baseline}", note, columns, tuple(rows))
+
+
+def pair_tables(analysis: Analysis) -> Iterator[Table]:
+    rows = []
+    for pair in analysis.pairs:
+        budgets = "; ".join(f"{budget:.2g}: {100 * value:+.2f} % ({seeds})" for budget, value, seeds in pair.by_budget)
+        found = verdict(pair.difference, 0.0)
+        rows.append((pair.arm, pair.size, f"{pair.parameters_ratio:.3f}", budgets, percent(pair.difference), found))
+    floor = (
+        "the noise floor is not known: no place has two seeds"
+        if analysis.smallest is None or isinstance(analysis.noise, Refused)
+        else f"the noise floor is {100 * analysis.noise.deviation:.2f} % ({analysis.noise.dof} degrees of freedom); single "
+        f"runs of two arms show {100 * analysis.smallest:.2f} % and more 4 times in 5"
+    )
+    note = f"Difference of the measure from {analysis.baseline} at the same size, FLOPs and seeds, below 0 is better; {floor}."
+    columns = ("arm", "size", "parameters, of the baseline's", "by budget (seeds)", "95 % interval", "verdict")
+    yield Table("Equal FLOPs", note, columns, tuple(rows))
+    equal = tuple(row for row, pair in zip(rows, analysis.pairs, strict=True) if pair.has_equal_parameters)
+    if equal:
+        yield Table(
+            "Equal parameters and equal FLOPs", "Those of the above with as many parameters, within 3 %.", columns, equal
+        )
+    seconds = [
+        (pair.arm, pair.size, "; ".join(f"{at:,.0f} s: {100 * value:+.2f} %" for at, value in pair.equal_seconds))
+        for pair in analysis.pairs
+        if pair.equal_seconds
+    ]
+    if seconds:
+        note = (
+            f"At the seconds that {analysis.baseline}'s runs took, read between the arm's own budgets (in logarithms); nothing "
+            "is extended. On a machine that did other work these are no better than its clock."
+        )
+        yield Table("Equal wall-clock", note, ("arm", "size", "difference"), tuple(seconds))
+
+
+def speed_table(results: ResultSet) -> Table:
+    rows = []
+    for arm, size in dict.fromkeys((one.point.arm, one.point.size) for one in results.results):
+        here = [one for one in results.results if (one.point.arm, one.point.size) == (arm, size) and one.point.seed == 0]
+        longest = max(here, key=lambda one: one.point.seconds)
+        point = longest.point
+        memory = "" if longest.memory_gb is None else f"{longest.memory_gb:.2f}"
+        cells = f"{point.tokens / point.seconds:,.0f}", f"{point.flops / point.seconds:.3g}", memory
+        rows.append((arm, size, f"{point.num_parameters / 1e6:.3f}", f"{point.flops / point.tokens:.3g}", *cells))
+    columns = ("arm", "size", "M parameters", "FLOPs a raw token", "raw tokens a second", "model FLOP/s", "peak memory, GB")
+    return Table("Throughput and memory", "Of the longest run of each place, steps alone.", columns, tuple(rows))
+
+
+def source_table(results: ResultSet, analysis: Analysis) -> Table | None:
+    """Bits per byte by source at the anchor, of the largest budget that all arms there share."""
+    pairs = at_anchor(analysis)
+    chosen = [
+        one for one in results.results if one.sources and one.point.seed == 0 and pairs and one.point.size == pairs[0].size
+    ]
+    if not chosen:
+        return None
+    top = max(one.point.budget for one in chosen)
+    chosen = [one for one in chosen if one.point.budget == top]
+    names = sorted({name for one in chosen for name in one.sources})
+    rows = tuple((name, *(f"{one.sources[name]:.3f}" if name in one.sources else "" for one in chosen)) for name in names)
+    note = f"At {chosen[0].point.size} and {top:.3g} FLOPs, seed 0. A source is a small sample: read rows, not cells."
+    return Table("Bits per byte by source", note, ("source", *(one.point.arm for one in chosen)), rows)
+
+
+def sweep_table(ladders: Sequence[tuple[Path, Ladder]]) -> Table | None:
+    rows = []
+    for folder, ladder in ladders:
+        for run in ladder.runs:
+            found = read_optimum(folder, run) if run.phase == "sweep" else None
+            if found is not None:
+                tries = "; ".join(
+                    f"{rate}: {'diverged' if loss is None else f'{loss:.4f}'}" for rate, loss in found.tries.items()
+                )
+                rows.append((run.arm, run.size, f"{found.rate:.3g}", tries))
+    if not rows:
+        return None
+    note = (
+        "Last validation loss by learning rate; the optimum is the vertex of the parabola through the best and its neighbours. "
+        "Every best one lies inside. Other sizes take the power law through the two."
+    )
+    return Table("Learning rates", note, ("arm", "size", "optimum", "tries"), tuple(rows))
+
+
+def excluded_table(excluded: Sequence[Excluded]) -> Table:
+    rows = tuple((one.run, one.reason) for one in excluded)
+    return Table("Excluded runs", "No run was left out." if not rows else "Read by no fit.", ("run", "reason"), rows)

@@ -1,0 +1,126 @@
+"""What an analysis says, in sentences: the answer first, with its uncertainty, and never more than the numbers carry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.scaling.analysis import Analysis, Comparison, PairView, Refused
+from pipeline.scaling.intervals import Interval
+from pipeline.scaling.results import ResultSet
+
+
+def answer(results: ResultSet, analysis: Analysis) -> list[str]:
+    """The opening of a report."""
+    sentences = [_comparison(one, analysis) for one in analysis.comparisons if not isinstance(one.multiplier, Refused)]
+    if not sentences:
+        sentences = [
+            f"No compute multiplier can be given: no arm beside {analysis.baseline} has the runs for it (10 or more, of 3 "
+            "sizes or more). What follows are comparisons at single sizes."
+        ]
+    sentences += [_pair(one, analysis) for one in at_anchor(analysis)]
+    return [*sentences, _scope(results)]
+
+
+def at_anchor(analysis: Analysis) -> list[PairView]:
+    """One view an arm: at the size that the most arms share."""
+    counted: dict[str, int] = {}
+    for pair in analysis.pairs:
+        counted[pair.size] = counted.get(pair.size, 0) + 1
+    if not counted:
+        return []
+    anchor = max(counted, key=lambda size: counted[size])
+    return [pair for pair in analysis.pairs if pair.size == anchor]
+
+
+def verdict(interval: Interval | None, no_difference: float) -> str:
+    """better, worse, or no difference shown: of an interval whose smaller values are better."""
+    if interval is None:
+        return "noise unknown"
+    if interval.low <= no_difference <= interval.high:
+        return "no difference shown"
+    return "better" if interval.high < no_difference else "worse"
+
+
+def shown(interval: Interval | Refused | None, digits: int = 3) -> str:
+    """A value with its interval, or why there is none."""
+    if interval is None:
+        return "noise unknown"
+    if isinstance(interval, Refused):
+        return f"refused: {interval.reason}"
+    return f"{interval.value:.{digits}g} ({interval.low:.{digits}g} to {interval.high:.{digits}g})"
+
+
+def percent(interval: Interval | None) -> str:
+    if interval is None:
+        return "noise unknown"
+    return f"{100 * interval.value:+.2f} % ({100 * interval.low:+.2f} to {100 * interval.high:+.2f})"
+
+
+def limits(results: ResultSet, analysis: Analysis) -> Iterator[str]:
+    """What the report cannot say, from its own numbers."""
+    points = results.checked.points
+    low, high = min(point.num_parameters for point in points), max(point.num_parameters for point in points)
+    yield (
+        f"Sizes from {_parameters(low)} to {_parameters(high)} parameters. The best architecture changes with scale (Tay et "
+        "al. 2022, arXiv:2207.10551): nothing here says what happens outside of this range."
+    )
+    yield (
+        "The ends of one run share its plateau, so its budgets are not independent; the intervals of surfaces take them as "
+        "independent. Runs of one seed read the same text in the same order, whatever the arm."
+    )
+    yield (
+        "FLOPs are model FLOPs: the Fourier transform counts 2.5 N D (log2 N + log2 D), causal attention in full. Seconds are "
+        "what the runs took on their machine, with whatever else it did."
+    )
+    if any(isinstance(fit.surface, Refused) for fit in analysis.fits):
+        yield "Arms that were trained at one size are compared at that size only, at the learning rate of their own sweep."
+    yield "Held-out loss is a weak proxy for what a model does after fine-tuning (Tay et al. 2021, arXiv:2109.10686)."
+
+
+def _comparison(found: Comparison, analysis: Analysis) -> str:
+    assert not isinstance(found.multiplier, Refused)
+    value = found.multiplier
+    kind = verdict(value, 1.0)
+    said = {
+        "better": f"{found.arm} needs less compute than {analysis.baseline}",
+        "worse": f"{found.arm} needs more compute than {analysis.baseline}",
+        "no difference shown": f"no difference in compute between {found.arm} and {analysis.baseline} is shown",
+    }[kind]
+    text = (
+        f"At equal loss and each at its best size, {said}: {value.value:.2f} times (95 % interval {value.low:.2f} to "
+        f"{value.high:.2f}) what {analysis.baseline} needs, at {found.flops:.2g} FLOPs a run."
+    )
+    if isinstance(found.multiplier_of_minima, Refused):
+        return text + f" The second method gives nothing: {found.multiplier_of_minima.reason}."
+    second = found.multiplier_of_minima
+    agrees = second.low <= value.high and value.low <= second.high
+    return text + (
+        f" The second method, which assumes no form of the loss, gives {second.value:.2f} ({second.low:.2f} to "
+        f"{second.high:.2f})" + ("." if agrees else ": the two disagree, and neither is to be trusted.")
+    )
+
+
+def _pair(pair: PairView, analysis: Analysis) -> str:
+    kind = verdict(pair.difference, 0.0)
+    baseline = analysis.baseline
+    many = f"as many parameters as {baseline}"
+    relation = many if pair.has_equal_parameters else f"{pair.parameters_ratio:.2f} x {baseline}'s parameters"
+    return (
+        f"{pair.arm} at {pair.size} and equal FLOPs ({pair.budget:.2g}; {relation}): {kind}, "
+        f"{percent(pair.difference)} in {analysis.measure.split(' of ')[0]}."
+    )
+
+
+def _scope(results: ResultSet) -> str:
+    points = results.checked.points
+    runs = len({point.run for point in points})
+    tokens = max(point.tokens for point in points)
+    return (
+        f"This is what {runs} results of {len({point.arm for point in points})} arms say, with up to "
+        f"{_parameters(max(point.num_parameters for point in points))} parameters and {tokens / 1e6:,.1f} M tokens; it says "
+        "nothing about other sizes, budgets or text."
+    )
+
+
+def _parameters(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"

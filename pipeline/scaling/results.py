@@ -1,0 +1,187 @@
+"""The results of ladders and of single run folders, each a point with what else a report shows of it, or left out by name.
+
+Arms of one objective form a set. On prefix-LM all arms, gpt2 among them, are measured by the yardstick: bits per byte of the
+same suffixes given the same prefixes. On other objectives encoder-decoders are measured by their own loss, never on one axis
+with another objective's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.metrics import read_metrics
+from pipeline.run_folder import METRICS
+from pipeline.scaling.ladder import LADDER_FILE, End, Ladder, PlannedRun, read_ladder
+from pipeline.scaling.points import Excluded, Point, check_runs
+from pipeline.scaling.points import Ladder as Checked
+from pipeline.scaling.run_configs import runs_of
+from pipeline.scaling.runs import read_run
+from pipeline.scaling.states import ALL, YARDSTICK
+
+_ONE_BUDGET = 1.05
+"""Run folders without a ladder whose FLOPs lie within 5 % of each other count as one budget."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run that ended, beside its point."""
+
+    point: Point
+    folder: Path
+    objective: str
+    own_loss: float
+    """Last validation loss, nats per target token of its own objective."""
+    sources: dict[str, float]
+    """Bits per byte by source; empty where the yardstick was not applied."""
+    steps: int
+    rows: int
+    learning_rate: float
+    encoder_tokens: float
+    decoder_tokens: float
+    target_tokens: float
+    memory_gb: float | None
+    """Peak of the process, or of the device."""
+    non_embedding: int
+    config: dict[str, Any]
+    provenance: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ResultSet:
+    """Everything that may be compared with each other."""
+
+    name: str
+    """The objective: of prefix-LM, gpt2's causal text included."""
+    measure: str
+    checked: Checked
+    results: tuple[RunResult, ...]
+    """One for each point, in their order."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    ladders: tuple[tuple[Path, Ladder], ...]
+    sets: tuple[ResultSet, ...]
+    excluded: tuple[Excluded, ...]
+    """Of all sets."""
+
+
+def collect(folders: Sequence[Path]) -> Collected:
+    """Read ladders and run folders. Raises ValueError for runs that contradict each other (`points.check_runs`)."""
+    ladders = [(folder, read_ladder(folder)) for folder in folders if (folder / LADDER_FILE).is_file()]
+    found: list[RunResult | Excluded] = []
+    for folder, ladder in ladders:
+        for run in ladder.runs:
+            if run.phase == "main":
+                found += [_of_ladder(runs_of(folder) / name, ladder, run, end) for end, name in run.folders()]
+    found += _singles([folder for folder in folders if not (folder / LADDER_FILE).is_file()])
+    results = [one for one in found if isinstance(one, RunResult)]
+    sets, excluded = [], [one for one in found if isinstance(one, Excluded)]
+    for name in dict.fromkeys(_set_of(one) for one in results):
+        members = {one.point.run: one for one in results if _set_of(one) == name}
+        checked = check_runs([one.point for one in results if _set_of(one) == name])
+        excluded += checked.excluded
+        if checked.points:
+            chosen = tuple(members[point.run] for point in checked.points)
+            sets.append(ResultSet(name, checked.points[0].measure, checked, chosen))
+    return Collected(tuple(ladders), tuple(sets), tuple(excluded))
+
+
+def _set_of(result: RunResult) -> str:
+    return "prefix_lm" if result.objective == "causal_lm" else result.objective
+
+
+def _of_ladder(folder: Path, ladder: Ladder, run: PlannedRun, end: End) -> RunResult | Excluded:
+    config_file = folder / "config.json"
+    if config_file.is_file():
+        config = json.loads(config_file.read_bytes())
+        if config["train"]["steps"] != end.steps or config["train"]["seed"] != run.seed:
+            return Excluded(str(folder), "is not the run that was planned: its steps or its seed differ")
+    return _result(folder, run.arm, end.budget, run.size)
+
+
+def _singles(folders: Sequence[Path]) -> list[RunResult | Excluded]:
+    """Run folders that no ladder planned: the arm from the model, the budget from what was spent."""
+    found: list[RunResult | Excluded] = []
+    for folder in folders:
+        config_file = folder / "config.json"
+        model = json.loads(config_file.read_bytes())["model"] if config_file.is_file() else {}
+        size = model.get("size", "custom")
+        found.append(_result(folder, _arm_of(model), 0.0, f"d{model.get('d_model')}" if size == "custom" else size))
+    results = sorted((one for one in found if isinstance(one, RunResult)), key=lambda one: one.point.flops)
+    first = 0.0
+    budgets: dict[str, float] = {}
+    for one in results:
+        first = one.point.flops if one.point.flops > _ONE_BUDGET * first else first
+        budgets[one.point.run] = first
+    return [
+        replace(one, point=replace(one.point, budget=budgets[one.point.run])) if isinstance(one, RunResult) else one
+        for one in found
+    ]
+
+
+def _arm_of(model: dict[str, Any]) -> str:
+    name = str(model.get("architecture"))
+    if name != "fnet_t5":
+        return name
+    if model["mixing"] == "identity":
+        return "ff_only"
+    kept = f"_{model['attention_layout']}{model['num_attention_layers']}" if model["num_attention_layers"] else ""
+    wide = f"_encoder_d_ff{model['encoder_d_ff']}" if model["encoder_d_ff"] else ""
+    mixing = "" if model["mixing"] == "fourier" else f"_{model['mixing']}"
+    return name + mixing + kept + wide
+
+
+def _result(folder: Path, arm: str, budget: float, size: str) -> RunResult | Excluded:
+    point = read_run(folder, arm=arm, budget=budget, size=size)
+    if isinstance(point, Excluded):
+        return point
+    config = json.loads((folder / "config.json").read_bytes())
+    rows = read_metrics(folder / METRICS)
+    last = rows[-1]
+    objective = str(config["data"]["objective"]["name"])
+    own_loss, sources = point.loss, {}
+    if objective in ("prefix_lm", "causal_lm") and (folder / YARDSTICK).is_file() and point.problem is None:
+        measured = json.loads((folder / YARDSTICK).read_bytes())
+        sources = {name: float(one["bits_per_byte"]) for name, one in measured["sources"].items() if name != ALL}
+        whole = measured["sources"][ALL]
+        measure = (
+            f"bits per byte of {measured['suffix']} tokens given {measured['prefix']} tokens, text {whole['text_sha256'][:8]}"
+        )
+        point = replace(point, loss=float(whole["bits_per_byte"]), measure=measure)
+    provenance = folder / "provenance.json"
+    memory = [row["memory_gb"] for row in rows if row.get("memory_gb") is not None]
+    return RunResult(
+        point=point,
+        folder=folder,
+        objective=objective,
+        own_loss=own_loss,
+        sources=sources,
+        steps=int(config["train"]["steps"]),
+        rows=int(config["train"]["global_batch_size"]),
+        learning_rate=float(config["optimizer"]["learning_rate"]),
+        encoder_tokens=float(last["encoder_tokens"]),
+        decoder_tokens=float(last["decoder_tokens"]),
+        target_tokens=float(last["target_tokens"]),
+        memory_gb=max(memory, default=None),
+        non_embedding=_non_embedding(point.num_parameters, config["model"]),
+        config=config,
+        provenance=json.loads(provenance.read_bytes()) if provenance.is_file() else {},
+    )
+
+
+def _non_embedding(num_parameters: int, model: dict[str, Any]) -> int:
+    """Without the table of tokens and, where it is not the same, the head."""
+    multiple = model["vocab_multiple"]
+    rows = math.ceil(model["vocab_size"] / multiple) * multiple
+    return num_parameters - rows * model["d_model"] * (1 if model["tie_embeddings"] else 2)
+
+
+def places(results: Sequence[RunResult]) -> Iterator[tuple[str, str]]:
+    """(arm, size) of every place, in the order that they first come."""
+    yield from dict.fromkeys((one.point.arm, one.point.size) for one in results)
