@@ -11,6 +11,7 @@ import typer
 from launch.cli import (
     bench,
     checkpoint,
+    compare,
     data,
     demo,
     evaluate,
@@ -38,6 +39,7 @@ COMMAND_FILES = (
     checkpoint,
     export,
     import_folder,
+    compare,
     bench,
     scaling,
 )

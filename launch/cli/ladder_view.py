@@ -15,21 +15,27 @@ from pipeline.scaling.ladder import Ladder
 from pipeline.scaling.points import MOST_EPOCHS
 from pipeline.scaling.states import RunState
 
+_WIDTH = 110
+"""Names of runs are not cut where the output is a file."""
+
 
 def show_plan(ladder: Ladder) -> None:
     """Runs, cost, pairs, and what the design can detect."""
-    console, recipe = Console(), ladder.recipe
-    table = Table(box=box.SIMPLE_HEAD, title=f"{recipe.name}: runs", title_justify="left")
-    for name in ("run", "parameters", "FLOPs a row", "rows a step", "steps", "tokens", "epochs", "FLOPs"):
-        table.add_column(name, justify="left" if name == "run" else "right")
+    recipe = ladder.recipe
+    console = Console(width=max(_WIDTH, Console().width))
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{recipe.name}: {len(ladder.runs)} runs; rows a step, steps and tokens of the largest budget",
+        title_justify="left",
+    )
+    table.add_column("run", no_wrap=True)
+    for name in ("M parameters", "rows", "steps", "M tokens", "FLOPs"):
+        table.add_column(name, justify="right")
     for run in ladder.runs:
         last = run.ends[-1]
-        epochs = f"{last.tokens / ladder.train_tokens:.2f}" if ladder.train_tokens else "?"
-        steps = " ".join(f"{end.steps:,}" for end in run.ends)
-        if run.phase == "sweep":
-            steps = f"{len(run.rates)} x {steps}"
-        cells = f"{run.num_parameters / 1e6:,.2f} M", f"{run.flops_per_row:.3g}", str(run.rows), steps
-        table.add_row(run.name, *cells, f"{last.tokens:.3g}", epochs, f"{run.flops:.3g}")
+        steps = f"{len(run.rates)} x {last.steps:,}" if run.phase == "sweep" else f"{last.steps:,}"
+        cells = f"{run.num_parameters / 1e6:,.2f}", f"{run.rows:,}", steps, f"{last.tokens / 1e6:,.1f}", f"{run.flops:.3g}"
+        table.add_row(run.name, *cells)
     console.print(table)
     _show_rules(console, ladder)
     costs = costs_of(ladder)

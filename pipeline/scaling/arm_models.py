@@ -45,7 +45,7 @@ def _top2(t5: ModelConfig, lengths: Lengths) -> ModelConfig:
 
 
 def _gpt2(t5: ModelConfig, lengths: Lengths) -> ModelConfig:
-    own = {"d_model": t5.d_model, "d_ff": 4 * t5.d_model, "d_kv": t5.d_kv, "num_heads": t5.num_heads}
+    own = {"d_model": t5.d_model, "d_ff": 4 * t5.d_model, "d_kv": t5.d_kv, "num_heads": t5.d_model // t5.d_kv}
     own |= {"num_encoder_layers": 0, "vocab_size": t5.vocab_size, "max_length": lengths.encoder + lengths.decoder}
 
     def of_depth(layers: int) -> ModelConfig:

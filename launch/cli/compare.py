@@ -1,0 +1,52 @@
+"""`fnet-t5 compare`: two runs side by side, on the same text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLE = "Example: fnet-t5 compare runs/t5 runs/fnet_t5"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command(epilog=EXAMPLE, no_args_is_help=True)(compare)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to compare with it.")],
+    prefix: Annotated[int | None, typer.Option(help="Tokens given. Default: the shorter encoder length.", min=1)] = None,
+    suffix: Annotated[int, typer.Option(help="Tokens to be written.", min=1)] = 128,
+    rows: Annotated[int, typer.Option(help="Rows of each source.", min=1)] = 256,
+) -> None:
+    """What differs between two runs, what each cost, and bits per byte of the same suffixes given the same prefixes.
+
+    Two single runs: a difference below the noise of seeds means nothing. `fnet-t5 scaling` compares with seeds and intervals.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from launch.comparison import compare_runs
+
+    found = compare_runs(first, second, prefix, suffix, rows)
+    console = Console()
+    for title, names, body in (
+        ("Settings that differ", ("setting", str(first), str(second)), found.settings),
+        ("Cost", ("", str(first), str(second), "second / first"), found.cost),
+        (
+            f"Bits per byte of {suffix} tokens given {found.prefix}, on the same text",
+            ("source", str(first), str(second), "second - first"),
+            found.quality,
+        ),
+    ):
+        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+        for number, name in enumerate(names):
+            table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+        for row in body:
+            table.add_row(*row)
+        console.print(table)
+    console.print("One run each: what seeds alone would change is not known here.")
