@@ -278,7 +278,7 @@ def _run(recipe: LadderRecipe, vocab_size: int, phase: str, number: int, arm: st
         size=size,
         seed=seed,
         rates=recipe.learning_rate.values if phase == "sweep" else (),
-        model=asdict(model),
+        model=json.loads(json.dumps(asdict(model))),  # as it will be read back
         num_parameters=num_parameters(model),
         flops_per_row=flops_per_row,
         rows=rows,

@@ -1,0 +1,252 @@
+"""The report of a ladder whose runs were written by hand, from loss surfaces that are known: it must find them again, and name
+every run that it does not read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_prep.files import write_json_atomically
+from data_prep.manifest import load_manifest, write_manifest
+from launch.config import write_resolved
+from launch.report import make_report
+from pipeline.metrics import Counters, MetricsFile
+from pipeline.run_folder import write_status
+from pipeline.scaling.ladder import End, Ladder, PlannedRun, make_ladder, write_ladder
+from pipeline.scaling.recipe import LadderRecipe
+from pipeline.scaling.run_configs import run_config, runs_of
+from pipeline.scaling.states import state_of
+
+MULTIPLIER = 0.8
+"""Compute that the made-up hybrid needs over its T5, at every loss."""
+SOURCES = {"ArXiv": 1.1, "Github": 0.9}
+
+
+def loss_of(run: PlannedRun, end: End) -> float:
+    """One law in size and compute for all, in which every arm but t5 gets more for its compute by one factor."""
+    compute = end.flops if run.arm == "t5" else end.flops / MULTIPLIER
+    tokens = compute / (9.0 * run.num_parameters)
+    penalty = {"ff_only": 1.05, "gpt2": 1.1}.get(run.arm, 1.0)
+    return float((1.0 + 60 / run.num_parameters**0.36 + 200 / tokens**0.37) * penalty)
+
+
+def write_run(ladder: Ladder, folder: Path, run: PlannedRun, end: End, name: str, noise: np.random.Generator) -> None:
+    path = runs_of(folder) / name
+    write_resolved(run_config(ladder, run, end, 0.004, None), path)
+    shutil.copy(ladder.recipe.data.path / "tokenizer.json", path / "tokenizer.json")
+    loss = loss_of(run, end) * float(np.exp(0.002 * noise.standard_normal()))
+    metrics = MetricsFile(path / "metrics.jsonl", 0)
+    for share in (0.25, 0.5, 1.0):
+        spent = Counters(*(int(part * end.tokens * share) for part in (1, 2 / 3, 1 / 3, 1 / 3)), end.flops * share, 100 * share)
+        metrics.write(max(1, round(end.steps * share)), spent, validation_loss=loss / share**0.1, source="all")
+    metrics.close()
+    state = path / "checkpoints" / f"step_{end.steps:08d}" / "state"
+    state.mkdir(parents=True)
+    (state / "position.json").write_text(json.dumps({"dataset_fingerprint": "abc"}))
+    (path / "checkpoints" / "latest").write_text(f"step_{end.steps:08d}\n")
+    write_status(path, "finished")
+    write_json_atomically(path / "yardstick.json", yardstick(loss))
+
+
+def yardstick(loss: float, text: str = "a" * 64) -> dict[str, Any]:
+    def one(value: float) -> dict[str, Any]:
+        return {"bits_per_byte": value, "nll": 1.0, "target_tokens": 1, "target_bytes": 1, "text_sha256": text}
+
+    return {"prefix": 16, "suffix": 8, "sources": {**{name: one(f * loss) for name, f in SOURCES.items()}, "all": one(loss)}}
+
+
+@pytest.fixture(scope="module")
+def ladder_folder(tmp_path_factory: pytest.TempPathFactory, write_folder: Callable[..., Path]) -> Path:
+    """4 sizes x 3 budgets of t5 and fnet_t5, ff_only and gpt2 at one size, 3 seeds at the anchor."""
+    base = tmp_path_factory.mktemp("report")
+    data = write_folder(base / "data", [list(range(300))] * 10, row_lengths=(24,))
+    manifest = load_manifest(data)
+    split = manifest.splits["train"]
+    sources = {name: counts.model_copy(update={"tokens": 10**9}) for name, counts in split.sources.items()}
+    write_manifest(data, manifest.model_copy(update={"splits": {"train": split.model_copy(update={"sources": sources})}}))
+    stacks = {"num_encoder_layers": 3, "num_decoder_layers": 2, "tie_embeddings": False, "d_kv": 16}
+    sizes = {
+        f"d{width}": {"micro_batch_size": 4, "model": {"d_model": width, "d_ff": 2 * width, "num_heads": width // 16, **stacks}}
+        for width in (32, 64, 96, 144)
+    }
+    recipe = {
+        "name": "made-up",
+        "data": {"path": str(data), "encoder_length": 16, "decoder_length": 8},
+        "objectives": ["prefix_lm"],
+        "sizes": sizes,
+        "arms": {"t5": {}, "fnet_t5": {}, "ff_only": {"sizes": ["d64"]}, "gpt2": {"sizes": ["d64"]}},
+        "budgets": [1e12, 2.5e12, 6e12],
+        "learning_rate": {"values": [0.001, 0.002, 0.004], "sizes": ["d32", "d64"], "budget": 1e11},
+        "seeds": {"size": "d64", "count": 3, "arms": ["t5", "fnet_t5"], "budgets": 2},
+        "batch": {"tokens": 960, "exponent": 0},
+        "hypotheses": ["H1: the hybrid is <cheaper>."],
+        "device": {"flops_per_second": 1e9},
+        "tracking": {"enabled": False},
+    }
+    ladder = make_ladder(LadderRecipe.model_validate(recipe))
+    folder = base / "ladder"
+    write_ladder(ladder, folder)
+    noise = np.random.default_rng(3)
+    for run in ladder.runs:
+        if run.phase == "main":
+            for end, name in run.folders():
+                write_run(ladder, folder, run, end, name, noise)
+    assert {state_of(folder, ladder, run).state for run in ladder.runs if run.phase == "main"} == {"complete"}
+    return folder
+
+
+def report(folders: list[Path], output: Path) -> tuple[list[str], dict[str, Any]]:
+    made = make_report(folders, output, None, None, "fnet-t5 scaling report")
+    return made.answer, json.loads((output / "fits.json").read_bytes())[0]
+
+
+@pytest.fixture(scope="module")
+def whole(ladder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], dict[str, Any]]:
+    output = tmp_path_factory.mktemp("page")
+    return output, *report([ladder_folder], output)
+
+
+def test_the_answer_opens_with_the_multiplier_that_was_put_in(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
+    _, answer, fits = whole
+    (comparison,) = (one for one in fits["comparisons"] if one["arm"] == "fnet_t5")
+    for found in (comparison["multiplier"], comparison["multiplier_of_minima"]):
+        assert found["low"] < MULTIPLIER < found["high"]
+        assert found["high"] - found["low"] < 0.15
+    assert answer[0].startswith("At equal loss and each at its best size, fnet_t5 needs less compute than t5: 0.")
+    assert f"{comparison['multiplier']['value']:.2f} times" in answer[0]
+
+
+def test_arms_at_one_size_are_compared_there_and_refused_a_surface(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
+    _, _, fits = whole
+    control = next(pair for pair in fits["pairs"] if pair["arm"] == "ff_only")
+    hybrid = next(pair for pair in fits["pairs"] if pair["arm"] == "fnet_t5" and pair["size"] == "d64")
+    top = {budget: value for budget, value, _ in control["by_budget"]}
+    ours = {budget: value for budget, value, _ in hybrid["by_budget"]}
+    for budget, value in top.items():
+        assert (1 + value) / (1 + ours[budget]) == pytest.approx(1.05, abs=0.015)
+    fit = next(one for one in fits["fits"] if one["arm"] == "ff_only")
+    assert fit["surface"]["refused"]
+    assert "too few" in fit["surface"]["reason"]
+
+
+def test_the_largest_size_is_predicted_from_the_others(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
+    held = next(one for one in whole[2]["fits"] if one["arm"] == "t5")["held_out"]
+    assert len(held) == 3
+    assert all(abs(one["predicted"]["value"] / one["loss"] - 1) < 0.03 for one in held)
+
+
+def test_the_page_stands_alone_and_shows_what_was_planned(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
+    page = (whole[0] / "index.html").read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!#)""", page.replace("xlink:href", ""))
+    assert "<script" not in page
+    assert "@import" not in page
+    assert "url(" not in re.sub(r"url\(#\w+\)", "", page)
+    assert page.count("<svg") == 6
+    assert "H1: the hybrid is &lt;cheaper&gt;." in page
+    assert '<meta name="viewport"' in page
+    assert "@media print" in page
+    markdown = (whole[0] / "report.md").read_text()
+    assert "## Excluded runs" in markdown
+    assert "No run was left out." in markdown
+
+
+def test_every_run_stands_in_the_csv_unrounded(whole: tuple[Path, list[str], dict[str, Any]], ladder_folder: Path) -> None:
+    with (whole[0] / "runs.csv").open() as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {path.name for path in runs_of(ladder_folder).iterdir()}
+    row = rows["t5-d32-seed0-b1"]
+    written = json.loads((runs_of(ladder_folder) / "t5-d32-seed0-b1" / "yardstick.json").read_bytes())
+    assert float(row["measure"]) == written["sources"]["all"]["bits_per_byte"]
+
+
+def test_json_holds_no_number_that_json_does_not_know(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    json.loads((whole[0] / "fits.json").read_text(), parse_constant=refuse)
+
+
+@pytest.fixture
+def hurt(ladder_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(ladder_folder, tmp_path / "ladder"))
+
+
+def edit_metrics(run: Path, **changes: Any) -> None:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows[-1].update(changes)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_runs_that_are_no_results_are_named_and_left_out(hurt: Path, tmp_path: Path) -> None:
+    runs = runs_of(hurt)
+    edit_metrics(runs / "t5-d64-seed1-b1", validation_loss=None)
+    edit_metrics(runs / "t5-d64-seed2-b1", validation_loss=99.0)
+    (runs / "fnet_t5-d64-seed1-b1" / "metrics.jsonl").unlink()
+    write_status(runs / "fnet_t5-d64-seed2-b1", "preempted")
+    (runs / "gpt2-d64-seed0-b1" / "checkpoints" / "latest").unlink()
+    edit_metrics(runs / "ff_only-d64-seed0-b1", raw_tokens=5 * 10**9)
+    copy = runs / "t5-d32-seed0-b1"
+    made = make_report([hurt, Path(shutil.copytree(copy, tmp_path / "copy"))], tmp_path / "page", None, None, "")
+    reasons = {Path(one.run).name: one.reason for one in made.excluded}
+    assert "diverged: no finite" in reasons["t5-d64-seed1-b1"]
+    assert "diverged: validation loss 99" in reasons["t5-d64-seed2-b1"]
+    assert "missing file: metrics.jsonl" in reasons["fnet_t5-d64-seed1-b1"]
+    assert "preempted" in reasons["fnet_t5-d64-seed2-b1"]
+    assert "missing file: latest" in reasons["gpt2-d64-seed0-b1"]
+    assert "repeats its data 5.0 times" in reasons["ff_only-d64-seed0-b1"]
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert all(name in page.split("Excluded runs")[-1] for name in reasons)
+    with (tmp_path / "page" / "runs.csv").open() as file:
+        assert not {row["run"] for row in csv.DictReader(file)} & set(reasons)
+
+
+def test_a_run_given_twice_is_counted_once(hurt: Path, tmp_path: Path) -> None:
+    run = runs_of(hurt) / "t5-d32-seed0-b1"
+    made = make_report([run, run, runs_of(hurt) / "fnet_t5-d32-seed0-b1"], tmp_path / "page", None, None, "")
+    assert [one.reason for one in made.excluded] == [f"a copy of {run}"]
+
+
+def test_mixed_tokenizers_data_and_texts_are_refused(hurt: Path, tmp_path: Path) -> None:
+    run = runs_of(hurt) / "t5-d32-seed0-b1"
+    before = (run / "tokenizer.json").read_bytes()
+    (run / "tokenizer.json").write_bytes(before + b" ")
+    with pytest.raises(ValueError, match="mixed tokenizers"):
+        report([hurt], tmp_path / "page")
+    (run / "tokenizer.json").write_bytes(before)
+    position = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip() / "state" / "position.json"
+    position.write_text(json.dumps({"dataset_fingerprint": "other"}))
+    with pytest.raises(ValueError, match="mixed training data"):
+        report([hurt], tmp_path / "page")
+    position.write_text(json.dumps({"dataset_fingerprint": "abc"}))
+    write_json_atomically(run / "yardstick.json", yardstick(2.0, "b" * 64))
+    with pytest.raises(ValueError, match="mixed measures"):
+        report([hurt], tmp_path / "page")
+    assert not (tmp_path / "page").exists()
+
+
+def test_a_ladder_without_a_finished_run_says_what_is_missing(hurt: Path, tmp_path: Path) -> None:
+    shutil.rmtree(runs_of(hurt))
+    with pytest.raises(ValueError, match=r"no run is left to report .*missing file: config\.json"):
+        report([hurt], tmp_path / "page")
+
+
+def test_runs_without_a_ladder_are_told_apart_by_their_models(hurt: Path, tmp_path: Path) -> None:
+    names = [f"{arm}-d64-seed{seed}-b2" for arm in ("t5", "fnet_t5") for seed in (0, 1, 2)] + ["ff_only-d64-seed0-b2"]
+    answer, fits = report([runs_of(hurt) / name for name in names], tmp_path / "page")
+    assert {pair["arm"] for pair in fits["pairs"]} == {"fnet_t5", "ff_only"}
+    assert fits["noise"]["dof"] == 4
+    assert answer[0].startswith("No compute multiplier can be given")
+
+
+def test_the_noise_floor_takes_one_end_of_each_run(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
+    """2 arms with 3 seeds are 4 degrees of freedom, however many budgets they have: the ends of a run share its plateau."""
+    assert whole[2]["noise"]["dof"] == 4
+    assert whole[2]["noise"]["deviation"] == pytest.approx(0.002, rel=0.9)
