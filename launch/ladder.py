@@ -13,9 +13,9 @@ from pathlib import Path
 from data_prep.files import sha256_file
 from data_prep.manifest import MANIFEST_FILE
 from launch.config import write_resolved
+from launch.exit_codes import STOPPED_EXITS
 from launch.local import run_local
 from launch.preflight import check_data
-from pipeline.branch import branch
 from pipeline.config import RunConfig
 from pipeline.run_folder import read_status, settle_status
 from pipeline.scaling.ladder import Ladder, PlannedRun
@@ -37,6 +37,13 @@ def check_ladder_data(ladder: Ladder) -> None:
         raise ValueError(f"the ladder was planned before {ladder.recipe.data.path} was there: plan again, now that it is")
     if not path.is_file() or sha256_file(path) != ladder.data_sha256:
         raise ValueError(f"{path} is not the data that the ladder was planned on: restore it, or plan anew into another folder")
+
+
+def check_ladder_rows(ladder: Ladder) -> None:
+    """Raise ValueError where the data folder lacks rows or a split that a run of the ladder reads."""
+    for number in range(len(ladder.recipe.objectives)):
+        run = next(run for run in ladder.runs if run.objective == number)
+        check_data(run_config(ladder, run, run.ends[0], 1.0, None))
 
 
 def execute(folder: Path, ladder: Ladder, run: PlannedRun, parent: str | None, say: Say) -> None:
@@ -85,9 +92,11 @@ def _main(folder: Path, ladder: Ladder, run: PlannedRun, parent: str | None, say
     if read_status(trunk) != "finished":
         _train([trunk], ladder, run)
     branches = [end for end in run.ends[:-1] if read_status(places[end.label]) != "finished"]
-    for end in branches:
-        branch(trunk, places[end.label], end.decay_begin)
     if branches:
+        from pipeline.branch import branch  # imports DeepSpeed
+
+        for end in branches:
+            branch(trunk, places[end.label], end.decay_begin)
         _train([places[end.label] for end in branches], ladder, run)
     for end in run.ends:
         _measure(places[end.label], ladder)
@@ -104,13 +113,12 @@ def _train(folders: Sequence[Path], ladder: Ladder, run: PlannedRun, may_diverge
     """Train folders one after another in the same processes; a try of a sweep that diverged is a result, too."""
     todo = [path for path in folders if read_status(path) != "finished" and not (may_diverge and has_diverged(path))]
     while todo:
-        run_local(todo[0], ladder.recipe.sizes[run.size].num_processes, then=todo[1:])
+        code = run_local(todo[0], ladder.recipe.sizes[run.size].num_processes, then=todo[1:])
         for path in todo:
             settle_status(path)
         left = [path for path in todo if read_status(path) != "finished" and not (may_diverge and has_diverged(path))]
-        stopped = [path for path in left if read_status(path) == "preempted"]
-        if stopped:
-            raise PreemptedError(f"{stopped[0].name} stopped; it goes on from there")
+        if left and (code in STOPPED_EXITS or any(read_status(path) == "preempted" for path in left)):
+            raise PreemptedError(f"{left[0].name} was stopped; it goes on from there")
         if left and (len(left) == len(todo) or read_status(left[0]) == "failed"):
             raise ValueError(f"{left[0].name} ended as {read_status(left[0])}: see {todo[0] / 'logs'}")
         todo = left

@@ -44,6 +44,7 @@ def plan(
     """Write down and hash every run of a ladder, its cost, the pairs to compare and what it can detect. Starts nothing."""
     from launch.cli.ladder_view import show_plan
     from launch.config import load_config
+    from launch.ladder import check_ladder_rows
     from pipeline.scaling.ladder import make_ladder, write_ladder
     from pipeline.scaling.recipe import LadderRecipe
 
@@ -51,6 +52,8 @@ def plan(
     if config.data.path.is_dir():
         config = config.model_copy(update={"data": config.data.model_copy(update={"path": config.data.path.resolve()})})
     ladder = make_ladder(config)
+    if ladder.data_sha256 is not None:
+        check_ladder_rows(ladder)
     show_plan(ladder)
     if output is not None:
         typer.echo(f"Planned in {write_ladder(ladder, output)}. Next: fnet-t5 scaling run {output}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launch.cli.arguments import Overrides
+from launch.exit_codes import PREEMPTED_EXIT, SIGNAL_EXIT
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -18,9 +19,7 @@ EXAMPLE = (
     "Example: fnet-t5 train configs/train/demo.yaml --nproc 4 --output runs/mine train.steps=500\n\n"
     "Under torchrun: torchrun --nproc-per-node 8 --no-python fnet-t5 train configs/train/demo.yaml --output runs/mine"
 )
-# Exit codes above this one stand for a signal, as in a shell.
-_SIGNAL = 128
-_PREEMPTING = (0, _SIGNAL + signal.SIGTERM, _SIGNAL + signal.SIGUSR1)
+_PREEMPTING = (0, SIGNAL_EXIT + signal.SIGTERM, SIGNAL_EXIT + signal.SIGUSR1)
 
 
 def register(app: typer.Typer) -> None:
@@ -75,14 +74,12 @@ def train(
 
         typer.echo(f"Branched from {branch} at step {begin_at(branch, run_dir, branch_step):,}")
     if rank is not None:
-        from launch.exit_codes import PREEMPTED_EXIT
         from pipeline.train import train as train_here
 
         # torchrun would take any other code for a failure and start the job again: there STATUS decides
         if train_here(run_dir) == "preempted" and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise typer.Exit(PREEMPTED_EXIT)
         return
-    from launch.exit_codes import PREEMPTED_EXIT
     from launch.local import run_local
     from pipeline.run_folder import latest, read_status, settle_status
     from pipeline.tracking import settle_run
@@ -91,7 +88,7 @@ def train(
     settle_status(run_dir)
     if run_config.tracking.enabled and read_status(run_dir) == "failed":
         settle_run(run_dir)
-    if code > _SIGNAL and (checkpoint := latest(run_dir)):
+    if code > SIGNAL_EXIT and (checkpoint := latest(run_dir)):
         typer.echo(f"Stopped; {checkpoint.name} is kept. The same command goes on from there.")
     if code in _PREEMPTING and read_status(run_dir) == "preempted":
         code = PREEMPTED_EXIT

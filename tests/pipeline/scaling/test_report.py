@@ -35,7 +35,7 @@ def loss_of(run: PlannedRun, end: End) -> float:
     compute = end.flops if run.arm == "t5" else end.flops / MULTIPLIER
     tokens = compute / (9.0 * run.num_parameters)
     penalty = {"ff_only": 1.05, "gpt2": 1.1}.get(run.arm, 1.0)
-    return float((1.0 + 60 / run.num_parameters**0.36 + 200 / tokens**0.37) * penalty)
+    return float((1.0 + 120 / run.num_parameters**0.36 + 200 / tokens**0.37) * penalty)
 
 
 def write_run(ladder: Ladder, folder: Path, run: PlannedRun, end: End, name: str, noise: np.random.Generator) -> None:
