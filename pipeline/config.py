@@ -127,6 +127,7 @@ class TrainConfig(Section):
     """Texts that the model writes at every validation, into RUN/samples; each costs sample_tokens forward passes in all."""
     sample_tokens: PositiveInt = 32
     zero_stage: Literal[0, 1, 2, 3] = 1
+    """1 shares the optimizer's state among replicas; one process in fp32, which has none, runs without."""
     initial_weights: Path | None = None
     """Folder to start from: what `fnet-t5 import` made, or a checkpoint of a run. Default: numbers drawn from `seed`."""
     recompute: bool = False

@@ -73,6 +73,23 @@ def test_combinations_that_train_wrongly_are_refused(sections: dict[str, dict[st
         deepspeed_config(RunConfig.model_validate(recipe(**sections)), data_parallel=1)
 
 
+@pytest.mark.parametrize(
+    ("sections", "data_parallel", "stage"),
+    [
+        ({}, 1, 0),
+        ({}, 2, 1),
+        ({"mesh": {"tensor_parallel": 2}}, 1, 1),
+        ({"mesh": {"pipeline_parallel": 2}}, 1, 1),
+        ({"train": {"precision": "bf16"}}, 1, 1),
+    ],
+)
+def test_zero_stays_off_where_nothing_can_be_shared(sections: dict[str, Any], data_parallel: int, stage: int) -> None:
+    config = RunConfig.model_validate(recipe(**{"train": {"precision": "fp32"}, **sections}))
+    settings = deepspeed_config(config, data_parallel)
+    assert settings["zero_optimization"]["stage"] == stage
+    assert settings["gradient_clipping"] == (config.optimizer.clip if stage else 0.0)  # else the guard clips
+
+
 def test_an_objective_is_a_name_or_a_name_with_settings() -> None:
     config = RunConfig.model_validate(recipe(data={"objective": "span_corruption"})).data
     assert (config.row_length, config.encoder_length, config.decoder_length) == (568, 512, 114)  # as published for T5

@@ -53,6 +53,12 @@ def test_states_cost_eighteen_bytes_a_parameter_in_bf16(mesh: tuple[int, int]) -
     assert held == (60_506_624 - replicated) // tp + replicated + tied
 
 
+def test_one_process_in_fp32_holds_weights_gradients_and_two_moments() -> None:
+    """Without ZeRO nothing is copied or padded: 16 bytes a parameter, to the byte."""
+    (stage,) = make_plan(config("t5-small", precision="fp32"), 1, gpu("h100")).stages
+    assert (stage.weight_bytes, stage.gradient_bytes, stage.optimizer_bytes) == tuple(60_506_624 * n for n in (4, 4, 8))
+
+
 @pytest.mark.parametrize("architecture", ["fnet_t5", "t5"])
 @pytest.mark.parametrize(("micro_batch", "encoder", "decoder"), [(2, 64, 32), (3, 128, 16), (1, 96, 96)])
 def test_activations_are_within_fifteen_percent_of_what_autograd_saves(
