@@ -8,11 +8,24 @@ from typing import Annotated
 
 import typer
 
-from launch.cli import checkpoint, data, demo, evaluate, export, generate, import_folder, plan, prepare, tokenizer, train
+from launch.cli import (
+    checkpoint,
+    data,
+    demo,
+    evaluate,
+    export,
+    generate,
+    import_folder,
+    launch,
+    plan,
+    prepare,
+    tokenizer,
+    train,
+)
 
 # A command file has `register(app)`; the order is that of `fnet-t5 --help`. What is slow to import (torch, ray, mlflow)
 # is imported inside its commands, so that help stays fast.
-COMMAND_FILES = (demo, tokenizer, prepare, data, plan, train, evaluate, generate, checkpoint, export, import_folder)
+COMMAND_FILES = (demo, tokenizer, prepare, data, plan, train, evaluate, generate, checkpoint, export, import_folder, launch)
 
 
 @dataclass
