@@ -36,6 +36,7 @@ def prepare_script(spec: LaunchSpec, output: Path, kept: Path, recipe: Path, fol
         "slurm_prepare.sh.j2",
         **_common(spec, output.name, folder, kept / "slurm-%j.out"),
         logs=kept,
+        output=output,
         script=kept / PREPARE,
         prepare=[_command(spec), "prepare", "--config", recipe],
     )

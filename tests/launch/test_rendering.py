@@ -21,7 +21,7 @@ from launch.rendering import render
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPE = "model: {size: nano}\n"
-RUN, DATA, HOME = Path("/shared/runs/base"), Path("/shared/data/pile"), Path("/home/you")
+RUN, DATA, LADDER, HOME = Path("/shared/runs/base"), Path("/shared/data/pile"), Path("/shared/ladder"), Path("/home/you")
 OVERRIDES = ["data.path=/shared/data/pile", "tracking.experiment=it's a test"]
 
 
@@ -50,7 +50,12 @@ CASES: dict[str, Callable[[], str]] = {
         HOME,
     ),
     "slurm_scaling.sh": lambda: slurm.scaling_script(
-        spec("slurm", "python=/opt/fnet-t5/bin/python"), Path("/shared/ladder"), 24, 6, Path("/shared/ladder/launch/plan.txt"), HOME
+        spec("slurm", "python=/opt/fnet-t5/bin/python"),
+        Path("/shared/ladder"),
+        24,
+        6,
+        Path("/shared/ladder/launch/plan.txt"),
+        HOME,
     ),
     "jobset.yaml": lambda: kubernetes.train_manifest(spec("kubernetes", "time_limit=1-00:00:00"), RUN, RECIPE, OVERRIDES),
     "trainjob.yaml": lambda: kubernetes.train_manifest(

@@ -35,37 +35,47 @@ echo "Job $SLURM_JOB_ID, start $((restarts + 1)): Ray on $SLURM_JOB_NUM_NODES no
 
 ray_steps=()
 start_ray() { # NODE OPTIONS…
-  "${step[@]}" --nodelist="$1" "$python" -m ray.scripts.scripts start --block --disable-usage-stats \
+  "${step[@]}" --job-name=ray --nodelist="$1" "$python" -m ray.scripts.scripts start --block --disable-usage-stats \
     --num-cpus=32 --num-gpus=0 "${@:2}" > "/shared/data/pile.launch/ray_${SLURM_JOB_ID}_$1.log" 2>&1 &
   ray_steps+=($!)
 }
 await_nodes() { "${step[@]}" --nodelist="${nodes[0]}" "$python" -m launch.ray_nodes "$head:$port" "$1"; }
+# Signals to srun itself would kill the step outright.
+end_steps() { # NAME
+  squeue --steps --noheader --jobs "$SLURM_JOB_ID" --format "%i %j" | awk -v name="$1" '$2 == name {print $1}' |
+    xargs --no-run-if-empty scancel --signal=TERM
+}
 stop_ray() {
-  trap '' TERM
-  [[ -z ${ray_steps[*]:-} ]] || kill "${ray_steps[@]}" 2> /dev/null || true
-  wait || true
+  trap '' TERM USR1
+  end_steps ray || true
+  (sleep 30 && kill "${ray_steps[@]}") 2> /dev/null &
+  local deadline=$!
+  wait "${ray_steps[@]}" || true
+  kill "$deadline" || true
+  ray_steps=()
 }
 time_is_up=no
-driver=
 # A signal only ends the command: what is committed is kept, and a later start goes on from there.
-trap stop_ray EXIT
-trap 'time_is_up=yes; [[ -z $driver ]] || kill "$driver" || true' USR1
-trap '[[ -z $driver ]] || kill "$driver" || true' TERM
+trap '[[ -z ${ray_steps[*]:-} ]] || stop_ray' EXIT
+trap 'time_is_up=yes; end_steps prepare' USR1
+trap 'end_steps prepare' TERM
 
 start_ray "${nodes[0]}" --head --node-ip-address="$head" --port="$port" --ray-client-server-port=$((port + 1)) --include-dashboard=false
 await_nodes 1
 for node in "${nodes[@]:1}"; do start_ray "$node" --address="$head:$port"; done
 await_nodes "$SLURM_JOB_NUM_NODES"
 
-"${step[@]}" --nodelist="${nodes[0]}" "${prepare[@]}" --ray-address "$head:$port" &
-driver=$!
 code=0
-wait "$driver" || code=$?
-if [[ $time_is_up == yes ]]; then
-  wait "$driver" || true
+if [[ $time_is_up == no ]]; then
+  "${step[@]}" --job-name=prepare --nodelist="${nodes[0]}" "${prepare[@]}" --ray-address "$head:$port" &
+  while kill -0 $! 2> /dev/null; do # a signal ends `wait` before the command has ended
+    wait $! && code=0 || code=$?
+  done
+fi
+stop_ray
+if [[ $time_is_up == yes && ($code != 0 || ! -e /shared/data/pile/manifest.json) ]]; then
   if ((restarts < 20)); then
     echo "Time is up; requeued to go on (restart $((restarts + 1)) of at most 20)."
-    stop_ray
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
   fi
