@@ -33,10 +33,11 @@ def job_file(recipe: str, auth_mode: str, environment: dict[str, str]) -> str:
     The recipe travels as a variable: the head node need not see the submitter's disk.
     """
     entrypoint = (
-        'recipe=$(mktemp --suffix=.yaml) && printf %s "$FNET_T5_RECIPE" > "$recipe" && '
+        'export PYTHONSAFEPATH=1; recipe=$(mktemp --suffix=.yaml) && printf %s "$FNET_T5_RECIPE" > "$recipe" && '
         'fnet-t5 prepare --config "$recipe" --ray-address auto'
     )
-    variables = {"PYTHONSAFEPATH": "1", "RAY_AUTH_MODE": auth_mode, **environment, "FNET_T5_RECIPE": recipe}
+    # No variable that the driver sets for its workers may be among these: Ray refuses to merge the two.
+    variables = {"RAY_AUTH_MODE": auth_mode, **environment, "FNET_T5_RECIPE": recipe}
     job = {"entrypoint": f"bash -c {shlex.quote(entrypoint)}", "runtime_env": {"env_vars": variables}}
     return yaml.safe_dump(job, sort_keys=False, allow_unicode=True, width=120)
 
