@@ -25,6 +25,8 @@ step=(srun --overlap --nodes=1 --ntasks=1 --cpus-per-task=32)
 # Whoever reaches Ray can run anything as us, so every part asks for a token that this job alone knows. The mode is said to all:
 # a token that some earlier Ray left in the home directory must not decide.
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+# When Ray is told to end the work is done: there is nothing to wait for.
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN
 
@@ -40,25 +42,27 @@ start_ray() { # NODE OPTIONS…
   ray_steps+=($!)
 }
 await_nodes() { "${step[@]}" --nodelist="${nodes[0]}" "$python" -m launch.ray_nodes "$head:$port" "$1"; }
-# Signals to srun itself would kill the step outright.
-end_steps() { # NAME
-  squeue --steps --noheader --jobs "$SLURM_JOB_ID" --format "%i %j" | awk -v name="$1" '$2 == name {print $1}' |
-    xargs --no-run-if-empty scancel --signal=TERM
-}
 stop_ray() {
   trap '' TERM USR1
-  end_steps ray || true
-  (sleep 30 && kill "${ray_steps[@]}") 2> /dev/null &
-  local deadline=$!
+  local node
+  # The head last: a node that cannot take its leave from it waits long.
+  for node in "${nodes[@]:1}" "${nodes[0]}"; do
+    "${step[@]}" --nodelist="$node" "$python" -m launch.ray_stop || true
+  done
   wait "${ray_steps[@]}" || true
-  kill "$deadline" || true
   ray_steps=()
+}
+# By scancel, because a signal to srun itself would kill the step outright; it complains, wrongly, of steps that end at once.
+# shellcheck disable=SC2329 # called by the traps
+end_prepare() {
+  squeue --steps --noheader --jobs "$SLURM_JOB_ID" --format "%i %j" | awk '$2 == "prepare" {print $1}' |
+    xargs --no-run-if-empty scancel --signal=TERM 2> /dev/null || true
 }
 time_is_up=no
 # A signal only ends the command: what is committed is kept, and a later start goes on from there.
 trap '[[ -z ${ray_steps[*]:-} ]] || stop_ray' EXIT
-trap 'time_is_up=yes; end_steps prepare' USR1
-trap 'end_steps prepare' TERM
+trap 'time_is_up=yes; end_prepare' USR1
+trap 'end_prepare' TERM
 
 start_ray "${nodes[0]}" --head --node-ip-address="$head" --port="$port" --ray-client-server-port=$((port + 1)) --include-dashboard=false
 await_nodes 1

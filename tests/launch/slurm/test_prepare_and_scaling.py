@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,14 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {path.name: sha256_file(path) for path in folder.iterdir() if path.name != "manifest.json"}
 
 
-def _ray_processes() -> set[int]:
-    return {process.pid for process in psutil.process_iter(["name"]) if process.info["name"] in ("raylet", "gcs_server")}
+def _processes_of(job_id: str) -> list[str]:
+    """What still runs of a job on this machine, which is all of its nodes."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("SLURM_JOB_ID") == job_id:
+                found.append(process.name())
+    return found
 
 
 @pytest.fixture
@@ -42,7 +49,6 @@ def test_ray_inside_a_job_prepares_the_same_bytes_and_leaves_nothing(
 ) -> None:
     settings = ["--input", f"{corpus}/*", "unit_bytes=4000", "vocab_size=420"]
     assert command("prepare", *settings, "--output", tmp_path / "local", "--workers", "1") == 0
-    before = _ray_processes()
     output = tmp_path / "slurm"
     file = cluster(cpus_per_node=1)
     assert command("launch", "slurm", "prepare", "--cluster", file, *settings, "--output", output) == 0
@@ -57,7 +63,7 @@ def test_ray_inside_a_job_prepares_the_same_bytes_and_leaves_nothing(
     assert load_manifest(output).units > 20
     assert "Ray on 2 nodes x 1 CPUs" in log.read_text()
     assert len(list(record.file.parent.glob(f"ray_{record.job_id}_n[12].log"))) == 2
-    assert _ray_processes() <= before
+    assert not _processes_of(record.job_id)
     logs = "".join(path.read_text() for path in record.file.parent.glob("ray_*.log"))
     assert "forcing job termination" not in logs  # Ray ended by itself
 
