@@ -116,6 +116,14 @@ def state(job_id: str) -> str:
     return past.rstrip() or f"{job_id}  no longer queued"
 
 
+def is_active(job_id: str) -> bool:
+    """Whether a job still waits or runs."""
+    try:
+        return bool(_ask("squeue", "--noheader", "--jobs", job_id).strip())
+    except SlurmError:  # so old that SLURM has forgotten it
+        return False
+
+
 def cancel(job_id: str) -> None:
     """End a job and all tasks of an array."""
     _ask("scancel", job_id)

@@ -159,8 +159,10 @@ def run_names(ladder: Path) -> list[str]:
 
 def _submit(kept: Path, script: str, files: Mapping[str, str | bytes], what: str, folder: Path, logs: str) -> None:
     from launch import slurm
-    from launch.launch_record import LaunchRecord, keep, now, write_record
+    from launch.launch_record import RECORD, LaunchRecord, keep, now, read_record, write_record
 
+    if (kept / RECORD).is_file() and slurm.is_active(earlier := read_record(folder).job_id):
+        raise ValueError(f"{folder} has job {earlier}, which waits or runs: end it by `fnet-t5 launch cancel {folder}` first")
     keep(kept, files)
     job_id = slurm.submit(kept / script)
     record = LaunchRecord.model_validate(

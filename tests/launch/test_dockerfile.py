@@ -106,6 +106,7 @@ def _script() -> str:
     """The steps of all stages as one shell script: COPY as cp, RUN as it stands, each stage with its own variables."""
     lines = ["set -eux", "rm -rf /wheels /source /opt/fnet-t5 /tmp/train.txt"]
     for stage in stages():
+        lines.append("userdel --remove fnet 2> /dev/null || true")
         lines.append("(")
         if stage.name == "train":  # the base's torch and Python: the packages that this test runs with
             lines.append(

@@ -54,9 +54,18 @@ def assert_equals_a_local_run(recipe: Path, tmp_path: Path, environment: dict[st
 
 
 def test_a_job_that_saved_on_sigusr1_is_requeued_and_ends_equal_to_a_local_run(
-    submit: Callable[..., Any], assert_equals_a_local_run: Callable[[Path], None], jobs: Any
+    submit: Callable[..., Any],
+    assert_equals_a_local_run: Callable[[Path], None],
+    jobs: Any,
+    command: Callable[..., int],
+    cluster: Callable[..., str],
+    recipe: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run, job_id, log = submit()
+    again = ["launch", "slurm", "train", recipe, "--cluster", cluster(), "--output", run, f"train.steps={STEPS}"]
+    assert command(*again) == 1
+    assert f"{run} has job {job_id}, which waits or runs" in capsys.readouterr().err
     jobs.logged(run / "metrics.jsonl", 3, log)
     # What --signal sends before the limit, to the same processes.
     subprocess.run(["scancel", "--signal=USR1", job_id], check=True)
