@@ -27,9 +27,9 @@ COPY configs configs
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM ${PYTHON_IMAGE} AS prepare
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
-RUN python -m venv /opt/fnet-t5 && useradd --create-home --non-unique --uid 1000 fnet
-ENV PATH=/opt/fnet-t5/bin:${PATH}
+# Into the image's own Python: KubeRay starts Ray from a login shell, which knows no PATH of ours.
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+RUN useradd --create-home --non-unique --uid 1000 fnet
 COPY requirements.lock /tmp/requirements.lock
 COPY docker/prepare.txt /tmp/prepare.txt
 RUN pip install --requirement /tmp/prepare.txt --constraint /tmp/requirements.lock

@@ -104,7 +104,7 @@ def _mount(folder: Path) -> str:
 
 def _script() -> str:
     """The steps of all stages as one shell script: COPY as cp, RUN as it stands, each stage with its own variables."""
-    lines = ["set -eux", "rm -rf /wheels /source /opt/fnet-t5 /tmp/train.txt"]
+    lines = ["set -eux", "rm -rf /wheels /source /tmp/train.txt"]
     for stage in stages():
         lines.append("userdel --remove fnet 2> /dev/null || true")
         lines.append("(")

@@ -77,12 +77,20 @@ def test_a_job_that_saved_on_sigusr1_is_requeued_and_ends_equal_to_a_local_run(
     assert_equals_a_local_run(run)
 
 
-def test_a_failing_job_ends_its_log_with_the_ranks_error(submit: Callable[..., Any], jobs: Any) -> None:
+def test_a_failing_job_ends_its_log_with_the_ranks_error(
+    submit: Callable[..., Any], jobs: Any, command: Callable[..., int], capfd: pytest.CaptureFixture[str]
+) -> None:
     run, job_id, log = submit("optimizer.learning_rate=1e30", "train.max_skips=2")
     assert jobs.ended(job_id, log) == "FAILED", log.read_text()
     assert read_status(run) == "failed"
     last = log.read_text().splitlines()[-4:]
     assert any(line.startswith("error: rank ") and "the run has diverged" in line for line in last), last
+    assert command("launch", "logs", run, "-n", "4") == 0
+    assert capfd.readouterr().out.splitlines()[-4:] == last
+    assert command("launch", "status", run) == 0
+    shown = capfd.readouterr().out
+    assert f"train on slurm, job {job_id}" in shown
+    assert "STATUS failed, latest checkpoint none" in shown
 
 
 @pytest.mark.slow
@@ -138,3 +146,17 @@ def test_after_max_restarts_a_job_is_not_requeued(submit: Callable[..., Any], jo
     assert jobs.ended(job_id, log) == "FAILED"
     assert read_status(run) == "preempted"
     assert f"go on with sbatch {run}/launch/train.sbatch" in log.read_text().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_cancelled_job_saves_itself_and_goes_on_when_it_is_launched_again(
+    submit: Callable[..., Any], assert_equals_a_local_run: Callable[[Path], None], jobs: Any, command: Callable[..., int]
+) -> None:
+    run, job_id, log = submit()
+    jobs.logged(run / "metrics.jsonl", 3, log)
+    assert command("launch", "cancel", run) == 0
+    assert jobs.ended(job_id, log) == "CANCELLED"
+    assert read_status(run) == "preempted"
+    run, job_id, log = submit()
+    assert jobs.ended(job_id, log) == "COMPLETED", log.read_text()
+    assert_equals_a_local_run(run)
