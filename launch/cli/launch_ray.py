@@ -29,6 +29,8 @@ _PREPARE = (
     "--output /shared/data/pile"
 )
 
+_EXAMPLE = "configs/cluster/ray.yaml"
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `fnet-t5 launch`."""
@@ -52,8 +54,8 @@ def prepare(
         str | None, typer.Option(help="The cluster's dashboard, http://HEAD:8265. Default: the cluster file's.")
     ] = None,
     cluster: Annotated[
-        str, typer.Option(metavar="YAML", help="Its size, environment and access. Default: the shipped example.")
-    ] = "configs/cluster/ray.yaml",
+        str | None, typer.Option(metavar="YAML", help="Its size, environment and access. Default: as configs/cluster/ray.yaml.")
+    ] = None,
     keep: Keep = None,
     set_: Set = None,
     dry_run: DryRun = False,
@@ -64,11 +66,11 @@ def prepare(
     from launch.launch_record import LaunchRecord, launch_folder, now, write_record
     from launch.launch_record import keep as keep_files
 
-    spec = load_cluster(cluster, set_ or [], "ray")
+    spec = load_cluster(cluster or _EXAMPLE, set_ or [], "ray")
     assert spec.ray is not None
-    address = ray_address or spec.ray.address
+    address = ray_address or (spec.ray.address if cluster else None)  # the example's is nobody's
     if address is None:
-        raise ValueError(f"{cluster}: ray.address is missing; give it there, or --ray-address http://HEAD:8265")
+        raise ValueError("no Ray cluster is named: give --ray-address http://HEAD:8265, or ray.address in a --cluster file")
     given = (input, val, test, output, tokenizer, workers, seed)
     resolved, recipe = preparation(spec, config, overrides, *given)
     relative = [str(path) for path in (resolved.output, resolved.tokenizer) if path and not path.is_absolute()]

@@ -68,8 +68,7 @@ def test_dependencies_are_installed_before_code_is_copied() -> None:
 
 
 def test_the_prepare_image_holds_parts_of_what_the_package_asks_for() -> None:
-    import tomllib
-
+    tomllib = pytest.importorskip("tomllib", reason="came with Python 3.11")
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     name = re.compile(r"[\w-]+(\[\w+\])?")
     asked = {name.match(line)[0] for line in [*project["dependencies"], *project["optional-dependencies"]["cluster"]]}  # type: ignore[index]
@@ -125,6 +124,9 @@ def _script() -> str:
                 lines.append(rest)
             elif word == "CMD" and stage.name == "prepare":
                 lines.append("fnet-t5 prepare --help > /dev/null && test -w /home/fnet && ! python -c 'import torch'")
+                # Recipes and templates came with the package.
+                launch = "fnet-t5 launch slurm prepare --cluster configs/cluster/slurm-prepare.yaml --input raw --output made"
+                lines.append(f"{launch} --dry-run > /dev/null")
             elif word == "CMD":
                 lines.append("fnet-t5 train --help > /dev/null")
         lines.append(")")

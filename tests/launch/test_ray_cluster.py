@@ -130,6 +130,8 @@ def test_an_address_that_is_no_dashboard_is_refused(command: Callable[..., int],
     assert "Ray Jobs go through the dashboard; give http://HEAD:8265" in capsys.readouterr().err
     assert command("launch", "ray", "prepare", "--input", "raw/*", "--output", "/y", "--ray-address", "http://head:8265") == 1
     assert "raw/* is a relative path" in capsys.readouterr().err
+    assert command("launch", "ray", "prepare", "--input", "/x", "--output", "/y") == 1
+    assert "no Ray cluster is named: give --ray-address http://HEAD:8265" in capsys.readouterr().err
 
 
 def test_nodes_that_do_not_come_are_said() -> None:

@@ -41,7 +41,11 @@ mkdir -p "$logs"
 echo running > "$run/STATUS"
 
 # torchrun passes SIGUSR1 on, and gives ranks the time to save, where it has these two options (PyTorch 2.13 does).
-torchrun_help=$("${step[@]}" --nodes=1 --ntasks=1 "$python" -m torch.distributed.run --help)
+if ! torchrun_help=$("${step[@]}" --nodes=1 --ntasks=1 "$python" -m torch.distributed.run --help); then
+  echo failed > "$run/STATUS"
+  echo "error: $python does not start torchrun on $head: give the nodes' Python with this package as \`python\` in the cluster file"
+  exit 1
+fi
 if [[ $torchrun_help == *--signals-to-handle* && $torchrun_help == *--shutdown-timeout* ]]; then
   # PET_NODE_RANK is torchrun's --node-rank: each task has its own. STATUS decides below, not the exit code: torchrun's is 1
   # after a signal, however well the ranks saved.

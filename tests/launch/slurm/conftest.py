@@ -34,7 +34,7 @@ def slurm() -> Iterator[None]:
         patch.setenv("PATH", path)
         patch.setenv("SLURM_CONF", str(FOLDER / "slurm.conf"))
         patch.delenv("RANK", raising=False)
-        was_up = subprocess.run(["scontrol", "ping"], capture_output=True, check=False).returncode == 0
+        was_up = b" UP" in subprocess.run(["scontrol", "ping"], capture_output=True, check=False).stdout
         subprocess.run([str(HERE / "start_cluster.sh"), str(FOLDER)], check=True, timeout=120)
         yield
         if not was_up:
