@@ -63,9 +63,9 @@ def _cluster(folder: Path, environment: dict[str, str]) -> Iterator[tuple[str, s
         stack.enter_context(_node(folder / "head.log", environment, *head, f"--ray-client-server-port={_free_port()}"))
         second = None
         program = [sys.executable, "-m", "launch.ray_nodes", f"127.0.0.1:{port}"]
-        subprocess.run([*program, "1", "90"], env=environment, check=True, timeout=120)
+        subprocess.run([*program, "1", "150"], env=environment, check=True, timeout=200)
         second = stack.enter_context(_node(folder / "second.log", environment, f"--address=127.0.0.1:{port}"))
-        subprocess.run([*program, "2", "90"], env=environment, check=True, timeout=120)
+        subprocess.run([*program, "2", "150"], env=environment, check=True, timeout=200)
         yield f"http://127.0.0.1:{dashboard}", second
 
 
@@ -93,7 +93,11 @@ def test_a_job_on_two_nodes_makes_the_same_bytes(
     (home / ".ray").mkdir(parents=True)
     if foreign_token:  # as an embedded Ray leaves it
         (home / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
-    access = {"HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", **({"RAY_AUTH_TOKEN": TOKEN} if mode == "token" else {})}
+    access = {
+        "HOME": str(home),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        **({"RAY_AUTH_TOKEN": TOKEN} if mode == "token" else {}),
+    }
 
     def run(*arguments: object) -> str:  # each in a process of its own: Ray's client reads its token once
         program = [sys.executable, "-c", "from launch.cli import main; main()", *map(str, arguments)]

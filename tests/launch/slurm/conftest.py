@@ -89,19 +89,20 @@ class Jobs:
 
     def ended(self, job_id: str, log: Path, timeout: float = 300) -> str:
         """The state in which the job has ended."""
-        going_on = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING")
-        self._wait(lambda: self.state(job_id) not in going_on, log, timeout)
+        ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+        self.wait(lambda: self.state(job_id) in ends, log, timeout)
         return self.state(job_id)
 
     def logged(self, file: Path, num_lines: int, log: Path, timeout: float = 120) -> None:
         """Return when a file of the job has so many lines."""
-        self._wait(lambda: file.exists() and len(file.read_bytes().splitlines()) >= num_lines, log, timeout)
+        self.wait(lambda: file.exists() and len(file.read_bytes().splitlines()) >= num_lines, log, timeout)
 
     def appeared(self, folder: Path, pattern: str, number: int, log: Path, timeout: float = 120) -> None:
         """Return when so many files are in a folder."""
-        self._wait(lambda: len(list(folder.glob(pattern))) >= number, log, timeout)
+        self.wait(lambda: len(list(folder.glob(pattern))) >= number, log, timeout)
 
-    def _wait(self, is_so: Callable[[], bool], log: Path, timeout: float) -> None:
+    def wait(self, is_so: Callable[[], bool], log: Path, timeout: float) -> None:
+        """Return when it is so."""
         deadline = time.monotonic() + timeout
         while not is_so():
             assert time.monotonic() < deadline, log.read_text() if log.exists() else "no log"
