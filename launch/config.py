@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -17,7 +17,9 @@ from pydantic import BaseModel, ValidationError
 from data_prep.files import atomic_write
 from launch.config_errors import ConfigError, Origins, explain
 from launch.recipes import find_recipe
-from pipeline.config import RunConfig, flatten
+
+if TYPE_CHECKING:  # imports torch, which preparing data does without
+    from pipeline.config import RunConfig
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -36,6 +38,8 @@ _MAY_CHANGE = {
 
 def load_run_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The training run that a recipe describes. Raises ConfigError; see `load_config`."""
+    from pipeline.config import RunConfig
+
     return load_config(RunConfig, recipe, overrides, kind="train")
 
 
@@ -98,6 +102,8 @@ def check_same_run(config: BaseModel, run_dir: Path) -> bool:
 
     Raises ConfigError where it holds another run: any key but the number of steps and the reporting intervals differs.
     """
+    from pipeline.config import flatten
+
     path = run_dir / "config.json"
     if not path.is_file():
         return False

@@ -8,6 +8,9 @@ from data_prep.files import only_writer
 from data_prep.manifest import MANIFEST_FILE, load_manifest
 from pipeline.config import RunConfig
 
+# What a launch on a cluster puts into a run folder before the run's own processes start.
+_BEFORE_THE_START = {"launch", "logs", "STATUS"}
+
 
 def check_folder(run_dir: Path) -> None:
     """Raise ValueError where `run_dir` holds something else than a run, FolderInUseError where a run is going on in it."""
@@ -17,7 +20,8 @@ def check_folder(run_dir: Path) -> None:
         raise ValueError(f"{run_dir} is a file: give another --output")
     if (run_dir / MANIFEST_FILE).exists():
         raise ValueError(f"{run_dir} holds a dataset, which a run would overwrite: give another --output")
-    if any(run_dir.iterdir()) and not (run_dir / "config.json").is_file():
+    others = {path.name for path in run_dir.iterdir()} - _BEFORE_THE_START
+    if others and not (run_dir / "config.json").is_file():
         raise ValueError(f"{run_dir} holds other files than a run's: give another --output")
     with only_writer(run_dir):
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import Annotated
@@ -18,6 +19,7 @@ from launch.cli import (
     export,
     generate,
     import_folder,
+    launch,
     plan,
     prepare,
     scaling,
@@ -42,6 +44,7 @@ COMMAND_FILES = (
     compare,
     bench,
     scaling,
+    launch,
 )
 
 
@@ -84,7 +87,8 @@ def main() -> None:
     except Exception as error:
         if options.debug:
             raise
-        typer.echo(typer.style("error: ", fg="red", bold=True) + _for_people(error), err=True)
+        rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""  # of a job's many
+        typer.echo(typer.style("error: ", fg="red", bold=True) + rank + _for_people(error), err=True)
         sys.exit(1)
 
 

@@ -18,13 +18,14 @@ _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 class ManyValuesCommand(TyperCommand):
-    """A command whose list options take every word that follows, as a shell's unquoted glob gives them.
+    """A command whose list options, but for settings, take every word that follows, as a shell's unquoted glob gives them.
 
     The values of such an option end at the next option and at a `key=value`; write `./a=b.jsonl` for a file of that form.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        many = {spelling for option in self.params if option.multiple for spelling in option.opts}
+        lists = [option for option in self.params if option.multiple and option.metavar != "KEY=VALUE"]
+        many = {spelling for option in lists for spelling in option.opts}
         return super().parse_args(ctx, repeat_options(args, many))
 
 

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from data_prep.config import PrepareConfig
+from launch.cluster_spec import LaunchSpec
 from launch.config import check_same_run, load_config, load_run_config, write_resolved
 from launch.config_errors import ConfigError, all_keys
 from launch.recipes import packaged_recipes
@@ -37,6 +38,8 @@ def test_every_shipped_recipe_loads(name: str, tmp_path: Path, monkeypatch: pyte
     kind = name.split("/")[1]
     if kind == "data":  # what to read and where to write is said on the command line
         load_config(PrepareConfig, name, [], {"input": ["raw/*.jsonl"], "output": "made"})
+    elif kind == "cluster":
+        load_config(LaunchSpec, name)
     else:
         assert kind == "train", f"say here which configuration the recipes in configs/{kind} are"
         load_run_config(name)

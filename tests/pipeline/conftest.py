@@ -1,4 +1,4 @@
-"""A small dataset folder made by the real `prepare`, and a way to start processes of the mesh."""
+"""Dataset folders made in milliseconds, and a way to start processes of the mesh."""
 
 from __future__ import annotations
 
@@ -10,40 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import orjson
 import pytest
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="session")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared rows of 24 tokens (16 + 8) from the documentation that comes with Python."""
-    from pydoc_data.topics import topics
-
-    from data_prep.config import PrepareConfig
-    from data_prep.prepare import prepare
-
-    folder = tmp_path_factory.mktemp("corpus")
-    names = sorted(topics)
-    for split, chosen in (("train", names[:-12]), ("val", names[-12:])):
-        sources = ("Python documentation", "Python topics")  # by turns
-        lines = [
-            orjson.dumps({"text": topics[name], "meta": {"pile_set_name": sources[number % 2]}})
-            for number, name in enumerate(chosen)
-        ]
-        (folder / f"{split}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    prepare(
-        PrepareConfig(
-            input=[str(folder / "train.jsonl")],
-            val=[str(folder / "val.jsonl")],
-            output=folder / "data",
-            vocab_size=600,
-            workers=1,
-            packing={"lengths": [24]},
-        )
-    )
-    return folder / "data"
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,101 @@
+"""`fnet-t5 launch ray`: data preparation as a job of a Ray cluster that is already there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.cli.arguments import ManyValuesCommand, Overrides
+from launch.cli.launch_options import (
+    DryRun,
+    Keep,
+    PrepareConfigFile,
+    PrepareInput,
+    PrepareOutput,
+    PrepareSeed,
+    PrepareTest,
+    PrepareTokenizer,
+    PrepareVal,
+    PrepareWorkers,
+    Set,
+    preparation,
+    show,
+)
+
+_PREPARE = (
+    "Example: fnet-t5 launch ray prepare --ray-address http://head:8265 --workers 64 --input '/shared/raw/*.jsonl.zst' "
+    "--output /shared/data/pile"
+)
+
+_EXAMPLE = "configs/cluster/ray.yaml"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `fnet-t5 launch`."""
+    group = typer.Typer(help="Jobs of a running Ray cluster, by Ray Jobs.", no_args_is_help=True)
+    group.callback()(lambda: None)  # a group even while it has one command
+    group.command(cls=ManyValuesCommand, epilog=_PREPARE, no_args_is_help=True)(prepare)
+    app.add_typer(group, name="ray")
+
+
+def prepare(
+    input: PrepareInput = None,
+    val: PrepareVal = None,
+    test: PrepareTest = None,
+    output: PrepareOutput = None,
+    tokenizer: PrepareTokenizer = None,
+    workers: PrepareWorkers = None,
+    seed: PrepareSeed = None,
+    config: PrepareConfigFile = None,
+    overrides: Overrides = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="The cluster's dashboard, http://HEAD:8265. Default: the cluster file's.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="YAML", help="Its size, environment and access. Default: as configs/cluster/ray.yaml.")
+    ] = None,
+    keep: Keep = None,
+    set_: Set = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Prepare data on a running Ray cluster. Quote globs, and give absolute paths: they are of the cluster's nodes."""
+    from launch import ray_cluster
+    from launch.cluster_checks import load_cluster
+    from launch.launch_record import LaunchRecord, launch_folder, now, write_record
+    from launch.launch_record import keep as keep_files
+
+    spec = load_cluster(cluster or _EXAMPLE, set_ or [], "ray")
+    assert spec.ray is not None
+    address = ray_address or (spec.ray.address if cluster else None)  # the example's is nobody's
+    if address is None:
+        raise ValueError("no Ray cluster is named: give --ray-address http://HEAD:8265, or ray.address in a --cluster file")
+    given = (input, val, test, output, tokenizer, workers, seed)
+    resolved, recipe = preparation(spec, config, overrides, *given)
+    relative = [str(path) for path in (resolved.output, resolved.tokenizer) if path and not path.is_absolute()]
+    relative += [
+        path for path in (*resolved.input, *resolved.val, *resolved.test) if not path.startswith("/") and "://" not in path
+    ]
+    if relative:
+        raise ValueError(f"{relative[0]} is a relative path, and the job starts in a folder of Ray's: give absolute ones")
+    text = ray_cluster.job_file(recipe, spec.ray.auth_mode, spec.environment)
+    show(text, resolved.output, f"{resolved.workers} workers on {address}")
+    if dry_run:
+        return
+    here = keep or Path("runs") / resolved.output.name
+    kept = launch_folder(here, "prepare")
+    keep_files(kept, {ray_cluster.JOB: text})
+    record = LaunchRecord(
+        platform="ray",
+        what="prepare",
+        name=resolved.output.name,
+        file=(kept / ray_cluster.JOB).absolute(),
+        folder=resolved.output,
+        job_id=ray_cluster.submit(address, spec.ray.auth_mode, kept / ray_cluster.JOB),
+        address=address,
+        auth_mode=spec.ray.auth_mode,
+        submitted=now(),
+    )
+    write_record(kept, record)
+    typer.echo(f"Submitted as job {record.job_id}. Follow it: fnet-t5 launch logs {here} --follow")

@@ -1,0 +1,73 @@
+"""What can be wrong with a job on a cluster, found before it is submitted: each problem with its file, key and remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from launch.cluster_spec import LaunchSpec
+from launch.config import load_config
+from launch.config_errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+# What a #SBATCH line or a file name pattern of SLURM would read as something else.
+_PLAIN_PATH = re.compile(r"[\w./+=@,:-]+")
+
+
+def load_cluster(cluster: str, overrides: Sequence[str], platform: str) -> LaunchSpec:
+    """The cluster file's `LaunchSpec`, checked. Raises ConfigError, also where the file is another platform's."""
+    spec = load_config(LaunchSpec, cluster, overrides, kind="cluster")
+    if spec.platform != platform:
+        raise ConfigError(
+            f"{cluster} is a cluster file of {spec.platform}: use `fnet-t5 launch {spec.platform} …`, or another file"
+        )
+    return spec
+
+
+def check_mesh(spec: LaunchSpec, cluster: str, config: RunConfig, recipe: str) -> None:
+    """Raise ConfigError where the cluster's processes do not make whole replicas, or the batch does not divide among them."""
+    what = f"gpus_per_node {spec.gpus_per_node}" if spec.gpus_per_node else f"{spec.ranks_per_node} processes"
+    started = f"{cluster}: nodes {spec.nodes} x {what} = {spec.num_ranks} processes"
+    try:
+        replicas = config.mesh.data_parallel(spec.num_ranks)
+        config.train.accumulation_steps(replicas)
+    except ValueError as error:
+        raise ConfigError(f"{started}, which {recipe} cannot use: {error}") from error
+    tensor = config.mesh.tensor_parallel
+    if tensor > spec.ranks_per_node:
+        raise ConfigError(
+            f"{started}; mesh.tensor_parallel {tensor} of {recipe} would reach over nodes of {spec.ranks_per_node} processes, "
+            "whose network is too slow for it: lower it, and raise mesh.pipeline_parallel instead"
+        )
+
+
+def check_on_volumes(spec: LaunchSpec, cluster: str, paths: dict[str, Path], written: frozenset[str]) -> None:
+    """Raise ConfigError where a path (by the key that gave it) lies on no claim of the pods, or on one they cannot write to."""
+    assert spec.kubernetes is not None
+    for key, path in paths.items():
+        given = PurePosixPath(path)
+        volume = next((volume for volume in spec.kubernetes.volumes if given.is_relative_to(volume.path)), None)
+        if volume is None:
+            there = ", ".join(volume.path for volume in spec.kubernetes.volumes) or "none"
+            raise ConfigError(
+                f"{cluster}: kubernetes.volumes has no persistent volume claim for {key} {path} (mounted: {there}): pods would "
+                f"lose it with their containers; add `{{claim: NAME, path: {given.parent}}}`, or move {key} there"
+            )
+        if volume.read_only and key in written:
+            raise ConfigError(
+                f"{cluster}: kubernetes.volumes mounts claim {volume.claim} at {volume.path} read_only, and {key} {path} is "
+                "written there: drop read_only, or choose another path"
+            )
+
+
+def check_plain(path: Path, option: str) -> Path:
+    """The absolute path, which SLURM must be able to read in a #SBATCH line. Raises ConfigError where it cannot."""
+    path = path.absolute()
+    if not _PLAIN_PATH.fullmatch(str(path)):
+        odd = next(character for character in str(path) if not _PLAIN_PATH.fullmatch(character))
+        raise ConfigError(f"{option} {path} holds {odd!r}, which SLURM reads as something else: give another path")
+    return path

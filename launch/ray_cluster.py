@@ -1,0 +1,105 @@
+"""A Ray cluster that is already there: a preparation as one of its jobs, through the dashboard's Ray Jobs API.
+
+The driver runs on the head node; head and workers must have this package and see the same paths. A job that is cancelled or
+loses its cluster is submitted again and goes on with what is done.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from launch.launch_record import LaunchRecord
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+JOB = "job.yaml"
+
+
+class RayClusterError(ValueError):
+    """The cluster does not answer, refuses us, or cannot run jobs."""
+
+
+def job_file(recipe: str, auth_mode: str, environment: dict[str, str]) -> str:
+    """What is submitted, as YAML: the command, and the environment that it runs in.
+
+    The recipe travels as a variable: the head node need not see the submitter's disk.
+    """
+    entrypoint = (
+        'export PYTHONSAFEPATH=1; recipe=$(mktemp --suffix=.yaml) && printf %s "$FNET_T5_RECIPE" > "$recipe" && '
+        'fnet-t5 prepare --config "$recipe" --ray-address auto'
+    )
+    # No variable that the driver sets for its workers may be among these: Ray refuses to merge the two.
+    variables = {"RAY_AUTH_MODE": auth_mode, **environment, "FNET_T5_RECIPE": recipe}
+    job = {"entrypoint": f"bash -c {shlex.quote(entrypoint)}", "runtime_env": {"env_vars": variables}}
+    return yaml.safe_dump(job, sort_keys=False, allow_unicode=True, width=120)
+
+
+def submit(address: str, auth_mode: str, job: Path) -> str:
+    """The submission id. Raises RayClusterError where no dashboard answers at `address`, or it refuses."""
+    with _client(address, auth_mode) as client:
+        return str(client.submit_job(**yaml.safe_load(job.read_text(encoding="utf-8"))))
+
+
+def state(record: LaunchRecord) -> str:
+    """The job's state and Ray's message, on one line."""
+    with _client(record.address, record.auth_mode) as client:
+        info = client.get_job_info(record.job_id)
+        return f"{record.job_id}  {info.status}  {(info.message or '').strip()}".rstrip()
+
+
+def cancel(record: LaunchRecord) -> None:
+    """Stop the job: SIGTERM to its driver, SIGKILL seconds later."""
+    with _client(record.address, record.auth_mode) as client:
+        client.stop_job(record.job_id)
+
+
+def logs(record: LaunchRecord) -> str:
+    """What the driver has printed so far."""
+    with _client(record.address, record.auth_mode) as client:
+        return str(client.get_job_logs(record.job_id))
+
+
+@contextmanager
+def _client(address: str, auth_mode: str) -> Iterator[JobSubmissionClient]:
+    """A client that says the mode aloud: a token that an earlier Ray left in the home directory must not decide."""
+    if not address.startswith(("http://", "https://")):
+        raise RayClusterError(f"--ray-address {address}: Ray Jobs go through the dashboard; give http://HEAD:8265")
+    before = os.environ.get("RAY_AUTH_MODE")
+    os.environ["RAY_AUTH_MODE"] = auth_mode
+    try:
+        from ray.job_submission import JobSubmissionClient
+
+        yield JobSubmissionClient(address)
+    except ImportError as error:
+        raise RayClusterError(f"Ray Jobs need more than plain Ray ({error}): pip install 'fnet-t5[cluster]'") from error
+    except Exception as error:
+        raise RayClusterError(f"{address}: {_first_line(error)}{_hint(error, auth_mode)}") from error
+    finally:
+        if before is None:
+            del os.environ["RAY_AUTH_MODE"]
+        else:
+            os.environ["RAY_AUTH_MODE"] = before
+
+
+def _first_line(error: Exception) -> str:
+    lines: list[Any] = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _hint(error: Exception, auth_mode: str) -> str:
+    said = f"{type(error).__name__} {error}".lower()
+    if "auth" in said or "token" in said or "401" in said or "403" in said:
+        if auth_mode == "token":
+            return "; set RAY_AUTH_TOKEN to the cluster's token, or ray.auth_mode: disabled where it has none"
+        return "; the cluster asks for a token: give ray.auth_mode: token, and RAY_AUTH_TOKEN in the environment"
+    if "connect" in said:
+        return "; is the head's dashboard (port 8265) running and reachable from here?"
+    return ""

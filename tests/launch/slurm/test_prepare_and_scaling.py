@@ -1,0 +1,99 @@
+"""Data preparation and ladders as jobs of a real SLURM."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from data_prep.files import sha256_file
+from data_prep.manifest import load_manifest
+from launch.launch_record import read_record
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_file(path) for path in folder.iterdir() if path.name != "manifest.json"}
+
+
+def _processes_of(job_id: str) -> list[str]:
+    """What still runs of a job on this machine, which is all of its nodes."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("SLURM_JOB_ID") == job_id:
+                found.append(process.name())
+    return found
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for part in range(4):
+        lines = [json.dumps({"text": f"document {part}.{i}: " + "words and words " * (i % 40)}) for i in range(600)]
+        (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("time_is_up", [False, True])
+def test_ray_inside_a_job_prepares_the_same_bytes_and_leaves_nothing(
+    time_is_up: bool, command: Callable[..., int], cluster: Callable[..., str], corpus: Path, jobs: Any, tmp_path: Path
+) -> None:
+    settings = ["--input", f"{corpus}/*", "unit_bytes=4000", "vocab_size=420"]
+    assert command("prepare", *settings, "--output", tmp_path / "local", "--workers", "1") == 0
+    output = tmp_path / "slurm"
+    file = cluster(cpus_per_node=1)
+    assert command("launch", "slurm", "prepare", "--cluster", file, *settings, "--output", output) == 0
+    record = read_record(output)
+    log = Path(record.logs)
+    if time_is_up:
+        jobs.appeared(output / ".work" / "units", "*.json", 3, log)
+        subprocess.run(["scancel", "--batch", "--signal=USR1", record.job_id], check=True)
+    assert jobs.ended(record.job_id, log) == "COMPLETED", log.read_text()
+    assert ("Time is up; requeued" in log.read_text()) == time_is_up
+    assert _hashes(output) == _hashes(tmp_path / "local")
+    assert load_manifest(output).units > 20
+    assert "Ray on 2 nodes x 1 CPUs" in log.read_text()
+    assert len(list(record.file.parent.glob(f"ray_{record.job_id}_n[12].log"))) == 2
+    assert not _processes_of(record.job_id)
+    logs = "".join(path.read_text() for path in record.file.parent.glob("ray_*.log"))
+    assert "forcing job termination" not in logs  # Ray ended by itself
+
+
+def test_a_ladder_is_an_array_of_its_runs(
+    command: Callable[..., int], cluster: Callable[..., str], jobs: Any, tmp_path: Path
+) -> None:
+    ladder = tmp_path / "ladder"
+    ladder.mkdir()
+    names = ["t5-small-1e18", "fnet_t5-small-1e18", "gpt2 small"]
+    (ladder / "ladder.json").write_text(json.dumps({"runs": [{"name": name} for name in names]}))
+    # Stands in for `fnet-t5 scaling run`: the first start of the second run saves itself and asks to be started again.
+    stand_in = tmp_path / "fnet-t5"
+    stand_in.write_text(
+        f"#!{sys.executable}\n"
+        "import sys; from pathlib import Path\n"
+        "group, verb, ladder, only, name = sys.argv[1:]\n"
+        "assert (group, verb, only) == ('scaling', 'run', '--only')\n"
+        "mark = Path(ladder) / f'{name}.begun'\n"
+        "if name.startswith('fnet') and not mark.exists():\n"
+        "    mark.touch(); sys.exit(75)\n"
+        "(Path(ladder) / f'{name}.done').touch()\n"
+    )
+    stand_in.chmod(0o755)
+    file = cluster(nodes=1, python=str(tmp_path / "python"))
+    assert command("launch", "slurm", "scaling", ladder, "--cluster", file, "--at-once", "2") == 0
+    record = read_record(ladder)
+    assert "--array=0-2%2" in record.file.read_text()
+    for task in range(3):
+        log = ladder / "logs" / f"slurm-{record.job_id}_{task}.out"
+        assert jobs.ended(f"{record.job_id}_{task}", log) == "COMPLETED", log.read_text()
+    assert sorted(path.stem for path in ladder.glob("*.done")) == sorted(names)
+    assert "Saved; requeued to go on (restart 1" in (ladder / "logs" / f"slurm-{record.job_id}_1.out").read_text()
