@@ -42,8 +42,8 @@ def prepare_script(spec: LaunchSpec, output: Path, kept: Path, recipe: Path, fol
     )
 
 
-def scaling_script(spec: LaunchSpec, ladder: Path, num_runs: int, at_once: int, plan: Path, folder: Path) -> str:
-    """The script of a ladder: an array of `num_runs` jobs, `at_once` of them together, each on one node.
+def scaling_script(spec: LaunchSpec, ladder: Path, num_runs: int, at_once: int, plan: Path, script: Path, folder: Path) -> str:
+    """The script of a ladder: an array of `num_runs` jobs, one a line of `plan`, `at_once` of them together, on one node each.
 
     Raises ValueError where the array would be larger than SLURM takes.
     """
@@ -57,7 +57,7 @@ def scaling_script(spec: LaunchSpec, ladder: Path, num_runs: int, at_once: int, 
         num_runs=num_runs,
         at_once=at_once,
         plan=plan,
-        script=ladder / "launch" / SCALING,
+        script=script,
         run_one=[_command(spec), "scaling", "run", ladder],
     )
 
@@ -93,14 +93,18 @@ def _container(spec: LaunchSpec) -> list[str]:
     return options
 
 
-def submit(script: Path) -> str:
-    """The job's number. Raises SlurmError with sbatch's own words where it refuses."""
+def submit(script: Path, after: str | None = None) -> str:
+    """The job's number; it starts once all of job `after` has ended well. Raises SlurmError with sbatch's own words."""
+    waiting = [] if after is None else [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"]
     # --parsable: NUMBER or NUMBER;CLUSTER
-    return _ask("sbatch", "--parsable", str(script)).strip().partition(";")[0]
+    return _ask("sbatch", "--parsable", *waiting, str(script)).strip().partition(";")[0]
 
 
 def state(job_id: str) -> str:
-    """One line a job or array task: number, state, time, nodes, reason, from squeue, or sacct once that has forgotten it."""
+    """One line a job or array task, of one job or several with commas between: number, state, time, nodes, reason.
+
+    From squeue, or sacct once that has forgotten it.
+    """
     try:
         queued = _ask("squeue", "--noheader", "--jobs", job_id, "--format", "%i  %T  %M of %l  %D nodes  %R")
     except SlurmError as error:
@@ -125,8 +129,8 @@ def is_active(job_id: str) -> bool:
 
 
 def cancel(job_id: str) -> None:
-    """End a job and all tasks of an array."""
-    _ask("scancel", job_id)
+    """End a job and all tasks of an array; several have commas between."""
+    _ask("scancel", *job_id.split(","))
 
 
 def _ask(program: str, *arguments: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -81,7 +81,7 @@ def train(
     if not dry_run:
         (run / "logs").mkdir(parents=True, exist_ok=True)
         files: dict[str, str | bytes] = {slurm.TRAIN: text, recipe.name: find_recipe(config, "train").read_bytes()}
-        _submit(kept, slurm.TRAIN, files, "train", run, str(run / "logs" / "slurm-{job_id}.out"))
+        _submit(kept, [slurm.TRAIN], files, "train", run, str(run / "logs" / "slurm-{job_id}.out"))
 
 
 def prepare(
@@ -113,7 +113,7 @@ def prepare(
     show(text, folder, f"{spec.nodes} Ray nodes x {spec.cpus_per_node} CPUs")
     if not dry_run:
         files = {slurm.PREPARE: text, recipe.name: recipe_text}
-        _submit(kept, slurm.PREPARE, files, "prepare", folder, str(kept / "slurm-{job_id}.out"))
+        _submit(kept, [slurm.PREPARE], files, "prepare", folder, str(kept / "slurm-{job_id}.out"))
 
 
 def scaling(
@@ -131,46 +131,57 @@ def scaling(
     spec = load_cluster(cluster, set_ or [], "slurm")
     assert spec.slurm is not None
     ladder = check_plain(ladder, "LADDER")
-    names = run_names(ladder)
     kept = launch_folder(ladder, "scaling")
-    plan = kept / "plan.txt"
     folder = check_plain(Path.cwd(), "the current folder")
-    text = slurm.scaling_script(spec, ladder, len(names), at_once or spec.slurm.at_once, plan, folder)
-    show(text, ladder, f"{len(names)} runs, {at_once or spec.slurm.at_once} at a time")
+    together = at_once or spec.slurm.at_once
+    files: dict[str, str | bytes] = {}
+    scripts: list[str] = []
+    for phase, names in run_names(ladder).items():
+        script, plan = (slurm.SCALING, "plan.txt") if phase == "main" else (f"{phase}-{slurm.SCALING}", f"{phase}.txt")
+        text = slurm.scaling_script(spec, ladder, len(names), together, kept / plan, kept / script, folder)
+        show(text, ladder, f"{len(names)} {phase} runs, {together} at a time" + (", after those before" if scripts else ""))
+        files |= {script: text, plan: "".join(f"{name}\n" for name in names)}
+        scripts.append(script)
     if not dry_run:
         (ladder / "logs").mkdir(exist_ok=True)
-        files = {slurm.SCALING: text, plan.name: "".join(f"{name}\n" for name in names)}
-        _submit(kept, slurm.SCALING, files, "scaling", ladder, str(ladder / "logs" / "slurm-{job_id}_*.out"))
+        logs = str(ladder / "logs" / ("slurm-*_*.out" if len(scripts) > 1 else "slurm-{job_id}_*.out"))
+        _submit(kept, scripts, files, "scaling", ladder, logs)
 
 
-def run_names(ladder: Path) -> list[str]:
-    """The runs of a ladder folder by name, in its order. Raises ValueError where it is none."""
+def run_names(ladder: Path) -> dict[str, list[str]]:
+    """The runs of a ladder folder by phase, sweeps before the runs that need them. Raises ValueError where it is none."""
     path = ladder / LADDER
     if not path.is_file():
         raise ValueError(f"{ladder} is no ladder: it has no {LADDER}; make one by `fnet-t5 scaling plan`")
+    names: dict[str, list[str]] = {"sweep": [], "main": []}
     try:
-        names = [str(run["name"]) for run in json.loads(path.read_bytes())["runs"]]
-    except (ValueError, KeyError, TypeError) as error:
+        for run in json.loads(path.read_bytes())["runs"]:
+            names[run.get("phase", "main")].append(str(run["name"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} lists no runs ({type(error).__name__}: {error}): plan the ladder again") from error
-    if not names:
+    if not any(names.values()):
         raise ValueError(f"{path} lists no runs: plan the ladder again")
-    return names
+    return {phase: group for phase, group in names.items() if group}
 
 
-def _submit(kept: Path, script: str, files: Mapping[str, str | bytes], what: str, folder: Path, logs: str) -> None:
+def _submit(kept: Path, scripts: Sequence[str], files: Mapping[str, str | bytes], what: str, folder: Path, logs: str) -> None:
+    """Submit scripts, each to start after the one before it."""
     from launch import slurm
     from launch.launch_record import RECORD, LaunchRecord, keep, now, read_record, write_record
 
     if (kept / RECORD).is_file() and slurm.is_active(earlier := read_record(folder).job_id):
         raise ValueError(f"{folder} has job {earlier}, which waits or runs: end it by `fnet-t5 launch cancel {folder}` first")
     keep(kept, files)
-    job_id = slurm.submit(kept / script)
+    jobs: list[str] = []
+    for script in scripts:
+        jobs.append(slurm.submit(kept / script, jobs[-1] if jobs else None))
+    job_id = ",".join(jobs)
     record = LaunchRecord.model_validate(
         {
             "platform": "slurm",
             "what": what,
             "name": folder.name,
-            "file": kept / script,
+            "file": kept / scripts[-1],
             "folder": folder,
             "job_id": job_id,
             "logs": logs.format(job_id=job_id),

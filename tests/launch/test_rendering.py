@@ -55,6 +55,7 @@ CASES: dict[str, Callable[[], str]] = {
         24,
         6,
         Path("/shared/ladder/launch/plan.txt"),
+        Path("/shared/ladder/launch/scaling.sbatch"),
         HOME,
     ),
     "jobset.yaml": lambda: kubernetes.train_manifest(spec("kubernetes", "time_limit=1-00:00:00"), RUN, RECIPE, OVERRIDES),

@@ -68,14 +68,15 @@ def test_ray_inside_a_job_prepares_the_same_bytes_and_leaves_nothing(
     assert "forcing job termination" not in logs  # Ray ended by itself
 
 
-def test_a_ladder_is_an_array_of_its_runs(
+def test_a_ladder_is_two_arrays_its_sweeps_and_then_its_runs(
     command: Callable[..., int], cluster: Callable[..., str], jobs: Any, tmp_path: Path
 ) -> None:
     ladder = tmp_path / "ladder"
     ladder.mkdir()
-    names = ["t5-small-1e18", "fnet_t5-small-1e18", "gpt2 small"]
-    (ladder / "ladder.json").write_text(json.dumps({"runs": [{"name": name} for name in names]}))
-    # Stands in for `fnet-t5 scaling run`: the first start of the second run saves itself and asks to be started again.
+    names = {"sweep": ["sweep-t5"], "main": ["t5-small-1e18", "gpt2 small"]}
+    runs = [{"name": name, "phase": phase} for phase in ("main", "sweep") for name in names[phase]]
+    (ladder / "ladder.json").write_text(json.dumps({"runs": runs}))
+    # Stands in for `fnet-t5 scaling run`: the sweep's first start saves itself, and no run may start before the sweep is done.
     stand_in = tmp_path / "fnet-t5"
     stand_in.write_text(
         f"#!{sys.executable}\n"
@@ -83,17 +84,21 @@ def test_a_ladder_is_an_array_of_its_runs(
         "group, verb, ladder, only, name = sys.argv[1:]\n"
         "assert (group, verb, only) == ('scaling', 'run', '--only')\n"
         "mark = Path(ladder) / f'{name}.begun'\n"
-        "if name.startswith('fnet') and not mark.exists():\n"
+        "if name == 'sweep-t5' and not mark.exists():\n"
         "    mark.touch(); sys.exit(75)\n"
+        "assert name == 'sweep-t5' or (Path(ladder) / 'sweep-t5.done').exists()\n"
         "(Path(ladder) / f'{name}.done').touch()\n"
     )
     stand_in.chmod(0o755)
     file = cluster(nodes=1, python=str(tmp_path / "python"))
     assert command("launch", "slurm", "scaling", ladder, "--cluster", file, "--at-once", "2") == 0
     record = read_record(ladder)
-    assert "--array=0-2%2" in record.file.read_text()
-    for task in range(3):
-        log = ladder / "logs" / f"slurm-{record.job_id}_{task}.out"
-        assert jobs.ended(f"{record.job_id}_{task}", log) == "COMPLETED", log.read_text()
-    assert sorted(path.stem for path in ladder.glob("*.done")) == sorted(names)
-    assert "Saved; requeued to go on (restart 1" in (ladder / "logs" / f"slurm-{record.job_id}_1.out").read_text()
+    sweeps, mains = record.job_id.split(",")
+    assert "--array=0-1%2" in record.file.read_text()
+    for job, task in ((sweeps, 0), (mains, 0), (mains, 1)):
+        log = ladder / "logs" / f"slurm-{job}_{task}.out"
+        assert jobs.ended(f"{job}_{task}", log) == "COMPLETED", log.read_text()
+    assert sorted(path.stem for path in ladder.glob("*.done")) == sorted(names["sweep"] + names["main"])
+    assert "Saved; requeued to go on (restart 1" in (ladder / "logs" / f"slurm-{sweeps}_0.out").read_text()
+    assert command("launch", "status", ladder) == 0
+    assert command("launch", "cancel", ladder) == 0
