@@ -12,16 +12,17 @@ from pathlib import Path
 
 from data_prep.files import sha256_file
 from data_prep.manifest import MANIFEST_FILE
-from launch.config import write_resolved
+from launch.config import check_same_run, write_resolved
 from launch.exit_codes import STOPPED_EXITS
 from launch.local import run_local
-from launch.preflight import check_data
+from launch.preflight import check_data, check_folder
 from pipeline.config import RunConfig
 from pipeline.run_folder import read_status, settle_status
 from pipeline.scaling.ladder import Ladder, PlannedRun
 from pipeline.scaling.learning_rates import has_diverged, next_rate, rate_for, read_optimum, tries_of, write_optimum
 from pipeline.scaling.run_configs import run_config, runs_of, sweep_folder
 from pipeline.scaling.states import YARDSTICK, write_yardstick
+from pipeline.yardstick import overall
 
 Say = Callable[[str], None]
 
@@ -104,7 +105,10 @@ def _main(folder: Path, ladder: Ladder, run: PlannedRun, parent: str | None, say
 
 
 def _prepare(path: Path, config: RunConfig) -> None:
-    if not path.exists():
+    if path.exists():
+        check_folder(path)
+        check_same_run(config, path)
+    else:
         check_data(config)
     write_resolved(config, path)
 
@@ -128,15 +132,19 @@ def _measure(path: Path, ladder: Ladder) -> None:
     """Score a finished run on the yardstick; the prefix is as long as the encoder, the suffix as the decoder."""
     if (path / YARDSTICK).is_file():
         return
+    data = ladder.recipe.data
+    measure(path, data.encoder_length, data.decoder_length, ladder.recipe.yardstick.rows_per_source)
+
+
+def measure(run: Path, prefix: int, suffix: int, rows: int) -> float:
+    """Score a run on the yardstick, keep the result in its folder, and return bits per byte of all sources together.
+
+    Raises ValueError for a run without a checkpoint, and for one whose scores are not finite.
+    """
     from pipeline.evaluate import evaluate_sources
 
-    data = ladder.recipe.data
-    scores = evaluate_sources(
-        path,
-        prefix_length=data.encoder_length,
-        suffix_length=data.decoder_length,
-        rows_per_source=ladder.recipe.yardstick.rows_per_source,
-    )
+    scores = evaluate_sources(run, prefix_length=prefix, suffix_length=suffix, rows_per_source=rows)
     if not all(math.isfinite(one.nll) for one in scores.values()):
-        raise ValueError(f"{path.name} scores no finite number on held-out text: it has diverged")
-    write_yardstick(path, data.encoder_length, data.decoder_length, scores)
+        raise ValueError(f"{run} scores no finite number on held-out text: it has diverged")
+    write_yardstick(run, prefix, suffix, scores)
+    return overall(scores).bits_per_byte

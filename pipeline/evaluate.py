@@ -132,17 +132,20 @@ def evaluate_sources(
     """The common yardstick on each source's fixed rows: suffixes given prefixes, whatever the run was trained on.
 
     The prefix is as long as the run's encoder by default. Two runs compare where the lengths and the dataset folder are
-    the same.
+    the same. A GPU is used where there is one.
     """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, config, _ = load_model(run, step)
+    model.to(device)
     data, tokenizer = config.data, load_tokenizer(run / TOKENIZER_FILE)
     prefix = data.encoder_length if prefix_length is None else prefix_length
     objective = yardstick_objective(config.model.architecture, data.encoder_length, prefix, suffix_length, start_id(tokenizer))
     sets = evaluation_sets(data.path, split, prefix + suffix_length, rows_per_source, shortest=prefix + 1)
 
     def nll(batch: AnyBatch) -> NDArray[np.floating]:
-        inputs = model.inputs(tuple(map(torch.from_numpy, batch.inputs)))
-        return model.factory.cross_entropy(model(inputs), torch.from_numpy(batch.losses[0][0])).numpy()
+        inputs = model.inputs(tuple(torch.from_numpy(part).to(device) for part in batch.inputs))
+        targets = torch.from_numpy(batch.losses[0][0]).to(device)
+        return model.factory.cross_entropy(model(inputs), targets).cpu().numpy()
 
     return score(sets, objective, nll, token_byte_lengths(tokenizer), config.train.micro_batch_size)
 

@@ -75,9 +75,21 @@ def open_parent(folder: Path, experiment: str, name: str, tags: Mapping[str, str
             f"MLflow at {tracking_uri()} gives no parent run ({type(error).__name__}): runs stand alone", stacklevel=2
         )
         return None
-    with atomic_write(path) as file:
-        file.write(run_id.encode() + b"\n")
+    try:
+        with path.open("x") as file:  # of several processes that begin a sweep together, one opens its run
+            file.write(run_id + "\n")
+    except FileExistsError:
+        client.delete_run(run_id)
+        return path.read_text().strip()
     return run_id
+
+
+def close_parent(folder: Path) -> None:
+    """Mark the MLflow run of a sweep as finished; a server that is away stops nothing."""
+    from mlflow.tracking import MlflowClient
+
+    with suppress(Exception):
+        MlflowClient(tracking_uri=tracking_uri()).set_terminated((folder / RUN_ID_FILE).read_text().strip(), status="FINISHED")
 
 
 def _experiment_id(client: Any, name: str) -> str:

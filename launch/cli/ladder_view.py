@@ -58,11 +58,12 @@ def show_plan(ladder: Ladder) -> None:
 
 def show_states(folder: Path, states: Sequence[RunState]) -> None:
     table = Table(box=box.SIMPLE_HEAD, title=str(folder), title_justify="left")
-    for name in ("run", "state", ""):
-        table.add_column(name)
+    table.add_column("run", no_wrap=True)
+    table.add_column("state")
+    table.add_column("", overflow="fold")
     for state in states:
         table.add_row(state.run.name, state.state, state.detail)
-    console = Console()
+    console = Console(width=max(_WIDTH, Console().width))
     console.print(table)
     counted = Counter(state.state for state in states)
     console.print(", ".join(f"{count} {state}" for state, count in counted.items()))

@@ -32,6 +32,9 @@ def register(app: typer.Typer) -> None:
     group.command(
         epilog="Example: fnet-t5 scaling report runs/cpu-smoke/ladder --output runs/cpu-smoke/report", no_args_is_help=True
     )(report)
+    group.command(epilog="Example: fnet-t5 scaling measure runs/t5 runs/gpt2 --prefix 512 --suffix 128", no_args_is_help=True)(
+        measure
+    )
     group.command(epilog="Example: fnet-t5 scaling status runs/cpu-smoke/ladder", no_args_is_help=True)(status)
     app.add_typer(group, name="scaling")
 
@@ -72,7 +75,7 @@ def run(
     from launch.exit_codes import PREEMPTED_EXIT
     from pipeline.scaling.ladder import read_ladder
     from pipeline.scaling.states import state_of
-    from pipeline.tracking import open_parent
+    from pipeline.tracking import close_parent, open_parent
 
     ladder = read_ladder(folder)
     chosen = [ladder.run(name) for name in only] if only else list(ladder.runs)
@@ -95,11 +98,26 @@ def run(
     todo = [one for one in chosen if state_of(folder, ladder, one).state != "complete"]
     typer.echo(f"{len(chosen) - len(todo)} of {len(chosen)} runs are complete; {jobs} side by side, logs in {folder / 'logs'}")
     outcome = Pool(folder, ladder, jobs, minutes, typer.echo).run(todo)
+    if parent is not None and all(state_of(folder, ladder, one).state == "complete" for one in ladder.runs):
+        close_parent(folder)
     typer.echo(f"{outcome.done} runs brought to their end, {len(outcome.failed)} failed, {outcome.left} left")
     if outcome.failed:
         raise ValueError(f"failed: {', '.join(outcome.failed)}. Mend the cause and give the same command again")
     if outcome.left:
         raise typer.Exit(PREEMPTED_EXIT)
+
+
+def measure(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS…", help="Run folders that no ladder planned.")],
+    prefix: Annotated[int, typer.Option(help="Tokens given: at most the encoders' length.", min=1)],
+    suffix: Annotated[int, typer.Option(help="Tokens to be written.", min=1)],
+    rows: Annotated[int, typer.Option(help="Rows of each source.", min=1)] = 256,
+) -> None:
+    """Score runs on the yardstick, so that `scaling report` can compare other objectives and architectures by it."""
+    from launch.ladder import measure as measure_run
+
+    for folder in runs:
+        typer.echo(f"{folder}: {measure_run(folder, prefix, suffix, rows):.4f} bits per byte")
 
 
 def status(folder: Folder) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,17 +103,21 @@ def _of_ladder(folder: Path, ladder: Ladder, run: PlannedRun, end: End) -> RunRe
         config = json.loads(config_file.read_bytes())
         if config["train"]["steps"] != end.steps or config["train"]["seed"] != run.seed:
             return Excluded(str(folder), "is not the run that was planned: its steps or its seed differ")
-    return _result(folder, run.arm, end.budget, run.size)
+    result = _result(folder, run.arm, end.budget, run.size, True)
+    if isinstance(result, RunResult) and result.point.problem is None and _set_of(result) == "prefix_lm" and not result.sources:
+        return Excluded(str(folder), "was not scored on the yardstick yet: bring it to its end by `fnet-t5 scaling run`")
+    return result
 
 
 def _singles(folders: Sequence[Path]) -> list[RunResult | Excluded]:
     """Run folders that no ladder planned: the arm from the model, the budget from what was spent."""
+    are_measured = all((folder / YARDSTICK).is_file() for folder in folders)
     found: list[RunResult | Excluded] = []
     for folder in folders:
-        config_file = folder / "config.json"
-        model = json.loads(config_file.read_bytes())["model"] if config_file.is_file() else {}
+        model = _model_section(folder / "config.json")
         size = model.get("size", "custom")
-        found.append(_result(folder, _arm_of(model), 0.0, f"d{model.get('d_model')}" if size == "custom" else size))
+        size = f"d{model.get('d_model')}" if size == "custom" else size
+        found.append(_result(folder, _arm_of(model), 0.0, size, are_measured))
     results = sorted((one for one in found if isinstance(one, RunResult)), key=lambda one: one.point.flops)
     first = 0.0
     budgets: dict[str, float] = {}
@@ -123,6 +128,14 @@ def _singles(folders: Sequence[Path]) -> list[RunResult | Excluded]:
         replace(one, point=replace(one.point, budget=budgets[one.point.run])) if isinstance(one, RunResult) else one
         for one in found
     ]
+
+
+def _model_section(config_file: Path) -> dict[str, Any]:
+    """Empty where there is none; `read_run` then says what is wrong with the file."""
+    with suppress(OSError, ValueError, KeyError):
+        section: dict[str, Any] = json.loads(config_file.read_bytes())["model"]
+        return section
+    return {}
 
 
 def _arm_of(model: dict[str, Any]) -> str:
@@ -137,7 +150,8 @@ def _arm_of(model: dict[str, Any]) -> str:
     return name + mixing + kept + wide
 
 
-def _result(folder: Path, arm: str, budget: float, size: str) -> RunResult | Excluded:
+def _result(folder: Path, arm: str, budget: float, size: str, on_yardstick: bool) -> RunResult | Excluded:
+    """The end of a run, measured by the yardstick where that is asked for and was applied, else by its own loss."""
     point = read_run(folder, arm=arm, budget=budget, size=size)
     if isinstance(point, Excluded):
         return point
@@ -146,7 +160,7 @@ def _result(folder: Path, arm: str, budget: float, size: str) -> RunResult | Exc
     last = rows[-1]
     objective = str(config["data"]["objective"]["name"])
     own_loss, sources = point.loss, {}
-    if objective in ("prefix_lm", "causal_lm") and (folder / YARDSTICK).is_file() and point.problem is None:
+    if on_yardstick and objective in ("prefix_lm", "causal_lm") and (folder / YARDSTICK).is_file() and point.problem is None:
         measured = json.loads((folder / YARDSTICK).read_bytes())
         sources = {name: float(one["bits_per_byte"]) for name, one in measured["sources"].items() if name != ALL}
         whole = measured["sources"][ALL]

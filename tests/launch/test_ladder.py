@@ -128,6 +128,7 @@ def test_runs_stand_under_one_mlflow_parent(ladder: Path, place: Path) -> None:
     children = [tags["mlflow.runName"] for tags in runs.values() if tags.get("mlflow.parentRunId") == parent]
     assert set(children) == {path.name for path in runs_of(ladder).iterdir() if (path / "config.json").is_file()}
     assert runs[parent]["ladder.sha256"] == read_ladder(ladder).sha256
+    assert client.get_run(parent).info.status == "FINISHED"
 
 
 def test_complete_runs_are_passed_over_and_a_report_is_written(

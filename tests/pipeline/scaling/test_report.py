@@ -192,6 +192,7 @@ def test_runs_that_are_no_results_are_named_and_left_out(hurt: Path, tmp_path: P
     (runs / "fnet_t5-d64-seed1-b1" / "metrics.jsonl").unlink()
     write_status(runs / "fnet_t5-d64-seed2-b1", "preempted")
     (runs / "gpt2-d64-seed0-b1" / "checkpoints" / "latest").unlink()
+    (runs / "t5-d96-seed0-b1" / "yardstick.json").unlink()
     edit_metrics(runs / "ff_only-d64-seed0-b1", raw_tokens=5 * 10**9)
     copy = runs / "t5-d32-seed0-b1"
     made = make_report([hurt, Path(shutil.copytree(copy, tmp_path / "copy"))], tmp_path / "page", None, None, "")
@@ -201,6 +202,7 @@ def test_runs_that_are_no_results_are_named_and_left_out(hurt: Path, tmp_path: P
     assert "missing file: metrics.jsonl" in reasons["fnet_t5-d64-seed1-b1"]
     assert "preempted" in reasons["fnet_t5-d64-seed2-b1"]
     assert "missing file: latest" in reasons["gpt2-d64-seed0-b1"]
+    assert "was not scored on the yardstick" in reasons["t5-d96-seed0-b1"]
     assert "repeats its data 5.0 times" in reasons["ff_only-d64-seed0-b1"]
     page = (tmp_path / "page" / "index.html").read_text()
     assert all(name in page.split("Excluded runs")[-1] for name in reasons)
@@ -244,6 +246,16 @@ def test_runs_without_a_ladder_are_told_apart_by_their_models(hurt: Path, tmp_pa
     assert {pair["arm"] for pair in fits["pairs"]} == {"fnet_t5", "ff_only"}
     assert fits["noise"]["dof"] == 4
     assert answer[0].startswith("No compute multiplier can be given")
+
+
+def test_runs_of_which_some_have_no_yardstick_are_compared_by_their_own_loss(hurt: Path, tmp_path: Path) -> None:
+    runs = [runs_of(hurt) / name for name in ("t5-d64-seed0-b1", "fnet_t5-d64-seed0-b1")]
+    (runs[0] / "yardstick.json").unlink()
+    _, fits = report(runs, tmp_path / "page")
+    assert fits["measure"].startswith("nats per target token")
+    runs.append(runs_of(hurt) / "gpt2-d64-seed0-b1")
+    with pytest.raises(ValueError, match="fnet-t5 scaling measure"):
+        report(runs, tmp_path / "page")
 
 
 def test_the_noise_floor_takes_one_end_of_each_run(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
