@@ -7,8 +7,10 @@ smaller budget, and scores each end on the yardstick. What is complete is passed
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 
 from data_prep.files import sha256_file
 from data_prep.manifest import MANIFEST_FILE
@@ -29,6 +31,16 @@ Say = Callable[[str], None]
 
 class PreemptedError(Exception):
     """A training was asked to stop, and has saved itself."""
+
+
+def stop_between_trainings() -> None:
+    """Have SIGTERM and SIGUSR1 raise PreemptedError while nothing trains; a training takes them over and saves itself."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise PreemptedError("asked to stop; the same command goes on")
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, stop)
 
 
 def check_ladder_data(ladder: Ladder) -> None:

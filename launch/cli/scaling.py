@@ -85,8 +85,9 @@ def run(
         tags = {"ladder.sha256": ladder.sha256, "mlflow.note.content": "\n".join(ladder.recipe.hypotheses)}
         parent = open_parent(folder, tracking.experiment, ladder.recipe.name, tags)
     if only and len(only) == 1 and minutes is None:
-        from launch.ladder import PreemptedError, execute
+        from launch.ladder import PreemptedError, execute, stop_between_trainings
 
+        stop_between_trainings()
         try:
             execute(folder, ladder, chosen[0], parent, typer.echo)
         except PreemptedError as stopped:

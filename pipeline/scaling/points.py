@@ -130,7 +130,7 @@ def check_runs(runs: Sequence[Point | Excluded]) -> Ladder:
         kept,
         "measures of loss",
         lambda point: point.measure,
-        "compare one objective at a time, or give all of them bits per byte of the same suffixes (fnet-t5 scaling measure RUNS…)",
+        "compare one objective at a time, or give all bits per byte of the same suffixes: fnet-t5 scaling measure RUNS…",
     )
     return Ladder(tuple(kept), tuple(excluded))
 

@@ -106,6 +106,9 @@ def test_a_branch_equals_the_run_that_was_trained_without_one(
     subprocess.run([sys.executable, "-c", code], env=settings, check=True, capture_output=True, timeout=300)
     assert losses(runs_of(ladder) / name) == losses(alone)
     assert len(losses(alone)) > 5
+    scored = fnet_t5(place, module_environment, "scaling", "measure", alone, "--prefix", 16, "--suffix", 8, "--rows", 8)
+    assert scored.returncode == 0, scored.stderr
+    assert read_yardstick(alone) == read_yardstick(runs_of(ladder) / name)
 
 
 def test_every_end_is_measured_on_the_same_text(ladder: Path) -> None:
