@@ -14,6 +14,7 @@ from launch.config import check_same_run, load_config, load_run_config, write_re
 from launch.config_errors import ConfigError, all_keys
 from launch.recipes import packaged_recipes
 from pipeline.config import RunConfig
+from pipeline.scaling.recipe import LadderRecipe
 
 DEMO = "configs/train/demo.yaml"
 
@@ -40,6 +41,8 @@ def test_every_shipped_recipe_loads(name: str, tmp_path: Path, monkeypatch: pyte
         load_config(PrepareConfig, name, [], {"input": ["raw/*.jsonl"], "output": "made"})
     elif kind == "cluster":
         load_config(LaunchSpec, name)
+    elif kind == "scaling":
+        load_config(LadderRecipe, name)
     else:
         assert kind == "train", f"say here which configuration the recipes in configs/{kind} are"
         load_run_config(name)
