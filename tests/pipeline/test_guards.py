@@ -152,6 +152,7 @@ def test_signals_are_remembered(number: signal.Signals) -> None:
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     try:
         stop = StopSignal()
+        stop.install()
         os.kill(os.getpid(), number)
         assert stop.received
     finally:
