@@ -90,6 +90,7 @@ def launcher(environment: dict[str, str], run: Path) -> Callable[..., list[str]]
         program = (
             "import signal, sys; from pathlib import Path; from launch.local import run_local\n"
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs of a shell start with it ignored
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # and those of nohup with this one
             f"sys.exit(run_local(Path({str(run)!r}), {processes}, worker=Path({str(worker)!r}), **{options!r}))"
         )
         return [sys.executable, "-c", program]
