@@ -24,7 +24,7 @@ from pipeline.scaling.intervals import NUM_DRAWS, Interval
 from pipeline.scaling.isoflop import exponent_intervals, fit_isoflops, isoflop_design
 from pipeline.scaling.ladder import EQUAL_PARAMETERS
 from pipeline.scaling.noise import NoiseFloor, noise_floor, smallest_difference
-from pipeline.scaling.overlap import overlap_multiplier
+from pipeline.scaling.overlap import minima_bias, overlap_multiplier
 from pipeline.scaling.points import Columns, Floats, Point, columns
 from pipeline.scaling.results import ResultSet
 from pipeline.scaling.runs import Curve
@@ -294,9 +294,11 @@ def _compare(baseline: Sequence[Point], points: Sequence[Point], num_draws: int)
             isoflop_design(arm.name, arm.runs, np.array([point.budget for point in group]))
             for arm, group in ((first, baseline), (second, points))
         )
-        return overlap_multiplier(
-            (first.name, second.name), (designs[0], designs[1]), paired_runs(first, second), _generator(), num_draws
-        )
+        pairs, both = paired_runs(first, second), (designs[0], designs[1])
+        bias = minima_bias((first, second), both)
+        if not math.isfinite(bias):
+            raise ValueError("what parabolas get wrong in this design is not known: the fitted surfaces' minima do not overlap")
+        return overlap_multiplier((first.name, second.name), both, pairs, _generator(), num_draws, bias)
 
     low = max(min(point.flops for point in group) for group in (baseline, points))
     return Comparison(
