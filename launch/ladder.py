@@ -82,10 +82,10 @@ def _sweep(folder: Path, ladder: Ladder, run: PlannedRun, parent: str | None, sa
                 raise ValueError(f"{run.name}: {error}") from error
             if further is None:
                 break
-            rates, todo = (*rates, further), [further]
-            if tries_of(folder, run, (further,)):
-                continue
-            say(f"{run.name}: the best rate lies at the edge, {further:.3g} comes next")
+            rates = (*rates, further)
+            continue
+        if todo[0] not in run.rates:
+            say(f"{run.name}: the best rate lies at the edge, {todo[0]:.3g} comes next")
         folders = [runs_of(folder) / sweep_folder(run, rate) for rate in todo]
         for path, rate in zip(folders, todo, strict=True):
             _prepare(path, run_config(ladder, run, run.ends[0], rate, parent))

@@ -21,11 +21,11 @@ from pipeline.scaling.envelope import envelope_intervals, fit_envelope
 from pipeline.scaling.frontier import frontier
 from pipeline.scaling.holdout import HeldOut, hold_out_largest
 from pipeline.scaling.intervals import NUM_DRAWS, Interval
-from pipeline.scaling.isoflop import exponent_intervals, fit_isoflops, isoflop_design
+from pipeline.scaling.isoflop import Design, exponent_intervals, fit_isoflops, isoflop_design
 from pipeline.scaling.ladder import EQUAL_PARAMETERS
 from pipeline.scaling.noise import NoiseFloor, noise_floor, smallest_difference
 from pipeline.scaling.overlap import minima_bias, overlap_multiplier
-from pipeline.scaling.points import Columns, Floats, Point, columns
+from pipeline.scaling.points import Floats, Point, columns
 from pipeline.scaling.results import ResultSet
 from pipeline.scaling.runs import Curve
 
@@ -157,6 +157,7 @@ def analyse(results: ResultSet, baseline: str, num_draws: int = NUM_DRAWS) -> An
     points = results.checked.points
     arms = list(dict.fromkeys(point.arm for point in points))
     by_arm = {arm: [point for point in points if point.arm == arm] for arm in arms}
+    fitted = {arm: _try(partial(fit_arm, arm, by_arm[arm])) for arm in arms}
     noise = _try(lambda: noise_floor(_independent(points)))
     return Analysis(
         name=results.name,
@@ -164,9 +165,11 @@ def analyse(results: ResultSet, baseline: str, num_draws: int = NUM_DRAWS) -> An
         baseline=baseline,
         noise=noise,
         smallest=None if isinstance(noise, Refused) else math.expm1(smallest_difference(noise.deviation, 1, noise.dof)),
-        fits=tuple(_fit(arm, by_arm[arm], num_draws) for arm in arms),
+        fits=tuple(_fit(arm, fitted[arm], by_arm[arm], num_draws) for arm in arms),
         comparisons=tuple(
-            _compare(by_arm[baseline], by_arm[arm], num_draws) for arm in arms if arm != baseline and baseline in by_arm
+            _compare((fitted[baseline], fitted[arm]), (by_arm[baseline], by_arm[arm]), num_draws)
+            for arm in arms
+            if arm != baseline and baseline in by_arm
         ),
         pairs=tuple(_pairs(points, baseline, noise)),
     )
@@ -194,8 +197,7 @@ def _generator() -> np.random.Generator:
     return np.random.default_rng(_SEED)
 
 
-def _fit(name: str, points: Sequence[Point], num_draws: int) -> ArmFit:
-    arm = _try(lambda: fit_arm(name, points))
+def _fit(name: str, arm: Arm | Refused, points: Sequence[Point], num_draws: int) -> ArmFit:
     if isinstance(arm, Refused):
         return ArmFit(name, len(points), arm, arm, arm, arm)
     draws = _try(lambda: draw(arm, _generator(), num_draws))
@@ -248,7 +250,7 @@ def _surface(arm: Arm, draws: Draws, points: Sequence[Point]) -> SurfaceFit:
 
 
 def _minima(arm: Arm, draws: Draws, points: Sequence[Point]) -> MinimaFit:
-    design = isoflop_design(arm.name, arm.runs, np.array([point.budget for point in points]))
+    design = _design(arm, points)
     found = fit_isoflops(arm.name, design)
     n, d = exponent_intervals(arm, found, design, draws)
     return MinimaFit(
@@ -262,6 +264,10 @@ def _minima(arm: Arm, draws: Draws, points: Sequence[Point]) -> MinimaFit:
     )
 
 
+def _design(arm: Arm, points: Sequence[Point]) -> Design:
+    return isoflop_design(arm.name, arm.runs, np.array([point.budget for point in points]))
+
+
 def _envelope(arm: Arm, points: Sequence[Point], num_draws: int) -> EnvelopeFit:
     """Over curves of ends: what a size reaches at each budget, decayed. Plateaus lie above what they could be."""
     ends = _end_curves(points)
@@ -273,28 +279,28 @@ def _end_curves(points: Sequence[Point]) -> list[Curve]:
     curves = []
     for size in dict.fromkeys(point.size for point in points):
         chosen = sorted((point for point in points if point.size == size and point.seed == 0), key=lambda one: one.flops)
-        runs: Columns = columns(chosen)
+        runs = columns(chosen)
         curves.append(Curve(chosen[0].num_parameters, runs.tokens, runs.flops, runs.loss))
     return curves
 
 
-def _compare(baseline: Sequence[Point], points: Sequence[Point], num_draws: int) -> Comparison:
+def _compare(
+    arms: tuple[Arm | Refused, Arm | Refused], groups: tuple[Sequence[Point], Sequence[Point]], num_draws: int
+) -> Comparison:
+    baseline, points = groups
     name = points[0].arm
     top = max(point.flops for point in baseline)
-    pair = _try(lambda: (fit_arm(baseline[0].arm, baseline), fit_arm(name, points)))
-    if isinstance(pair, Refused):
-        return Comparison(name, top, pair, pair, pair, pair)
-    first, second = pair
+    first, second = arms
+    if isinstance(first, Refused):
+        return Comparison(name, top, first, first, first, first)
+    if isinstance(second, Refused):
+        return Comparison(name, top, second, second, second, second)
     drawn = _try(lambda: draw_pair(first, second, _generator(), num_draws))
     if isinstance(drawn, Refused):
         return Comparison(name, top, drawn, drawn, drawn, drawn)
 
     def of_minima() -> Interval:
-        designs = tuple(
-            isoflop_design(arm.name, arm.runs, np.array([point.budget for point in group]))
-            for arm, group in ((first, baseline), (second, points))
-        )
-        pairs, both = paired_runs(first, second), (designs[0], designs[1])
+        pairs, both = paired_runs(first, second), (_design(first, baseline), _design(second, points))
         bias = minima_bias((first, second), both)
         if not math.isfinite(bias):
             raise ValueError("what parabolas get wrong in this design is not known: the fitted surfaces' minima do not overlap")

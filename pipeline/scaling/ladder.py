@@ -130,6 +130,10 @@ class Ladder:
         near = get_close_matches(name, [run.name for run in self.runs], 3, 0)
         raise ValueError(f"the ladder has no run {name!r}; there are {', '.join(near)} and others: see `scaling status`")
 
+    def sweeps_of(self, run: PlannedRun) -> list[PlannedRun]:
+        """The sweeps that a main run takes its learning rate from."""
+        return [one for one in self.runs if (one.phase, one.objective, one.arm) == ("sweep", run.objective, run.arm)]
+
     def objective_of(self, run: PlannedRun) -> AnyObjective:
         return objective_for(self.recipe, run.objective, run.model["architecture"])
 

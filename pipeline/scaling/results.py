@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -194,8 +194,3 @@ def _non_embedding(num_parameters: int, model: dict[str, Any]) -> int:
     multiple = model["vocab_multiple"]
     rows = math.ceil(model["vocab_size"] / multiple) * multiple
     return num_parameters - rows * model["d_model"] * (1 if model["tie_embeddings"] else 2)
-
-
-def places(results: Sequence[RunResult]) -> Iterator[tuple[str, str]]:
-    """(arm, size) of every place, in the order that they first come."""
-    yield from dict.fromkeys((one.point.arm, one.point.size) for one in results)

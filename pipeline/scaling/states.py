@@ -44,11 +44,7 @@ def state_of(folder: Path, ladder: Ladder, run: PlannedRun) -> RunState:
 
 
 def sweeps_done(folder: Path, ladder: Ladder, run: PlannedRun) -> bool:
-    return all(
-        read_optimum(folder, other) is not None
-        for other in ladder.runs
-        if (other.phase, other.objective, other.arm) == ("sweep", run.objective, run.arm)
-    )
+    return all(read_optimum(folder, sweep) is not None for sweep in ladder.sweeps_of(run))
 
 
 def write_yardstick(run_folder: Path, prefix: int, suffix: int, scores: dict[str, Score]) -> None:
