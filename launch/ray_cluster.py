@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 JOB = "job.yaml"
+_AGENT_SECONDS = 180.0  # until a young or busy head's agent must be there
+_NO_AGENT = "No available agent"  # the dashboard's words once it has waited ten seconds for it
 
 
 class RayClusterError(ValueError):
@@ -43,9 +47,24 @@ def job_file(recipe: str, auth_mode: str, environment: dict[str, str]) -> str:
 
 
 def submit(address: str, auth_mode: str, job: Path) -> str:
-    """The submission id. Raises RayClusterError where no dashboard answers at `address`, or it refuses."""
+    """The submission id. Raises RayClusterError where no dashboard answers at `address`, or it refuses.
+
+    A head whose agent is still starting is asked again, under the same id: the dashboard's "try again later" can also
+    follow a request that did arrive.
+    """
+    submission = f"fnet-t5-{uuid.uuid4().hex[:12]}"
+    arguments = yaml.safe_load(job.read_text(encoding="utf-8"))
+    deadline = time.monotonic() + _AGENT_SECONDS
     with _client(address, auth_mode) as client:
-        return str(client.submit_job(**yaml.safe_load(job.read_text(encoding="utf-8"))))
+        while True:
+            try:
+                return str(client.submit_job(submission_id=submission, **arguments))
+            except RuntimeError as error:
+                if _NO_AGENT not in str(error) or time.monotonic() > deadline:
+                    raise
+            if any(known.submission_id == submission for known in client.list_jobs()):
+                return submission
+            time.sleep(1)
 
 
 def state(record: LaunchRecord) -> str:
@@ -100,6 +119,8 @@ def _hint(error: Exception, auth_mode: str) -> str:
         if auth_mode == "token":
             return "; set RAY_AUTH_TOKEN to the cluster's token, or ray.auth_mode: disabled where it has none"
         return "; the cluster asks for a token: give ray.auth_mode: token, and RAY_AUTH_TOKEN in the environment"
+    if _NO_AGENT.lower() in said:
+        return f" (asked for {_AGENT_SECONDS:.0f} s); dashboard_agent.log on the head node says why its agent does not start"
     if "connect" in said:
         return "; is the head's dashboard (port 8265) running and reachable from here?"
     return ""

@@ -11,12 +11,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import pytest
 
 from data_prep.files import sha256_file
 from data_prep.manifest import load_manifest
+from launch.ray_cluster import submit
 from launch.ray_nodes import await_nodes
 
 pytest.importorskip(
@@ -42,7 +47,9 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def _node(log: Path, environment: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     with open(log, "ab") as file:
-        command = [*RAY, "--node-ip-address=127.0.0.1", *arguments]
+        # The agent's fixed port may still be another Ray's, and an agent without its port takes no jobs.
+        ports = (f"--dashboard-agent-listen-port={_free_port()}", "--node-ip-address=127.0.0.1")
+        command = [*RAY, *ports, *arguments]
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
     try:
         yield process
@@ -136,6 +143,40 @@ def test_an_address_that_is_no_dashboard_is_refused(command: Callable[..., int],
     assert "raw/* is a relative path" in capsys.readouterr().err
     assert command("launch", "ray", "prepare", "--input", "/x", "--output", "/y") == 1
     assert "no Ray cluster is named: give --ray-address http://HEAD:8265" in capsys.readouterr().err
+
+
+class _YoungHead(BaseHTTPRequestHandler):
+    """A dashboard whose agent comes late: the first request is refused, the second refused in words but taken."""
+
+    submissions: ClassVar[list[str]] = []
+
+    def _answer(self, status: int, content: object) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(content.encode() if isinstance(content, str) else json.dumps(content).encode())
+
+    def do_GET(self) -> None:  # the versions that Ray's client asks for, and the jobs
+        job = {"type": "SUBMISSION", "status": "PENDING", "entrypoint": "true"}
+        known = [{**job, "submission_id": name} for name in self.submissions[1:]]
+        versions = {"version": "4", "ray_version": version("ray"), "ray_commit": "", "session_name": ""}
+        self._answer(200, known if self.path.startswith("/api/jobs") else versions)
+
+    def do_POST(self) -> None:
+        self.submissions.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["submission_id"])
+        self._answer(500, "No available agent to submit job, please try again later.")
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: pytest's output stays readable."""
+
+
+def test_a_head_whose_agent_is_still_starting_is_asked_again(tmp_path: Path) -> None:
+    _YoungHead.submissions.clear()
+    (tmp_path / "job.yaml").write_text("entrypoint: 'true'\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _YoungHead) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        submitted = submit(f"http://127.0.0.1:{server.server_port}", "disabled", tmp_path / "job.yaml")
+        server.shutdown()
+    assert _YoungHead.submissions == [submitted] * 2, "the second was taken, so there is no third"
 
 
 def test_nodes_that_do_not_come_are_said() -> None:
