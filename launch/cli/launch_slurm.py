@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +30,6 @@ from launch.cli.launch_options import (
 _TRAIN = "Example: fnet-t5 launch slurm train configs/train/base.yaml --cluster cluster.yaml --output runs/base train.steps=500"
 _PREPARE = "Example: fnet-t5 launch slurm prepare --cluster cluster.yaml --input raw/*.jsonl.zst --output data/pile --dry-run"
 _SCALING = "Example: fnet-t5 launch slurm scaling ladders/small --cluster cluster.yaml --at-once 8"
-LADDER = "ladder.json"
 
 
 def register(app: typer.Typer) -> None:
@@ -127,16 +125,19 @@ def scaling(
     from launch import slurm
     from launch.cluster_checks import check_plain, load_cluster
     from launch.launch_record import launch_folder
+    from pipeline.scaling.ladder import read_ladder
 
     spec = load_cluster(cluster, set_ or [], "slurm")
     assert spec.slurm is not None
     ladder = check_plain(ladder, "LADDER")
+    runs = read_ladder(ladder).runs
     kept = launch_folder(ladder, "scaling")
     folder = check_plain(Path.cwd(), "the current folder")
     together = at_once or spec.slurm.at_once
     files: dict[str, str | bytes] = {}
     scripts: list[str] = []
-    for phase, names in run_names(ladder).items():
+    for phase in ("sweep", "main"):
+        names = [run.name for run in runs if run.phase == phase]
         script, plan = (slurm.SCALING, "plan.txt") if phase == "main" else (f"{phase}-{slurm.SCALING}", f"{phase}.txt")
         text = slurm.scaling_script(spec, ladder, len(names), together, kept / plan, kept / script, folder)
         show(text, ladder, f"{len(names)} {phase} runs, {together} at a time" + (", after those before" if scripts else ""))
@@ -144,24 +145,7 @@ def scaling(
         scripts.append(script)
     if not dry_run:
         (ladder / "logs").mkdir(exist_ok=True)
-        logs = str(ladder / "logs" / ("slurm-*_*.out" if len(scripts) > 1 else "slurm-{job_id}_*.out"))
-        _submit(kept, scripts, files, "scaling", ladder, logs)
-
-
-def run_names(ladder: Path) -> dict[str, list[str]]:
-    """The runs of a ladder folder by phase, sweeps before the runs that need them. Raises ValueError where it is none."""
-    path = ladder / LADDER
-    if not path.is_file():
-        raise ValueError(f"{ladder} is no ladder: it has no {LADDER}; make one by `fnet-t5 scaling plan`")
-    names: dict[str, list[str]] = {"sweep": [], "main": []}
-    try:
-        for run in json.loads(path.read_bytes())["runs"]:
-            names[run.get("phase", "main")].append(str(run["name"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} lists no runs ({type(error).__name__}: {error}): plan the ladder again") from error
-    if not any(names.values()):
-        raise ValueError(f"{path} lists no runs: plan the ladder again")
-    return {phase: group for phase, group in names.items() if group}
+        _submit(kept, scripts, files, "scaling", ladder, str(ladder / "logs" / "slurm-*_*.out"))
 
 
 def _submit(kept: Path, scripts: Sequence[str], files: Mapping[str, str | bytes], what: str, folder: Path, logs: str) -> None:

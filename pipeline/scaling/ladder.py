@@ -205,7 +205,10 @@ def read_ladder(folder: Path) -> Ladder:
     path = folder / LADDER_FILE
     if not path.is_file():
         raise ValueError(f"{folder} is no ladder: it holds no {LADDER_FILE}. Make one with `fnet-t5 scaling plan RECIPE`")
-    values = json.loads(path.read_bytes())
+    try:
+        values = dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it, or plan anew into another folder") from error
     if values.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {values.get('schema')}, this version reads {SCHEMA}: plan again")
     stored = {key: value for key, value in values.items() if key not in ("sha256", "planned_at")}

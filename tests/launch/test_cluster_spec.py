@@ -13,7 +13,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.cli.launch_slurm import run_names
 from launch.cluster_checks import load_cluster
 from launch.cluster_spec import LaunchSpec, parse_time
 from launch.config import load_config
@@ -217,13 +216,15 @@ def test_without_slurm_the_command_says_where_to_run_it(
 
 
 def test_a_folder_that_is_no_ladder_or_was_never_launched_is_said(
-    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write: Callable[..., str], command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ValueError, match=r"is no ladder: it has no ladder.json; make one by `fnet-t5 scaling plan`"):
-        run_names(tmp_path)
-    (tmp_path / "ladder.json").write_text('{"runs": [{"title": "x"}]}')
-    with pytest.raises(ValueError, match=r"ladder.json lists no runs \(KeyError: 'name'\): plan the ladder again"):
-        run_names(tmp_path)
+    scaling = ["launch", "slurm", "scaling", tmp_path, "--cluster", write(), "--dry-run"]
+    assert command(*scaling) == 1
+    assert "is no ladder: it holds no ladder.json. Make one with `fnet-t5 scaling plan RECIPE`" in capsys.readouterr().err
+    for text, reason in (("[1]", "is damaged"), ("{", "is damaged"), ('{"schema": 1, "sha256": ""}', "was changed")):
+        (tmp_path / "ladder.json").write_text(text)
+        assert command(*scaling) == 1
+        assert f"ladder.json {reason}" in capsys.readouterr().err
     for verb in ("status", "cancel", "logs"):
         assert command("launch", verb, tmp_path) == 1
         assert f"{tmp_path} was not launched on a cluster" in capsys.readouterr().err

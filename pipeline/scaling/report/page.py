@@ -124,8 +124,15 @@ def _provenance(collected: Collected, command: str) -> Section:
     ]
     configs = {one.point.arm: one.config["model"] for one in results}
     models = "\n".join(f"{arm}: {json.dumps(model)}" for arm, model in configs.items())
-    recipes = [json.dumps(ladder.recipe.model_dump(mode="json"), indent=1) for _, ladder in collected.ladders]
+    recipes = [json.dumps(_portable(ladder), indent=1) for _, ladder in collected.ladders]
     return Section("Configurations, and how to reproduce", (), (table,), (), (*commands, command, models, *recipes))
+
+
+def _portable(ladder: Ladder) -> dict[str, Any]:
+    """The recipe as others can use it: the fingerprint tells which data it was, not the folder where they lay."""
+    recipe: dict[str, Any] = ladder.recipe.model_dump(mode="json")
+    recipe["data"]["path"] = Path(recipe["data"]["path"]).name
+    return recipe
 
 
 def _html(title: str, opening: Sequence[str], sections: Sequence[Section]) -> str:
