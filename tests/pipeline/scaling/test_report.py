@@ -143,8 +143,12 @@ def test_the_largest_size_is_predicted_from_the_others(whole: tuple[Path, list[s
     assert all(abs(one["predicted"]["value"] / one["loss"] - 1) < 0.03 for one in held)
 
 
-def test_the_page_stands_alone_and_shows_what_was_planned(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
+def test_the_page_stands_alone_and_shows_what_was_planned(
+    whole: tuple[Path, list[str], dict[str, Any]], ladder_folder: Path
+) -> None:
     page = (whole[0] / "index.html").read_text()
+    assert "&#34;path&#34;: &#34;data&#34;" in page
+    assert str(ladder_folder.parent / "data") not in page
     assert not re.search(r"""(src|href)\s*=\s*["'](?!#)""", page.replace("xlink:href", ""))
     assert "<script" not in page
     assert "@import" not in page
