@@ -8,9 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,28 +25,25 @@ from data_prep.assemble import (
 from data_prep.config import PrepareConfig
 from data_prep.engine import EngineMismatchError, FastEngine, ReferenceEngine, why_not_fast
 from data_prep.files import atomic_write, canonical_json, only_writer, sha256_bytes, sha256_file
-from data_prep.filters import pile
 from data_prep.filters.dedup import kept_documents
 from data_prep.filters.mixture import epochs_by_source, mixed_copies, refuse_mixed_files, training_sources
 from data_prep.filters.rules import FilterPlan, Filters
 from data_prep.indexed_dataset import token_dtype
 from data_prep.inputs.block_reader import FileEnd, Unreadable
-from data_prep.inputs.locations import sha256_location
 from data_prep.inputs.records import Document
-from data_prep.inputs.streams import CORRUPT, DAMAGES, TRUNCATED
+from data_prep.inputs.streams import DAMAGES
 from data_prep.inputs.work_units import SPLITS, HashSplit, InputFile, plan
 from data_prep.job import Job, PrepareError
 from data_prep.manifest import (
     MANIFEST_FILE,
     EngineRecord,
-    InputRecord,
     Manifest,
     SplitRecord,
     TokenizerRecord,
     describe_files,
-    load_manifest,
     write_manifest,
 )
+from data_prep.notes import damaged_files, missing_sources, unmet_names
 from data_prep.progress import Clock, Progress
 from data_prep.ray_session import ray_session
 from data_prep.schedule import run_units
@@ -56,6 +51,7 @@ from data_prep.tokenize_unit import UnitSettings
 from data_prep.tokenizer import TOKENIZER_FILE, eos_id, load_tokenizer, num_ids, save_tokenizer, train_tokenizer
 from data_prep.train_tokenizer import sample_texts
 from data_prep.unit_store import UnitKey, UnitRecord
+from data_prep.up_to_date import input_record, up_to_date
 from data_prep.workers import Call, DiskFullError, WorkerPool, is_disk_full
 
 WORK_FOLDER = ".work"
@@ -81,7 +77,7 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | Non
     with only_writer(output):
         if (output / MANIFEST_FILE).exists():
             shutil.rmtree(output / WORK_FOLDER, ignore_errors=True)
-            return _up_to_date(config, filters.decisions, files, output)
+            return up_to_date(config, filters.decisions, files, output)
         remove_leftovers(output)
         try:
             return _Run(config, filters, files, output, Clock(files, config.unit_bytes, on_progress), command).run()
@@ -276,7 +272,7 @@ class _Run:
             config_sha256=sha256_bytes(canonical_json(identity)),
             tokenizer=tokenizer_record,
             token_dtype=dtype.name,
-            inputs=[_input_record(file, job.ends[file.index]) for file in self.files if file.index in job.ends],
+            inputs=[input_record(file, job.ends[file.index]) for file in self.files if file.index in job.ends],
             splits=splits,
             records=num_records,
             rejected=dict(rejected),
@@ -287,9 +283,9 @@ class _Run:
             skipped_inputs={self.files[number].name: reason for number, reason in sorted(self.skipped.items())},
             notes=[
                 *self.notes,
-                *_missing_sources(config, splits, dropped),
-                *_unmet_names(config, splits, dropped),
-                *(_damaged_files(job.folder / QUARANTINE_FILE) if rejected.keys() & DAMAGES else []),
+                *missing_sources(config, splits, dropped),
+                *unmet_names(config, splits, dropped),
+                *(damaged_files(job.folder / QUARANTINE_FILE) if rejected.keys() & DAMAGES else []),
             ],
             engine=EngineRecord(
                 name=(FastEngine(tokenizer) if settings.fast else ReferenceEngine(tokenizer)).name,
@@ -335,41 +331,6 @@ def _make_tokenizer(config: PrepareConfig, filters: Filters, files: list[InputFi
     save_tokenizer(train_tokenizer(texts, config.vocab_size), path)
 
 
-def _damaged_files(quarantine: Path) -> list[str]:
-    """One line a file that was cut or corrupt, since its one quarantined record does not show how much is lost."""
-    with open(quarantine, "rb") as lines:
-        rejected = [orjson.loads(line) for line in lines if any(damage.encode() in line for damage in DAMAGES)]
-    what = {
-        TRUNCATED: "whatever followed line {line} is lost",
-        # A checksum lies behind the bytes that it is of, and decoders notice wrong bits late.
-        CORRUPT: "damage was noticed by line {line}; text before it may be altered, what followed is lost: fetch it again",
-    }
-    return [
-        f"{bad['file']} is {bad['reason']}: {what[bad['reason']].format(line=bad['line'])}"
-        for bad in rejected
-        if bad["reason"] in DAMAGES
-    ]
-
-
-def _unmet_names(config: PrepareConfig, splits: Mapping[str, SplitRecord], dropped: Mapping[str, int]) -> list[str]:
-    """One line a name of a source in the settings that no document of the input is of: most often a misspelling."""
-    met = {source for split in splits.values() for source in split.sources}
-    met |= {reason.removeprefix("source ") for reason in dropped if reason.startswith("source ")}
-    epochs = config.mixture.epochs if config.mixture else None
-    given = {
-        "include_sources": config.include_sources or [],
-        "exclude_sources": config.exclude_sources,
-        "mixture.epochs": list(epochs) if isinstance(epochs, dict) else [],
-    }
-    lines = []
-    for key, names in given.items():
-        # What is left out by name on purpose may be absent: The Pile's recipes name components that few still have.
-        for name in [name for name in names if name not in met and name not in pile.COMPONENTS]:
-            near = get_close_matches(name, met, n=1)
-            lines.append(f"{key}: no document is of {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    return lines
-
-
 def _num_absent(copies: Mapping[UnitKey, npt.NDArray[np.uint8]]) -> int:
     return sum(int((number == 0).sum()) for number in copies.values())
 
@@ -379,62 +340,3 @@ def _refuse_nothing_to_train_on(splits: Mapping[str, SplitRecord], left_out: Cou
         named = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common(5))
         remedy = f"loosen what left documents out ({named})" if named else "give more input or lower val and test shares"
         raise PrepareError(f"the input holds no document for the train split; {remedy}")
-
-
-def _missing_sources(config: PrepareConfig, splits: Mapping[str, SplitRecord], dropped: Mapping[str, int]) -> list[str]:
-    """One line naming the expected sources that no document is of, and how many were left out by name."""
-    kept = {source for split in splits.values() for source in split.sources}
-    expected = list(pile.COMPONENTS) if config.expected_sources == "pile" else config.expected_sources
-    missing = [source for source in expected if source not in kept]
-    if not missing:
-        return []
-    left_out = {source: dropped.get(f"source {source}", 0) for source in missing}
-    named = [f"{source} ({count:,} documents left out by name)" if count else source for source, count in left_out.items()]
-    return [f"{len(missing)} of {len(expected)} expected sources are missing: {', '.join(named)}"]
-
-
-def _input_record(file: InputFile, end: FileEnd) -> InputRecord:
-    # The version of a local file is a time, which copies change.
-    version = None if isinstance(file.path, Path) else file.version
-    return InputRecord(name=file.name, split=file.split or "hash", bytes=end.bytes, sha256=end.sha256, version=version)
-
-
-def _is_same_input(file: InputFile, there: InputRecord) -> bool:
-    if (file.split or "hash") != there.split or (file.bytes and file.bytes != there.bytes):
-        return False
-    if file.version == there.version != "":
-        return True  # what lies far away is not fetched again
-    return sha256_location(file.path) == there.sha256
-
-
-def _up_to_date(config: PrepareConfig, decisions: Mapping[str, Any], files: list[InputFile], output: Path) -> Manifest:
-    """The manifest of a finished folder, if this run would make the same one."""
-    manifest = load_manifest(output)
-    differences = [
-        f"{key} is {manifest.config.get(key)!r} there and {decisions.get(key)!r} here"
-        for key in sorted({*manifest.config, *decisions})
-        if manifest.config.get(key) != decisions.get(key)
-    ]
-    if config.tokenizer and sha256_file(config.tokenizer) != manifest.tokenizer.sha256:
-        differences.append(f"the tokenizer is not {config.tokenizer}")
-    there = {record.name: record for record in manifest.inputs}
-    here = {file.name: file for file in files if file.name not in manifest.skipped_inputs}
-    differences += [f"input {name} is only there" for name in sorted(there.keys() - here.keys())]
-    differences += [f"input {name} is only here" for name in sorted(here.keys() - there.keys())]
-    for name in sorted(there.keys() & here.keys()):
-        if not _is_same_input(here[name], there[name]):
-            differences.append(f"input {name} has other bytes or another split")
-    differences += [
-        f"{name} is damaged there"
-        for name, record in manifest.files.items()
-        if not (output / name).is_file() or (output / name).stat().st_size != record.bytes
-    ]
-    if {key for key in decisions if manifest.config.get(key) != decisions[key]} == {"packing"} and len(differences) == 1:
-        lengths = " ".join(map(str, config.packing.lengths))
-        raise PrepareError(
-            f"{output} is packed otherwise ({differences[0]}). Add lengths by `fnet-t5 data pack {output} {lengths} --method "
-            f"{config.packing.method}`, give another --output, or delete it"
-        )
-    if differences:
-        raise PrepareError(f"{output} holds another dataset: {'; '.join(differences)}. Give another --output or delete it")
-    return manifest
