@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,9 @@ from launch.config import load_config
 from launch.config_errors import ConfigError
 
 if TYPE_CHECKING:
+    from data_prep.config import PrepareConfig
     from pipeline.config import RunConfig
+    from pipeline.scaling.ladder import Ladder
 
 # What a #SBATCH line or a file name pattern of SLURM would read as something else.
 _PLAIN_PATH = re.compile(r"[\w./+=@,:-]+")
@@ -62,6 +64,71 @@ def check_on_volumes(spec: LaunchSpec, cluster: str, paths: dict[str, Path], wri
                 f"{cluster}: kubernetes.volumes mounts claim {volume.claim} at {volume.path} read_only, and {key} {path} is "
                 "written there: drop read_only, or choose another path"
             )
+
+
+def training_inputs(config: RunConfig) -> dict[str, Path]:
+    """Everything that a training run reads besides its own folder, by the key that gave it."""
+    blend = {f"data.blend.{number}.path": part.path for number, part in enumerate(config.data.blend)}
+    weights = {"train.initial_weights": config.train.initial_weights} if config.train.initial_weights else {}
+    return {"data.path": config.data.path, **blend, **weights}
+
+
+def preparation_inputs(config: PrepareConfig) -> dict[str, Path]:
+    """Everything that a preparation reads from disk, by the option that gave it."""
+    inputs = {
+        f"--{name} {pattern}": Path(pattern)
+        for name in ("input", "val", "test")
+        for pattern in getattr(config, name)
+        if "://" not in pattern
+    }
+    return {**inputs, **({"--tokenizer": config.tokenizer} if config.tokenizer else {})}
+
+
+def check_in_container(spec: LaunchSpec, cluster: str, paths: Mapping[str, Path], written: frozenset[str]) -> None:
+    """Raise ConfigError where SLURM starts a container that does not see a path (by the key that gave it), or cannot write it.
+
+    Source and target must be alike there: this command and the script look at the same paths from outside.
+    """
+    if spec.image is None:
+        return
+    for key, path in paths.items():
+        if not path.is_absolute():
+            raise ConfigError(f"{key} {path} is relative, and the container has a working folder of its own: make it absolute")
+        within = [mount for mount in spec.mounts if PurePosixPath(path).is_relative_to(mount.target)]
+        if ".." in path.parts or not within:
+            there = ", ".join(mount.target for mount in spec.mounts) or "none"
+            raise ConfigError(
+                f"{cluster}: mounts holds no folder for {key} {path} (mounted: {there}): the container would not see it, or "
+                "lose it; add `{source: FOLDER, target: FOLDER}`, or move it there"
+            )
+        mount = max(within, key=lambda mount: len(mount.target))
+        if mount.source != mount.target:
+            raise ConfigError(
+                f"{cluster}: mounts shows {mount.source} as {mount.target}, and {key} {path} must be found under one path "
+                "outside of the container and inside: mount it where it is"
+            )
+        if mount.read_only and key in written:
+            raise ConfigError(f"{cluster}: mounts makes {mount.target} read_only, and {key} {path} is written there")
+
+
+def check_ladder(spec: LaunchSpec, cluster: str, ladder: Ladder) -> str | None:
+    """Raise ConfigError where a run needs more processes than a node has; a note where most of whole nodes would idle."""
+    sizes = ladder.recipe.sizes
+    largest = max({run.size for run in ladder.runs}, key=lambda size: sizes[size].num_processes)
+    node = f"gpus_per_node {spec.gpus_per_node}" if spec.gpus_per_node else f"{spec.ranks_per_node} processes"
+    if sizes[largest].num_processes > spec.ranks_per_node:
+        raise ConfigError(
+            f"{cluster}: a node has {node}, and size {largest} of the ladder needs {sizes[largest].num_processes} processes, "
+            "which stay within one node: take larger nodes, or plan the ladder without it"
+        )
+    assert spec.slurm is not None
+    small = [run for run in ladder.runs if sizes[run.size].num_processes < spec.ranks_per_node]
+    if not (small and spec.slurm.exclusive):
+        return None
+    return (
+        f"{len(small)} of {len(ladder.runs)} runs start fewer processes than a node has ({node}), and whole nodes are asked "
+        "for: the rest idles. Smaller nodes, or slurm.exclusive=false with no more than the largest run needs, cost less"
+    )
 
 
 def check_plain(path: Path, option: str) -> Path:

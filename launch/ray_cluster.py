@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -29,6 +29,12 @@ _NO_AGENT = "No available agent"  # the dashboard's words once it has waited ten
 
 class RayClusterError(ValueError):
     """The cluster does not answer, refuses us, or cannot run jobs."""
+
+
+def check_address(address: str) -> None:
+    """Raise RayClusterError where this is no dashboard's address."""
+    if not address.startswith(("http://", "https://")):
+        raise RayClusterError(f"--ray-address {address}: Ray Jobs go through the dashboard; give http://HEAD:8265")
 
 
 def job_file(recipe: str, auth_mode: str, environment: dict[str, str]) -> str:
@@ -89,8 +95,7 @@ def logs(record: LaunchRecord) -> str:
 @contextmanager
 def _client(address: str, auth_mode: str) -> Iterator[JobSubmissionClient]:
     """A client that says the mode aloud: a token that an earlier Ray left in the home directory must not decide."""
-    if not address.startswith(("http://", "https://")):
-        raise RayClusterError(f"--ray-address {address}: Ray Jobs go through the dashboard; give http://HEAD:8265")
+    check_address(address)
     before = os.environ.get("RAY_AUTH_MODE")
     os.environ["RAY_AUTH_MODE"] = auth_mode
     try:
@@ -100,7 +105,7 @@ def _client(address: str, auth_mode: str) -> Iterator[JobSubmissionClient]:
     except ImportError as error:
         raise RayClusterError(f"Ray Jobs need more than plain Ray ({error}): pip install 'fnet-t5[cluster]'") from error
     except Exception as error:
-        raise RayClusterError(f"{address}: {_first_line(error)}{_hint(error, auth_mode)}") from error
+        raise RayClusterError(f"{address}: {_first_sentence(error)}{_hint(error, auth_mode)}") from error
     finally:
         if before is None:
             del os.environ["RAY_AUTH_MODE"]
@@ -108,9 +113,10 @@ def _client(address: str, auth_mode: str) -> Iterator[JobSubmissionClient]:
             os.environ["RAY_AUTH_MODE"] = before
 
 
-def _first_line(error: Exception) -> str:
-    lines: list[Any] = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+def _first_sentence(error: Exception) -> str:
+    """Of what Ray says at length; the remedy is ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].partition('. ')[0] if lines else ''}"
 
 
 def _hint(error: Exception, auth_mode: str) -> str:

@@ -121,11 +121,13 @@ def state(job_id: str) -> str:
 
 
 def is_active(job_id: str) -> bool:
-    """Whether a job still waits or runs."""
+    """Whether a job, or one of several with commas between, still waits or runs. Raises SlurmError where SLURM cannot say."""
     try:
         return bool(_ask("squeue", "--noheader", "--jobs", job_id).strip())
-    except SlurmError:  # so old that SLURM has forgotten it
-        return False
+    except SlurmError as error:
+        if "Invalid job id" in str(error):  # so old that SLURM has forgotten it
+            return False
+        raise
 
 
 def cancel(job_id: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,11 +76,32 @@ def preparation(
         raise ValueError(f"ray_address {resolved.ray_address} is the launched cluster's to say: leave it out")
     if "workers" not in resolved.model_fields_set:
         resolved = resolved.model_copy(update={"workers": spec.nodes * spec.cpus_per_node})
+    most = spec.nodes * spec.cpus_per_node
+    if spec.ray is None and resolved.workers > most:
+        raise ValueError(
+            f"workers {resolved.workers} is more than the {most} CPUs of {spec.nodes} nodes x {spec.cpus_per_node}, and each "
+            "takes one: lower it, or leave it out"
+        )
     values = resolved.model_dump(mode="json", exclude_defaults=True)
     return resolved, yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def show(text: str, folder: Path, size: str) -> None:
-    """What will be submitted, before it is: the file itself on stdout, what it is on stderr, so that it can be piped."""
+@contextmanager
+def refusing(dry_run: bool) -> Iterator[None]:
+    """Checks of what the nodes will see: a dry run, which may be made anywhere, only tells what would be refused."""
+    try:
+        yield
+    except ValueError as error:
+        if not dry_run:
+            raise
+        typer.echo(f"Note: without --dry-run this is refused: {error}", err=True)
+
+
+def show(text: str, folder: Path, size: str, beside: str = "") -> None:
+    """What will be submitted, before it is: the file itself on stdout, so that it can be piped.
+
+    What it is, and what will lie beside it, on stderr.
+    """
     typer.echo(f"For {folder}: {size}", err=True)
     typer.echo(text, nl=False)
+    typer.echo(beside, err=True, nl=False)

@@ -62,7 +62,7 @@ def prepare(
 ) -> None:
     """Prepare data on a running Ray cluster. Quote globs, and give absolute paths: they are of the cluster's nodes."""
     from launch import ray_cluster
-    from launch.cluster_checks import load_cluster
+    from launch.cluster_checks import load_cluster, preparation_inputs
     from launch.launch_record import LaunchRecord, launch_folder, now, write_record
     from launch.launch_record import keep as keep_files
 
@@ -71,14 +71,12 @@ def prepare(
     address = ray_address or (spec.ray.address if cluster else None)  # the example's is nobody's
     if address is None:
         raise ValueError("no Ray cluster is named: give --ray-address http://HEAD:8265, or ray.address in a --cluster file")
+    ray_cluster.check_address(address)
     given = (input, val, test, output, tokenizer, workers, seed)
     resolved, recipe = preparation(spec, config, overrides, *given)
-    relative = [str(path) for path in (resolved.output, resolved.tokenizer) if path and not path.is_absolute()]
-    relative += [
-        path for path in (*resolved.input, *resolved.val, *resolved.test) if not path.startswith("/") and "://" not in path
-    ]
-    if relative:
-        raise ValueError(f"{relative[0]} is a relative path, and the job starts in a folder of Ray's: give absolute ones")
+    paths = {f"--output {resolved.output}": resolved.output, **preparation_inputs(resolved)}
+    if relative := next((key for key, path in paths.items() if not path.is_absolute()), None):
+        raise ValueError(f"{relative} is a relative path, and the job starts in a folder of Ray's: give absolute ones")
     text = ray_cluster.job_file(recipe, spec.ray.auth_mode, spec.environment)
     show(text, resolved.output, f"{resolved.workers} workers on {address}")
     if dry_run:

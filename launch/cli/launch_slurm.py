@@ -24,6 +24,7 @@ from launch.cli.launch_options import (
     RunFolder,
     Set,
     preparation,
+    refusing,
     show,
 )
 
@@ -55,7 +56,7 @@ def train(
     """
     from data_prep.manifest import load_manifest
     from launch import slurm
-    from launch.cluster_checks import check_mesh, check_plain, load_cluster
+    from launch.cluster_checks import check_in_container, check_mesh, check_plain, load_cluster, training_inputs
     from launch.config import check_same_run, load_run_config
     from launch.launch_record import launch_folder
     from launch.preflight import check_data, check_folder, check_initial_weights
@@ -65,7 +66,8 @@ def train(
     run_config = load_run_config(config, overrides or [])
     check_mesh(spec, cluster, run_config, config)
     run = check_plain(output or Path("runs") / Path(config).stem, "--output")
-    if not dry_run:  # a login node sees what the nodes will see
+    check_in_container(spec, cluster, {**training_inputs(run_config), "--output": run}, frozenset({"--output"}))
+    with refusing(dry_run):  # a login node sees what the nodes will see
         load_manifest(run_config.data.path)
         run_config = run_config.resolved()
         check_folder(run)
@@ -98,7 +100,7 @@ def prepare(
 ) -> None:
     """Prepare data on the cluster's nodes: a Ray cluster inside the job, gone with it. Again, it goes on with what is done."""
     from launch import slurm
-    from launch.cluster_checks import check_plain, load_cluster
+    from launch.cluster_checks import check_in_container, check_plain, load_cluster, preparation_inputs
     from launch.launch_record import launch_folder
 
     spec = load_cluster(cluster, set_ or [], "slurm")
@@ -106,9 +108,11 @@ def prepare(
     resolved, recipe_text = preparation(spec, config, overrides, *given)
     folder = check_plain(resolved.output, "--output")
     kept = launch_folder(folder, "prepare")
+    paths = {**preparation_inputs(resolved), "--output": resolved.output, "the launch's folder": kept}
+    check_in_container(spec, cluster, paths, frozenset({"--output", "the launch's folder"}))
     recipe = kept / "recipe.yaml"
     text = slurm.prepare_script(spec, folder, kept, recipe, check_plain(Path.cwd(), "the current folder"))
-    show(text, folder, f"{spec.nodes} Ray nodes x {spec.cpus_per_node} CPUs")
+    show(text, folder, f"{spec.nodes} Ray nodes x {spec.cpus_per_node} CPUs", f"{recipe}:\n{recipe_text}")
     if not dry_run:
         files = {slurm.PREPARE: text, recipe.name: recipe_text}
         _submit(kept, [slurm.PREPARE], files, "prepare", folder, str(kept / "slurm-{job_id}.out"))
@@ -123,26 +127,32 @@ def scaling(
 ) -> None:
     """Do the runs of a ladder as an array of jobs, each on one node. Again, it does those that are not finished."""
     from launch import slurm
-    from launch.cluster_checks import check_plain, load_cluster
+    from launch.cluster_checks import check_in_container, check_ladder, check_plain, load_cluster
     from launch.launch_record import launch_folder
     from pipeline.scaling.ladder import read_ladder
 
     spec = load_cluster(cluster, set_ or [], "slurm")
     assert spec.slurm is not None
     ladder = check_plain(ladder, "LADDER")
-    runs = read_ladder(ladder).runs
+    planned = read_ladder(ladder)
+    note = check_ladder(spec, cluster, planned)
+    paths = {"LADDER": ladder, "data.path of the ladder": planned.recipe.data.path}
+    check_in_container(spec, cluster, paths, frozenset({"LADDER"}))
     kept = launch_folder(ladder, "scaling")
     folder = check_plain(Path.cwd(), "the current folder")
     together = at_once or spec.slurm.at_once
     files: dict[str, str | bytes] = {}
     scripts: list[str] = []
     for phase in ("sweep", "main"):
-        names = [run.name for run in runs if run.phase == phase]
+        names = [run.name for run in planned.runs if run.phase == phase]
         script, plan = (slurm.SCALING, "plan.txt") if phase == "main" else (f"{phase}-{slurm.SCALING}", f"{phase}.txt")
         text = slurm.scaling_script(spec, ladder, len(names), together, kept / plan, kept / script, folder)
-        show(text, ladder, f"{len(names)} {phase} runs, {together} at a time" + (", after those before" if scripts else ""))
+        size = f"{len(names)} {phase} runs, a node each, {together} at a time" + (", after all sweeps" if scripts else "")
+        show(text, ladder, size, f"{kept / plan}: {' '.join(names)}\n")
         files |= {script: text, plan: "".join(f"{name}\n" for name in names)}
         scripts.append(script)
+    if note:
+        typer.echo(f"Note: {note}", err=True)
     if not dry_run:
         (ladder / "logs").mkdir(exist_ok=True)
         _submit(kept, scripts, files, "scaling", ladder, str(ladder / "logs" / "slurm-*_*.out"))

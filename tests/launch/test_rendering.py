@@ -37,10 +37,10 @@ CASES: dict[str, Callable[[], str]] = {
     "slurm_train.sh": lambda: slurm_train("python=/opt/fnet-t5/bin/python"),
     "slurm_train_in_a_container.sh": lambda: slurm_train(
         "image=/images/fnet-t5.sqsh",
-        "mounts=[{source: /shared, target: /shared}, {source: /scratch/my data, target: /data, read_only: true}]",
+        "mounts=[{source: /shared, target: /shared}, {source: /scratch/data, target: /data, read_only: true}]",
         "setup=[module load enroot]",
         "memory_gb_per_node=900",
-        "slurm={account: nlp, gpu_option: gres, options: [--comment=pretraining]}",
+        'slurm={account: nlp, gpu_option: gres, gpu_type: h100, options: ["--comment=\\"of FNet\\""]}',
     ),
     "slurm_prepare.sh": lambda: slurm.prepare_script(
         spec("slurm-prepare", "python=/opt/fnet-t5/bin/python"),

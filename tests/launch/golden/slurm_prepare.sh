@@ -31,7 +31,12 @@ RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-head=$(getent ahostsv4 "${nodes[0]}" | awk 'NR == 1 {print $1}')
+# Debian's /etc/hosts calls a machine 127.0.1.1, where no other node finds it; this script runs on the first node.
+addresses=$( (getent ahostsv4 "${nodes[0]}" || true; hostname -I || true) | tr ' ' '\n' | grep -E '^[0-9]+(\.[0-9]+){3}$' || true)
+head=$(grep -v '^127\.' <<< "$addresses" | head -n 1 || true)
+head=${head:-127.0.0.1}
+# A folder of its own: another user's, or an older Ray's, in /tmp/ray would be in the way.
+export RAY_TMPDIR=/tmp/fnet-t5-$SLURM_JOB_ID
 port=$((20000 + 4 * (SLURM_JOB_ID % 3000)))
 echo "Job $SLURM_JOB_ID, start $((restarts + 1)): Ray on $SLURM_JOB_NUM_NODES nodes x 32 CPUs, head ${nodes[0]} ($head:$port)"
 
@@ -77,6 +82,9 @@ if [[ $time_is_up == no ]]; then
   done
 fi
 stop_ray
+if ((code == 0)); then # otherwise Ray's logs stay there, on each node
+  srun --overlap --ntasks-per-node=1 rm -rf "$RAY_TMPDIR" || true
+fi
 if [[ $time_is_up == yes && ($code != 0 || ! -e /shared/data/pile/manifest.json) ]]; then
   if ((restarts < 20)); then
     echo "Time is up; requeued to go on (restart $((restarts + 1)) of at most 20)."

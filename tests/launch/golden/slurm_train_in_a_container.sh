@@ -5,20 +5,25 @@
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=64
-#SBATCH --gres=gpu:8
+#SBATCH --gres=gpu:h100:8
 #SBATCH --mem=921600M
 #SBATCH --partition=gpu
 #SBATCH --account=nlp
 #SBATCH --exclusive
 #SBATCH --time=24:00:00
-#SBATCH --comment=pretraining
+#SBATCH --comment="of FNet"
 #SBATCH --chdir=/home/you
 #SBATCH --output=/shared/runs/base/logs/slurm-%j.out
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=USR1@300
 set -euo pipefail
+# What modules and conda bring into a shell is not made for -u.
+trap 'echo "error: setup: $BASH_COMMAND ended with exit code $?"' ERR
+set +u
 module load enroot
+set -u
+trap - ERR
 export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
@@ -31,7 +36,7 @@ train=(fnet-t5 train /shared/runs/base/launch/recipe.yaml --output /shared/runs/
 python=python3
 # Since SLURM 22.05 srun no longer takes the CPUs from sbatch. One node's ranks may end before another's have saved: a task that
 # ends must not take the others with it at once.
-step=(srun --cpus-per-task=64 --kill-on-bad-exit=0 --wait=420 --container-image=/images/fnet-t5.sqsh '--container-mounts=/shared:/shared,/scratch/my data:/data:ro')
+step=(srun --cpus-per-task=64 --kill-on-bad-exit=0 --wait=420 --container-image=/images/fnet-t5.sqsh --container-mounts=/shared:/shared,/scratch/data:/data:ro)
 
 # The nodes meet at the first one of the allocation, on a port below the range that the kernel gives away.
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
