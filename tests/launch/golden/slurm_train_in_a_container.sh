@@ -36,6 +36,7 @@ train=(fnet-t5 train /shared/runs/base/launch/recipe.yaml --output /shared/runs/
 python=python3
 # Since SLURM 22.05 srun no longer takes the CPUs from sbatch. One node's ranks may end before another's have saved: a task that
 # ends must not take the others with it at once.
+# shellcheck disable=SC2054 # the commas are Pyxis's
 step=(srun --cpus-per-task=64 --kill-on-bad-exit=0 --wait=420 --container-image=/images/fnet-t5.sqsh --container-mounts=/shared:/shared,/scratch/data:/data:ro)
 
 # The nodes meet at the first one of the allocation, on a port below the range that the kernel gives away.
