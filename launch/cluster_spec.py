@@ -104,8 +104,11 @@ class Kubernetes(_Section):
     user_id: PositiveInt = 1000
     group_id: PositiveInt = 1000
     """Of the processes, and of the files that they write to the volumes."""
-    shared_memory_gb: PositiveFloat = 16.0
-    """Size of /dev/shm, taken from the pod's memory: the runtime's own default of 64 MB is too little for NCCL and Ray."""
+    shared_memory_gb: Annotated[float, Field(ge=0.1)] = 16.0
+    """Size of /dev/shm, taken from the pod's memory: the container engine's own 64 MB are too little for NCCL and Ray.
+
+    Ray's object store is nine tenths of it, and never less than 75 MiB.
+    """
     gpu_resource: str = "nvidia.com/gpu"
     node_selector: dict[str, str] = {}
     tolerations: tuple[Toleration, ...] = ()

@@ -27,6 +27,9 @@ RESOURCES = {"JobSet": "jobsets.jobset.x-k8s.io", "TrainJob": "trainjobs.trainer
 _PORT = 29400
 # Names of pods and hosts are made of it: <name>-node-0-<index>-<suffix> must stay a DNS label.
 _LONGEST_NAME = 40
+# Of /dev/shm; the rest is for what else lies there. Left alone Ray takes 30 % of the pod's memory, up to 10 GB even where
+# /dev/shm is smaller, and then puts its objects on disk.
+_OBJECT_STORE_SHARE = 0.9
 _INSTANCE = "app.kubernetes.io/instance"
 
 
@@ -65,11 +68,13 @@ def train_manifest(spec: LaunchSpec, run: Path, recipe: str, overrides: Sequence
 
 def prepare_manifest(spec: LaunchSpec, output: Path, recipe: str) -> str:
     """The manifest of a preparation of `output` (as the pods see it) by the recipe's text."""
+    assert spec.kubernetes is not None
     return _manifest(
         "rayjob.yaml.j2",
         **_common(spec, object_name(output), recipe, {}),
         prepare=["fnet-t5", "prepare", "--config", f"{RECIPE_FOLDER}/recipe.yaml", "--ray-address", "auto"],
         ray_version=version("ray"),
+        object_store_bytes=int(_OBJECT_STORE_SHARE * spec.kubernetes.shared_memory_gb * 2**30),
     )
 
 

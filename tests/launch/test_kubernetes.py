@@ -159,6 +159,36 @@ def test_pods_have_what_the_work_needs_and_no_more_rights(kind: str) -> None:
             assert "NCCL_SOCKET_IFNAME" in {variable["name"] for variable in container["env"]}
 
 
+def test_rays_object_store_lies_in_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By Ray's own arithmetic, in a pod of the shipped file; without the parameter it takes to the disk there."""
+    from ray._common import utils as common
+    from ray._private import services, utils
+
+    cluster = manifest("RayJob")["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        limit = mebibytes(pod["containers"][0]["resources"]["limits"]["memory"])
+        shared = mebibytes(pod["volumes"][0]["emptyDir"]["sizeLimit"])
+        assert shared < limit / 2  # what lies in /dev/shm counts towards the limit
+        monkeypatch.setattr(common, "get_system_memory", lambda limit=limit: limit)
+        monkeypatch.setattr(utils, "get_shared_memory_bytes", lambda shared=shared: shared)
+        told = int(group["rayStartParams"]["object-store-memory"])
+        assert services.determine_plasma_store_config(told, str(tmp_path)) == ("/dev/shm", str(tmp_path), told)
+        untold = utils.resolve_object_store_memory(limit)
+        assert services.determine_plasma_store_config(untold, str(tmp_path))[0] == str(tmp_path)
+
+
+def test_the_least_shared_memory_holds_rays_least_object_store() -> None:
+    from ray._private.ray_constants import OBJECT_STORE_MINIMUM_MEMORY_BYTES
+
+    cluster = manifest("RayJob", "kubernetes.shared_memory_gb=0.1")["spec"]["rayClusterSpec"]
+    assert int(cluster["headGroupSpec"]["rayStartParams"]["object-store-memory"]) >= OBJECT_STORE_MINIMUM_MEMORY_BYTES
+
+
+def mebibytes(quantity: str) -> int:
+    return int(quantity.removesuffix("Mi")) * 2**20
+
+
 def test_names_are_made_of_folders_and_odd_ones_refused() -> None:
     assert kubernetes.object_name(Path("/runs/Base_v1.1")) == "base-v1-1"
     for name in ("8gpus", "x" * 41, "___"):
