@@ -97,8 +97,8 @@ class Kubernetes(_Section):
     secrets: tuple[Secret, ...] = ()
     queue: str | None = None
     """Kueue's local queue."""
-    runtime: str = "torch-distributed"
-    """The ClusterTrainingRuntime that a TrainJob refers to."""
+    runtime: str | None = None
+    """The ClusterTrainingRuntime that a TrainJob refers to. Default: the one of `fnet-t5 launch kubernetes runtime`."""
     service_account: str | None = None
     image_pull_secret: str | None = None
     user_id: PositiveInt = 1000

@@ -22,6 +22,7 @@ from launch.rendering import render
 
 MANIFEST = "manifest.yaml"
 RECIPE_FOLDER = "/etc/fnet-t5"
+RUNTIME = "fnet-t5"
 RESOURCES = {"JobSet": "jobsets.jobset.x-k8s.io", "TrainJob": "trainjobs.trainer.kubeflow.org", "RayJob": "rayjobs.ray.io"}
 
 _PORT = 29400
@@ -63,7 +64,16 @@ def train_manifest(spec: LaunchSpec, run: Path, recipe: str, overrides: Sequence
         command=["python3", "-m", "torch.distributed.run", *options, "--no-python"],
         train=["fnet-t5", "train", f"{RECIPE_FOLDER}/recipe.yaml", "--output", str(run), *overrides],
         port=_PORT,
+        runtime=RUNTIME,
     )
+
+
+def runtime_manifest(spec: LaunchSpec) -> str:
+    """The TrainingRuntime of a namespace, which TrainJobs refer to that name no other.
+
+    Kubeflow's own `torch-distributed` leaves the restarts to defaults: each container by itself, in its place.
+    """
+    return _manifest("trainjob_runtime.yaml.j2", spec=spec, kubernetes=spec.kubernetes, runtime=RUNTIME)
 
 
 def prepare_manifest(spec: LaunchSpec, output: Path, recipe: str) -> str:

@@ -33,12 +33,15 @@ if TYPE_CHECKING:
 _TRAIN = "Example: fnet-t5 launch kubernetes train train/base --cluster cluster.yaml --output /runs/base data.path=/data/pile"
 _PREPARE = "Example: fnet-t5 launch kubernetes prepare --cluster cluster.yaml --input '/data/raw/*' --output /data/pile"
 
+_RUNTIME = "Example: fnet-t5 launch kubernetes runtime --cluster cluster.yaml | kubectl apply -f -"
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `fnet-t5 launch`."""
     group = typer.Typer(help="Objects of Kubernetes, by kubectl.", no_args_is_help=True)
     group.command(epilog=_TRAIN, no_args_is_help=True)(train)
     group.command(cls=ManyValuesCommand, epilog=_PREPARE, no_args_is_help=True)(prepare)
+    group.command(epilog=_RUNTIME, no_args_is_help=True)(runtime)
     app.add_typer(group, name="kubernetes")
 
 
@@ -106,6 +109,14 @@ def prepare(
     show(text, resolved.output, f"{spec.nodes} Ray pods x {spec.cpus_per_node} CPUs")
     if not dry_run:
         _submit(spec, text, "prepare", resolved.output, keep)
+
+
+def runtime(cluster: Cluster, set_: Set = None) -> None:
+    """Print the runtime that TrainJobs need once in their namespace: how they start again. Nothing is submitted."""
+    from launch import kubernetes
+    from launch.cluster_checks import load_cluster
+
+    typer.echo(kubernetes.runtime_manifest(load_cluster(cluster, set_ or [], "kubernetes")), nl=False)
 
 
 def _first_writable(spec: LaunchSpec, cluster: str) -> Path:

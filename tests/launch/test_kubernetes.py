@@ -103,12 +103,16 @@ def pods(kind: str, found: dict[str, Any]) -> list[dict[str, Any]]:
         cluster = spec["rayClusterSpec"]
         groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
         templates = [spec["submitterPodTemplate"], *(group["template"] for group in groups)]
-    else:  # the patch and the trainer make a pod together
+    else:  # the runtime, the patch and the trainer make a pod together
+        runtime = yaml.safe_load(kubernetes.runtime_manifest(load_config(LaunchSpec, "configs/cluster/kubernetes.yaml")))
+        base = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
         patch = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]["template"]
         template = copy.deepcopy(patch["spec"]["template"])
         trainer = spec["trainer"]
         template["spec"]["containers"][0] |= {key: trainer[key] for key in ("image", "command", "args", "env")}
         template["spec"]["containers"][0]["resources"] = trainer["resourcesPerNode"]
+        template["spec"]["containers"][0] = {**base["containers"][0], **template["spec"]["containers"][0]}
+        template["spec"] = {**base, **template["spec"]}
         templates = [template]
     return [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": template["spec"]} for template in templates]
 
@@ -157,6 +161,34 @@ def test_pods_have_what_the_work_needs_and_no_more_rights(kind: str) -> None:
         if kind != "RayJob":
             assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
             assert "NCCL_SOCKET_IFNAME" in {variable["name"] for variable in container["env"]}
+
+
+def test_the_runtime_of_trainjobs_restarts_as_a_jobset_does(
+    validators: dict[str, Any], command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its template is a JobSet's spec, by the Trainer's API; the two fields around it have no published schema in the test data."""
+    assert command("launch", "kubernetes", "runtime", "--cluster", "cluster/kubernetes", "--set", "max_restarts=7") == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert (found["kind"], found["metadata"]["namespace"]) == ("TrainingRuntime", "training")
+    assert set(found["spec"]) == {"mlPolicy", "template"}
+    made = {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": {"name": "base"}, **found["spec"]["template"]}
+    assert not [error.message for error in validators["JobSet"].iter_errors(made)]
+    own = manifest("JobSet", "max_restarts=7")["spec"]
+    assert made["spec"]["failurePolicy"] == own["failurePolicy"]
+    assert made["spec"]["network"] == own["network"]
+    job, own_job = (spec["replicatedJobs"][0]["template"]["spec"] for spec in (made["spec"], own))
+    for key in ("backoffLimit", "podFailurePolicy", "completionMode"):
+        assert job[key] == own_job[key]
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+    kubernetes_validate.validate(
+        {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "node"}, "spec": job}, CORE_VERSION, strict=True
+    )
+
+
+def test_a_trainjob_refers_to_our_runtime_or_to_one_of_the_cluster() -> None:
+    ours, theirs = (manifest("TrainJob", *changes)["spec"]["runtimeRef"] for changes in ([], ["kubernetes.runtime=torch"]))
+    assert (ours["kind"], ours["name"]) == ("TrainingRuntime", kubernetes.RUNTIME)
+    assert (theirs["kind"], theirs["name"]) == ("ClusterTrainingRuntime", "torch")
 
 
 def test_rays_object_store_lies_in_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
