@@ -59,6 +59,10 @@ def manifest(kind: str, *changes: str) -> dict[str, Any]:
         "kubernetes.secrets=[{variable: TOKEN, name: mlflow, key: token}]",
         "kubernetes.tolerations=[{key: gpu, operator: Equal, value: 'yes', effect: NoSchedule}, {key: spot}]",
         "kubernetes.queue=gpu",
+        "kubernetes.priority_class=high",
+        "kubernetes.annotations={k8s.v1.cni.cncf.io/networks: rdma-net}",
+        "kubernetes.resources={rdma/hca: 1, ephemeral-storage: 20Gi}",
+        "kubernetes.capabilities=[IPC_LOCK]",
         f"kubernetes.kind={'trainjob' if kind == 'TrainJob' else 'jobset'}",
         *changes,
     ]
@@ -104,7 +108,8 @@ def pods(kind: str, found: dict[str, Any]) -> list[dict[str, Any]]:
         groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
         templates = [spec["submitterPodTemplate"], *(group["template"] for group in groups)]
     else:  # the runtime, the patch and the trainer make a pod together
-        runtime = yaml.safe_load(kubernetes.runtime_manifest(load_config(LaunchSpec, "configs/cluster/kubernetes.yaml")))
+        cluster = load_config(LaunchSpec, "configs/cluster/kubernetes.yaml", ["kubernetes.priority_class=high"])
+        runtime = yaml.safe_load(kubernetes.runtime_manifest(cluster))
         base = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
         patch = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]["template"]
         template = copy.deepcopy(patch["spec"]["template"])
@@ -114,7 +119,7 @@ def pods(kind: str, found: dict[str, Any]) -> list[dict[str, Any]]:
         template["spec"]["containers"][0] = {**base["containers"][0], **template["spec"]["containers"][0]}
         template["spec"] = {**base, **template["spec"]}
         templates = [template]
-    return [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": template["spec"]} for template in templates]
+    return [{"apiVersion": "v1", "kind": "Pod", **template} for template in templates]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -147,10 +152,16 @@ def test_pods_have_what_the_work_needs_and_no_more_rights(kind: str) -> None:
         assert spec["securityContext"]["runAsNonRoot"]
         assert spec["securityContext"]["runAsUser"] == 1000
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
-        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        added = {} if kind == "RayJob" else {"add": ["IPC_LOCK"]}
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], **added}
         assert spec["serviceAccountName"] == "trainer"
+        assert spec["priorityClassName"] == "high"
+        assert pod["metadata"]["annotations"] == {"k8s.v1.cni.cncf.io/networks": "rdma-net"}
         if container["name"] == "submitter":
+            assert set(container["resources"]["limits"]) == {"cpu", "memory"}
             continue
+        assert container["resources"]["limits"] == container["resources"]["requests"]
+        assert container["resources"]["limits"].items() >= {"rdma/hca": 1, "ephemeral-storage": "20Gi"}.items()
         mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         assert volumes[mounted["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
@@ -166,12 +177,17 @@ def test_pods_have_what_the_work_needs_and_no_more_rights(kind: str) -> None:
 def test_the_runtime_of_trainjobs_restarts_as_a_jobset_does(
     validators: dict[str, Any], command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its template is a JobSet's spec, by the Trainer's API; the two fields around it have no published schema in the test data."""
+    """Its template holds a JobSet's spec, by the Trainer's API; the rest of it has no schema in the test data."""
     assert command("launch", "kubernetes", "runtime", "--cluster", "cluster/kubernetes", "--set", "max_restarts=7") == 0
     found = yaml.safe_load(capsys.readouterr().out)
     assert (found["kind"], found["metadata"]["namespace"]) == ("TrainingRuntime", "training")
     assert set(found["spec"]) == {"mlPolicy", "template"}
-    made = {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": {"name": "base"}, **found["spec"]["template"]}
+    made = {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {"name": "base"},
+        **found["spec"]["template"],
+    }
     assert not [error.message for error in validators["JobSet"].iter_errors(made)]
     own = manifest("JobSet", "max_restarts=7")["spec"]
     assert made["spec"]["failurePolicy"] == own["failurePolicy"]
@@ -186,7 +202,10 @@ def test_the_runtime_of_trainjobs_restarts_as_a_jobset_does(
 
 
 def test_a_trainjob_refers_to_our_runtime_or_to_one_of_the_cluster() -> None:
-    ours, theirs = (manifest("TrainJob", *changes)["spec"]["runtimeRef"] for changes in ([], ["kubernetes.runtime=torch"]))
+    ours, theirs = (
+        manifest("TrainJob", f"kubernetes.runtime={name}", "kubernetes.priority_class=null")["spec"]["runtimeRef"]
+        for name in ("null", "torch")
+    )
     assert (ours["kind"], ours["name"]) == ("TrainingRuntime", kubernetes.RUNTIME)
     assert (theirs["kind"], theirs["name"]) == ("ClusterTrainingRuntime", "torch")
 
