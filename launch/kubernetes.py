@@ -7,6 +7,7 @@ JobSet sets the same, so both start the same command.
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -114,14 +115,17 @@ def kind_of(manifest: str) -> str:
 
 
 def submit(manifest: Path, spec: LaunchSpec) -> None:
-    """Make the manifest's objects. Raises KubernetesError with the cluster's words, and the remedy where they exist already."""
+    """Make the manifest's objects. Raises KubernetesError with the cluster's words, where the manifest is, and the remedy."""
     assert spec.kubernetes is not None
+    base = _base(spec.kubernetes.context)
     try:
         _kubectl(spec.kubernetes.context, "create", "--filename", str(manifest))
     except KubernetesError as error:
-        if "AlreadyExists" in str(error):
-            raise KubernetesError(f"{error}; end and remove it by `fnet-t5 launch cancel`, or give another --output") from error
-        raise
+        taken = "AlreadyExists" in str(error)
+        # No record is written, so `launch cancel` knows nothing of what was made before the error.
+        remove = shlex.join([*base, "delete", "--ignore-not-found", "--filename", str(manifest)])
+        remedy = "give another --output, or end and remove what has its names" if taken else "remove what was made of it"
+        raise KubernetesError(f"{error}; the manifest is kept in {manifest}: {remedy} by `{remove}`") from error
 
 
 def state(record: LaunchRecord) -> str:

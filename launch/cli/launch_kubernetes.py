@@ -92,9 +92,10 @@ def prepare(
 ) -> None:
     """Prepare data on a Ray cluster that KubeRay makes for the job. Quote globs: they are of the pods' paths."""
     from launch import kubernetes
-    from launch.cluster_checks import check_on_volumes, load_cluster
+    from launch.cluster_checks import check_no_gpus, check_on_volumes, load_cluster
 
     spec = load_cluster(cluster, set_ or [], "kubernetes")
+    check_no_gpus(spec, cluster)
     given = (input, val, test, output, tokenizer, workers, seed)
     resolved, recipe = preparation(spec, config, overrides, *given)
     inputs = {

@@ -258,6 +258,60 @@ def test_a_run_folder_on_a_read_only_claim_is_refused(
     assert "mounts claim datasets at /data read_only, and --output /data/run is written there" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["data.path=data/pile"],
+            "data.path data/pile is relative, .* give the absolute path that they see .*mounts: /data, /runs",
+        ),
+        (["data.path=/data/pile", "--output", "base"], "--output base is relative, .* give the absolute path"),
+        (
+            ["data.path=/data/pile", "--output", "/runs/../data/x"],
+            r"--output /runs/../data/x goes up by `\.\.`.* write the path out",
+        ),
+        (
+            ["data.path=/data/pile", "--output", "/runs"],
+            "--output /runs is the root of claim runs .* give a folder in it, as /runs/base",
+        ),
+        (
+            ["data.path=/data/pile", "--output", "/base"],
+            r"no persistent volume claim for --output /base .*; give a path on a claim$",
+        ),
+    ],
+)
+def test_a_path_that_pods_would_not_find_is_refused_with_its_remedy(
+    arguments: list[str], expected: str, write: Callable[..., Path], command: Callable[..., int], error_line: Callable[[], str]
+) -> None:
+    volumes = [{"claim": "datasets", "path": "/data", "read_only": True}, {"claim": "runs", "path": "/runs"}]
+    cluster = write(KUBERNETES, kubernetes={"volumes": volumes})
+    assert command("launch", "kubernetes", "train", "train/base", "--cluster", cluster, *arguments) == 1
+    error = " ".join(error_line().split())
+    assert re.search(expected, error), error
+    assert "cluster.yaml" in error
+
+
+def test_of_nested_mounts_the_inner_one_counts(write: Callable[..., Path], command: Callable[..., int]) -> None:
+    volumes = [{"claim": "datasets", "path": "/data", "read_only": True}, {"claim": "runs", "path": "/data/runs"}]
+    cluster = write(KUBERNETES, kubernetes={"volumes": volumes})
+    launch = ["launch", "kubernetes", "train", "train/base", "--cluster", cluster, "data.path=/data/pile", "--dry-run"]
+    assert command(*launch, "--output", "/data/runs/base") == 0
+    assert command(*launch, "--output", "/data/base") == 1
+
+
+def test_a_preparation_refuses_nodes_with_gpus_and_relative_inputs(
+    write: Callable[..., Path], command: Callable[..., int], error_line: Callable[[], str]
+) -> None:
+    cluster = write(KUBERNETES, kubernetes={"volumes": [{"claim": "datasets", "path": "/data"}]})
+    prepare = ["launch", "kubernetes", "prepare", "--cluster", cluster, "--output", "/data/pile", "--dry-run", "--input"]
+    assert command(*prepare, "/data/raw/*") == 1
+    error = error_line()
+    assert "cluster.yaml: gpus_per_node 8: a preparation uses no GPU" in error
+    assert error.endswith("--set gpus_per_node=0")
+    assert command(*prepare, "raw/*", "--set", "gpus_per_node=0") == 1
+    assert "cluster.yaml: --input raw/* is relative, " in error_line()
+
+
 def test_a_path_that_slurm_would_misread_is_refused(
     write: Callable[..., Path], command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

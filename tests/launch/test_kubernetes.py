@@ -240,6 +240,13 @@ def mebibytes(quantity: str) -> int:
     return int(quantity.removesuffix("Mi")) * 2**20
 
 
+def test_the_help_names_no_file_of_another_platform(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("launch", "kubernetes", "train", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "--cluster" in shown
+    assert "slurm" not in shown
+
+
 def test_names_are_made_of_folders_and_odd_ones_refused() -> None:
     assert kubernetes.object_name(Path("/runs/Base_v1.1")) == "base-v1-1"
     for name in ("8gpus", "x" * 41, "___"):
@@ -301,5 +308,24 @@ def test_an_object_that_exists_is_said_with_the_remedy(
     (tmp_path / "refusal").write_text('Error from server (AlreadyExists): jobsets "base" already exists\n')
     launch = ["launch", "kubernetes", "train", "train/base", "--cluster", "configs/cluster/kubernetes.yaml"]
     assert command(*launch, "data.path=/data/pile") == 1
-    assert "already exists; end and remove it by `fnet-t5 launch cancel`" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "already exists; the manifest is kept in runs/base/launch/manifest.yaml: give another --output, or end" in error
+    assert "by `kubectl delete --ignore-not-found --filename runs/base/launch/manifest.yaml`" in error
     assert not (tmp_path / "runs/base/launch/record.json").exists()
+
+
+def test_a_launch_that_the_cluster_refuses_says_where_the_manifest_is(
+    command: Callable[..., int],
+    kubectl: Callable[[], list[list[str]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "refusal").write_text("error: the server could not find the requested resource\n")
+    launch = ["launch", "kubernetes", "train", "train/base", "--cluster", "configs/cluster/kubernetes.yaml"]
+    assert command(*launch, "data.path=/data/pile", "--set", "kubernetes.context=prod", "--keep", "kept here") == 1
+    error = capsys.readouterr().err
+    assert "could not find the requested resource; the manifest is kept in kept here/launch/manifest.yaml" in error
+    assert "`kubectl --context prod delete --ignore-not-found --filename 'kept here/launch/manifest.yaml'`" in error
+    assert (tmp_path / "kept here/launch/manifest.yaml").is_file()
