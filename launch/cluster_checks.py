@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from launch.cluster_spec import LaunchSpec
 from launch.config import load_config
 from launch.config_errors import ConfigError
+from launch.kubernetes_names import mount_problem
 
 if TYPE_CHECKING:
     from data_prep.config import PrepareConfig
@@ -50,20 +51,48 @@ def check_mesh(spec: LaunchSpec, cluster: str, config: RunConfig, recipe: str) -
 def check_on_volumes(spec: LaunchSpec, cluster: str, paths: dict[str, Path], written: frozenset[str]) -> None:
     """Raise ConfigError where a path (by the key that gave it) lies on no claim of the pods, or on one they cannot write to."""
     assert spec.kubernetes is not None
+    there = ", ".join(volume.path for volume in spec.kubernetes.volumes) or "none"
     for key, path in paths.items():
         given = PurePosixPath(path)
-        volume = next((volume for volume in spec.kubernetes.volumes if given.is_relative_to(volume.path)), None)
-        if volume is None:
-            there = ", ".join(volume.path for volume in spec.kubernetes.volumes) or "none"
+        what = key if key.endswith(f" {path}") else f"{key} {path}"
+        if not given.is_absolute():
             raise ConfigError(
-                f"{cluster}: kubernetes.volumes has no persistent volume claim for {key} {path} (mounted: {there}): pods would "
-                f"lose it with their containers; add `{{claim: NAME, path: {given.parent}}}`, or move {key} there"
+                f"{cluster}: {what} is relative, and pods start in no folder of yours: give the absolute path that they see "
+                f"(kubernetes.volumes mounts: {there})"
             )
+        if ".." in given.parts:
+            raise ConfigError(
+                f"{cluster}: {what} goes up by `..`, maybe out of what kubernetes.volumes mounts: write the path out ({there})"
+            )
+        # Of nested mounts the inner one is what a pod sees.
+        inside = [volume for volume in spec.kubernetes.volumes if given.is_relative_to(volume.path)]
+        if not inside:
+            parent = given.parent
+            add = "" if mount_problem(str(parent)) else f"add `{{claim: NAME, path: {parent}}}`, or "
+            raise ConfigError(
+                f"{cluster}: kubernetes.volumes has no persistent volume claim for {what} (mounted: {there}): pods would "
+                f"lose it with their containers; {add}give a path on a claim"
+            )
+        volume = max(inside, key=lambda volume: len(volume.path))
         if volume.read_only and key in written:
             raise ConfigError(
-                f"{cluster}: kubernetes.volumes mounts claim {volume.claim} at {volume.path} read_only, and {key} {path} is "
+                f"{cluster}: kubernetes.volumes mounts claim {volume.claim} at {volume.path} read_only, and {what} is "
                 "written there: drop read_only, or choose another path"
             )
+        if key in written and given == PurePosixPath(volume.path):
+            raise ConfigError(
+                f"{cluster}: {what} is the root of claim {volume.claim} in kubernetes.volumes, with all that lies on it: "
+                f"give a folder in it, as {given / 'base'}"
+            )
+
+
+def check_no_gpus(spec: LaunchSpec, cluster: str) -> None:
+    """Raise ConfigError where a preparation, which uses none, would stand on nodes with GPUs."""
+    if spec.gpus_per_node:
+        raise ConfigError(
+            f"{cluster}: gpus_per_node {spec.gpus_per_node}: a preparation uses no GPU, and its pods would hold nodes that "
+            "have them; give a file without, as configs/cluster/kubernetes-prepare.yaml, or --set gpus_per_node=0"
+        )
 
 
 def training_inputs(config: RunConfig) -> dict[str, Path]:

@@ -10,13 +10,24 @@ import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from launch import kubernetes_names as names
 
 PLATFORMS = ("slurm", "kubernetes", "ray")
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d{1,2}))?(?::(\d{1,2}))?")
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
-_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 # torchrun's variables belong to the job, Ray's access to the templates: a second value would win or lose by chance.
 _RESERVED = re.compile(r"PET_\w+|RANK|WORLD_SIZE|LOCAL_RANK|MASTER_(ADDR|PORT)|RAY_AUTH_(MODE|TOKEN)")
 
@@ -109,11 +120,17 @@ class Volume(_Section):
     path: str
     read_only: bool = False
 
+    @field_validator("claim")
+    @classmethod
+    def _is_name(cls, name: str) -> str:
+        names.check_subdomain("kubernetes.volumes.claim", name)
+        return name
+
     @field_validator("path")
     @classmethod
-    def _is_absolute(cls, path: str) -> str:
-        if not PurePosixPath(path).is_absolute():
-            raise ValueError(f"kubernetes.volumes mounts a claim at {path!r}: give an absolute path")
+    def _can_be_mounted(cls, path: str) -> str:
+        if problem := names.mount_problem(path):
+            raise ValueError(f"kubernetes.volumes mounts a claim at {path!r}: {problem}")
         return str(PurePosixPath(path))
 
 
@@ -124,12 +141,43 @@ class Secret(_Section):
     name: str
     key: str
 
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, name: str) -> str:
+        names.check_subdomain("kubernetes.secrets.name", name)
+        return name
+
+    @field_validator("variable")
+    @classmethod
+    def _is_variable(cls, variable: str) -> str:
+        if not _VARIABLE.fullmatch(variable):
+            raise ValueError(f"kubernetes.secrets holds {variable!r}, which no shell takes for a variable's name")
+        if _RESERVED.fullmatch(variable):
+            raise ValueError(f"kubernetes.secrets sets {variable}, which every job computes for itself: leave it out")
+        return variable
+
+    @field_validator("key")
+    @classmethod
+    def _is_key(cls, key: str) -> str:
+        names.check_secret_key("kubernetes.secrets.key", key)
+        return key
+
 
 class Toleration(_Section):
     key: str
     operator: Literal["Exists", "Equal"] = "Exists"
     value: str | None = None
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+    @model_validator(mode="after")
+    def _api_takes_it(self) -> Toleration:
+        names.check_qualified("kubernetes.tolerations", self.key)
+        names.check_label_value("kubernetes.tolerations", self.value or "")
+        if self.value is not None and self.operator == "Exists":
+            raise ValueError(
+                f"kubernetes.tolerations gives {self.key} a value, which Exists ignores: add operator: Equal, or drop it"
+            )
+        return self
 
 
 class Kubernetes(_Section):
@@ -142,25 +190,90 @@ class Kubernetes(_Section):
     secrets: tuple[Secret, ...] = ()
     queue: str | None = None
     """Kueue's local queue."""
-    runtime: str = "torch-distributed"
-    """The ClusterTrainingRuntime that a TrainJob refers to."""
+    runtime: str | None = None
+    """The ClusterTrainingRuntime that a TrainJob refers to. Default: the one of `fnet-t5 launch kubernetes runtime`."""
     service_account: str | None = None
     image_pull_secret: str | None = None
     user_id: PositiveInt = 1000
     group_id: PositiveInt = 1000
     """Of the processes, and of the files that they write to the volumes."""
-    shared_memory_gb: PositiveFloat = 16.0
-    """Size of /dev/shm, taken from the pod's memory: the runtime's own default of 64 MB is too little for NCCL and Ray."""
+    shared_memory_gb: Annotated[float, Field(ge=0.1)] = 16.0
+    """Size of /dev/shm, taken from the pod's memory: the container engine's own 64 MB are too little for NCCL and Ray.
+
+    Ray's object store is nine tenths of it, and never less than 75 MiB.
+    """
     gpu_resource: str = "nvidia.com/gpu"
     node_selector: dict[str, str] = {}
     tolerations: tuple[Toleration, ...] = ()
+    priority_class: str | None = None
+    """PriorityClass of the pods."""
+    annotations: dict[str, str] = {}
+    """Of the pods, such as k8s.v1.cni.cncf.io/networks for a second network."""
+    resources: dict[str, int | str] = {}
+    """What a pod has besides CPUs, memory and GPUs, as request and limit alike: rdma/hca: 1."""
+    capabilities: tuple[str, ...] = ()
+    """Of the training containers, which drop all others: IPC_LOCK."""
 
     @field_validator("namespace")
     @classmethod
     def _is_label(cls, name: str) -> str:
-        if not _DNS_LABEL.fullmatch(name):
-            raise ValueError(f"kubernetes.namespace {name!r} is no DNS label: small letters, digits and hyphens, at most 63")
+        names.check_label("kubernetes.namespace", name)
         return name
+
+    @field_validator("queue", "runtime", "service_account", "image_pull_secret", "priority_class")
+    @classmethod
+    def _are_names(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name is not None:
+            # A queue is said by a label, whose values are shorter.
+            names.check_subdomain(f"kubernetes.{info.field_name}", name, 63 if info.field_name == "queue" else 253)
+        return name
+
+    @field_validator("gpu_resource")
+    @classmethod
+    def _is_extended(cls, name: str) -> str:
+        names.check_extended_resource("kubernetes.gpu_resource", name)
+        return name
+
+    @field_validator("node_selector")
+    @classmethod
+    def _are_labels(cls, labels: dict[str, str]) -> dict[str, str]:
+        for name, value in labels.items():
+            names.check_qualified("kubernetes.node_selector", name)
+            names.check_label_value("kubernetes.node_selector", value)
+        return labels
+
+    @field_validator("annotations")
+    @classmethod
+    def _are_annotations(cls, annotations: dict[str, str]) -> dict[str, str]:
+        for name in annotations:
+            names.check_qualified("kubernetes.annotations", name)
+        return annotations
+
+    @field_validator("resources")
+    @classmethod
+    def _are_resources(cls, resources: dict[str, int | str]) -> dict[str, int | str]:
+        names.check_resources("kubernetes.resources", resources)
+        return resources
+
+    @field_validator("capabilities")
+    @classmethod
+    def _are_capabilities(cls, capabilities: tuple[str, ...]) -> tuple[str, ...]:
+        for name in capabilities:
+            names.check_capability("kubernetes.capabilities", name)
+        return capabilities
+
+    @model_validator(mode="after")
+    def _says_once(self) -> Kubernetes:
+        if self.gpu_resource in self.resources:
+            raise ValueError(f"kubernetes.resources holds {self.gpu_resource}: that is said by gpus_per_node")
+        if self.priority_class and self.kind == "trainjob" and self.runtime:
+            raise ValueError(
+                f"kubernetes.priority_class {self.priority_class} is not a TrainJob's to say: its runtime {self.runtime} has it"
+            )
+        variables = [secret.variable for secret in self.secrets]
+        if twice := next((name for name in variables if variables.count(name) > 1), None):
+            raise ValueError(f"kubernetes.secrets sets {twice} twice: leave one out")
+        return self
 
     @model_validator(mode="after")
     def _mounts_once(self) -> Kubernetes:
@@ -273,6 +386,13 @@ class LaunchSpec(_Section):
             raise ValueError(f"{unused[0]} has no meaning on {self.platform}: leave it out (volumes: kubernetes.volumes)")
         if self.mounts and self.image is None:
             raise ValueError("mounts are folders in a container, and no image is given: give image, or leave mounts out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_secrets(self) -> LaunchSpec:
+        secrets = self.kubernetes.secrets if self.kubernetes is not None else ()
+        if twice := next((secret.variable for secret in secrets if secret.variable in self.environment), None):
+            raise ValueError(f"kubernetes.secrets sets {twice}, and so does environment: leave one out")
         return self
 
     @model_validator(mode="after")

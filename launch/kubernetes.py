@@ -7,6 +7,7 @@ JobSet sets the same, so both start the same command.
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -22,11 +23,15 @@ from launch.rendering import render
 
 MANIFEST = "manifest.yaml"
 RECIPE_FOLDER = "/etc/fnet-t5"
+RUNTIME = "fnet-t5"
 RESOURCES = {"JobSet": "jobsets.jobset.x-k8s.io", "TrainJob": "trainjobs.trainer.kubeflow.org", "RayJob": "rayjobs.ray.io"}
 
 _PORT = 29400
 # Names of pods and hosts are made of it: <name>-node-0-<index>-<suffix> must stay a DNS label.
 _LONGEST_NAME = 40
+# Of /dev/shm; the rest is for what else lies there. Left alone Ray takes 30 % of the pod's memory, up to 10 GB even where
+# /dev/shm is smaller, and then puts its objects on disk.
+_OBJECT_STORE_SHARE = 0.9
 _INSTANCE = "app.kubernetes.io/instance"
 
 
@@ -60,16 +65,27 @@ def train_manifest(spec: LaunchSpec, run: Path, recipe: str, overrides: Sequence
         command=["python3", "-m", "torch.distributed.run", *options, "--no-python"],
         train=["fnet-t5", "train", f"{RECIPE_FOLDER}/recipe.yaml", "--output", str(run), *overrides],
         port=_PORT,
+        runtime=RUNTIME,
     )
+
+
+def runtime_manifest(spec: LaunchSpec) -> str:
+    """The TrainingRuntime of a namespace, which TrainJobs refer to that name no other.
+
+    Kubeflow's own `torch-distributed` leaves the restarts to defaults: each container by itself, in its place.
+    """
+    return _manifest("trainjob_runtime.yaml.j2", spec=spec, kubernetes=spec.kubernetes, runtime=RUNTIME)
 
 
 def prepare_manifest(spec: LaunchSpec, output: Path, recipe: str) -> str:
     """The manifest of a preparation of `output` (as the pods see it) by the recipe's text."""
+    assert spec.kubernetes is not None
     return _manifest(
         "rayjob.yaml.j2",
         **_common(spec, object_name(output), recipe, {}),
         prepare=["fnet-t5", "prepare", "--config", f"{RECIPE_FOLDER}/recipe.yaml", "--ray-address", "auto"],
         ray_version=version("ray"),
+        object_store_bytes=int(_OBJECT_STORE_SHARE * spec.kubernetes.shared_memory_gb * 2**30),
     )
 
 
@@ -99,14 +115,17 @@ def kind_of(manifest: str) -> str:
 
 
 def submit(manifest: Path, spec: LaunchSpec) -> None:
-    """Make the manifest's objects. Raises KubernetesError with the cluster's words, and the remedy where they exist already."""
+    """Make the manifest's objects. Raises KubernetesError with the cluster's words, where the manifest is, and the remedy."""
     assert spec.kubernetes is not None
+    base = _base(spec.kubernetes.context)
     try:
         _kubectl(spec.kubernetes.context, "create", "--filename", str(manifest))
     except KubernetesError as error:
-        if "AlreadyExists" in str(error):
-            raise KubernetesError(f"{error}; end and remove it by `fnet-t5 launch cancel`, or give another --output") from error
-        raise
+        taken = "AlreadyExists" in str(error)
+        # No record is written, so `launch cancel` knows nothing of what was made before the error.
+        remove = shlex.join([*base, "delete", "--ignore-not-found", "--filename", str(manifest)])
+        remedy = "give another --output, or end and remove what has its names" if taken else "remove what was made of it"
+        raise KubernetesError(f"{error}; the manifest is kept in {manifest}: {remedy} by `{remove}`") from error
 
 
 def state(record: LaunchRecord) -> str:

@@ -33,12 +33,15 @@ if TYPE_CHECKING:
 _TRAIN = "Example: fnet-t5 launch kubernetes train train/base --cluster cluster.yaml --output /runs/base data.path=/data/pile"
 _PREPARE = "Example: fnet-t5 launch kubernetes prepare --cluster cluster.yaml --input '/data/raw/*' --output /data/pile"
 
+_RUNTIME = "Example: fnet-t5 launch kubernetes runtime --cluster cluster.yaml | kubectl apply -f -"
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `fnet-t5 launch`."""
     group = typer.Typer(help="Objects of Kubernetes, by kubectl.", no_args_is_help=True)
     group.command(epilog=_TRAIN, no_args_is_help=True)(train)
     group.command(cls=ManyValuesCommand, epilog=_PREPARE, no_args_is_help=True)(prepare)
+    group.command(epilog=_RUNTIME, no_args_is_help=True)(runtime)
     app.add_typer(group, name="kubernetes")
 
 
@@ -89,9 +92,10 @@ def prepare(
 ) -> None:
     """Prepare data on a Ray cluster that KubeRay makes for the job. Quote globs: they are of the pods' paths."""
     from launch import kubernetes
-    from launch.cluster_checks import check_on_volumes, load_cluster
+    from launch.cluster_checks import check_no_gpus, check_on_volumes, load_cluster
 
     spec = load_cluster(cluster, set_ or [], "kubernetes")
+    check_no_gpus(spec, cluster)
     given = (input, val, test, output, tokenizer, workers, seed)
     resolved, recipe = preparation(spec, config, overrides, *given)
     inputs = {
@@ -106,6 +110,14 @@ def prepare(
     show(text, resolved.output, f"{spec.nodes} Ray pods x {spec.cpus_per_node} CPUs")
     if not dry_run:
         _submit(spec, text, "prepare", resolved.output, keep)
+
+
+def runtime(cluster: Cluster, set_: Set = None) -> None:
+    """Print the runtime that TrainJobs need once in their namespace: how they start again. Nothing is submitted."""
+    from launch import kubernetes
+    from launch.cluster_checks import load_cluster
+
+    typer.echo(kubernetes.runtime_manifest(load_cluster(cluster, set_ or [], "kubernetes")), nl=False)
 
 
 def _first_writable(spec: LaunchSpec, cluster: str) -> Path:

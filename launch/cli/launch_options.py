@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="A recipe: a path, or the name of a shipped one.")]
 Cluster = Annotated[
-    str, typer.Option(metavar="YAML", help="The cluster: a path, or the name of a shipped one, as configs/cluster/slurm.yaml.")
+    str, typer.Option(metavar="YAML", help="The cluster: a path, or the name of a shipped file of configs/cluster.")
 ]
 Set = Annotated[
     list[str] | None,

@@ -86,12 +86,81 @@ def test_a_wrong_file_is_named_with_key_and_remedy(changes: dict[str, Any], expe
             r"mounts two claims at /runs",
         ),
         ({"memory_gb_per_node": 16, "kubernetes": {}}, r"shared_memory_gb 16 is taken from memory_gb_per_node 16"),
+        *(
+            ({"kubernetes": {"volumes": [{"claim": "a", "path": path}]}}, rf"mounts a claim at '{path}': {remedy}")
+            for path, remedy in {
+                "/": "it would hide what pods need there; not at /, nor within /dev, /etc, /proc, /sys",
+                "/dev/shm": "it would hide",
+                "/etc/fnet-t5/": "it would hide",
+                "/runs/../data": "write the path out",
+                "//runs": "write the path out",
+                "/ru:ns": "write the path out",
+            }.items()
+        ),
+        (
+            {"kubernetes": {"volumes": [{"claim": "My_Data", "path": "/d"}]}},
+            r":6: kubernetes.volumes.claim 'My_Data' is no DNS",
+        ),
+        ({"kubernetes": {"queue": "gpu queue"}}, r"kubernetes.queue 'gpu queue' is no DNS subdomain: small letters"),
+        ({"kubernetes": {"queue": "q" * 64}}, r"kubernetes.queue .* at most 63"),
+        ({"kubernetes": {"runtime": "-torch"}}, r"kubernetes.runtime '-torch' is no DNS subdomain"),
+        ({"kubernetes": {"priority_class": "High"}}, r"kubernetes.priority_class 'High' is no DNS subdomain"),
+        ({"kubernetes": {"service_account": "a/b"}}, r"kubernetes.service_account 'a/b' is no DNS subdomain"),
+        (
+            {"kubernetes": {"kind": "trainjob", "runtime": "torch", "priority_class": "high"}},
+            r"kubernetes.priority_class high is not a TrainJob's to say: its runtime torch has it",
+        ),
+        (
+            {"kubernetes": {"secrets": [{"variable": "TOKEN", "name": "ML flow", "key": "token"}]}},
+            r"kubernetes.secrets.name 'ML flow' is no DNS subdomain",
+        ),
+        (
+            {"kubernetes": {"secrets": [{"variable": "A TOKEN", "name": "mlflow", "key": "token"}]}},
+            r"kubernetes.secrets holds 'A TOKEN', which no shell takes",
+        ),
+        (
+            {"kubernetes": {"secrets": [{"variable": "PET_NNODES", "name": "mlflow", "key": "token"}]}},
+            r"kubernetes.secrets sets PET_NNODES, which every job computes for itself",
+        ),
+        (
+            {"kubernetes": {"secrets": [{"variable": "TOKEN", "name": "mlflow", "key": "a token"}]}},
+            r"kubernetes.secrets.key 'a token' is in no Secret",
+        ),
+        (
+            {"kubernetes": {"secrets": [{"variable": "TOKEN", "name": name, "key": "token"} for name in ("a", "b")]}},
+            r"kubernetes.secrets sets TOKEN twice: leave one out",
+        ),
+        (
+            {"environment": {"TOKEN": "1"}, "kubernetes": {"secrets": [{"variable": "TOKEN", "name": "a", "key": "token"}]}},
+            r"kubernetes.secrets sets TOKEN, and so does environment: leave one out",
+        ),
+        ({"kubernetes": {"tolerations": [{"key": "g p u"}]}}, r"kubernetes.tolerations holds 'g p u', no NAME or"),
+        ({"kubernetes": {"tolerations": [{"key": "gpu", "value": "a"}]}}, r"kubernetes.tolerations .* add operator: Equal"),
+        (
+            {"kubernetes": {"node_selector": {"pool": "a 100"}}},
+            r"kubernetes.node_selector holds 'a 100', no value of a label",
+        ),
+        ({"kubernetes": {"gpu_resource": "gpu"}}, r"kubernetes.gpu_resource 'gpu' is no extended resource: write DOMAIN/NAME"),
+        ({"kubernetes": {"resources": {"rdma": 1}}}, r"kubernetes.resources holds 'rdma': write DOMAIN/NAME, as rdma/hca"),
+        ({"kubernetes": {"resources": {"cpu": 1}}}, r"kubernetes.resources holds cpu: that is said by cpus_per_node"),
+        ({"kubernetes": {"resources": {"nvidia.com/gpu": 1}}}, r"holds nvidia.com/gpu: that is said by gpus_per_node"),
+        ({"kubernetes": {"resources": {"rdma/hca": "1Gi"}}}, r"kubernetes.resources gives 1Gi of rdma/hca, .* whole number"),
+        ({"kubernetes": {"resources": {"rdma/hca": 0}}}, r"kubernetes.resources gives 0 of rdma/hca"),
+        (
+            {"kubernetes": {"resources": {"ephemeral-storage": "20 GB"}}},
+            r"gives 20 GB of ephemeral-storage, which is a quantity",
+        ),
+        ({"kubernetes": {"annotations": {"a b": "1"}}}, r"kubernetes.annotations holds 'a b', no NAME or DOMAIN/NAME"),
+        ({"kubernetes": {"capabilities": ["CAP_IPC_LOCK"]}}, r"kubernetes.capabilities holds 'CAP_IPC_LOCK': .* without CAP_"),
+        ({"kubernetes": {"capabilities": ["ALL"]}}, r"kubernetes.capabilities holds 'ALL': name single ones"),
+        ({"kubernetes": {"shared_memory_gb": 0.05}}, r"kubernetes.shared_memory_gb is 0.05; expected a number"),
         ({"setup": ["module load cuda"], "kubernetes": {}}, r"setup has no meaning on kubernetes: leave it out"),
     ],
 )
 def test_a_wrong_file_of_kubernetes(changes: dict[str, Any], expected: str, write: Callable[..., Path]) -> None:
-    with pytest.raises(ConfigError, match=expected):
+    with pytest.raises(ConfigError, match=expected) as caught:
         load_cluster(str(write(KUBERNETES, **changes)), [], "kubernetes")
+    assert "cluster.yaml" in str(caught.value)
 
 
 def test_yaml_takes_an_unquoted_time_for_a_number(tmp_path: Path) -> None:
@@ -154,7 +223,7 @@ def test_a_mesh_that_the_cluster_does_not_hold_stops_before_submission(
     [
         ([], "has no persistent volume claim that can be written to"),
         ([{"claim": "runs", "path": "/runs"}], "has no persistent volume claim for data.path /data/pile (mounted: /runs)"),
-        ([{"claim": "all", "path": "/", "read_only": True}], "that can be written to"),
+        ([{"claim": "all", "path": "/data", "read_only": True}], "that can be written to"),
     ],
 )
 def test_a_path_on_no_claim_stops_before_submission(
@@ -194,6 +263,60 @@ def test_a_run_folder_on_a_read_only_claim_is_refused(
     ]
     assert command(*launch) == 1
     assert "mounts claim datasets at /data read_only, and --output /data/run is written there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["data.path=data/pile"],
+            "data.path data/pile is relative, .* give the absolute path that they see .*mounts: /data, /runs",
+        ),
+        (["data.path=/data/pile", "--output", "base"], "--output base is relative, .* give the absolute path"),
+        (
+            ["data.path=/data/pile", "--output", "/runs/../data/x"],
+            r"--output /runs/../data/x goes up by `\.\.`.* write the path out",
+        ),
+        (
+            ["data.path=/data/pile", "--output", "/runs"],
+            "--output /runs is the root of claim runs .* give a folder in it, as /runs/base",
+        ),
+        (
+            ["data.path=/data/pile", "--output", "/base"],
+            r"no persistent volume claim for --output /base .*; give a path on a claim$",
+        ),
+    ],
+)
+def test_a_path_that_pods_would_not_find_is_refused_with_its_remedy(
+    arguments: list[str], expected: str, write: Callable[..., Path], command: Callable[..., int], error_line: Callable[[], str]
+) -> None:
+    volumes = [{"claim": "datasets", "path": "/data", "read_only": True}, {"claim": "runs", "path": "/runs"}]
+    cluster = write(KUBERNETES, kubernetes={"volumes": volumes})
+    assert command("launch", "kubernetes", "train", "train/base", "--cluster", cluster, *arguments) == 1
+    error = " ".join(error_line().split())
+    assert re.search(expected, error), error
+    assert "cluster.yaml" in error
+
+
+def test_of_nested_mounts_the_inner_one_counts(write: Callable[..., Path], command: Callable[..., int]) -> None:
+    volumes = [{"claim": "datasets", "path": "/data", "read_only": True}, {"claim": "runs", "path": "/data/runs"}]
+    cluster = write(KUBERNETES, kubernetes={"volumes": volumes})
+    launch = ["launch", "kubernetes", "train", "train/base", "--cluster", cluster, "data.path=/data/pile", "--dry-run"]
+    assert command(*launch, "--output", "/data/runs/base") == 0
+    assert command(*launch, "--output", "/data/base") == 1
+
+
+def test_a_preparation_refuses_nodes_with_gpus_and_relative_inputs(
+    write: Callable[..., Path], command: Callable[..., int], error_line: Callable[[], str]
+) -> None:
+    cluster = write(KUBERNETES, kubernetes={"volumes": [{"claim": "datasets", "path": "/data"}]})
+    prepare = ["launch", "kubernetes", "prepare", "--cluster", cluster, "--output", "/data/pile", "--dry-run", "--input"]
+    assert command(*prepare, "/data/raw/*") == 1
+    error = error_line()
+    assert "cluster.yaml: gpus_per_node 8: a preparation uses no GPU" in error
+    assert error.endswith("--set gpus_per_node=0")
+    assert command(*prepare, "raw/*", "--set", "gpus_per_node=0") == 1
+    assert "cluster.yaml: --input raw/* is relative, " in error_line()
 
 
 def test_a_path_that_slurm_would_misread_is_refused(

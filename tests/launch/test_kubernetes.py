@@ -59,6 +59,10 @@ def manifest(kind: str, *changes: str) -> dict[str, Any]:
         "kubernetes.secrets=[{variable: TOKEN, name: mlflow, key: token}]",
         "kubernetes.tolerations=[{key: gpu, operator: Equal, value: 'yes', effect: NoSchedule}, {key: spot}]",
         "kubernetes.queue=gpu",
+        "kubernetes.priority_class=high",
+        "kubernetes.annotations={k8s.v1.cni.cncf.io/networks: rdma-net}",
+        "kubernetes.resources={rdma/hca: 1, ephemeral-storage: 20Gi}",
+        "kubernetes.capabilities=[IPC_LOCK]",
         f"kubernetes.kind={'trainjob' if kind == 'TrainJob' else 'jobset'}",
         *changes,
     ]
@@ -103,14 +107,19 @@ def pods(kind: str, found: dict[str, Any]) -> list[dict[str, Any]]:
         cluster = spec["rayClusterSpec"]
         groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
         templates = [spec["submitterPodTemplate"], *(group["template"] for group in groups)]
-    else:  # the patch and the trainer make a pod together
+    else:  # the runtime, the patch and the trainer make a pod together
+        cluster = load_config(LaunchSpec, "configs/cluster/kubernetes.yaml", ["kubernetes.priority_class=high"])
+        runtime = yaml.safe_load(kubernetes.runtime_manifest(cluster))
+        base = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
         patch = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]["template"]
         template = copy.deepcopy(patch["spec"]["template"])
         trainer = spec["trainer"]
         template["spec"]["containers"][0] |= {key: trainer[key] for key in ("image", "command", "args", "env")}
         template["spec"]["containers"][0]["resources"] = trainer["resourcesPerNode"]
+        template["spec"]["containers"][0] = {**base["containers"][0], **template["spec"]["containers"][0]}
+        template["spec"] = {**base, **template["spec"]}
         templates = [template]
-    return [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": template["spec"]} for template in templates]
+    return [{"apiVersion": "v1", "kind": "Pod", **template} for template in templates]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -143,10 +152,16 @@ def test_pods_have_what_the_work_needs_and_no_more_rights(kind: str) -> None:
         assert spec["securityContext"]["runAsNonRoot"]
         assert spec["securityContext"]["runAsUser"] == 1000
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
-        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        added = {} if kind == "RayJob" else {"add": ["IPC_LOCK"]}
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"], **added}
         assert spec["serviceAccountName"] == "trainer"
+        assert spec["priorityClassName"] == "high"
+        assert pod["metadata"]["annotations"] == {"k8s.v1.cni.cncf.io/networks": "rdma-net"}
         if container["name"] == "submitter":
+            assert set(container["resources"]["limits"]) == {"cpu", "memory"}
             continue
+        assert container["resources"]["limits"] == container["resources"]["requests"]
+        assert container["resources"]["limits"].items() >= {"rdma/hca": 1, "ephemeral-storage": "20Gi"}.items()
         mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         assert volumes[mounted["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
@@ -157,6 +172,79 @@ def test_pods_have_what_the_work_needs_and_no_more_rights(kind: str) -> None:
         if kind != "RayJob":
             assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
             assert "NCCL_SOCKET_IFNAME" in {variable["name"] for variable in container["env"]}
+
+
+def test_the_runtime_of_trainjobs_restarts_as_a_jobset_does(
+    validators: dict[str, Any], command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its template holds a JobSet's spec, by the Trainer's API; the rest of it has no schema in the test data."""
+    assert command("launch", "kubernetes", "runtime", "--cluster", "cluster/kubernetes", "--set", "max_restarts=7") == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert (found["kind"], found["metadata"]["namespace"]) == ("TrainingRuntime", "training")
+    assert set(found["spec"]) == {"mlPolicy", "template"}
+    made = {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {"name": "base"},
+        **found["spec"]["template"],
+    }
+    assert not [error.message for error in validators["JobSet"].iter_errors(made)]
+    own = manifest("JobSet", "max_restarts=7")["spec"]
+    assert made["spec"]["failurePolicy"] == own["failurePolicy"]
+    assert made["spec"]["network"] == own["network"]
+    job, own_job = (spec["replicatedJobs"][0]["template"]["spec"] for spec in (made["spec"], own))
+    for key in ("backoffLimit", "podFailurePolicy", "completionMode"):
+        assert job[key] == own_job[key]
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+    kubernetes_validate.validate(
+        {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "node"}, "spec": job}, CORE_VERSION, strict=True
+    )
+
+
+def test_a_trainjob_refers_to_our_runtime_or_to_one_of_the_cluster() -> None:
+    ours, theirs = (
+        manifest("TrainJob", f"kubernetes.runtime={name}", "kubernetes.priority_class=null")["spec"]["runtimeRef"]
+        for name in ("null", "torch")
+    )
+    assert (ours["kind"], ours["name"]) == ("TrainingRuntime", kubernetes.RUNTIME)
+    assert (theirs["kind"], theirs["name"]) == ("ClusterTrainingRuntime", "torch")
+
+
+def test_rays_object_store_lies_in_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By Ray's own arithmetic, in a pod of the shipped file; without the parameter it takes to the disk there."""
+    from ray._common import utils as common
+    from ray._private import services, utils
+
+    cluster = manifest("RayJob")["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        limit = mebibytes(pod["containers"][0]["resources"]["limits"]["memory"])
+        shared = mebibytes(pod["volumes"][0]["emptyDir"]["sizeLimit"])
+        assert shared < limit / 2  # what lies in /dev/shm counts towards the limit
+        monkeypatch.setattr(common, "get_system_memory", lambda limit=limit: limit)
+        monkeypatch.setattr(utils, "get_shared_memory_bytes", lambda shared=shared: shared)
+        told = int(group["rayStartParams"]["object-store-memory"])
+        assert services.determine_plasma_store_config(told, str(tmp_path)) == ("/dev/shm", str(tmp_path), told)
+        untold = utils.resolve_object_store_memory(limit)
+        assert services.determine_plasma_store_config(untold, str(tmp_path))[0] == str(tmp_path)
+
+
+def test_the_least_shared_memory_holds_rays_least_object_store() -> None:
+    from ray._private.ray_constants import OBJECT_STORE_MINIMUM_MEMORY_BYTES
+
+    cluster = manifest("RayJob", "kubernetes.shared_memory_gb=0.1")["spec"]["rayClusterSpec"]
+    assert int(cluster["headGroupSpec"]["rayStartParams"]["object-store-memory"]) >= OBJECT_STORE_MINIMUM_MEMORY_BYTES
+
+
+def mebibytes(quantity: str) -> int:
+    return int(quantity.removesuffix("Mi")) * 2**20
+
+
+def test_the_help_names_no_file_of_another_platform(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("launch", "kubernetes", "train", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "--cluster" in shown
+    assert "slurm" not in shown
 
 
 def test_names_are_made_of_folders_and_odd_ones_refused() -> None:
@@ -220,5 +308,24 @@ def test_an_object_that_exists_is_said_with_the_remedy(
     (tmp_path / "refusal").write_text('Error from server (AlreadyExists): jobsets "base" already exists\n')
     launch = ["launch", "kubernetes", "train", "train/base", "--cluster", "configs/cluster/kubernetes.yaml"]
     assert command(*launch, "data.path=/data/pile") == 1
-    assert "already exists; end and remove it by `fnet-t5 launch cancel`" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "already exists; the manifest is kept in runs/base/launch/manifest.yaml: give another --output, or end" in error
+    assert "by `kubectl delete --ignore-not-found --filename runs/base/launch/manifest.yaml`" in error
     assert not (tmp_path / "runs/base/launch/record.json").exists()
+
+
+def test_a_launch_that_the_cluster_refuses_says_where_the_manifest_is(
+    command: Callable[..., int],
+    kubectl: Callable[[], list[list[str]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "refusal").write_text("error: the server could not find the requested resource\n")
+    launch = ["launch", "kubernetes", "train", "train/base", "--cluster", "configs/cluster/kubernetes.yaml"]
+    assert command(*launch, "data.path=/data/pile", "--set", "kubernetes.context=prod", "--keep", "kept here") == 1
+    error = capsys.readouterr().err
+    assert "could not find the requested resource; the manifest is kept in kept here/launch/manifest.yaml" in error
+    assert "`kubectl --context prod delete --ignore-not-found --filename 'kept here/launch/manifest.yaml'`" in error
+    assert (tmp_path / "kept here/launch/manifest.yaml").is_file()

@@ -62,6 +62,7 @@ CASES: dict[str, Callable[[], str]] = {
     "trainjob.yaml": lambda: kubernetes.train_manifest(
         spec("kubernetes", "kubernetes.kind=trainjob", "kubernetes.service_account=trainer"), RUN, RECIPE, OVERRIDES
     ),
+    "trainjob_runtime.yaml": lambda: kubernetes.runtime_manifest(spec("kubernetes", "kubernetes.kind=trainjob")),
     "rayjob.yaml": lambda: kubernetes.prepare_manifest(
         spec("kubernetes-prepare", "kubernetes.image_pull_secret=registry"), DATA, "input: [/data/raw/*]\n"
     ),
