@@ -10,47 +10,18 @@ import re
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from launch import kubernetes_names as names
+from launch.cluster_kubernetes import Kubernetes
+from launch.cluster_section import Section, check_variable
+from launch.cluster_slurm import Slurm
 
 PLATFORMS = ("slurm", "kubernetes", "ray")
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d{1,2}))?(?::(\d{1,2}))?")
-_VARIABLE = re.compile(r"[A-Za-z_]\w*")
-# torchrun's variables belong to the job, Ray's access to the templates: a second value would win or lose by chance.
-_RESERVED = re.compile(r"PET_\w+|RANK|WORLD_SIZE|LOCAL_RANK|MASTER_(ADDR|PORT)|RAY_AUTH_(MODE|TOKEN)")
 
 
-# Options of sbatch that were checked, or that the scripts rely on; behind them the remedy.
-_SCRIPTS_OWN = {
-    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node"), "give nodes and processes_per_node"),
-    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "give cpus_per_node"),
-    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task", "ntasks-per-gpu"), "give gpus_per_node and slurm.gpu_type"),
-    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "give memory_gb_per_node"),
-    **{name: f"give slurm.{name}" for name in ("partition", "account", "qos", "constraint", "reservation", "exclusive")},
-    **dict.fromkeys(("time", "time-min"), "give time_limit"),
-    **dict.fromkeys(("requeue", "no-requeue"), "give max_restarts; 0 for none"),
-    "signal": "give save_seconds",
-    **dict.fromkeys(("output", "error", "open-mode", "chdir", "job-name", "array", "wrap"), "leave it out"),
-}
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Mount(_Section):
+class Mount(Section):
     """A folder of the host inside a container."""
 
     source: str
@@ -65,232 +36,14 @@ class Mount(_Section):
         return str(PurePosixPath(path))
 
 
-class Slurm(_Section):
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    reservation: str | None = None
-    exclusive: bool = True
-    """Whole nodes: no other job's work beside ours."""
-    gpu_option: Literal["gpus-per-node", "gres"] = "gpus-per-node"
-    """How this SLURM is asked for GPUs: --gpus-per-node=8 or --gres=gpu:8."""
-    gpu_type: str | None = None
-    """As the cluster names it, where it must be named: h100."""
-    options: tuple[str, ...] = ()
-    """Further options of sbatch, as written there: --comment=pretraining."""
-    at_once: PositiveInt = 4
-    """Most jobs of an array that run at the same time."""
-
-    @field_validator("partition", "account", "qos", "constraint", "reservation", "gpu_type")
-    @classmethod
-    def _is_word(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[^\s\"'#\\]+", value):
-            raise ValueError(f"{value!r} is no name that SLURM can read: no blanks, quotes, backslashes or #")
-        return value
-
-    @field_validator("options")
-    @classmethod
-    def _are_options(cls, options: tuple[str, ...]) -> tuple[str, ...]:
-        for option in options:
-            if not re.fullmatch(r"--[a-z][-a-z]*(=([^\s\"'#\\]+|\"[^\"\n\\]*\"))?", option):
-                raise ValueError(
-                    f"slurm.options holds {option!r}: write one of sbatch's options in full, as --comment=text, and blanks in "
-                    'double quotes: --comment="a text"'
-                )
-            name, _, value = option[2:].partition("=")
-            if key := _SCRIPTS_OWN.get("gpus" if name == "gres" and value.strip('"').startswith("gpu") else name):
-                raise ValueError(f"slurm.options holds {option!r}, which the script says itself: {key}")
-        return options
-
-    @model_validator(mode="after")
-    def _one_gres(self) -> Slurm:
-        if self.gpu_option == "gres" and (second := next((text for text in self.options if text.startswith("--gres")), None)):
-            raise ValueError(
-                f"slurm.options holds {second!r}, and SLURM would take it instead of the GPUs that slurm.gpu_option gres asks "
-                "for: leave gpu_option out"
-            )
-        return self
-
-
-class Volume(_Section):
-    """A persistent volume claim, and where the containers see it."""
-
-    claim: str
-    path: str
-    read_only: bool = False
-
-    @field_validator("claim")
-    @classmethod
-    def _is_name(cls, name: str) -> str:
-        names.check_subdomain("kubernetes.volumes.claim", name)
-        return name
-
-    @field_validator("path")
-    @classmethod
-    def _can_be_mounted(cls, path: str) -> str:
-        if problem := names.mount_problem(path):
-            raise ValueError(f"kubernetes.volumes mounts a claim at {path!r}: {problem}")
-        return str(PurePosixPath(path))
-
-
-class Secret(_Section):
-    """An environment variable whose value stays in a Secret of the cluster."""
-
-    variable: str
-    name: str
-    key: str
-
-    @field_validator("name")
-    @classmethod
-    def _is_name(cls, name: str) -> str:
-        names.check_subdomain("kubernetes.secrets.name", name)
-        return name
-
-    @field_validator("variable")
-    @classmethod
-    def _is_variable(cls, variable: str) -> str:
-        if not _VARIABLE.fullmatch(variable):
-            raise ValueError(f"kubernetes.secrets holds {variable!r}, which no shell takes for a variable's name")
-        if _RESERVED.fullmatch(variable):
-            raise ValueError(f"kubernetes.secrets sets {variable}, which every job computes for itself: leave it out")
-        return variable
-
-    @field_validator("key")
-    @classmethod
-    def _is_key(cls, key: str) -> str:
-        names.check_secret_key("kubernetes.secrets.key", key)
-        return key
-
-
-class Toleration(_Section):
-    key: str
-    operator: Literal["Exists", "Equal"] = "Exists"
-    value: str | None = None
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-
-    @model_validator(mode="after")
-    def _api_takes_it(self) -> Toleration:
-        names.check_qualified("kubernetes.tolerations", self.key)
-        names.check_label_value("kubernetes.tolerations", self.value or "")
-        if self.value is not None and self.operator == "Exists":
-            raise ValueError(
-                f"kubernetes.tolerations gives {self.key} a value, which Exists ignores: add operator: Equal, or drop it"
-            )
-        return self
-
-
-class Kubernetes(_Section):
-    kind: Literal["jobset", "trainjob"] = "jobset"
-    """What trains: a JobSet, or a TrainJob of Kubeflow Trainer v2. Data is prepared by KubeRay's RayJob with either."""
-    namespace: str = "default"
-    context: str | None = None
-    """kubectl's context. Default: the current one."""
-    volumes: tuple[Volume, ...] = ()
-    secrets: tuple[Secret, ...] = ()
-    queue: str | None = None
-    """Kueue's local queue."""
-    runtime: str | None = None
-    """The ClusterTrainingRuntime that a TrainJob refers to. Default: the one of `fnet-t5 launch kubernetes runtime`."""
-    service_account: str | None = None
-    image_pull_secret: str | None = None
-    user_id: PositiveInt = 1000
-    group_id: PositiveInt = 1000
-    """Of the processes, and of the files that they write to the volumes."""
-    shared_memory_gb: Annotated[float, Field(ge=0.1)] = 16.0
-    """Size of /dev/shm, taken from the pod's memory: the container engine's own 64 MB are too little for NCCL and Ray.
-
-    Ray's object store is nine tenths of it, and never less than 75 MiB.
-    """
-    gpu_resource: str = "nvidia.com/gpu"
-    node_selector: dict[str, str] = {}
-    tolerations: tuple[Toleration, ...] = ()
-    priority_class: str | None = None
-    """PriorityClass of the pods."""
-    annotations: dict[str, str] = {}
-    """Of the pods, such as k8s.v1.cni.cncf.io/networks for a second network."""
-    resources: dict[str, int | str] = {}
-    """What a pod has besides CPUs, memory and GPUs, as request and limit alike: rdma/hca: 1."""
-    capabilities: tuple[str, ...] = ()
-    """Of the training containers, which drop all others: IPC_LOCK."""
-
-    @field_validator("namespace")
-    @classmethod
-    def _is_label(cls, name: str) -> str:
-        names.check_label("kubernetes.namespace", name)
-        return name
-
-    @field_validator("queue", "runtime", "service_account", "image_pull_secret", "priority_class")
-    @classmethod
-    def _are_names(cls, name: str | None, info: ValidationInfo) -> str | None:
-        if name is not None:
-            # A queue is said by a label, whose values are shorter.
-            names.check_subdomain(f"kubernetes.{info.field_name}", name, 63 if info.field_name == "queue" else 253)
-        return name
-
-    @field_validator("gpu_resource")
-    @classmethod
-    def _is_extended(cls, name: str) -> str:
-        names.check_extended_resource("kubernetes.gpu_resource", name)
-        return name
-
-    @field_validator("node_selector")
-    @classmethod
-    def _are_labels(cls, labels: dict[str, str]) -> dict[str, str]:
-        for name, value in labels.items():
-            names.check_qualified("kubernetes.node_selector", name)
-            names.check_label_value("kubernetes.node_selector", value)
-        return labels
-
-    @field_validator("annotations")
-    @classmethod
-    def _are_annotations(cls, annotations: dict[str, str]) -> dict[str, str]:
-        for name in annotations:
-            names.check_qualified("kubernetes.annotations", name)
-        return annotations
-
-    @field_validator("resources")
-    @classmethod
-    def _are_resources(cls, resources: dict[str, int | str]) -> dict[str, int | str]:
-        names.check_resources("kubernetes.resources", resources)
-        return resources
-
-    @field_validator("capabilities")
-    @classmethod
-    def _are_capabilities(cls, capabilities: tuple[str, ...]) -> tuple[str, ...]:
-        for name in capabilities:
-            names.check_capability("kubernetes.capabilities", name)
-        return capabilities
-
-    @model_validator(mode="after")
-    def _says_once(self) -> Kubernetes:
-        if self.gpu_resource in self.resources:
-            raise ValueError(f"kubernetes.resources holds {self.gpu_resource}: that is said by gpus_per_node")
-        if self.priority_class and self.kind == "trainjob" and self.runtime:
-            raise ValueError(
-                f"kubernetes.priority_class {self.priority_class} is not a TrainJob's to say: its runtime {self.runtime} has it"
-            )
-        variables = [secret.variable for secret in self.secrets]
-        if twice := next((name for name in variables if variables.count(name) > 1), None):
-            raise ValueError(f"kubernetes.secrets sets {twice} twice: leave one out")
-        return self
-
-    @model_validator(mode="after")
-    def _mounts_once(self) -> Kubernetes:
-        paths = [volume.path for volume in self.volumes]
-        if twice := next((path for path in paths if paths.count(path) > 1), None):
-            raise ValueError(f"kubernetes.volumes mounts two claims at {twice}: give each a path of its own")
-        return self
-
-
-class Ray(_Section):
+class Ray(Section):
     address: str | None = None
     """The cluster's dashboard, http://HEAD:8265; --ray-address wins over it."""
     auth_mode: Literal["token", "disabled"] = "token"
     """Said to head, workers and driver alike. token: what none of them is given (RAY_AUTH_TOKEN) is refused."""
 
 
-class LaunchSpec(_Section):
+class LaunchSpec(Section):
     """Where a job runs and with what. Exactly one of the sections `slurm`, `kubernetes` and `ray` says on what platform."""
 
     nodes: PositiveInt = 1
@@ -310,7 +63,7 @@ class LaunchSpec(_Section):
     """Container image. Needed on Kubernetes; on SLURM it is started by Pyxis (srun --container-image)."""
     mounts: tuple[Mount, ...] = ()
     """Folders of the host in that container, on SLURM."""
-    environment: dict[str, str] = {}
+    environment: dict[str, str] = Field(default_factory=dict)
     python: str | None = None
     """The Python that has this package, on every node. Default: the submitting one, or python3 in a container."""
     setup: tuple[str, ...] = ()
@@ -357,10 +110,7 @@ class LaunchSpec(_Section):
     @classmethod
     def _check_variables(cls, values: dict[str, str]) -> dict[str, str]:
         for name in values:
-            if not _VARIABLE.fullmatch(name):
-                raise ValueError(f"environment holds {name!r}, which no shell takes for a variable's name")
-            if _RESERVED.fullmatch(name):
-                raise ValueError(f"environment sets {name}, which every job computes for itself: leave it out")
+            check_variable("environment", name)
         return values
 
     @field_validator("setup")

@@ -56,7 +56,7 @@ def train(
 ) -> None:
     """Train in one pod a node, which starts one rank a GPU. Paths are as the pods see them, on persistent volume claims."""
     from launch import kubernetes
-    from launch.cluster_checks import check_mesh, check_on_volumes, load_cluster
+    from launch.cluster_checks import check_mesh, check_on_volumes, load_cluster, training_inputs
     from launch.config import load_run_config
     from launch.recipes import find_recipe
 
@@ -64,10 +64,7 @@ def train(
     run_config = load_run_config(config, overrides or [])
     check_mesh(spec, cluster, run_config, config)
     run = output or _first_writable(spec, cluster) / Path(config).stem
-    blend = {f"data.blend.{number}.path": part.path for number, part in enumerate(run_config.data.blend)}
-    weights = {"train.initial_weights": run_config.train.initial_weights} if run_config.train.initial_weights else {}
-    paths = {"data.path": run_config.data.path, **blend, **weights, "--output": run}
-    check_on_volumes(spec, cluster, paths, frozenset({"--output"}))
+    check_on_volumes(spec, cluster, {**training_inputs(run_config), "--output": run}, frozenset({"--output"}))
     recipe = find_recipe(config, "train").read_text(encoding="utf-8")
     text = kubernetes.train_manifest(spec, run, recipe, overrides or [])
     show(text, run, f"{spec.nodes} pods x {spec.ranks_per_node} ranks")
@@ -92,20 +89,14 @@ def prepare(
 ) -> None:
     """Prepare data on a Ray cluster that KubeRay makes for the job. Quote globs: they are of the pods' paths."""
     from launch import kubernetes
-    from launch.cluster_checks import check_no_gpus, check_on_volumes, load_cluster
+    from launch.cluster_checks import check_no_gpus, check_on_volumes, load_cluster, preparation_inputs
 
     spec = load_cluster(cluster, set_ or [], "kubernetes")
     check_no_gpus(spec, cluster)
     given = (input, val, test, output, tokenizer, workers, seed)
     resolved, recipe = preparation(spec, config, overrides, *given)
-    inputs = {
-        f"--{name} {pattern}": Path(pattern)
-        for name in ("input", "val", "test")
-        for pattern in getattr(resolved, name)
-        if "://" not in pattern
-    }
-    tokenizers = {"--tokenizer": resolved.tokenizer} if resolved.tokenizer else {}
-    check_on_volumes(spec, cluster, {**inputs, **tokenizers, "--output": resolved.output}, frozenset({"--output"}))
+    paths = {**preparation_inputs(resolved), "--output": resolved.output}
+    check_on_volumes(spec, cluster, paths, frozenset({"--output"}))
     text = kubernetes.prepare_manifest(spec, resolved.output, recipe)
     show(text, resolved.output, f"{spec.nodes} Ray pods x {spec.cpus_per_node} CPUs")
     if not dry_run:
