@@ -29,6 +29,10 @@ from pipeline.scaling.points import Floats, Point, columns
 from pipeline.scaling.results import ResultSet
 from pipeline.scaling.runs import Curve
 
+HYBRID, NO_MIXING = "fnet_t5", "ff_only"
+CONTROLS = (NO_MIXING, "fnet_t5_top2")
+"""Arms that differ from the hybrid in one thing, and are the answer to what that thing is worth."""
+
 _SEED = 0
 _BAND = 33
 _CONSTANTS = ("A", "B", "E", "alpha", "beta")
@@ -150,6 +154,8 @@ class Analysis:
     fits: tuple[ArmFit, ...]
     comparisons: tuple[Comparison, ...]
     pairs: tuple[PairView, ...]
+    controls: tuple[PairView, ...]
+    """Against the hybrid: what its mixing, and attention on top of it, are worth. None where the hybrid is the baseline."""
 
 
 def analyse(results: ResultSet, baseline: str, num_draws: int = NUM_DRAWS) -> Analysis:
@@ -172,6 +178,7 @@ def analyse(results: ResultSet, baseline: str, num_draws: int = NUM_DRAWS) -> An
             if arm != baseline and baseline in by_arm
         ),
         pairs=tuple(_pairs(points, baseline, noise)),
+        controls=() if baseline == HYBRID else tuple(_against_the_hybrid(points, noise)),
     )
 
 
@@ -345,6 +352,11 @@ def _pairs(points: Sequence[Point], baseline: str, noise: NoiseFloor | Refused) 
             )
         )
     return found
+
+
+def _against_the_hybrid(points: Sequence[Point], noise: NoiseFloor | Refused) -> list[PairView]:
+    pairs = _pairs([point for point in points if point.arm in (HYBRID, *CONTROLS)], HYBRID, noise)
+    return sorted(pairs, key=lambda pair: CONTROLS.index(pair.arm))
 
 
 def _with_noise(entry: tuple[float, float, int], noise: NoiseFloor | Refused) -> Interval | None:

@@ -80,6 +80,9 @@ def _loss_curves(results: ResultSet, look: _Look) -> list[Figure]:
         if one.point.seed == 0 and (place not in longest or one.steps > longest[place].steps):
             longest[place] = one
 
+    sizes = list(dict.fromkeys(size for _, size in sorted(longest, key=lambda place: longest[place].point.num_parameters)))
+    width = {size: 0.6 + 1.8 * (rank + 1) / len(sizes) for rank, size in enumerate(sizes)}
+
     def paint(axes: Any) -> None:
         for axis, objective in zip(axes[0], objectives, strict=True):
             for (arm, size), one in longest.items():
@@ -87,14 +90,15 @@ def _loss_curves(results: ResultSet, look: _Look) -> list[Figure]:
                     rows = [row for row in read_metrics(one.folder / METRICS) if row.get("source") == "all"]
                     rows = [row for row in rows if row["validation_loss"] is not None]
                     values = [row["flops"] for row in rows], [row["validation_loss"] for row in rows]
-                    axis.plot(*values, **look.of(arm, marker=False), linewidth=1.2, label=f"{arm} {size}")
+                    axis.plot(*values, **look.of(arm, marker=False), linewidth=width[size], label=f"{arm} {size}")
             _logarithmic(axis, "x")
             axis.set(xlabel="training FLOPs", ylabel=f"validation loss, nats per target token, {objective}")
             axis.legend(fontsize=6, ncols=2)
 
     caption = (
-        "Validation loss of the longest run of each arm and size, seed 0. The fall at the end is the decay of the learning "
-        "rate. Losses of different objectives are different measures and stand in panels of their own."
+        "Validation loss of the longest run of each arm and size, seed 0; the larger the model, the wider its line. The fall "
+        "at the end is the decay of the learning rate. Losses of different objectives are different measures and stand in "
+        "panels of their own."
     )
     return [Figure("Loss curves", caption, _draw(5.2 * len(objectives), 4.2, len(objectives), 1, paint))]
 
@@ -184,7 +188,7 @@ def _residuals(results: ResultSet, analysis: Analysis, look: _Look) -> list[Figu
 
 
 def _differences(analysis: Analysis, look: _Look) -> list[Figure]:
-    pairs = at_anchor(analysis)
+    pairs = at_anchor(analysis.pairs)
     if not pairs:
         return []
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.scaling.analysis import Analysis, ArmFit, Refused, SurfaceFit
+from pipeline.scaling.analysis import HYBRID, Analysis, ArmFit, PairView, Refused, SurfaceFit
 from pipeline.scaling.ladder import Ladder
 from pipeline.scaling.learning_rates import read_optimum
 from pipeline.scaling.points import Excluded
@@ -146,11 +146,7 @@ def comparison_table(analysis: Analysis) -> Table:
 
 
 def pair_tables(analysis: Analysis) -> Iterator[Table]:
-    rows = []
-    for pair in analysis.pairs:
-        budgets = "; ".join(f"{budget:.2g}: {100 * value:+.2f} % ({seeds})" for budget, value, seeds in pair.by_budget)
-        found = verdict(pair.difference, 0.0)
-        rows.append((pair.arm, pair.size, f"{pair.parameters_ratio:.3f}", budgets, percent(pair.difference), found))
+    rows = _pair_rows(analysis.pairs)
     floor = (
         "the noise floor is not known: no place has two seeds"
         if analysis.smallest is None or isinstance(analysis.noise, Refused)
@@ -165,6 +161,9 @@ def pair_tables(analysis: Analysis) -> Iterator[Table]:
         yield Table(
             "Equal parameters and equal FLOPs", "Those of the above with as many parameters, within 3 %.", columns, equal
         )
+    if analysis.controls:
+        note = f"The same from {HYBRID}: ff_only has no mixing in its encoder, fnet_t5_top2 attention in its two last layers."
+        yield Table("What mixing is worth", note, columns, tuple(_pair_rows(analysis.controls)))
     seconds = [
         (pair.arm, pair.size, "; ".join(f"{at:,.0f} s: {100 * value:+.2f} %" for at, value in pair.equal_seconds))
         for pair in analysis.pairs
@@ -176,6 +175,15 @@ def pair_tables(analysis: Analysis) -> Iterator[Table]:
             "is extended. On a machine that did other work these are no better than its clock."
         )
         yield Table("Equal wall-clock", note, ("arm", "size", "difference"), tuple(seconds))
+
+
+def _pair_rows(pairs: Sequence[PairView]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for pair in pairs:
+        budgets = "; ".join(f"{budget:.2g}: {100 * value:+.2f} % ({seeds})" for budget, value, seeds in pair.by_budget)
+        found = verdict(pair.difference, 0.0)
+        rows.append((pair.arm, pair.size, f"{pair.parameters_ratio:.3f}", budgets, percent(pair.difference), found))
+    return rows
 
 
 def speed_table(results: ResultSet) -> Table:
@@ -193,7 +201,7 @@ def speed_table(results: ResultSet) -> Table:
 
 def source_table(results: ResultSet, analysis: Analysis) -> Table | None:
     """Bits per byte by source at the anchor, of the largest budget that all arms there share."""
-    pairs = at_anchor(analysis)
+    pairs = at_anchor(analysis.pairs)
     chosen = [
         one for one in results.results if one.sources and one.point.seed == 0 and pairs and one.point.size == pairs[0].size
     ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from pipeline.scaling.analysis import Analysis, Comparison, PairView, Refused
+from pipeline.scaling.analysis import HYBRID, NO_MIXING, Analysis, Comparison, PairView, Refused
 from pipeline.scaling.intervals import Interval
 from pipeline.scaling.results import ResultSet
 
@@ -17,19 +17,20 @@ def answer(results: ResultSet, analysis: Analysis) -> list[str]:
             f"No compute multiplier can be given: no arm beside {analysis.baseline} has the runs for it (10 or more, of 3 "
             "sizes or more). What follows are comparisons at single sizes."
         ]
-    sentences += [_pair(one, analysis) for one in at_anchor(analysis)]
+    sentences += [_control(one, analysis) for one in at_anchor(analysis.controls)]
+    sentences += [_pair(one, analysis.baseline, analysis) for one in at_anchor(analysis.pairs)]
     return [*sentences, _scope(results)]
 
 
-def at_anchor(analysis: Analysis) -> list[PairView]:
+def at_anchor(pairs: Sequence[PairView]) -> list[PairView]:
     """One view an arm: at the size that the most arms share."""
     counted: dict[str, int] = {}
-    for pair in analysis.pairs:
+    for pair in pairs:
         counted[pair.size] = counted.get(pair.size, 0) + 1
     if not counted:
         return []
     anchor = max(counted, key=lambda size: counted[size])
-    return [pair for pair in analysis.pairs if pair.size == anchor]
+    return [pair for pair in pairs if pair.size == anchor]
 
 
 def verdict(interval: Interval | None, no_difference: float) -> str:
@@ -100,13 +101,23 @@ def _comparison(found: Comparison, analysis: Analysis) -> str:
     )
 
 
-def _pair(pair: PairView, analysis: Analysis) -> str:
+def _control(pair: PairView, analysis: Analysis) -> str:
+    """What the hybrid owes to the one thing in which the control differs from it."""
+    text = _pair(pair, HYBRID, analysis)
+    if pair.arm != NO_MIXING or pair.difference is None or verdict(pair.difference, 0.0) == "worse":
+        return text
+    return (
+        f"{text} So nothing here shows that Fourier mixing is worth anything: an encoder that does not mix at all does at "
+        "least as well."
+    )
+
+
+def _pair(pair: PairView, baseline: str, analysis: Analysis) -> str:
     kind = verdict(pair.difference, 0.0)
-    baseline = analysis.baseline
     many = f"as many parameters as {baseline}"
     relation = many if pair.has_equal_parameters else f"{pair.parameters_ratio:.2f} x {baseline}'s parameters"
     return (
-        f"{pair.arm} at {pair.size} and equal FLOPs ({pair.budget:.2g}; {relation}): {kind}, "
+        f"{pair.arm} against {baseline} at {pair.size} and equal FLOPs ({pair.budget:.2g}; {relation}): {kind}, "
         f"{percent(pair.difference)} in {analysis.measure.split(' of ')[0]}."
     )
 

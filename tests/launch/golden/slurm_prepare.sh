@@ -46,7 +46,21 @@ start_ray() { # NODE OPTIONS…
     --num-cpus=32 --num-gpus=0 "${@:2}" > "/shared/data/pile.launch/ray_${SLURM_JOB_ID}_$1.log" 2>&1 &
   ray_steps+=($!)
 }
-await_nodes() { "${step[@]}" --nodelist="${nodes[0]}" "$python" -m launch.ray_nodes "$head:$port" "$1"; }
+await_nodes() { # NUMBER
+  "${step[@]}" --nodelist="${nodes[0]}" "$python" -m launch.ray_nodes "$head:$port" "$1" &
+  local waiting=$! ray
+  while kill -0 $waiting 2> /dev/null; do
+    for ray in "${ray_steps[@]}"; do
+      kill -0 "$ray" 2> /dev/null && continue
+      kill $waiting 2> /dev/null || true
+      echo "error: Ray did not stay up on every node. Its last words:"
+      tail -n 2 "/shared/data/pile.launch/ray_${SLURM_JOB_ID}_"*.log
+      exit 1
+    done
+    sleep 1
+  done
+  wait $waiting
+}
 stop_ray() {
   trap '' TERM USR1
   local node
@@ -69,7 +83,12 @@ trap '[[ -z ${ray_steps[*]:-} ]] || stop_ray' EXIT
 trap 'time_is_up=yes; end_prepare' USR1
 trap 'end_prepare' TERM
 
-start_ray "${nodes[0]}" --head --node-ip-address="$head" --port="$port" --ray-client-server-port=$((port + 1)) --include-dashboard=false
+# Ray's client server, which a plain Ray does not have, must not take the port of another job's on this node.
+client_port=()
+if "${step[@]}" --nodelist="${nodes[0]}" "$python" -c "import grpc" > /dev/null 2>&1; then
+  client_port=(--ray-client-server-port=$((port + 1)))
+fi
+start_ray "${nodes[0]}" --head --node-ip-address="$head" --port="$port" "${client_port[@]}" --include-dashboard=false
 await_nodes 1
 for node in "${nodes[@]:1}"; do start_ray "$node" --address="$head:$port"; done
 await_nodes "$SLURM_JOB_NUM_NODES"

@@ -137,6 +137,21 @@ def test_arms_at_one_size_are_compared_there_and_refused_a_surface(whole: tuple[
     assert "too few" in fit["surface"]["reason"]
 
 
+def test_the_hybrid_is_compared_with_the_encoder_that_does_not_mix(
+    whole: tuple[Path, list[str], dict[str, Any]], hurt: Path, tmp_path: Path
+) -> None:
+    (control,) = whole[2]["controls"]
+    assert control["arm"] == "ff_only"
+    assert control["difference"]["value"] == pytest.approx(0.05, abs=0.015)
+    assert any(line.startswith("ff_only against fnet_t5 at d64 and equal FLOPs") and "worse" in line for line in whole[1])
+    said = "nothing here shows that Fourier mixing is worth anything"
+    assert said not in " ".join(whole[1])
+    for label in ("b1", "b2", "b3"):
+        source = runs_of(hurt) / f"fnet_t5-d64-seed0-{label}" / "yardstick.json"
+        shutil.copy(source, runs_of(hurt) / f"ff_only-d64-seed0-{label}" / "yardstick.json")
+    assert said in " ".join(report([hurt], tmp_path / "page")[0])
+
+
 def test_the_largest_size_is_predicted_from_the_others(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
     held = next(one for one in whole[2]["fits"] if one["arm"] == "t5")["held_out"]
     assert len(held) == 3
