@@ -47,7 +47,7 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset folder made by `fnet-t5 prepare`, called as a shell calls it that has expanded a glob."""
     folder = tmp_path_factory.mktemp("dataset")
     for number in range(3):

@@ -106,14 +106,14 @@ def test_list_options_take_every_word_that_follows(words: str, expected: str) ->
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("data", "pack", "{dataset}", "128", "--method", "foo"), "method 'foo': Input should be"),
-        (("generate", "{dataset}", "--file", "nofile"), "nofile: No such file or directory"),
+        (("data", "pack", "{prepared}", "128", "--method", "foo"), "method 'foo': Input should be"),
+        (("generate", "{prepared}", "--file", "nofile"), "nofile: No such file or directory"),
         (("train", "nope.yaml"), "nope.yaml does not exist; did you mean configs/train/demo.yaml?"),
-        (("prepare", "--input", "{dataset}/../*.jsonl", "--output", "{dataset}/train.bin"), "train.bin is a file"),
+        (("prepare", "--input", "{prepared}/../*.jsonl", "--output", "{prepared}/train.bin"), "train.bin is a file"),
     ],
 )
 def test_errors_are_one_line_that_names_the_place(
-    arguments: tuple[str, ...], expected: str, dataset: Path, command: Command, error_line: ErrorLine
+    arguments: tuple[str, ...], expected: str, prepared: Path, command: Command, error_line: ErrorLine
 ) -> None:
-    assert command(*(word.replace("{dataset}", str(dataset)) for word in arguments)) == 1
+    assert command(*(word.replace("{prepared}", str(prepared)) for word in arguments)) == 1
     assert expected in error_line()

@@ -40,9 +40,9 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Started:
 
 
 def test_train_starts_one_replica_in_a_folder_named_after_the_recipe(
-    started: Started, dataset: Path, command: Command, capsys: pytest.CaptureFixture[str]
+    started: Started, prepared: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command("train", DEMO, f"data.path={dataset}") == 0
+    assert command("train", DEMO, f"data.path={prepared}") == 0
     assert started.calls == [(Path("runs/demo"), 4)]
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
@@ -51,10 +51,10 @@ def test_train_starts_one_replica_in_a_folder_named_after_the_recipe(
 
 
 def test_train_takes_processes_and_output_and_returns_their_exit_code(
-    started: Started, dataset: Path, command: Command, tmp_path: Path
+    started: Started, prepared: Path, command: Command, tmp_path: Path
 ) -> None:
     started.code = 7
-    assert command("train", DEMO, "--nproc", 8, "--output", tmp_path / "mine", f"data.path={dataset}") == 7
+    assert command("train", DEMO, "--nproc", 8, "--output", tmp_path / "mine", f"data.path={prepared}") == 7
     assert started.calls == [(tmp_path / "mine", 8)]
 
 
@@ -72,25 +72,25 @@ def test_what_cannot_work_is_refused_before_anything_starts(
     arguments: list[str],
     expected: str,
     started: Started,
-    dataset: Path,
+    prepared: Path,
     command: Command,
     tmp_path: Path,
     error_line: ErrorLine,
 ) -> None:
-    assert command("train", DEMO, f"data.path={dataset}", *arguments) == 1
+    assert command("train", DEMO, f"data.path={prepared}", *arguments) == 1
     assert expected in error_line()
     assert started.calls == []
     assert not (tmp_path / "runs").exists()
 
 
 def test_another_run_in_the_same_folder_is_refused(
-    started: Started, dataset: Path, command: Command, capsys: pytest.CaptureFixture[str], error_line: ErrorLine
+    started: Started, prepared: Path, command: Command, capsys: pytest.CaptureFixture[str], error_line: ErrorLine
 ) -> None:
-    assert command("train", DEMO, f"data.path={dataset}") == 0
+    assert command("train", DEMO, f"data.path={prepared}") == 0
     Path("runs/demo/checkpoints/latest").mkdir(parents=True)
-    assert command("train", DEMO, f"data.path={dataset}", "train.steps=999") == 0
+    assert command("train", DEMO, f"data.path={prepared}", "train.steps=999") == 0
     assert "Going on with fnet_t5 demo" in capsys.readouterr().out
-    assert command("train", DEMO, f"data.path={dataset}", "train.seed=5") == 1
+    assert command("train", DEMO, f"data.path={prepared}", "train.seed=5") == 1
     assert error_line() == (
         "error: runs/demo holds another run: train.seed (0 there, 5 now); give another --output, or undo the difference"
     )
@@ -101,7 +101,7 @@ def test_another_run_in_the_same_folder_is_refused(
 def test_train_joins_an_outer_launcher_s_job(
     rank: int,
     started: Started,
-    dataset: Path,
+    prepared: Path,
     command: Command,
     capsys: pytest.CaptureFixture[str],
     error_line: ErrorLine,
@@ -113,29 +113,29 @@ def test_train_joins_an_outer_launcher_s_job(
     monkeypatch.setitem(sys.modules, "pipeline.train", trainer)
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert command("train", DEMO, f"data.path={dataset}") == 0
+    assert command("train", DEMO, f"data.path={prepared}") == 0
     assert trained == [Path("runs/demo")]
     assert started.calls == []
     assert len(capsys.readouterr().out.splitlines()) == (2 if rank == 0 else 0)
-    assert command("train", DEMO, f"data.path={dataset}", "--nproc", 8) == 1
+    assert command("train", DEMO, f"data.path={prepared}", "--nproc", 8) == 1
     assert "leave it out" in error_line()
     monkeypatch.delenv("WORLD_SIZE")
-    assert command("train", DEMO, f"data.path={dataset}") == 1
+    assert command("train", DEMO, f"data.path={prepared}") == 1
     assert "WORLD_SIZE is not" in error_line()
 
 
 def test_a_run_does_not_mix_with_what_is_there(
-    started: Started, dataset: Path, command: Command, error_line: ErrorLine, tmp_path: Path
+    started: Started, prepared: Path, command: Command, error_line: ErrorLine, tmp_path: Path
 ) -> None:
-    assert command("train", DEMO, "--output", dataset, f"data.path={dataset}") == 1
-    assert error_line() == f"error: {dataset} holds a dataset, which a run would overwrite: give another --output"
+    assert command("train", DEMO, "--output", prepared, f"data.path={prepared}") == 1
+    assert error_line() == f"error: {prepared} holds a dataset, which a run would overwrite: give another --output"
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("mine")
-    assert command("train", DEMO, "--output", tmp_path / "notes", f"data.path={dataset}") == 1
+    assert command("train", DEMO, "--output", tmp_path / "notes", f"data.path={prepared}") == 1
     assert "holds other files than a run's" in error_line()
-    assert command("train", DEMO, f"data.path={dataset}") == 0
+    assert command("train", DEMO, f"data.path={prepared}") == 0
     with only_writer(Path("runs/demo")):
-        assert command("train", DEMO, f"data.path={dataset}") == 1
+        assert command("train", DEMO, f"data.path={prepared}") == 1
     assert "another process is writing here" in error_line()
     assert len(started.calls) == 1
 
@@ -152,34 +152,34 @@ def whole_checkpoint(path: Path) -> Path:
     [(143, "preempted", 75), (138, "preempted", 75), (130, "preempted", 130), (143, "failed", 143), (0, "finished", 0)],
 )
 def test_a_preempted_run_asks_to_be_started_again(
-    started: Started, dataset: Path, command: Command, code: int, status: str, expected: int
+    started: Started, prepared: Path, command: Command, code: int, status: str, expected: int
 ) -> None:
     started.code = code
     Path("runs/demo").mkdir(parents=True)
     started.status = status
-    assert command("train", DEMO, f"data.path={dataset}") == expected
+    assert command("train", DEMO, f"data.path={prepared}") == expected
 
 
 def test_a_finished_run_is_not_started_again(
-    started: Started, dataset: Path, command: Command, capsys: pytest.CaptureFixture[str]
+    started: Started, prepared: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command("train", DEMO, f"data.path={dataset}") == 0
+    assert command("train", DEMO, f"data.path={prepared}") == 0
     checkpoint = whole_checkpoint(Path("runs/demo/checkpoints/step_00000400"))
     checkpoint.with_name("latest").write_text(checkpoint.name)
     Path("runs/demo/STATUS").write_text("finished\n")
-    assert command("train", DEMO, f"data.path={dataset}") == 0
+    assert command("train", DEMO, f"data.path={prepared}") == 0
     assert "runs/demo is finished at step 400: raise train.steps" in capsys.readouterr().out
-    assert command("train", DEMO, f"data.path={dataset}", "train.steps=500") == 0
+    assert command("train", DEMO, f"data.path={prepared}", "train.steps=500") == 0
     assert len(started.calls) == 2
 
 
 def test_a_run_that_was_stopped_says_how_to_go_on(
-    started: Started, dataset: Path, command: Command, capsys: pytest.CaptureFixture[str]
+    started: Started, prepared: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started.code = 130
-    assert command("train", DEMO, "--output", "runs/other", f"data.path={dataset}") == 130
+    assert command("train", DEMO, "--output", "runs/other", f"data.path={prepared}") == 130
     assert "Stopped" not in capsys.readouterr().out
     whole_checkpoint(Path("runs/other/checkpoints/step_00000016"))
     Path("runs/other/checkpoints/latest").write_text("step_00000016")
-    assert command("train", DEMO, "--output", "runs/other", f"data.path={dataset}") == 130
+    assert command("train", DEMO, "--output", "runs/other", f"data.path={prepared}") == 130
     assert "Stopped; step_00000016 is kept" in capsys.readouterr().out
