@@ -310,8 +310,8 @@ class _Run:
             shown = "; ".join(f"{bad['file']} line {bad['line']}: {bad['reason']} {bad['first_bytes'][:60]!r}" for bad in first)
             raise PrepareError(
                 f"{rejected.total()} of {num_records} records are bad, above max_bad_share {self.config.max_bad_share}: "
-                f"{shown}. All are in {quarantine}. Mend the input, or raise max_bad_share and run again, which goes on "
-                "from what is done"
+                f"{shown}. All are in {quarantine}. Raise max_bad_share and run again, which goes on from what is done; or "
+                f"mend the input, delete {self.job.folder} and begin anew"
             )
 
 

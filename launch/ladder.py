@@ -6,6 +6,7 @@ smaller budget, and scores each end on the yardstick. What is complete is passed
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from pipeline.run_folder import read_status, settle_status
 from pipeline.scaling.ladder import Ladder, PlannedRun
 from pipeline.scaling.learning_rates import has_diverged, next_rate, rate_for, read_optimum, tries_of, write_optimum
 from pipeline.scaling.run_configs import run_config, runs_of, sweep_folder
-from pipeline.scaling.states import YARDSTICK, write_yardstick
+from pipeline.scaling.states import ALL, YARDSTICK, write_yardstick
 from pipeline.yardstick import overall
 
 Say = Callable[[str], None]
@@ -151,12 +152,22 @@ def _measure(path: Path, ladder: Ladder) -> None:
 def measure(run: Path, prefix: int, suffix: int, rows: int) -> float:
     """Score a run on the yardstick, keep the result in its folder, and return bits per byte of all sources together.
 
-    Raises ValueError for a run without a checkpoint, and for one whose scores are not finite.
+    Raises ValueError for a run without a checkpoint, for one whose scores are not finite, and for one that was scored on other
+    text: a ladder's report may rest on that.
     """
     from pipeline.evaluate import evaluate_sources
 
     scores = evaluate_sources(run, prefix_length=prefix, suffix_length=suffix, rows_per_source=rows)
     if not all(math.isfinite(one.nll) for one in scores.values()):
         raise ValueError(f"{run} scores no finite number on held-out text: it has diverged")
+    path = run / YARDSTICK
+    if path.is_file():
+        kept = json.loads(path.read_bytes())
+        text = kept["sources"][ALL]["text_sha256"]
+        if (kept["prefix"], kept["suffix"], text) != (prefix, suffix, overall(scores).text_sha256):
+            raise ValueError(
+                f"{path} scores this run on other text ({kept['suffix']} tokens given {kept['prefix']}, text {text[:8]}), on "
+                "which a ladder's report may rest: give --prefix, --suffix and --rows as there, or delete the file first"
+            )
     write_yardstick(run, prefix, suffix, scores)
     return overall(scores).bits_per_byte

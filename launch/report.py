@@ -16,6 +16,9 @@ from pipeline.scaling.report.words import answer
 from pipeline.scaling.results import Collected, collect
 from pipeline.tracking import RUN_ID_FILE, tracking_uri
 
+_SHOWN = 3
+"""Reasons in an error."""
+
 
 @dataclass(frozen=True)
 class Made:
@@ -29,7 +32,9 @@ def make_report(runs: Sequence[Path], output: Path, baseline: str | None, infere
     extra = [] if inference is None else [_inference_section(inference)]
     collected = collect(runs)
     if not collected.sets:
-        reasons = "; ".join(f"{one.run}: {one.reason}" for one in collected.excluded)
+        reasons = "; ".join(f"{one.run}: {one.reason}" for one in collected.excluded[:_SHOWN])
+        if len(collected.excluded) > _SHOWN:
+            reasons += f"; and {len(collected.excluded) - _SHOWN} more"
         raise ValueError(f"no run is left to report ({reasons or 'none was given'}): bring runs to their end first")
     baseline = baseline or _baseline(collected)
     analyses = [analyse(results, baseline) for results in collected.sets]

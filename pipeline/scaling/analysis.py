@@ -137,6 +137,8 @@ class PairView:
     """Of `difference`."""
     equal_seconds: tuple[tuple[float, float], ...]
     """(seconds of the baseline's runs, difference at that time read off the arm's budgets); none outside of them."""
+    equal_tokens: tuple[tuple[float, float], ...]
+    """The same at the raw tokens of the baseline's runs."""
 
     @property
     def has_equal_parameters(self) -> bool:
@@ -348,7 +350,7 @@ def _pairs(points: Sequence[Point], baseline: str, noise: NoiseFloor | Refused) 
                 tuple(by_budget),
                 _with_noise(settled, noise),
                 settled[0],
-                tuple(_at_equal_seconds(list(ours.values()), list(theirs.values()))),
+                *(tuple(_at_equal(name, list(ours.values()), list(theirs.values()))) for name in ("seconds", "tokens")),
             )
         )
     return found
@@ -369,15 +371,15 @@ def _with_noise(entry: tuple[float, float, int], noise: NoiseFloor | Refused) ->
     return Interval(value, math.expm1(middle - width), math.expm1(middle + width))
 
 
-def _at_equal_seconds(ours: Sequence[Point], theirs: Sequence[Point]) -> list[tuple[float, float]]:
-    own = sorted((point for point in ours if point.seed == 0), key=lambda point: point.seconds)
+def _at_equal(spent: str, ours: Sequence[Point], theirs: Sequence[Point]) -> list[tuple[float, float]]:
+    own = sorted((point for point in ours if point.seed == 0), key=lambda point: float(getattr(point, spent)))
     if len(own) < 2:
         return []
-    seconds, losses = (np.log([getattr(point, name) for point in own]) for name in ("seconds", "loss"))
+    places, losses = (np.log([getattr(point, name) for point in own]) for name in (spent, "loss"))
     found = []
-    for point in sorted((point for point in theirs if point.seed == 0), key=lambda point: point.seconds):
-        at = math.log(point.seconds)
-        if seconds[0] <= at <= seconds[-1]:
-            ahead = float(np.interp(at, seconds, losses)) - math.log(point.loss)
-            found.append((point.seconds, math.expm1(ahead)))
-    return found
+    for point in theirs:
+        at = float(getattr(point, spent))
+        if point.seed == 0 and places[0] <= math.log(at) <= places[-1]:
+            ahead = float(np.interp(math.log(at), places, losses)) - math.log(point.loss)
+            found.append((at, math.expm1(ahead)))
+    return sorted(found)

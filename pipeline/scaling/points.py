@@ -114,15 +114,19 @@ def check_runs(runs: Sequence[Point | Excluded]) -> Ladder:
     excluded = [run for run in runs if isinstance(run, Excluded)]
     kept: list[Point] = []
     seen: dict[tuple[str, str, float, int], Point] = {}
+    results: dict[tuple[str, str, float, float, float], Point] = {}
     for point in (run for run in runs if isinstance(run, Point)):
         reason = _reason(point)
         place = (point.arm, point.size, point.budget, point.seed)
         if reason is None and place in seen:
             reason = _copy_of(seen[place], point)
+        result = (point.arm, point.size, point.loss, point.tokens, point.seconds)
+        if reason is None and result in results:  # another seed never has the same loss and time to the last bit
+            reason = f"a copy of {results[result].run}"
         if reason is not None:
             excluded.append(Excluded(point.run, reason))
             continue
-        seen[place] = point
+        seen[place] = results[result] = point
         kept.append(point)
     _refuse_mixed(kept, "tokenizers", lambda point: point.tokenizer, "prepare the data of all runs with one --tokenizer")
     _refuse_mixed(kept, "training data", lambda point: point.data, "train all runs on one data folder, with equal row lengths")

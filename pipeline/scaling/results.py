@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +18,10 @@ from typing import Any
 from pipeline.metrics import read_metrics
 from pipeline.run_folder import METRICS
 from pipeline.scaling.ladder import LADDER_FILE, End, Ladder, PlannedRun, read_ladder
+from pipeline.scaling.learning_rates import rate_for
 from pipeline.scaling.points import Excluded, Point, check_runs
 from pipeline.scaling.points import Ladder as Checked
-from pipeline.scaling.run_configs import runs_of
+from pipeline.scaling.run_configs import run_config, runs_of
 from pipeline.scaling.runs import read_run
 from pipeline.scaling.states import ALL, YARDSTICK
 
@@ -74,12 +75,14 @@ class Collected:
 
 def collect(folders: Sequence[Path]) -> Collected:
     """Read ladders and run folders. Raises ValueError for runs that contradict each other (`points.check_runs`)."""
+    if missing := next((folder for folder in folders if not folder.is_dir()), None):
+        raise ValueError(f"{missing}: there is no such folder")
     ladders = [(folder, read_ladder(folder)) for folder in folders if (folder / LADDER_FILE).is_file()]
     found: list[RunResult | Excluded] = []
     for folder, ladder in ladders:
         for run in ladder.runs:
             if run.phase == "main":
-                found += [_of_ladder(runs_of(folder) / name, ladder, run, end) for end, name in run.folders()]
+                found += [_of_ladder(folder, name, ladder, run, end) for end, name in run.folders()]
     found += _singles([folder for folder in folders if not (folder / LADDER_FILE).is_file()])
     results = [one for one in found if isinstance(one, RunResult)]
     sets, excluded = [], [one for one in found if isinstance(one, Excluded)]
@@ -97,12 +100,21 @@ def _set_of(result: RunResult) -> str:
     return "prefix_lm" if result.objective == "causal_lm" else result.objective
 
 
-def _of_ladder(folder: Path, ladder: Ladder, run: PlannedRun, end: End) -> RunResult | Excluded:
-    config_file = folder / "config.json"
-    if config_file.is_file():
-        config = json.loads(config_file.read_bytes())
-        if config["train"]["steps"] != end.steps or config["train"]["seed"] != run.seed:
-            return Excluded(str(folder), "is not the run that was planned: its steps or its seed differ")
+def _of_ladder(place: Path, name: str, ladder: Ladder, run: PlannedRun, end: End) -> RunResult | Excluded:
+    folder = runs_of(place) / name
+    if not folder.exists():
+        return Excluded(str(folder), "was not started yet")
+    try:
+        rate = rate_for(place, ladder, run)
+    except ValueError:  # the sweeps are not at hand
+        rate = None
+    planned = run_config(ladder, run, end, rate or 1.0, None).model_dump(mode="json")
+    there = _config_of(folder / "config.json")
+    sections = ("model", "mesh", "train", "optimizer", "data")
+    own = {"data.path", *(() if rate else ("optimizer.learning_rate",))}
+    for key in (key for name in sections for key in _differences(planned[name], there.get(name, {}), f"{name}.")):
+        if key not in own:
+            return Excluded(str(folder), f"is not the run that was planned: its {key} differs")
     result = _result(folder, run.arm, end.budget, run.size, True)
     if isinstance(result, RunResult) and result.point.problem is None and _set_of(result) == "prefix_lm" and not result.sources:
         return Excluded(str(folder), "was not scored on the yardstick yet: bring it to its end by `fnet-t5 scaling run`")
@@ -114,7 +126,7 @@ def _singles(folders: Sequence[Path]) -> list[RunResult | Excluded]:
     are_measured = all((folder / YARDSTICK).is_file() for folder in folders)
     found: list[RunResult | Excluded] = []
     for folder in folders:
-        model = _model_section(folder / "config.json")
+        model = _config_of(folder / "config.json").get("model", {})
         size = model.get("size", "custom")
         size = f"d{model.get('d_model')}" if size == "custom" else size
         found.append(_result(folder, _arm_of(model), 0.0, size, are_measured))
@@ -130,12 +142,21 @@ def _singles(folders: Sequence[Path]) -> list[RunResult | Excluded]:
     ]
 
 
-def _model_section(config_file: Path) -> dict[str, Any]:
+def _config_of(config_file: Path) -> dict[str, Any]:
     """Empty where there is none; `read_run` then says what is wrong with the file."""
-    with suppress(OSError, ValueError, KeyError):
-        section: dict[str, Any] = json.loads(config_file.read_bytes())["model"]
-        return section
+    with suppress(OSError, ValueError, TypeError):
+        return dict(json.loads(config_file.read_bytes()))
     return {}
+
+
+def _differences(planned: Mapping[str, Any], there: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Keys with other values; what only one of the two has was added to the code since."""
+    for key in planned.keys() & there.keys():
+        mine, its = planned[key], there[key]
+        if isinstance(mine, Mapping) and isinstance(its, Mapping):
+            yield from _differences(mine, its, f"{prefix}{key}.")
+        elif mine != its and not (isinstance(mine, float) and math.isclose(mine, its, rel_tol=1e-9)):
+            yield prefix + key
 
 
 def _arm_of(model: dict[str, Any]) -> str:
@@ -152,6 +173,13 @@ def _arm_of(model: dict[str, Any]) -> str:
 
 def _result(folder: Path, arm: str, budget: float, size: str, on_yardstick: bool) -> RunResult | Excluded:
     """The end of a run, measured by the yardstick where that is asked for and was applied, else by its own loss."""
+    try:
+        return _read_result(folder, arm, budget, size, on_yardstick)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return Excluded(str(folder), f"holds a file that cannot be read ({type(error).__name__}: {error})")
+
+
+def _read_result(folder: Path, arm: str, budget: float, size: str, on_yardstick: bool) -> RunResult | Excluded:
     point = read_run(folder, arm=arm, budget=budget, size=size)
     if isinstance(point, Excluded):
         return point
@@ -162,6 +190,11 @@ def _result(folder: Path, arm: str, budget: float, size: str, on_yardstick: bool
     own_loss, sources = point.loss, {}
     if on_yardstick and objective in ("prefix_lm", "causal_lm") and (folder / YARDSTICK).is_file() and point.problem is None:
         measured = json.loads((folder / YARDSTICK).read_bytes())
+        for name, one in measured["sources"].items():
+            if not math.isclose(one["bits_per_byte"], one["nll"] / math.log(2) / one["target_bytes"], rel_tol=1e-9):
+                return Excluded(
+                    str(folder), f"{YARDSTICK} was changed: bits_per_byte of {name} is not nll / ln 2 / target_bytes"
+                )
         sources = {name: float(one["bits_per_byte"]) for name, one in measured["sources"].items() if name != ALL}
         whole = measured["sources"][ALL]
         measure = (

@@ -175,6 +175,17 @@ def pair_tables(analysis: Analysis) -> Iterator[Table]:
             "is extended. On a machine that did other work these are no better than its clock."
         )
         yield Table("Equal wall-clock", note, ("arm", "size", "difference"), tuple(seconds))
+    tokens = [
+        (pair.arm, pair.size, "; ".join(f"{at / 1e6:,.1f} M: {100 * value:+.2f} %" for at, value in pair.equal_tokens))
+        for pair in analysis.pairs
+        if pair.equal_tokens
+    ]
+    if tokens:
+        note = (
+            f"At the raw tokens that {analysis.baseline}'s runs read, interpolated in the same way: what is left of a "
+            "difference when the cheaper arm gets no more text."
+        )
+        yield Table("Equal text", note, ("arm", "size", "difference"), tuple(tokens))
 
 
 def _pair_rows(pairs: Sequence[PairView]) -> list[tuple[str, ...]]:

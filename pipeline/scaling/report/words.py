@@ -106,20 +106,23 @@ def _control(pair: PairView, analysis: Analysis) -> str:
     text = _pair(pair, HYBRID, analysis)
     if pair.arm != NO_MIXING or pair.difference is None or verdict(pair.difference, 0.0) == "worse":
         return text
-    return (
-        f"{text} So nothing here shows that Fourier mixing is worth anything: an encoder that does not mix at all does at "
-        "least as well."
-    )
+    return f"{text} So nothing here shows that Fourier mixing is worth anything."
 
 
 def _pair(pair: PairView, baseline: str, analysis: Analysis) -> str:
     kind = verdict(pair.difference, 0.0)
     many = f"as many parameters as {baseline}"
     relation = many if pair.has_equal_parameters else f"{pair.parameters_ratio:.2f} x {baseline}'s parameters"
-    return (
-        f"{pair.arm} against {baseline} at {pair.size} and equal FLOPs ({pair.budget:.2g}; {relation}): {kind}, "
-        f"{percent(pair.difference)} in {analysis.measure.split(' of ')[0]}."
-    )
+    budget, value, seeds = pair.by_budget[-1]
+    largest = f"{100 * value:+.2f} %"
+    if pair.difference is None:
+        found = f"{largest}, without an interval, because no place has two seeds,"
+    else:
+        found = f"{kind}, {percent(pair.difference)}"
+        if budget != pair.budget:
+            found += f", and {largest} at {budget:.2g} ({seeds} seed{'s' if seeds > 1 else ''}),"
+    place = f"at {pair.size} and equal FLOPs ({pair.budget:.2g}; {relation})"
+    return f"{pair.arm} against {baseline} {place}: {found} in {analysis.measure.split(' of ')[0]}."
 
 
 def _scope(results: ResultSet) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def write_run(ladder: Ladder, folder: Path, run: PlannedRun, end: End, name: str
 
 def yardstick(loss: float, text: str = "a" * 64) -> dict[str, Any]:
     def one(value: float) -> dict[str, Any]:
-        return {"bits_per_byte": value, "nll": 1.0, "target_tokens": 1, "target_bytes": 1, "text_sha256": text}
+        return {"bits_per_byte": value, "nll": value * math.log(2), "target_tokens": 1, "target_bytes": 1, "text_sha256": text}
 
     return {"prefix": 16, "suffix": 8, "sources": {**{name: one(f * loss) for name, f in SOURCES.items()}, "all": one(loss)}}
 
@@ -229,6 +230,41 @@ def test_runs_that_are_no_results_are_named_and_left_out(hurt: Path, tmp_path: P
         assert not {row["run"] for row in csv.DictReader(file)} & set(reasons)
 
 
+def test_runs_that_were_tampered_with_are_named_and_left_out(hurt: Path, tmp_path: Path) -> None:
+    runs = runs_of(hurt)
+
+    def edit(name: str, change: Callable[[Any], object]) -> None:
+        values = json.loads((runs / name).read_bytes())
+        change(values)
+        (runs / name).write_text(json.dumps(values))
+
+    edit("t5-d32-seed0-b1/config.json", lambda config: config["model"].update(d_ff=128))
+    edit("t5-d32-seed0-b2/yardstick.json", lambda found: found["sources"]["all"].update(bits_per_byte=1.0))
+    (runs / "t5-d64-seed0-b1" / "yardstick.json").write_text("{}")
+    (runs / "t5-d64-seed0-b2" / "config.json").write_text("{")
+    with (runs / "t5-d96-seed0-b1" / "metrics.jsonl").open("a") as file:
+        file.write("nonsense\n")
+    shutil.rmtree(runs / "t5-d96-seed0-b2")
+    shutil.rmtree(runs / "t5-d64-seed1-b2")
+    shutil.copytree(runs / "t5-d64-seed2-b2", runs / "t5-d64-seed1-b2")
+    edit("t5-d64-seed1-b2/config.json", lambda config: config["train"].update(seed=1))
+    made = make_report([hurt], tmp_path / "page", None, None, "")
+    reasons = {Path(one.run).name: one.reason for one in made.excluded}
+    expected = {
+        "t5-d32-seed0-b1": "is not the run that was planned: its model.d_ff differs",
+        "t5-d32-seed0-b2": "yardstick.json was changed: bits_per_byte of all is not nll / ln 2 / target_bytes",
+        "t5-d64-seed0-b1": "holds a file that cannot be read (KeyError: 'sources')",
+        "t5-d64-seed0-b2": "config.json",
+        "t5-d96-seed0-b1": "metrics.jsonl",
+        "t5-d96-seed0-b2": "was not started yet",
+        "t5-d64-seed2-b2": "a copy of",
+    }
+    assert reasons.keys() == expected.keys()
+    assert all(words in reasons[name] for name, words in expected.items()), reasons
+    with pytest.raises(ValueError, match="there is no such folder"):
+        make_report([tmp_path / "nowhere"], tmp_path / "page", None, None, "")
+
+
 def test_a_run_given_twice_is_counted_once(hurt: Path, tmp_path: Path) -> None:
     run = runs_of(hurt) / "t5-d32-seed0-b1"
     made = make_report([run, run, runs_of(hurt) / "fnet_t5-d32-seed0-b1"], tmp_path / "page", None, None, "")
@@ -255,7 +291,7 @@ def test_mixed_tokenizers_data_and_texts_are_refused(hurt: Path, tmp_path: Path)
 
 def test_a_ladder_without_a_finished_run_says_what_is_missing(hurt: Path, tmp_path: Path) -> None:
     shutil.rmtree(runs_of(hurt))
-    with pytest.raises(ValueError, match=r"no run is left to report .*missing file: config\.json"):
+    with pytest.raises(ValueError, match=r"no run is left to report .*was not started yet; and \d+ more"):
         report([hurt], tmp_path / "page")
 
 
