@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,28 +164,33 @@ def pair_tables(analysis: Analysis) -> Iterator[Table]:
     if analysis.controls:
         note = f"The same from {HYBRID}: ff_only has no mixing in its encoder, fnet_t5_top2 attention in its two last layers."
         yield Table("What mixing is worth", note, columns, tuple(_pair_rows(analysis.controls)))
-    seconds = [
-        (pair.arm, pair.size, "; ".join(f"{at:,.0f} s: {100 * value:+.2f} %" for at, value in pair.equal_seconds))
-        for pair in analysis.pairs
-        if pair.equal_seconds
+    note = (
+        f"At the seconds that {analysis.baseline}'s runs took, read between the arm's own budgets (in logarithms); nothing "
+        "is extended. On a machine that did other work these are no better than its clock."
+    )
+    yield from _readings(
+        "Equal wall-clock", note, [(pair, pair.equal_seconds) for pair in analysis.pairs], lambda at: f"{at:,.0f} s"
+    )
+    note = (
+        f"At the raw tokens that {analysis.baseline}'s runs read, interpolated in the same way: what is left of a "
+        "difference when the cheaper arm gets no more text."
+    )
+    yield from _readings(
+        "Equal text", note, [(pair, pair.equal_tokens) for pair in analysis.pairs], lambda at: f"{at / 1e6:,.1f} M"
+    )
+
+
+def _readings(
+    title: str, note: str, pairs: Sequence[tuple[PairView, Sequence[tuple[float, float]]]], shown_at: Callable[[float], str]
+) -> Iterator[Table]:
+    """A table of the differences that were read at what the baseline spent; none where nothing could be read."""
+    rows = [
+        (pair.arm, pair.size, "; ".join(f"{shown_at(at)}: {100 * value:+.2f} %" for at, value in found))
+        for pair, found in pairs
+        if found
     ]
-    if seconds:
-        note = (
-            f"At the seconds that {analysis.baseline}'s runs took, read between the arm's own budgets (in logarithms); nothing "
-            "is extended. On a machine that did other work these are no better than its clock."
-        )
-        yield Table("Equal wall-clock", note, ("arm", "size", "difference"), tuple(seconds))
-    tokens = [
-        (pair.arm, pair.size, "; ".join(f"{at / 1e6:,.1f} M: {100 * value:+.2f} %" for at, value in pair.equal_tokens))
-        for pair in analysis.pairs
-        if pair.equal_tokens
-    ]
-    if tokens:
-        note = (
-            f"At the raw tokens that {analysis.baseline}'s runs read, interpolated in the same way: what is left of a "
-            "difference when the cheaper arm gets no more text."
-        )
-        yield Table("Equal text", note, ("arm", "size", "difference"), tuple(tokens))
+    if rows:
+        yield Table(title, note, ("arm", "size", "difference"), tuple(rows))
 
 
 def _pair_rows(pairs: Sequence[PairView]) -> list[tuple[str, ...]]:
