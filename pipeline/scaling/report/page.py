@@ -35,6 +35,8 @@ from pipeline.scaling.report.words import answer, limits
 from pipeline.scaling.results import Collected, ResultSet
 
 PAGE, MARKDOWN, RUNS, FITS = "index.html", "report.md", "runs.csv", "fits.json"
+NOTICE = "notice.txt"
+"""Written by hand beside the page: what its readers must know first, for example that its answer is withdrawn."""
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
@@ -50,15 +52,19 @@ class Section:
 def write_report(
     output: Path, collected: Collected, analyses: Sequence[Analysis], command: str, extra: Sequence[Section] = ()
 ) -> list[Path]:
-    """Write the four files into `output`, which is made; returns them. `extra` sections stand before the excluded runs."""
+    """Write the four files into `output`, which is made; returns them. `extra` sections stand before the excluded runs.
+
+    A `notice.txt` in `output` (UTF-8, paragraphs separated by blank lines) opens the page and its Markdown.
+    """
     opening = answer(collected.sets[0], analyses[0])
     sections = list(_sections(collected, analyses, command, extra))
     names = ", ".join(ladder.recipe.name for _, ladder in collected.ladders)
     title = "Compute-matched comparison" + (f": {names}" if names else "")
     output.mkdir(parents=True, exist_ok=True)
+    notice = _notice(output / NOTICE)
     texts = {
-        PAGE: _html(title, opening, sections),
-        MARKDOWN: _markdown(title, opening, sections),
+        PAGE: _html(title, opening, sections, notice),
+        MARKDOWN: _markdown(title, opening, sections, notice),
         RUNS: _csv(collected.sets),
         FITS: json.dumps(_plain(list(analyses)), indent=1) + "\n",
     }
@@ -135,16 +141,26 @@ def _portable(ladder: Ladder) -> dict[str, Any]:
     return recipe
 
 
-def _html(title: str, opening: Sequence[str], sections: Sequence[Section]) -> str:
+def _notice(path: Path) -> list[str]:
+    """The paragraphs of the notice, each on one line; none where there is no such file."""
+    if not path.is_file():
+        return []
+    paragraphs = (" ".join(block.split()) for block in path.read_text(encoding="utf-8").split("\n\n"))
+    return [paragraph for paragraph in paragraphs if paragraph]
+
+
+def _html(title: str, opening: Sequence[str], sections: Sequence[Section], notice: Sequence[str]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string(_TEMPLATE.read_text())
-    return template.render(title=title, answer=opening, sections=sections)
+    return template.render(title=title, answer=opening, sections=sections, notice=notice)
 
 
-def _markdown(title: str, opening: Sequence[str], sections: Sequence[Section]) -> str:
-    lines = [f"# {title}", "", *(line for sentence in opening for line in (sentence, ""))]
+def _markdown(title: str, opening: Sequence[str], sections: Sequence[Section], notice: Sequence[str]) -> str:
+    lines = [line for paragraph in notice for line in (f"> {paragraph}", ">")][:-1]
+    lines += [""] if notice else []
+    lines += [f"# {title}", "", *(line for sentence in opening for line in (sentence, ""))]
     for section in sections:
         lines += [f"## {section.title}", "", *(line for text in section.texts for line in (text, ""))]
         for table in section.tables:

@@ -178,6 +178,24 @@ def test_the_page_stands_alone_and_shows_what_was_planned(
     assert "No run was left out." in markdown
 
 
+def test_a_notice_beside_the_page_opens_it_and_changes_nothing_else(
+    whole: tuple[Path, list[str], dict[str, Any]], ladder_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "notice.txt").write_text("Withdrawn: 1 < 2\nis why.\n\nMore to come.\n")
+    report([ladder_folder], tmp_path)
+    page, without = ((folder / "index.html").read_text() for folder in (tmp_path, whole[0]))
+    head, body = page.split("<body>")
+    shown = '\n<div class="notice" role="note">\n<p>Withdrawn: 1 &lt; 2 is why.</p>\n<p>More to come.</p>\n</div>'
+    assert body.startswith(shown + "\n<h1>")
+    assert body.removeprefix(shown) == without.split("<body>")[1]
+    assert ".notice" in head
+    assert "notice" not in without
+    markdown, plain = ((folder / "report.md").read_text() for folder in (tmp_path, whole[0]))
+    assert markdown == "> Withdrawn: 1 < 2 is why.\n>\n> More to come.\n\n" + plain
+    for name in ("runs.csv", "fits.json"):
+        assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
+
+
 def test_every_run_stands_in_the_csv_unrounded(whole: tuple[Path, list[str], dict[str, Any]], ladder_folder: Path) -> None:
     with (whole[0] / "runs.csv").open() as file:
         rows = {row["run"]: row for row in csv.DictReader(file)}
