@@ -18,11 +18,11 @@ import transformers
 from timing import interleaved, machine, paired_ratio, write_record
 from torch import nn
 
-from models.build import build_model
+from models.architectures.build import build_model
+from models.architectures.encoder_only import encoder_inputs
 from models.config import ModelConfig, expand_size
-from models.encoder_only import encoder_inputs
 from models.hugging_face import their_config
-from models.initialization import initialize
+from models.layers.initialization import initialize
 
 
 def encoder(architecture: str, options: argparse.Namespace, length: int, backend: str) -> nn.Module:

@@ -37,13 +37,13 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
+    from models.architectures.pieces import Inputs
+    from models.architectures.seq2seq import Seq2Seq
     from models.config import expand_size
-    from models.initialization import initialize
-    from models.pieces import Inputs
-    from models.seq2seq import Seq2Seq
+    from models.layers.initialization import initialize
     from pipeline.config import RunConfig
-    from pipeline.engine import Engine
-    from pipeline.mesh import join
+    from pipeline.distributed.mesh import join
+    from pipeline.training.engine import Engine
 
     rows = options.micro_batch * options.accumulation
     config = RunConfig.model_validate(

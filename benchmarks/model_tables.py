@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from models.build import build_model
-from models.compute_matched import compute_matched
+from models.architectures.build import build_model
+from models.architectures.pieces import executed_flops, forward_flops
 from models.config import SIZES, ModelConfig, expand_size
-from models.flops import Lengths
-from models.layers import TorchLayers
-from models.pieces import executed_flops, forward_flops
+from models.cost.flops import Lengths
+from models.layers.factory import TorchLayers
+from models.matching.compute_matched import compute_matched
 
 # Target tokens that T5's span corruption makes of so many input tokens (0.15 noise, mean span 3).
 LENGTHS = (Lengths(512, 114), Lengths(2048, 456))
@@ -27,7 +27,7 @@ VOCABULARY = {"t5": 32128, "fnet": 32000, "bert": 30522, "gpt2": 50257}
 
 HEAD = """# Models
 
-Every architecture is built from the same pieces (`models/pieces.py`) and every number on this page comes from
+Every architecture is built from the same pieces (`models/architectures/pieces.py`) and every number on this page comes from
 `python benchmarks/model_tables.py`. How fast they are is in [benchmarks_models.md](benchmarks_models.md).
 
 | `model.architecture` | what it is | checked against |
@@ -71,7 +71,7 @@ multiple of 128 (`model.vocab_multiple`), which adds a few rows.
 MATCHED = """
 ## Compute-matched hybrids
 
-`models/compute_matched.py` makes them from any T5 configuration. Only the encoder changes. FLOPs are matched at 512 → 114 tokens;
+`models/matching/compute_matched.py` makes them from any T5 configuration. Only the encoder changes. FLOPs are matched at 512 → 114 tokens;
 widths are multiples of 64, and the last columns are what remains.
 """
 

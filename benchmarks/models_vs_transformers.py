@@ -20,13 +20,13 @@ from timing import interleaved, machine, paired_ratio, write_record
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.build import build_model
+from models.architectures.build import build_model
+from models.architectures.encoder_only import encoder_inputs
+from models.architectures.pieces import Inputs
 from models.config import ModelConfig, expand_size
-from models.encoder_only import encoder_inputs
 from models.hugging_face import entries, their_config
 from models.hugging_face.mapping import to_theirs
-from models.initialization import initialize
-from models.pieces import Inputs
+from models.layers.initialization import initialize
 
 Run = Callable[[], Tensor]
 

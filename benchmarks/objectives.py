@@ -24,9 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.files import sha256_bytes
-from data_prep.indexed_dataset import write_index
-from data_prep.manifest import (
+from data_prep.dataset.indexed_dataset import write_index
+from data_prep.dataset.manifest import (
     EngineRecord,
     FileRecord,
     Manifest,
@@ -36,9 +35,10 @@ from data_prep.manifest import (
     TokenizerRecord,
     write_manifest,
 )
-from data_prep.packing import rows_file
-from data_prep.row_index import write_row_index
-from pipeline.batches import Rows, Share, StreamRows, TrainingBatches
+from data_prep.dataset.packing import rows_file
+from data_prep.dataset.row_index import write_row_index
+from data_prep.files import sha256_bytes
+from pipeline.data.batches import Rows, Share, StreamRows, TrainingBatches
 from pipeline.objectives.catalogue import ObjectiveField, build_objective
 from pipeline.objectives.interface import Objective
 from pipeline.objectives.vocabulary import Vocabulary

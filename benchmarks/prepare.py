@@ -28,14 +28,14 @@ import orjson
 import psutil
 
 from data_prep.config import PrepareConfig
-from data_prep.engine import FastEngine, ReferenceEngine
-from data_prep.indexed_dataset import TokenFile
-from data_prep.inputs.blocks import cut_blocks, lines_of, read_lines
-from data_prep.inputs.records import parse_record
-from data_prep.inputs.streams import read_chunks
-from data_prep.manifest import load_manifest, verify
-from data_prep.packing import pack
-from data_prep.tokenizer import load_tokenizer
+from data_prep.dataset.indexed_dataset import TokenFile
+from data_prep.dataset.manifest import load_manifest, verify
+from data_prep.dataset.packing import pack
+from data_prep.readers.blocks import cut_blocks, lines_of, read_lines
+from data_prep.readers.records import parse_record
+from data_prep.readers.streams import read_chunks
+from data_prep.tokenization.backends import FastEngine, ReferenceEngine
+from data_prep.tokenization.tokenizer import load_tokenizer
 
 _START_RAY = "start Ray"
 _REFERENCE_BYTES = 4_000_000

@@ -8,7 +8,7 @@ import socket
 
 import numpy as np
 
-from pipeline.batches import PipelineBatch, as_tensors
+from pipeline.data.batches import PipelineBatch, as_tensors
 from pipeline.objectives.prefix_lm import PrefixLM
 
 VOCABULARY = 32128

@@ -21,15 +21,15 @@ from torch import nn
 from torch.nn import functional as F
 from training_batches import VOCABULARY, be_the_only_process, random_batches
 
-from models.build import build_model
+from models.architectures.build import build_model
 from models.config import expand_size
 from models.hugging_face import entries, their_config
 from models.hugging_face.mapping import to_theirs
-from models.initialization import initialize
-from pipeline.batches import PipelineBatch
+from models.layers.initialization import initialize
 from pipeline.config import RunConfig
-from pipeline.engine import Engine
-from pipeline.mesh import join
+from pipeline.data.batches import PipelineBatch
+from pipeline.distributed.mesh import join
+from pipeline.training.engine import Engine
 
 DECODER_LENGTH = 128
 

@@ -14,45 +14,48 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from data_prep.assemble import (
-    QUARANTINE_FILE,
-    join_quarantine,
-    join_tokens,
-    pack_split,
-    remove_leftovers,
-    split_content,
-)
 from data_prep.config import PrepareConfig
-from data_prep.engine import EngineMismatchError, FastEngine, ReferenceEngine, why_not_fast
-from data_prep.files import atomic_write, canonical_json, only_writer, sha256_bytes, sha256_file
-from data_prep.filters.dedup import kept_documents
-from data_prep.filters.mixture import epochs_by_source, mixed_copies, refuse_mixed_files, training_sources
-from data_prep.filters.rules import FilterPlan, Filters
-from data_prep.indexed_dataset import token_dtype
-from data_prep.inputs.block_reader import FileEnd, Unreadable
-from data_prep.inputs.records import Document
-from data_prep.inputs.streams import DAMAGES
-from data_prep.inputs.work_units import SPLITS, HashSplit, InputFile, plan
-from data_prep.job import Job, PrepareError
-from data_prep.manifest import (
+from data_prep.dataset.indexed_dataset import token_dtype
+from data_prep.dataset.manifest import (
     MANIFEST_FILE,
+    QUARANTINE_FILE,
     EngineRecord,
     Manifest,
     SplitRecord,
     TokenizerRecord,
     describe_files,
+    remove_leftovers,
     write_manifest,
 )
-from data_prep.notes import damaged_files, missing_sources, unmet_names
-from data_prep.progress import Clock, Progress
-from data_prep.ray_session import ray_session
-from data_prep.schedule import run_units
-from data_prep.tokenize_unit import UnitSettings
-from data_prep.tokenizer import TOKENIZER_FILE, eos_id, load_tokenizer, num_ids, save_tokenizer, train_tokenizer
-from data_prep.train_tokenizer import sample_texts
-from data_prep.unit_store import UnitKey, UnitRecord
-from data_prep.up_to_date import input_record, up_to_date
-from data_prep.workers import Call, DiskFullError, WorkerPool, is_disk_full
+from data_prep.dataset.row_index import pack_split
+from data_prep.executor.ray_session import ray_session
+from data_prep.executor.workers import Call, DiskFullError, WorkerPool, is_disk_full
+from data_prep.files import atomic_write, canonical_json, only_writer, sha256_bytes, sha256_file
+from data_prep.filters.rules import FilterPlan, Filters
+from data_prep.readers.input_files import SPLITS, HashSplit, InputFile, plan
+from data_prep.readers.records import Document
+from data_prep.readers.streams import DAMAGES
+from data_prep.tokenization.backends import EngineMismatchError, FastEngine, ReferenceEngine, why_not_fast
+from data_prep.tokenization.tokenizer import (
+    TOKENIZER_FILE,
+    eos_id,
+    load_tokenizer,
+    num_ids,
+    sample_texts,
+    save_tokenizer,
+    train_tokenizer,
+)
+from data_prep.units.assemble import join_quarantine, join_tokens, split_content
+from data_prep.units.dedup import kept_documents
+from data_prep.units.job import Job, PrepareError
+from data_prep.units.mixture import epochs_by_source, mixed_copies, refuse_mixed_files, training_sources
+from data_prep.units.notes import damaged_files, missing_sources, unmet_names
+from data_prep.units.progress import Clock, Progress
+from data_prep.units.reader import FileEnd, Unreadable
+from data_prep.units.scheduler import run_units
+from data_prep.units.store import UnitKey, UnitRecord
+from data_prep.units.tokenize_unit import UnitSettings
+from data_prep.units.up_to_date import input_record, up_to_date
 
 WORK_FOLDER = ".work"
 _SHOWN_REJECTIONS = 3

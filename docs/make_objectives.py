@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from launch.cli.objective_view import examples
+from launch.cli.data.objective_examples import examples
 from pipeline.objectives.catalogue import ObjectiveField, build_objective
 from pipeline.objectives.interface import Objective
 from pipeline.objectives.vocabulary import Vocabulary

@@ -206,3 +206,11 @@ def _free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+SIGNAL_EXIT = 128
+"""Exit codes above this one stand for a signal, as in a shell."""
+STOPPED_EXITS = frozenset(SIGNAL_EXIT + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1))
+"""Somebody asked for the end."""
+PREEMPTED_EXIT = 75
+"""sysexits.h's "temporary failure, try again": what saved itself when it was asked to stop, and waits to be started again."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data_prep.dataset.manifest import MANIFEST_FILE, load_manifest
 from data_prep.files import only_writer
-from data_prep.manifest import MANIFEST_FILE, load_manifest
 from pipeline.config import RunConfig
 
 # What a launch on a cluster puts into a run folder before the run's own processes start.
@@ -43,8 +43,8 @@ def check_weights(config: RunConfig, folder: Path, problem: str) -> None:
     """Raise ValueError, beginning with `problem`, where the weights in a folder are not the recipe's model's."""
     import torch
 
-    from models.build import build_model
-    from pipeline.evaluate import check_fits
+    from models.architectures.build import build_model
+    from pipeline.eval.evaluate import check_fits
     from pipeline.run_folder import weight_shapes
 
     with torch.device("meta"):
@@ -54,8 +54,8 @@ def check_weights(config: RunConfig, folder: Path, problem: str) -> None:
 
 def check_data(config: RunConfig) -> None:
     """Raise ValueError where the dataset lacks what the run reads, or its files are not of the size that they were."""
-    from pipeline.batches import open_rows, training_rows
-    from pipeline.rows import check_size
+    from pipeline.data.batches import open_rows, training_rows
+    from pipeline.data.rows import check_size
 
     folder = config.data.path
     manifest = load_manifest(folder)

@@ -46,7 +46,7 @@ def main() -> None:
 
         check_identity()
         with redirect_stdout(sys.stderr):  # rank 0's stdout is the terminal: what libraries say at import goes to the log
-            from pipeline.train import train
+            from pipeline.training.trainer import train
 
         train(*map(Path, sys.argv[1:]))
     except ValueError as error:

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer, num_ids
+from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer, num_ids
 from models.config import ModelConfig, expand_size
-from models.flops import Lengths
+from models.cost.flops import Lengths
 from pipeline.objectives.catalogue import AnyObjective, ObjectiveField, check_form, named
 from pipeline.objectives.masked_lm import MaskedLMConfig
 from pipeline.objectives.prefix_lm import PrefixLMConfig

@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # what the benchmarks share
 from training_batches import VOCABULARY, be_the_only_process, random_batches
 
-from pipeline.provenance import revision
+from pipeline.tracking.provenance import revision
 
 
 def main() -> None:
@@ -59,10 +59,10 @@ def main() -> None:
 
 def parity(arm: str, device: str) -> dict[str, float]:
     """Largest relative differences (2-norm) of logits and gradients from the CPU's, fp32 and bf16."""
+    from models.architectures.pieces import Inputs
+    from models.architectures.seq2seq import Seq2Seq
     from models.config import ModelConfig, expand_size
-    from models.initialization import initialize
-    from models.pieces import Inputs
-    from models.seq2seq import Seq2Seq
+    from models.layers.initialization import initialize
 
     torch.backends.cuda.matmul.allow_tf32 = False
     config = ModelConfig(**expand_size({"size": "demo", "architecture": arm, "vocab_size": 1000}))
@@ -90,14 +90,14 @@ def parity(arm: str, device: str) -> dict[str, float]:
 
 def measure(arm: str, length: int, options: argparse.Namespace) -> dict[str, Any]:
     """Median step time of one arm, with MFU, tokens per second and peak memory."""
+    from models.architectures.pieces import forward_flops
     from models.config import expand_size
-    from models.flops import Lengths
-    from models.layers import TorchLayers
-    from models.pieces import forward_flops
+    from models.cost.flops import Lengths
+    from models.layers.factory import TorchLayers
     from pipeline.config import RunConfig
-    from pipeline.engine import Engine
-    from pipeline.hardware import gpu
-    from pipeline.mesh import join
+    from pipeline.distributed.mesh import join
+    from pipeline.planner.hardware import gpu
+    from pipeline.training.engine import Engine
 
     scale = max(1, length // 512)
     micro, rows = max(1, options.micro_batch // scale), max(1, options.rows // scale)

@@ -16,9 +16,9 @@ import orjson
 
 from data_prep.files import write_json_atomically
 from data_prep.filters.ngrams import Hashes, ngram_hashes, text_of_ngram, within_texts
-from data_prep.inputs.locations import sha256_location
-from data_prep.inputs.records import Document, RecordReader
-from data_prep.inputs.work_units import InputFile, expand, input_files
+from data_prep.readers.input_files import InputFile, expand, input_files
+from data_prep.readers.locations import sha256_location
+from data_prep.readers.records import Document, RecordReader
 
 _ENTRY = np.dtype([("hash", "<u8"), ("file", "<u4")])
 _NUM_BUCKETS = 64

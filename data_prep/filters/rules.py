@@ -13,7 +13,7 @@ from data_prep.config import LanguageConfig, PrepareConfig
 from data_prep.files import canonical_json, sha256_bytes
 from data_prep.filters.decontaminate import build, cached_references, identity, notes, reference_files
 from data_prep.filters.language import check_filter, language_of
-from data_prep.inputs.records import Document
+from data_prep.readers.records import Document
 
 
 @dataclass(frozen=True)

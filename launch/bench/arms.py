@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from models.compute_matched import compute_matched
+from models.architectures.pieces import forward_flops
 from models.config import SIZES, FourierBackend, ModelConfig, expand_size
-from models.flops import Lengths
-from models.layers import TorchLayers
-from models.matched_decoder import gpt2_of_equal_flops, gpt2_of_equal_parameters
-from models.parameters import num_parameters
-from models.pieces import forward_flops
+from models.cost.flops import Lengths
+from models.cost.parameters import num_parameters
+from models.layers.factory import TorchLayers
+from models.matching.compute_matched import compute_matched
+from models.matching.matched_decoder import gpt2_of_equal_flops, gpt2_of_equal_parameters
 
 ArmName = Literal["fnet_t5", "t5", "gpt2"]
 Pairing = Literal["equal_parameters", "equal_training_compute"]

@@ -20,14 +20,14 @@ from launch.bench.arms import Arm
 from launch.bench.inference_plan import InferencePlan
 from launch.bench.inference_record import InferenceRecord
 from launch.bench.machine import machine
-from models.build import build_model
+from models.architectures.build import build_model
+from models.architectures.decoder import LayerCache
+from models.architectures.single_process import Piecewise
 from models.config import ModelConfig
-from models.decoder import LayerCache
-from models.generation import Sampling, write_on
-from models.inference_cost import cache_bytes, first_token_flops, step_bytes, token_flops
-from models.initialization import initialize
-from models.piecewise import Piecewise
-from models.writing import Session, lay_out
+from models.cost.inference_cost import cache_bytes, first_token_flops, step_bytes, token_flops
+from models.generation.decode import Session, lay_out
+from models.generation.sampling import Sampling, write_on
+from models.layers.initialization import initialize
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 START_ID = 0

@@ -9,7 +9,7 @@ import torch
 
 from launch.bench.arms import Arm, make_arms
 from models.config import FourierBackend
-from models.flops import Lengths
+from models.cost.flops import Lengths
 
 TRAINING_ROW = Lengths(512, 128)
 """The prefix-LM's."""

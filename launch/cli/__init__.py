@@ -9,23 +9,11 @@ from typing import Annotated
 
 import typer
 
-from launch.cli import (
-    bench,
-    checkpoint,
-    compare,
-    data,
-    demo,
-    evaluate,
-    export,
-    generate,
-    import_folder,
-    launch,
-    plan,
-    prepare,
-    scaling,
-    tokenizer,
-    train,
-)
+from launch.cli import bench, checkpoint, compare, demo, evaluate, export, generate, import_folder, plan, train
+from launch.cli.cluster import commands as cluster
+from launch.cli.data import commands as data
+from launch.cli.data import prepare, tokenizer
+from launch.cli.scaling import commands as scaling
 
 # A command file has `register(app)`; the order is that of `fnet-t5 --help`. What is slow to import (torch, ray, mlflow)
 # is imported inside its commands, so that help stays fast.
@@ -44,7 +32,7 @@ COMMAND_FILES = (
     compare,
     bench,
     scaling,
-    launch,
+    cluster,
 )
 
 

@@ -65,7 +65,7 @@ def inference(
     from launch.bench.inference_plan import InferencePlan
     from launch.bench.inference_record import markdown, write_records
     from launch.bench.machine import machine
-    from models.flops import Lengths
+    from models.cost.flops import Lengths
 
     given: dict[str, Any] = {"prefixes": prefix, "new_tokens": new, "batches": batch}
     plan = InferencePlan(

@@ -36,8 +36,7 @@ def list_checkpoints(run: Run) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.run_folder import checkpoints_of, latest
-    from pipeline.stored import describe
+    from pipeline.run_folder import checkpoints_of, describe, latest
 
     newest = latest(run)
     if newest is None:
@@ -54,7 +53,7 @@ def list_checkpoints(run: Run) -> None:
 
 def verify(run: Run, step: Step = None) -> None:
     """Read every byte of the checkpoints and compare it with their checksums; exit code 1 where anything differs."""
-    from pipeline.checkpoints import verify as verify_one
+    from pipeline.checkpoint.checkpoint import verify as verify_one
     from pipeline.run_folder import checkpoints_of, find
 
     paths = [find(run, step)] if step is not None else sorted(checkpoints_of(run).glob("step_*[0-9]"))
@@ -81,8 +80,8 @@ def reshard(
     step: Step = None,
 ) -> None:
     """Rewrite weights and optimizer for another mesh, bit by bit. Needed only for faster reading."""
+    from pipeline.checkpoint.reshard import reshard as rewrite
     from pipeline.config import MeshConfig
-    from pipeline.reshard import reshard as rewrite
 
     path = rewrite(run, output, MeshConfig(tensor_parallel=tensor, pipeline_parallel=pipeline), data, step)
     typer.echo(f"{path}: tensor {tensor} × pipeline {pipeline} × data {data}; continue it by training into {output}")

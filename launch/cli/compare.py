@@ -30,7 +30,7 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    from launch.comparison import compare_runs
+    from pipeline.eval.compare_runs import compare_runs
 
     found = compare_runs(first, second, prefix, suffix, rows)
     console = Console()

@@ -35,7 +35,7 @@ def evaluate(
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.evaluate import evaluate as evaluate_run
+    from pipeline.eval.evaluate import evaluate as evaluate_run
 
     if sources:
         _print_sources(run, step, as_json, prefix, suffix, rows)
@@ -64,8 +64,8 @@ def _print_sources(run: Path, step: int | None, as_json: bool, prefix: int | Non
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.evaluate import evaluate_sources
-    from pipeline.yardstick import overall
+    from pipeline.eval.evaluate import evaluate_sources
+    from pipeline.eval.suffix_bpb import overall
 
     scores = evaluate_sources(run, step, prefix_length=prefix, suffix_length=suffix, rows_per_source=rows)
     if len(scores) > 1:

@@ -21,7 +21,7 @@ def export(
     step: Annotated[int | None, typer.Option(help="Checkpoint to export. Default: the latest.")] = None,
 ) -> None:
     """Write safetensors, configuration, tokenizer and model card; `transformers` loads the folder without this package."""
-    from pipeline.export import export_run
+    from pipeline.huggingface.export import export_run
 
     folder = output or run / "export"
     config = export_run(run, folder, step)

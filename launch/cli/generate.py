@@ -40,10 +40,10 @@ def generate(
 
     One trained on spans (span_corruption, ul2) writes the spans that sentinels stand for; it does not continue a text.
     """
-    from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer
-    from models.generation import Sampling
-    from pipeline.evaluate import load_model
-    from pipeline.write_text import stop_ids, write_text, write_texts
+    from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer
+    from models.generation.sampling import Sampling
+    from pipeline.eval.evaluate import load_model
+    from pipeline.eval.generate import stop_ids, write_text, write_texts
 
     if prompt is not None and file is not None:
         raise ValueError("--prompt and --file both give the text: leave one out")

@@ -28,7 +28,7 @@ def import_folder(
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.import_fnet import MODEL, REPORT, import_fnet
+    from pipeline.huggingface.import_fnet import MODEL, REPORT, import_fnet
 
     report = import_fnet(folder, output, vocab_size=vocab_size, max_length=max_length, decoder_layers=decoder_layers, seed=seed)
     table = Table(box=box.SIMPLE_HEAD)

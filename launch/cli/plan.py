@@ -12,8 +12,8 @@ from launch.cli.arguments import Overrides
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-    from pipeline.hardware import GPU
-    from pipeline.plan import Plan
+    from pipeline.planner.hardware import GPU
+    from pipeline.planner.plan import Plan
 
 EXAMPLE = "Example: fnet-t5 plan configs/train/demo.yaml --gpus 64 --gpu h100 model.size=t5-v1.1-base --tokens 100e9"
 _T5_VOCABULARY = 32128
@@ -37,10 +37,10 @@ def plan(
     """
     from rich.console import Console
 
-    from data_prep.tokenizer import TOKENIZER_FILE
+    from data_prep.tokenization.tokenizer import TOKENIZER_FILE
     from launch.config import load_run_config
-    from pipeline.hardware import gpu as known_gpu
-    from pipeline.plan import make_plan, propose
+    from pipeline.planner.hardware import gpu as known_gpu
+    from pipeline.planner.plan import make_plan, propose
 
     run_config = _with_vocabulary(load_run_config(config, overrides or []))
     device = known_gpu(gpu)
@@ -71,7 +71,7 @@ def _with_vocabulary(config: RunConfig) -> RunConfig:
     """The vocabulary of the recipe's data where it is there, of T5 where it is not prepared yet."""
     from dataclasses import replace
 
-    from data_prep.tokenizer import TOKENIZER_FILE
+    from data_prep.tokenization.tokenizer import TOKENIZER_FILE
 
     if (Path(config.data.path) / TOKENIZER_FILE).is_file():
         return config.resolved()
@@ -84,7 +84,7 @@ def _show(console: object, config: RunConfig, plan: Plan, device: GPU, tokens: f
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.plan import fits
+    from pipeline.planner.plan import fits
 
     assert isinstance(console, Console)
     model, mesh = config.model, plan.mesh

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launch.cli.arguments import Overrides
-from launch.exit_codes import PREEMPTED_EXIT, SIGNAL_EXIT
+from launch.local import PREEMPTED_EXIT, SIGNAL_EXIT
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -42,7 +42,7 @@ def train(
     Under torchrun (RANK in the environment) this process joins that job; otherwise it starts --nproc local ones. SIGTERM or
     SIGUSR1 saves a checkpoint, writes `preempted` to STATUS and ends with exit code 75 (0 under torchrun): start it again.
     """
-    from data_prep.manifest import load_manifest
+    from data_prep.dataset.manifest import load_manifest
     from launch.config import check_same_run, load_run_config, write_resolved
     from launch.preflight import check_data, check_folder, check_initial_weights, check_weights
     from pipeline.run_folder import find
@@ -70,11 +70,11 @@ def train(
             typer.echo(line)
     write_resolved(run_config, run_dir)
     if branch is not None and not rank:
-        from pipeline.branch import branch as begin_at
+        from pipeline.checkpoint.branch import branch as begin_at
 
         typer.echo(f"Branched from {branch} at step {begin_at(branch, run_dir, branch_step):,}")
     if rank is not None:
-        from pipeline.train import train as train_here
+        from pipeline.training.trainer import train as train_here
 
         # torchrun would take any other code for a failure and start the job again: there STATUS decides
         if train_here(run_dir) == "preempted" and "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -82,7 +82,7 @@ def train(
         return
     from launch.local import run_local
     from pipeline.run_folder import latest, read_status, settle_status
-    from pipeline.tracking import settle_run
+    from pipeline.tracking.mlflow_tracker import settle_run
 
     code = run_local(run_dir, num_processes)
     settle_status(run_dir)

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from data_prep.tokenizer import TOKENIZER_FILE, load_tokenizer
-from models.generation import Sampling
-from pipeline.batches import Rows
+from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer
+from models.generation.sampling import Sampling
 from pipeline.config import DataConfig
-from pipeline.evaluate import Evaluation, evaluate, load_model
-from pipeline.metrics import read_metrics
+from pipeline.data.batches import Rows
+from pipeline.eval.evaluate import Evaluation, evaluate, load_model
+from pipeline.eval.generate import write_text
 from pipeline.run_folder import METRICS
-from pipeline.write_text import write_text
+from pipeline.tracking.metrics import read_metrics
 
 SAMPLING = Sampling(max_new_tokens=60, temperature=0.7, top_k=40, seed=0)
 _PREFIX_SHOWN = 400

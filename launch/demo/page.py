@@ -11,12 +11,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.manifest import load_manifest
+from data_prep.dataset.manifest import load_manifest
 from launch.demo.steps import STAGES, Demo, Result
 from pipeline.config import RunConfig
-from pipeline.metrics import read_metrics
 from pipeline.run_folder import METRICS
-from pipeline.tracking import tracking_uri
+from pipeline.tracking.metrics import read_metrics
+from pipeline.tracking.mlflow_tracker import tracking_uri
 
 PAGE_FILE, CURVE_FILE = "page.txt", "loss.png"
 _ORIGINAL_SHOWN = 240

@@ -18,12 +18,12 @@ from rich.console import Console
 
 from data_prep.config import PrepareConfig
 from data_prep.files import canonical_json, sha256_bytes, write_json_atomically
-from launch.cli.progress import preparation_bar
 from launch.config import load_config, load_run_config, write_resolved
 from launch.demo.corpus import write_corpus
 from launch.demo.findings import Findings, findings
 from launch.local import run_local
-from launch.memory import PeakMemory
+from launch.prepare.memory import PeakMemory
+from launch.prepare.progress import preparation_bar
 from pipeline.config import RunConfig
 from pipeline.run_folder import settle_status
 
@@ -138,7 +138,7 @@ class Demo:
         )
 
     def _train(self, config: RunConfig, num_processes: int) -> None:
-        from pipeline.tracking import tracking_uri
+        from pipeline.tracking.mlflow_tracker import tracking_uri
 
         self.run.mkdir(exist_ok=True)
         write_resolved(config, self.run)

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from models.architectures.single_process import Piecewise
 from models.config import ModelConfig
 from models.hugging_face.mapping import Entry, entry, require
-from models.piecewise import Piecewise
 
 _AUTO = {
     "AutoConfig": "configuration_fnet_t5.FNetT5Config",

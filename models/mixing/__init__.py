@@ -9,7 +9,8 @@ from __future__ import annotations
 from torch import nn
 
 from models.config import ModelConfig
-from models.layers import LayerFactory
+from models.layers.attention_bias import ScoreBiasOf
+from models.layers.factory import LayerFactory
 from models.mixing.attention import AttentionMixing
 from models.mixing.causal_fourier import CausalFourierMixing
 from models.mixing.fourier import FourierMixing
@@ -17,7 +18,6 @@ from models.mixing.hartley import HartleyMixing
 from models.mixing.identity import IdentityMixing
 from models.mixing.linear import LinearMixing
 from models.mixing.random import RandomMixing
-from models.score_bias import ScoreBiasOf
 
 
 def build_mixer(config: ModelConfig, factory: LayerFactory, layer: int, score_bias: ScoreBiasOf) -> nn.Module:

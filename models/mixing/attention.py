@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.attention import Attention
 from models.config import ModelConfig
-from models.layers import LayerFactory
-from models.score_bias import ScoreBiasOf
+from models.layers.attention import Attention
+from models.layers.attention_bias import ScoreBiasOf
+from models.layers.factory import LayerFactory
 
 
 class AttentionMixing(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.initialization import normal_parameter
+from models.layers.initialization import normal_parameter
 
 _STD = 0.02  # f_net/layers.py, of both matrices
 

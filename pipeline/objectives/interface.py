@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from models.flops import Lengths
+from models.cost.flops import Lengths
 from pipeline.objectives.vocabulary import Vocabulary
 
 Ints = NDArray[np.int64]

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
-from models.flops import Lengths
+from models.cost.flops import Lengths
 from pipeline.objectives.draws import Draws
 from pipeline.objectives.interface import Cost, EncoderBatch, Form, Ints, Objective, ObjectiveConfig, valid
 from pipeline.objectives.vocabulary import Vocabulary

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from data_prep.tokenizer import eos_id, num_ids, start_id
+from data_prep.tokenization.tokenizer import eos_id, num_ids, start_id
 
 # In the order in which they take the last sentinels, counted from the very last.
 _STANDING_IN = ("[CLS]", "[SEP]", "[NLU]", "[NLG]", "[S2S]")

@@ -15,19 +15,18 @@ from typing import TypeVar
 import numpy as np
 from scipy import stats
 
-from pipeline.scaling.arms import Arm, Draws, draw, draw_pair, fit_arm, interval, paired_runs
-from pipeline.scaling.compare import compute_multiplier, crossover, difference, n_exponent
-from pipeline.scaling.envelope import envelope_intervals, fit_envelope
-from pipeline.scaling.frontier import frontier
-from pipeline.scaling.holdout import HeldOut, hold_out_largest
-from pipeline.scaling.intervals import NUM_DRAWS, Interval
-from pipeline.scaling.isoflop import Design, exponent_intervals, fit_isoflops, isoflop_design
-from pipeline.scaling.ladder import EQUAL_PARAMETERS
-from pipeline.scaling.noise import NoiseFloor, noise_floor, smallest_difference
-from pipeline.scaling.overlap import minima_bias, overlap_multiplier
-from pipeline.scaling.points import Floats, Point, columns
+from pipeline.scaling.fit.arms import Arm, Draws, draw, draw_pair, fit_arm, interval, paired_runs
+from pipeline.scaling.fit.envelope import envelope_intervals, fit_envelope
+from pipeline.scaling.fit.frontier import frontier
+from pipeline.scaling.fit.holdout import HeldOut, hold_out_largest
+from pipeline.scaling.fit.intervals import NUM_DRAWS, Interval
+from pipeline.scaling.fit.isoflop import Design, exponent_intervals, fit_isoflops, isoflop_design
+from pipeline.scaling.fit.multiplier import compute_multiplier, crossover, difference, n_exponent
+from pipeline.scaling.fit.noise import NoiseFloor, noise_floor, smallest_difference
+from pipeline.scaling.fit.overlap import minima_bias, overlap_multiplier
+from pipeline.scaling.fit.points import Curve, Floats, Point, columns
+from pipeline.scaling.ladder.ladder import EQUAL_PARAMETERS
 from pipeline.scaling.results import ResultSet
-from pipeline.scaling.runs import Curve
 
 HYBRID, NO_MIXING = "fnet_t5", "ff_only"
 CONTROLS = (NO_MIXING, "fnet_t5_top2")

@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.metrics import read_metrics
+from pipeline.eval.suffix_bpb import ALL, YARDSTICK
 from pipeline.run_folder import METRICS
-from pipeline.scaling.ladder import LADDER_FILE, End, Ladder, PlannedRun, read_ladder
-from pipeline.scaling.learning_rates import rate_for
-from pipeline.scaling.points import Excluded, Point, check_runs
-from pipeline.scaling.points import Ladder as Checked
-from pipeline.scaling.run_configs import run_config, runs_of
+from pipeline.scaling.fit.points import Excluded, Point, check_runs
+from pipeline.scaling.fit.points import Ladder as Checked
+from pipeline.scaling.ladder.ladder import LADDER_FILE, End, Ladder, PlannedRun, read_ladder
+from pipeline.scaling.ladder.learning_rates import rate_for
+from pipeline.scaling.ladder.run_configs import run_config, runs_of
 from pipeline.scaling.runs import read_run
-from pipeline.scaling.states import ALL, YARDSTICK
+from pipeline.tracking.metrics import read_metrics
 
 _ONE_BUDGET = 1.05
 """Run folders without a ladder whose FLOPs lie within 5 % of each other count as one budget."""

@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_prep.dataset.manifest import ManifestError, load_manifest
 from data_prep.files import canonical_json, sha256_file
-from data_prep.manifest import ManifestError, load_manifest
-from data_prep.tokenizer import TOKENIZER_FILE
+from data_prep.tokenization.tokenizer import TOKENIZER_FILE
 from models.config import ModelConfig
-from models.parameters import num_parameters
-from pipeline.metrics import read_metrics
-from pipeline.scaling.points import Excluded, Floats, Point
+from models.cost.parameters import num_parameters
+from pipeline.scaling.fit.points import Curve, Excluded, Point
+from pipeline.tracking.metrics import read_metrics
 
 _CONFIG, _METRICS, _STATUS, _ALL = "config.json", "metrics.jsonl", "STATUS", "all"
 _RISEN = 1.05
 """A run that ends this much above its own lowest validation loss has left the rails, even if its numbers are finite."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Validation losses of one run while it trained: arrays (T,) by step."""
-
-    num_parameters: int
-    tokens: Floats
-    flops: Floats
-    loss: Floats
 
 
 def read_run(

@@ -10,8 +10,8 @@ import pytest
 import zstandard
 from tokenizers import Tokenizer
 
-from data_prep.ray_session import ray_session
-from data_prep.tokenizer import save_tokenizer, train_tokenizer
+from data_prep.executor.ray_session import ray_session
+from data_prep.tokenization.tokenizer import save_tokenizer, train_tokenizer
 
 _TEXT = "the quick brown fox jumps over a lazy dog while seven wizards box on café tables in 東京 🙂"
 _WORDS = _TEXT.split()

@@ -16,11 +16,11 @@ import zstandard
 from tokenizers import Tokenizer
 
 from data_prep.config import PrepareConfig
-from data_prep.indexed_dataset import TokenFile
-from data_prep.inputs.work_units import InputError
-from data_prep.manifest import Manifest
+from data_prep.dataset.indexed_dataset import TokenFile
+from data_prep.dataset.manifest import Manifest
 from data_prep.prepare import PrepareError, prepare
-from data_prep.progress import Progress
+from data_prep.readers.input_files import InputError
+from data_prep.units.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("ray")
 

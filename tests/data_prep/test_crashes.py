@@ -14,8 +14,8 @@ import pytest
 import zstandard
 
 from data_prep.config import PrepareConfig
+from data_prep.dataset.manifest import load_manifest, verify
 from data_prep.files import sha256_file
-from data_prep.manifest import load_manifest, verify
 from data_prep.prepare import prepare
 
 _PROGRAM = """

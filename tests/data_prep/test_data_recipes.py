@@ -7,8 +7,8 @@ import orjson
 import pytest
 
 from data_prep.config import PrepareConfig
+from data_prep.dataset.manifest import load_manifest
 from data_prep.filters.pile import COMPONENTS
-from data_prep.manifest import load_manifest
 from data_prep.prepare import prepare
 from launch.config import load_config
 from launch.recipes import packaged_recipes

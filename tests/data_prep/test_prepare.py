@@ -10,16 +10,16 @@ import pytest
 from tokenizers import Tokenizer
 
 from data_prep.config import PrepareConfig
-from data_prep.describe import sample_rows, source_table
+from data_prep.dataset.indexed_dataset import TokenFile
+from data_prep.dataset.manifest import Manifest, load_manifest, verify
+from data_prep.dataset.packing import PackedRows
+from data_prep.dataset.preview import sample_rows, source_table
 from data_prep.files import sha256_file
-from data_prep.indexed_dataset import TokenFile
-from data_prep.inputs.records import Document, RecordReader
-from data_prep.inputs.work_units import HashSplit, plan
-from data_prep.manifest import Manifest, load_manifest, verify
-from data_prep.packing import PackedRows
 from data_prep.prepare import PrepareError, prepare
-from data_prep.progress import Progress
-from data_prep.tokenizer import token_byte_lengths
+from data_prep.readers.input_files import HashSplit, plan
+from data_prep.readers.records import Document, RecordReader
+from data_prep.tokenization.tokenizer import token_byte_lengths
+from data_prep.units.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("ray")
 

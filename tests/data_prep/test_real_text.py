@@ -13,12 +13,12 @@ import pytest
 import zstandard
 
 from data_prep.config import PrepareConfig
+from data_prep.dataset.indexed_dataset import TokenFile
+from data_prep.dataset.manifest import Manifest, load_manifest, verify
 from data_prep.files import sha256_file
-from data_prep.indexed_dataset import TokenFile
-from data_prep.inputs.records import Document, RecordReader
-from data_prep.manifest import Manifest, load_manifest, verify
 from data_prep.prepare import prepare
-from data_prep.tokenizer import load_tokenizer
+from data_prep.readers.records import Document, RecordReader
+from data_prep.tokenization.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.slow
 

@@ -9,12 +9,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from data_prep.config import PrepareConfig
-from launch.cluster_spec import LaunchSpec
+from launch.cluster.spec import LaunchSpec
 from launch.config import check_same_run, load_config, load_run_config, write_resolved
 from launch.config_errors import ConfigError, all_keys
 from launch.recipes import packaged_recipes
 from pipeline.config import RunConfig
-from pipeline.scaling.recipe import LadderRecipe
+from pipeline.scaling.ladder.recipe import LadderRecipe
 
 DEMO = "configs/train/demo.yaml"
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep.tokenizer import load_tokenizer, num_ids
-from pipeline.metrics import read_metrics
+from data_prep.tokenization.tokenizer import load_tokenizer, num_ids
 from pipeline.run_folder import read_status
+from pipeline.tracking.metrics import read_metrics
 
 STEPS, LOG_EVERY = 10_000_000, 20  # without an end of its own: how long a server takes to start is the machine's affair
 

@@ -34,7 +34,7 @@ def train(run: Path) -> None:
 
 @pytest.fixture
 def start(tmp_path: Path, environment: dict[str, str]) -> Callable[[str], "subprocess.Popen[str]"]:
-    """Start two real workers whose `pipeline.train.train` ends with the given statement."""
+    """Start two real workers whose `pipeline.training.trainer.train` ends with the given statement."""
     for name in ("models", "pipeline", "data_prep", "launch"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from models.build import build_model
+from models.architectures.build import build_model
+from models.architectures.encoder_only import encoder_inputs
+from models.architectures.pieces import Inputs, TextInputs
 from models.config import ModelConfig, expand_size
-from models.encoder_only import encoder_inputs
-from models.initialization import initialize
-from models.pieces import Inputs, TextInputs
+from models.layers.initialization import initialize
 
 SECTIONS: list[dict[str, Any]] = [
     {"num_attention_layers": 1},

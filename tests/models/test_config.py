@@ -4,10 +4,10 @@ import pytest
 import torch
 import transformers
 
-from models.build import build_model
+from models.architectures.build import build_model
+from models.architectures.seq2seq import Seq2Seq
 from models.config import SIZES, ModelConfig, expand_size
 from models.hugging_face import their_config
-from models.seq2seq import Seq2Seq
 
 
 def num_parameters(config: ModelConfig) -> int:

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-HERE = Path(__file__).parent
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 @pytest.fixture(scope="session")
 def write_folder() -> Callable[..., Path]:
     """Write a finished dataset folder of given documents, in milliseconds: the files of `prepare`, made by its parts."""
-    from data_prep.indexed_dataset import TokenFileWriter
-    from data_prep.manifest import (
+    from data_prep.dataset.indexed_dataset import TokenFileWriter
+    from data_prep.dataset.manifest import (
         EngineRecord,
         Manifest,
         SourceCounts,
@@ -28,9 +28,9 @@ def write_folder() -> Callable[..., Path]:
         describe_files,
         write_manifest,
     )
-    from data_prep.packing import rows_file
-    from data_prep.row_index import write_row_index
-    from data_prep.tokenizer import save_tokenizer, train_tokenizer
+    from data_prep.dataset.packing import rows_file
+    from data_prep.dataset.row_index import write_row_index
+    from data_prep.tokenization.tokenizer import save_tokenizer, train_tokenizer
 
     tokenizer = train_tokenizer(["the same words again and again. "] * 20, 420)
 
@@ -111,7 +111,7 @@ def start_processes() -> Callable[..., None]:
             "DS_ACCELERATOR": "cpu",
             "CUDA_VISIBLE_DEVICES": "",
         }
-        command = [sys.executable, str(HERE / script), *map(str, arguments)]
+        command = [sys.executable, str(HELPERS / script), *map(str, arguments)]
         processes = [
             subprocess.Popen(
                 command,

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.metrics import read_metrics
 from pipeline.run_folder import METRICS
 from pipeline.scaling.analysis import Analysis, MinimaFit, Refused, SurfaceFit
 from pipeline.scaling.report.words import at_anchor
 from pipeline.scaling.results import ResultSet, RunResult
+from pipeline.tracking.metrics import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

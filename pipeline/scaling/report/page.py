@@ -16,7 +16,7 @@ import numpy as np
 
 from data_prep.files import atomic_write
 from pipeline.scaling.analysis import Analysis
-from pipeline.scaling.ladder import EXCLUSION_RULES, Ladder, planned_at
+from pipeline.scaling.ladder.ladder import EXCLUSION_RULES, Ladder, planned_at
 from pipeline.scaling.report.figures import Figure, figures
 from pipeline.scaling.report.tables import (
     RUN_COLUMNS,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.scaling.analysis import HYBRID, Analysis, ArmFit, PairView, Refused, SurfaceFit
-from pipeline.scaling.ladder import Ladder
-from pipeline.scaling.learning_rates import read_optimum
-from pipeline.scaling.points import Excluded
+from pipeline.scaling.fit.points import Excluded
+from pipeline.scaling.ladder.ladder import Ladder
+from pipeline.scaling.ladder.learning_rates import read_optimum
 from pipeline.scaling.report.words import at_anchor, percent, shown, verdict
 from pipeline.scaling.results import ResultSet, RunResult
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pipeline.scaling.analysis import HYBRID, NO_MIXING, Analysis, Comparison, PairView, Refused
-from pipeline.scaling.intervals import Interval
+from pipeline.scaling.fit.intervals import Interval
 from pipeline.scaling.results import ResultSet
 
 

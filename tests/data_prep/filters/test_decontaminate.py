@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from data_prep.config import PrepareConfig
+from data_prep.dataset.indexed_dataset import TokenFile
 from data_prep.files import sha256_file
 from data_prep.filters.decontaminate import DecontaminationError, References, build, notes, reference_files
 from data_prep.filters.ngrams import ngram_hashes, within_texts
-from data_prep.indexed_dataset import TokenFile
 from data_prep.prepare import PrepareError, prepare
-from data_prep.progress import Progress
+from data_prep.units.progress import Progress
 
 _WORDS = st.sampled_from(["a", "b", "A", "é", "É", "“b”", "b.", "-", "…", "a-b", "東京", "İ", "ß", "́", "x\xa0y", "a\x1cb"])
 _GAPS = st.sampled_from([" ", "  ", "\n", "\t \r\n", "\u3000", "\u2028", "\x85"])
@@ -177,7 +177,7 @@ def test_references_that_cannot_be_trusted_are_refused(corpus_and_references: Pa
 
 @pytest.mark.slow
 def test_real_text_against_a_set_of_ngrams(test_data: Path, tmp_path: Path) -> None:
-    from data_prep.inputs.records import Document, RecordReader
+    from data_prep.readers.records import Document, RecordReader
 
     read = RecordReader(test_data / "minipile" / "val.jsonl.zst", "val", 1 << 28)
     texts = [record.text for record in read if isinstance(record, Document)]

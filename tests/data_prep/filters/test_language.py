@@ -9,9 +9,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from data_prep.config import LanguageConfig, PrepareConfig
+from data_prep.dataset.indexed_dataset import TokenFile
 from data_prep.filters import language
 from data_prep.filters.language import LanguageError, check_filter, language_of
-from data_prep.indexed_dataset import TokenFile
 from data_prep.prepare import prepare
 
 needs_library = pytest.mark.skipif(

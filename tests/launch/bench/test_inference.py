@@ -18,13 +18,13 @@ from launch.bench.arms import Arm, make_arms
 from launch.bench.inference import measure, write
 from launch.bench.inference_plan import InferencePlan
 from launch.bench.inference_record import InferenceRecord, markdown
-from models.build import build_model
+from models.architectures.build import build_model
+from models.architectures.pieces import Inputs, TextInputs
 from models.config import ModelConfig
-from models.flops import Lengths, fourier_mixing
-from models.generation import Sampling, generate
-from models.initialization import initialize
-from models.pieces import Inputs, TextInputs
-from models.writing import lay_out
+from models.cost.flops import Lengths, fourier_mixing
+from models.generation.decode import lay_out
+from models.generation.sampling import Sampling, generate
+from models.layers.initialization import initialize
 
 ROW = Lengths(32, 32)
 TINY: dict[str, Any] = {
@@ -118,12 +118,12 @@ def test_the_timed_text_is_what_generate_writes() -> None:
 
 def test_no_stop_token_ends_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every logit but the end token's is pushed down: the text is all ends, and goes on."""
-    last = models.writing.Session._last
+    last = models.generation.sampling.decode.Session._last
 
-    def ends(session: models.writing.Session, logits: torch.Tensor) -> torch.Tensor:
+    def ends(session: models.generation.sampling.decode.Session, logits: torch.Tensor) -> torch.Tensor:
         return last(session, logits).index_fill(1, torch.tensor([1]), 1e9)
 
-    monkeypatch.setattr(models.writing.Session, "_last", ends)
+    monkeypatch.setattr(models.generation.sampling.decode.Session, "_last", ends)
     model = build_model(InferencePlan(**TINY).arms()[0].config)
     initialize(model, seed=0)
     written = write(model, *lay_out(model, [[5] * 24], 24, 0), [7])

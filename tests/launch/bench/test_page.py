@@ -9,7 +9,7 @@ import pytest
 
 from launch.bench.inference_plan import InferencePlan
 from launch.bench.inference_record import InferenceRecord
-from models.inference_cost import first_token_flops, step_bytes
+from models.cost.inference_cost import first_token_flops, step_bytes
 
 PAGE = (Path(__file__).parents[3] / "docs" / "inference.md").read_text(encoding="utf-8")
 ROWS = [line for line in PAGE.splitlines() if line.startswith("| t5-v1.1-") and ";" in line]

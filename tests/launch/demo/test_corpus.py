@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.inputs.records import Document, RecordReader
+from data_prep.readers.records import Document, RecordReader
 from launch.demo import installed_text
 from launch.demo.corpus import CorpusError, CorpusSummary, write_corpus
 from launch.demo.installed_text import MAX_CHARACTERS, Installation, readable

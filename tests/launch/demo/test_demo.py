@@ -16,9 +16,9 @@ import psutil
 import pytest
 import zstandard
 
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenization.tokenizer import load_tokenizer
 from launch.demo.findings import Findings
-from pipeline.metrics import read_metrics
+from pipeline.tracking.metrics import read_metrics
 
 COMMAND = Path(sys.executable).with_name("fnet-t5")
 SMALL = [

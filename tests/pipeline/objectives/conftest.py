@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import chisquare
 from tokenizers import Tokenizer
 
-from data_prep.tokenizer import train_tokenizer
+from data_prep.tokenization.tokenizer import train_tokenizer
 from pipeline.objectives.vocabulary import Vocabulary
 
 TEXT = "The quick brown fox jumps over the lazy dog. Is it lazy? It sleeps!\nA second line follows here.\nAnd a third one.\n"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pipeline.scaling.frontier import CostLaw
-from pipeline.scaling.points import Floats, Point
+from pipeline.scaling.fit.frontier import CostLaw
+from pipeline.scaling.fit.points import Floats, Point
 
 SIZES = (1.0e6, 2.7e6, 7.3e6, 20e6)
 BUDGETS = (5e14, 1.75e15, 6e15)

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_prep.dataset.manifest import load_manifest, write_manifest
 from data_prep.files import write_json_atomically
-from data_prep.manifest import load_manifest, write_manifest
 from launch.config import write_resolved
-from launch.report import make_report
-from pipeline.metrics import Counters, MetricsFile
+from launch.scaling.report import make_report
 from pipeline.run_folder import write_status
-from pipeline.scaling.ladder import End, Ladder, PlannedRun, make_ladder, write_ladder
-from pipeline.scaling.recipe import LadderRecipe
-from pipeline.scaling.run_configs import run_config, runs_of
-from pipeline.scaling.states import state_of
+from pipeline.scaling.ladder.ladder import End, Ladder, PlannedRun, make_ladder, write_ladder
+from pipeline.scaling.ladder.recipe import LadderRecipe
+from pipeline.scaling.ladder.run_configs import run_config, runs_of
+from pipeline.scaling.ladder.states import state_of
+from pipeline.tracking.metrics import Counters, MetricsFile
 
 MULTIPLIER = 0.8
 """Compute that the made-up hybrid needs over its T5, at every loss."""

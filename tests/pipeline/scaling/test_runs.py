@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from pipeline.config import RunConfig
-from pipeline.metrics import Counters, MetricsFile
 from pipeline.run_folder import write_status
-from pipeline.scaling.points import Excluded, Point
+from pipeline.scaling.fit.points import Excluded, Point
 from pipeline.scaling.runs import read_curve, read_run
+from pipeline.tracking.metrics import Counters, MetricsFile
 
 MakeRun = Callable[..., Path]
 
@@ -72,7 +72,7 @@ def test_a_run_is_its_last_validation_over_all_sources(make_run: MakeRun) -> Non
 
 
 def test_parameters_are_those_that_torch_counts(make_run: MakeRun) -> None:
-    from models.build import build_model
+    from models.architectures.build import build_model
 
     run = make_run()
     model = build_model(RunConfig.load(run).model)

@@ -1,0 +1,1 @@
+"""The dataset folder: Megatron's indexed files, packed rows, the manifest."""

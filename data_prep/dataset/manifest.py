@@ -1,0 +1,250 @@
+"""What a dataset folder says about itself: origin, counts, and a SHA-256 of every file, the manifest included."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data_prep.config import PackingMethod
+from data_prep.dataset.packing import rows_file
+from data_prep.files import atomic_write, canonical_json, readable_json, sha256_bytes, sha256_file
+from data_prep.readers.input_files import SPLITS, Split
+from data_prep.tokenization.tokenizer import TOKENIZER_FILE
+
+SCHEMA_VERSION = 3
+MANIFEST_FILE = "manifest.json"
+_THREADS = 4
+
+
+class ManifestError(ValueError):
+    """A folder whose manifest is missing, damaged, or of another schema."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputRecord(_Record):
+    """One input file; `split` is "hash" where each document's text decides. `version` is what a remote place gave: an
+    ETag, or a fingerprint of a dataset, whose `bytes` and `sha256` are of its rows as JSON lines."""
+
+    name: str
+    split: str
+    bytes: int
+    sha256: str
+    version: str | None = None
+
+
+class TokenizerRecord(_Record):
+    """The tokenizer beside the data. `vocab_size` counts ids before padding."""
+
+    sha256: str
+    vocab_size: int
+    eos_id: int
+
+
+class SourceCounts(_Record):
+    """Documents, tokens (EOS included) and bytes (UTF-8, of the text alone)."""
+
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: "SourceCounts") -> "SourceCounts":
+        return SourceCounts(
+            documents=self.documents + other.documents,
+            tokens=self.tokens + other.tokens,
+            bytes=self.bytes + other.bytes,
+        )
+
+
+class PackingRecord(_Record):
+    """One row index of a split. `padding_share` is the share of places in rows that hold no token, and
+    `cut_documents` counts documents that lie in more than one piece."""
+
+    row_length: int
+    method: PackingMethod
+    rows: int
+    pieces: int
+    padding_share: float
+    cut_documents: int
+
+
+class SplitRecord(_Record):
+    """One split. Splits without documents are left out, and have no files. `length_histogram` counts the documents of
+    each source by length in tokens: bin i holds those of 2^i to 2^(i+1) - 1."""
+
+    sources: dict[str, SourceCounts]
+    length_histogram: dict[str, list[int]]
+    packing: list[PackingRecord]
+
+    @property
+    def total(self) -> SourceCounts:
+        """The counts summed over sources."""
+        return sum(self.sources.values(), SourceCounts())
+
+
+class FileRecord(_Record):
+    """One file of the folder."""
+
+    bytes: int
+    sha256: str
+
+
+class EngineRecord(_Record):
+    """What tokenized. `note` says why it was not the fast engine; `checked_documents` counts those that the reference
+    encoded too, with the same result."""
+
+    name: str
+    note: str | None
+    checked_documents: int
+
+
+class Manifest(_Record):
+    """`manifest.json`. Between two runs on the same inputs only `stage_seconds`, `command`, `retokenized_units` and
+    `manifest_sha256` may differ. `config` holds the decisions that output bytes depend on.
+
+    `notes` is for people: sources that were expected and are not there, references too short to look for.
+
+    `records` counts all that were read: documents of the splits - `repeated` + `rejected` + `dropped`, exactly. `repeated`
+    counts documents beyond their first copy and `epochs` is how often training reads each source, where a mixture was
+    asked for. `skipped_inputs` says why files were left out. `retokenized_units` were started more than once, because of
+    a crash or damage.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    command: str
+    config: dict[str, Any]
+    config_sha256: str
+    tokenizer: TokenizerRecord
+    token_dtype: str
+    inputs: list[InputRecord]
+    splits: dict[str, SplitRecord]
+    records: int
+    rejected: dict[str, int]
+    dropped: dict[str, int]
+    repeated: int = 0
+    epochs: dict[str, float] = {}
+    blank_lines: int
+    skipped_inputs: dict[str, str]
+    notes: list[str] = []
+    engine: EngineRecord
+    units: int
+    retokenized_units: int
+    stage_seconds: dict[str, float]
+    files: dict[str, FileRecord]
+    manifest_sha256: str = ""
+
+    def own_sha256(self) -> str:
+        """SHA-256 over the canonical JSON of everything but `manifest_sha256`."""
+        return sha256_bytes(canonical_json(self.model_dump(exclude={"manifest_sha256"})))
+
+    def rendered(self) -> bytes:
+        """The bytes of `manifest.json`; `verify` accepts no other spelling, so no byte of the file can change."""
+        return readable_json(self.model_dump())
+
+    def fingerprint(self, row_length: int | None = None) -> str:
+        """One hash over what training reads: tokens, tokenizer, and the row indexes of `row_length` (None: all).
+
+        Adding rows of another length leaves the fingerprint for this length as it was.
+        """
+        rows = {rows_file(split, row_length) for split in self.splits} if row_length is not None else set()
+        read = {
+            name: record.sha256
+            for name, record in self.files.items()
+            if name.endswith((".bin", ".idx")) or name == "tokenizer.json" or name in rows
+            or (row_length is None and name.endswith(".npy"))
+        }  # fmt: skip
+        return sha256_bytes(canonical_json(read))
+
+
+def sources_file(split: str) -> str:
+    """The file that holds each document's source in a dataset folder: uint16 (documents,), places in the sorted names of
+    the split's sources."""
+    return f"{split}.sources.npy"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write `manifest` with its own hash filled in, whole or not at all, and return it so."""
+    manifest = manifest.model_copy(update={"manifest_sha256": manifest.own_sha256()})
+    with atomic_write(folder / MANIFEST_FILE) as file:
+        file.write(manifest.rendered())
+    return manifest
+
+
+def load_manifest(folder: Path | str) -> Manifest:
+    """Read and check a folder's manifest (not the files beside it: that is `verify`). Raises ManifestError."""
+    path = Path(folder) / MANIFEST_FILE
+    if not path.is_file():
+        raise ManifestError(f"{path}: no manifest, so no finished dataset is here; make one with `fnet-t5 prepare`")
+    data = path.read_bytes()
+    try:
+        fields = orjson.loads(data)
+        version = fields.get("schema_version") if isinstance(fields, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ManifestError(f"{path}: schema version {version!r}, but this program reads {SCHEMA_VERSION}; prepare again")
+        manifest = Manifest.model_validate(fields)
+    except (orjson.JSONDecodeError, ValidationError) as error:
+        raise ManifestError(f"{path}: damaged ({str(error).splitlines()[0]}); restore it or prepare again") from error
+    if manifest.manifest_sha256 != manifest.own_sha256() or manifest.rendered() != data:
+        raise ManifestError(f"{path}: changed since it was written; restore it or prepare again")
+    return manifest
+
+
+def describe_files(folder: Path) -> dict[str, FileRecord]:
+    """Size and SHA-256 of every file that belongs in a manifest: all in the folder but hidden ones and the manifest."""
+    paths = [path for path in sorted(folder.iterdir()) if _belongs(path)]
+    with ThreadPoolExecutor(_THREADS) as threads:  # hashing lets go of the interpreter's lock
+        hashes = threads.map(sha256_file, paths)
+        return {
+            path.name: FileRecord(bytes=path.stat().st_size, sha256=digest) for path, digest in zip(paths, hashes, strict=True)
+        }
+
+
+def verify(folder: Path | str) -> list[str]:
+    """Compare a dataset folder with its manifest, reading every byte; one line a problem, none where all is well."""
+    folder = Path(folder)
+    try:
+        manifest = load_manifest(folder)
+    except ManifestError as error:
+        return [str(error)]
+    problems = []
+    for name, record in sorted(manifest.files.items()):
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path}: missing")
+        elif path.stat().st_size != record.bytes:
+            problems.append(f"{path}: {path.stat().st_size} bytes instead of {record.bytes}")
+        elif sha256_file(path) != record.sha256:
+            problems.append(f"{path}: its bytes changed since it was written")
+    strangers = {path.name for path in folder.iterdir() if _belongs(path)} - set(manifest.files)
+    return problems + [f"{folder / name}: not in the manifest" for name in sorted(strangers)]
+
+
+def _belongs(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".") and path.name != MANIFEST_FILE
+
+
+QUARANTINE_FILE = "quarantine.jsonl"
+_OURS = re.compile(
+    rf"({'|'.join(SPLITS)})\.(bin|idx|(rows_\d+|sources)\.npy)|{re.escape(QUARANTINE_FILE)}|{re.escape(TOKENIZER_FILE)}"
+    rf"|\.({'|'.join(SPLITS)}|{re.escape(MANIFEST_FILE)})\b.*\.tmp"
+)
+
+
+def write_sources(output: Path, split: Split, source_of: npt.NDArray[np.uint16]) -> None:
+    """Write `<split>.sources.npy`, what evaluation by source reads: see `SplitContent.source_of`."""
+    with atomic_write(output / sources_file(split)) as file:
+        np.save(file, source_of.astype("<u2", copy=False))
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove what an unfinished run left under names of ours; files of other names stay."""
+    for path in output.iterdir():
+        if _OURS.fullmatch(path.name):
+            path.unlink()

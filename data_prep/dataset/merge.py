@@ -1,0 +1,161 @@
+"""Several finished dataset folders of one tokenizer to one folder: their documents one after another, packed anew."""
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from data_prep.config import PackingConfig
+from data_prep.dataset.indexed_dataset import TokenFile, TokenFileWriter
+from data_prep.dataset.manifest import (
+    MANIFEST_FILE,
+    QUARANTINE_FILE,
+    EngineRecord,
+    Manifest,
+    SourceCounts,
+    SplitRecord,
+    describe_files,
+    load_manifest,
+    remove_leftovers,
+    sources_file,
+    verify,
+    write_manifest,
+    write_sources,
+)
+from data_prep.dataset.row_index import pack_split
+from data_prep.files import atomic_write, canonical_json, only_writer, sha256_bytes
+from data_prep.readers.input_files import SPLITS, Split
+from data_prep.tokenization.tokenizer import TOKENIZER_FILE
+
+_BLOCK_DOCUMENTS = 1 << 16
+
+
+class MergeError(ValueError):
+    """Folders that do not go together."""
+
+
+def merge(folders: Sequence[Path], output: Path, packing: PackingConfig, command: str = "") -> Manifest:
+    """Make `output` of `folders`, in the order given. Names of inputs and quarantined records get their folder's name.
+
+    Nothing is tokenized, and duplicates across folders stay. Raises MergeError for other tokenizers, equal folder names
+    an output that is finished or a folder whose files are not as they were written, ManifestError where there is none.
+    """
+    manifests = [load_manifest(folder) for folder in folders]
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) != len(names):
+        raise MergeError(f"two folders have one name among {names}, which inputs are told apart by; rename one")
+    for folder, manifest in zip(folders, manifests, strict=True):
+        if manifest.tokenizer.sha256 != manifests[0].tokenizer.sha256:
+            raise MergeError(f"{folder} was made by another tokenizer than {folders[0]}; prepare it again with that one")
+    for folder in folders:
+        if problems := verify(folder):
+            raise MergeError(f"{problems[0]}: restore it, or prepare it again, before it is joined with others")
+    if (output / MANIFEST_FILE).exists():
+        raise MergeError(f"{output} holds a finished dataset; give another --output or delete it")
+    output.mkdir(parents=True, exist_ok=True)
+    with only_writer(output):
+        remove_leftovers(output)
+        splits: dict[str, SplitRecord] = {}
+        for split in SPLITS:
+            having = [(folder, m.splits[split]) for folder, m in zip(folders, manifests, strict=True) if split in m.splits]
+            if having:
+                _join(split, [folder for folder, _ in having], output, np.dtype(manifests[0].token_dtype).newbyteorder("<"))
+                write_sources(output, split, _joined_sources(split, having))
+                splits[split] = SplitRecord(
+                    sources=_summed_sources([record for _, record in having]),
+                    length_histogram=_summed_histograms([record for _, record in having]),
+                    packing=pack_split(output, split, packing),
+                )
+        shutil.copyfile(folders[0] / TOKENIZER_FILE, output / TOKENIZER_FILE)
+        _join_quarantine(folders, names, output)
+        identity: dict[str, Any] = {"merged": [[name, m.manifest_sha256] for name, m in zip(names, manifests, strict=True)]}
+        identity |= {"packing": packing.model_dump()}
+        return write_manifest(output, _merged(manifests, names, command, identity, splits, output))
+
+
+def _merged(
+    manifests: Sequence[Manifest],
+    names: Sequence[str],
+    command: str,
+    identity: dict[str, Any],
+    splits: dict[str, SplitRecord],
+    output: Path,
+) -> Manifest:
+    named = list(zip(names, manifests, strict=True))
+    engines = sorted({manifest.engine.name for manifest in manifests})
+    return Manifest(
+        command=command,
+        config=identity,
+        config_sha256=sha256_bytes(canonical_json(identity)),
+        tokenizer=manifests[0].tokenizer,
+        token_dtype=manifests[0].token_dtype,
+        inputs=[r.model_copy(update={"name": f"{name}/{r.name}"}) for name, manifest in named for r in manifest.inputs],
+        splits=splits,
+        records=sum(manifest.records for manifest in manifests),
+        rejected=dict(sum((Counter(manifest.rejected) for manifest in manifests), Counter())),
+        dropped=dict(sum((Counter(manifest.dropped) for manifest in manifests), Counter())),
+        repeated=sum(manifest.repeated for manifest in manifests),
+        blank_lines=sum(manifest.blank_lines for manifest in manifests),
+        skipped_inputs={f"{name}/{key}": why for name, manifest in named for key, why in manifest.skipped_inputs.items()},
+        engine=EngineRecord(
+            name=" and ".join(engines),
+            note=next((manifest.engine.note for manifest in manifests if manifest.engine.note), None),
+            checked_documents=sum(manifest.engine.checked_documents for manifest in manifests),
+        ),
+        units=sum(manifest.units for manifest in manifests),
+        retokenized_units=sum(manifest.retokenized_units for manifest in manifests),
+        stage_seconds={},
+        files=describe_files(output),
+    )
+
+
+def _join(split: Split, folders: Sequence[Path], output: Path, dtype: np.dtype[np.generic]) -> None:
+    with TokenFileWriter(output / split, dtype) as writer:
+        for folder in folders:
+            file = TokenFile(folder / split)
+            for start in range(0, len(file), _BLOCK_DOCUMENTS):
+                lengths = file.lengths[start : start + _BLOCK_DOCUMENTS]
+                first = int(file.starts[start])
+                writer.add(file.tokens[first : first + int(lengths.sum(dtype=np.int64))], lengths)
+
+
+def _joined_sources(split: Split, having: Sequence[tuple[Path, SplitRecord]]) -> npt.NDArray[np.uint16]:
+    places = {source: place for place, source in enumerate(sorted(_summed_sources([record for _, record in having])))}
+    parts = []
+    for folder, record in having:
+        here = np.array([places[source] for source in sorted(record.sources)], dtype=np.uint16)
+        parts.append(here[np.load(folder / sources_file(split))])
+    return np.concatenate(parts)
+
+
+def _join_quarantine(folders: Sequence[Path], names: Sequence[str], output: Path) -> None:
+    with atomic_write(output / QUARANTINE_FILE) as target:
+        for folder, name in zip(folders, names, strict=True):
+            with open(folder / QUARANTINE_FILE, "rb") as lines:
+                for line in lines:
+                    rejected = orjson.loads(line)
+                    target.write(canonical_json({**rejected, "file": f"{name}/{rejected['file']}"}) + b"\n")
+
+
+def _summed_sources(records: Sequence[SplitRecord]) -> dict[str, SourceCounts]:
+    sources: dict[str, SourceCounts] = {}
+    for record in records:
+        for source, counts in record.sources.items():
+            sources[source] = sources.get(source, SourceCounts()) + counts
+    return sources
+
+
+def _summed_histograms(records: Sequence[SplitRecord]) -> dict[str, list[int]]:
+    histograms: dict[str, list[int]] = {}
+    for record in records:
+        for source, bins in record.length_histogram.items():
+            before = histograms.get(source, [])
+            size = max(len(before), len(bins))
+            padded = [values + [0] * (size - len(values)) for values in (before, bins)]
+            histograms[source] = [a + b for a, b in zip(*padded, strict=True)]
+    return histograms

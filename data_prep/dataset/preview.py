@@ -1,0 +1,77 @@
+"""A dataset folder for people's eyes: counts by split and source, and rows decoded back to text."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.dataset.indexed_dataset import TokenFile
+from data_prep.dataset.manifest import Manifest
+from data_prep.dataset.packing import PackedRows, rows_file
+from data_prep.readers.input_files import SPLITS
+from data_prep.tokenization.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One line of the table. `token_share` is of the split's tokens; bytes are UTF-8 bytes of text."""
+
+    split: str
+    source: str
+    documents: int
+    tokens: int
+    bytes: int
+    token_share: float
+    bytes_per_token: float
+    tokens_per_document: float
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """One packed row: the decoded text of each piece, and how many tokens they are."""
+
+    row: int
+    num_tokens: int
+    pieces: list[str]
+
+
+def source_table(manifest: Manifest) -> list[SourceRow]:
+    """Counts of every split and source, the sources of a split by falling number of tokens."""
+    table = []
+    for split in SPLITS:
+        if split not in manifest.splits:
+            continue
+        record = manifest.splits[split]
+        for source, counts in sorted(record.sources.items(), key=lambda item: (-item[1].tokens, item[0])):
+            table.append(
+                SourceRow(
+                    split=split,
+                    source=source,
+                    documents=counts.documents,
+                    tokens=counts.tokens,
+                    bytes=counts.bytes,
+                    token_share=counts.tokens / record.total.tokens,
+                    bytes_per_token=counts.bytes / counts.tokens,
+                    tokens_per_document=counts.tokens / counts.documents,
+                )
+            )
+    return table
+
+
+def sample_rows(folder: Path | str, split: str, row_length: int, count: int, seed: int = 0) -> list[SampleRow]:
+    """`count` rows chosen by `seed`, in their order, decoded with specials shown.
+
+    Raises TokenFileError, PackingError or TokenizerError for what is not in the folder.
+    """
+    folder = Path(folder)
+    tokens = TokenFile(folder / split).tokens
+    rows = PackedRows.load(folder / rows_file(split, row_length))
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    chosen = np.random.default_rng(seed).choice(rows.num_rows, size=min(count, rows.num_rows), replace=False)
+    samples = []
+    for row in sorted(chosen.tolist()):
+        starts, lengths = rows.pieces(row)
+        pieces = [tokens[start : start + length].tolist() for start, length in zip(starts, lengths, strict=True)]
+        texts = [tokenizer.decode(ids, skip_special_tokens=False) for ids in pieces]
+        samples.append(SampleRow(row=row, num_tokens=sum(map(len, pieces)), pieces=texts))
+    return samples

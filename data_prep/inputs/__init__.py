@@ -1,1 +1,0 @@
-"""Raw text: where it lies, how its bytes become blocks of lines, and lines documents."""

@@ -1,0 +1,1 @@
+"""Input files, local or remote, as a stream of records."""

@@ -1,0 +1,189 @@
+r"""Raw bytes to blocks of whole lines, the units of work: cut at places that the bytes and `unit_bytes` alone decide.
+
+A line belongs to the block in whose cell of the grid 0, U, 2U, … of decompressed bytes it starts. So a plain file can
+be cut by workers that see only their own range, a compressed one by a reader that streams, and both cut alike.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.readers.locations import Location, open_location
+from data_prep.readers.remote import RemoteFile
+from data_prep.readers.streams import DamagedStreamError, read_chunks
+
+_SHOWN_BYTES = 1024
+_READ_BYTES = 1 << 20
+_NEWLINE = b"\n"
+DEFAULT_UNIT_BYTES = 64_000_000
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line without its newline, numbered from 1; `data` holds only the first bytes where `too_long`."""
+
+    number: int
+    data: bytes
+    too_long: bool = False
+
+
+@dataclass(frozen=True)
+class LostTail:
+    """The end of a damaged file: where reading stopped, why, and the bytes of the line that was being read."""
+
+    number: int
+    data: bytes
+    reason: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """The lines that start in cell `index` of a file's grid. `data`: uint8, whole lines with their newlines.
+
+    `too_long` numbers (from 0, in this block) the lines that `data` holds only the first bytes of; `damage` says why
+    the file ended in this block, whose last line is then unfinished, perhaps empty, and never a record.
+    """
+
+    index: int
+    data: npt.NDArray[np.uint8]
+    too_long: tuple[int, ...] = ()
+    damage: str | None = None
+
+
+def cut_blocks(pieces: Iterable[bytes], unit_bytes: int, max_record_bytes: int) -> Iterator[Block]:
+    """Cut a file's decompressed bytes; memory is bounded by `unit_bytes` + `max_record_bytes` + one piece.
+
+    A DamagedStreamError that `pieces` raises becomes the `damage` of the last block.
+    """
+    builder = _BlockBuilder(unit_bytes, max_record_bytes, position=0)
+    try:
+        for piece in pieces:
+            yield from builder.add(piece)
+    except DamagedStreamError as error:
+        yield builder.close(error.reason)
+        return
+    if builder.holds_bytes:
+        yield builder.close()
+
+
+def read_range(path: Path | RemoteFile, index: int, unit_bytes: int, max_record_bytes: int) -> Block:
+    """Block `index` of a plain file of lines, read without what lies before it; perhaps empty."""
+    first, end = index * unit_bytes, (index + 1) * unit_bytes
+    with open_location(path) as file:
+        position = first
+        if first:
+            position = first - 1  # a newline right before the cell starts a line in it
+            file.seek(position)
+            while tail := file.readline(_READ_BYTES):
+                position += len(tail)
+                if tail.endswith(_NEWLINE):
+                    break
+            else:
+                position = end
+        if position < end:
+            builder = _BlockBuilder(unit_bytes, max_record_bytes, position)
+            while piece := file.read(_READ_BYTES):
+                for block in builder.add(piece):
+                    return block
+            if builder.holds_bytes:
+                return builder.close()
+    return Block(index, np.empty(0, dtype=np.uint8))
+
+
+def lines_of(block: Block, max_record_bytes: int, first_number: int = 1) -> Iterator[Line | LostTail]:
+    r"""The lines of a block, cut at b"\n" alone: U+2028, U+0085 and lone CR are text."""
+    too_long = set(block.too_long)
+    view = block.data.data
+    start = 0
+    ends = _newlines(block.data)
+    for number, end in enumerate(ends):
+        over = number in too_long or end - start > max_record_bytes
+        shown = min(end, start + _SHOWN_BYTES) if over else end
+        yield Line(first_number + number, bytes(view[start:shown]), over)
+        start = end + 1
+    if block.damage:
+        yield LostTail(first_number + len(ends), bytes(view[start : start + _SHOWN_BYTES]), block.damage)
+    elif start < len(view):
+        over = len(ends) in too_long or len(view) - start > max_record_bytes
+        shown = start + _SHOWN_BYTES if over else len(view)
+        yield Line(first_number + len(ends), bytes(view[start:shown]), over)
+
+
+def _newlines(data: npt.NDArray[np.uint8]) -> list[int]:
+    # In pieces that stay in the processor's cache: twice as fast as the whole at once.
+    starts = range(0, len(data), _READ_BYTES)
+    return [start + end for start in starts for end in np.flatnonzero(data[start : start + _READ_BYTES] == 0x0A).tolist()]
+
+
+def read_lines(path: Location, max_record_bytes: int, unit_bytes: int = DEFAULT_UNIT_BYTES) -> Iterator[Line | LostTail]:
+    """All lines of a file in order. A damaged file gives the lines before the damage and then one LostTail."""
+    number = 1
+    for block in cut_blocks(read_chunks(path), unit_bytes, max_record_bytes):
+        for line in lines_of(block, max_record_bytes, number):
+            yield line
+            number += 1
+
+
+def num_ranges(num_bytes: int, unit_bytes: int) -> int:
+    """How many blocks a plain file of `num_bytes` is cut into: none for an empty one."""
+    return -(-num_bytes // unit_bytes)
+
+
+@dataclass
+class _BlockBuilder:
+    """Collects one block after another. `position`: of the next byte in the file, which starts a line at first."""
+
+    unit_bytes: int
+    max_record_bytes: int
+    position: int
+    held: bytearray = field(default_factory=bytearray)
+    line_bytes: int = 0
+    passing_over: bool = False
+    too_long: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.index = self.position // self.unit_bytes
+
+    @property
+    def holds_bytes(self) -> bool:
+        return bool(self.held)
+
+    def add(self, piece: bytes) -> Iterator[Block]:
+        while piece:
+            # The line with the last byte of the cell is the last of the block.
+            last = (self.index + 1) * self.unit_bytes - 1
+            end = piece.find(_NEWLINE, max(0, last - self.position)) + 1
+            taken = piece[: end or len(piece)]
+            self._keep(taken)
+            self.position += len(taken)
+            piece = piece[len(taken) :]
+            if end:
+                yield self.close()
+
+    def close(self, damage: str | None = None) -> Block:
+        # The block takes the buffer over: no copy, and nothing of it stays here.
+        block = Block(self.index, np.frombuffer(self.held, dtype=np.uint8), tuple(self.too_long), damage)
+        self.held, self.too_long, self.line_bytes, self.passing_over = bytearray(), [], 0, False
+        self.index = self.position // self.unit_bytes
+        return block
+
+    def _keep(self, piece: bytes) -> None:
+        if self.passing_over:
+            newline = piece.find(_NEWLINE)
+            if newline < 0:
+                return
+            piece, self.passing_over = piece[newline:], False
+        self.held += piece
+        newline = piece.rfind(_NEWLINE)
+        self.line_bytes = len(piece) - newline - 1 if newline >= 0 else self.line_bytes + len(piece)
+        if self.line_bytes > self.max_record_bytes:
+            self._pass_over_line()
+
+    def _pass_over_line(self) -> None:
+        shown = min(self.line_bytes, _SHOWN_BYTES)
+        del self.held[len(self.held) - self.line_bytes + shown :]
+        self.too_long.append(self.held.count(_NEWLINE))
+        self.line_bytes, self.passing_over = shown, True

@@ -1,0 +1,132 @@
+"""The deterministic plan of a run: which input files there are, in which order, and which split their documents go to.
+
+Files are cut into units by `blocks`; everything behind the plan only knows that units, in the order of their keys,
+give the corpus in order.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal
+
+from data_prep.config import PrepareConfig
+from data_prep.readers.huggingface import DatasetRows
+from data_prep.readers.locations import Location, State, can_enter, find, names, state, states
+from data_prep.readers.remote import RemoteError, RemoteFile
+from data_prep.readers.streams import PLAIN_SUFFIX, SUFFIXES
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class InputError(ValueError):
+    """Input globs that name nothing, something unreadable, or one file for two splits."""
+
+
+class ChangedInputError(InputError):
+    """An input file that is not what it was when the job began."""
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One input file: `split` is where all its documents go, or None where a hash of each text decides.
+
+    `name` is the path below the folder that all inputs share: it is what outputs mention, so that moving a corpus
+    changes no byte of them. `bytes` (0 where only reading tells) and `version` (time or checksum) are those of the start
+    of the job: a file that differs later changed.
+    """
+
+    index: int
+    split: Split | None
+    path: Location
+    name: str
+    bytes: int
+    version: str
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def is_plain(self) -> bool:
+        """True where a worker can read any range of it without what lies before."""
+        return can_enter(self.path) and not isinstance(self.path, DatasetRows) and _is_named(self.path, PLAIN_SUFFIX)
+
+    def refuse_change(self) -> None:
+        """Raise ChangedInputError, or the OSError of a file that is gone, unless size and version are as they were."""
+        now = state(self.path)
+        if now != State(self.bytes, self.version):
+            raise ChangedInputError(f"{self.path}: changed during the job ({self.bytes} bytes before, {now.bytes} now)")
+
+
+@dataclass(frozen=True)
+class HashSplit:
+    """Sends documents to splits by a keyed hash of their text alone, so that exact duplicates stay on one side."""
+
+    val_share: float
+    test_share: float
+    seed: int
+
+    def __call__(self, text: bytes) -> Split:
+        """The split of a document, from its text in UTF-8."""
+        digest = blake2b(text, digest_size=8, salt=self.seed.to_bytes(16, "little")).digest()
+        share = int.from_bytes(digest, "little") / 2**64
+        if share < self.test_share:
+            return "test"
+        return "val" if share < self.test_share + self.val_share else "train"
+
+
+def plan(config: PrepareConfig) -> list[InputFile]:
+    """All files of a run: train files sorted by path, then val's, then test's. Raises InputError and what `find` raises;
+    reads no file."""
+    groups: list[tuple[Split | None, list[Location]]] = [(None if config.splits_by_hash else "train", expand(config.input))]
+    if config.val:
+        groups.append(("val", expand(config.val)))
+    if config.test:
+        groups.append(("test", expand(config.test)))
+    seen: dict[Location, str] = {}
+    for split, paths in groups:
+        for path in paths:
+            if path in seen:
+                raise InputError(f"{path} is matched for both {seen[path]} and {split}; narrow one of the globs")
+            seen[path] = str(split)
+    return input_files([path for _, paths in groups for path in paths], [split for split, paths in groups for _ in paths])
+
+
+def input_files(paths: Sequence[Location], splits: Sequence[Split | None]) -> list[InputFile]:
+    """InputFiles with their sizes and versions as they are now. Raises InputError where one is gone."""
+    named = names(paths)
+    for name, number in Counter(named).items():
+        if number > 1:
+            raise InputError(f"{number} inputs are all called {name}; give one of them another name")
+    try:
+        now = states(paths)
+    except RemoteError:
+        raise
+    except OSError as error:
+        raise InputError(f"{error.filename or error}: {error.strerror}; it was there a moment ago") from error
+    return [
+        InputFile(index, split, path, name, found.bytes, found.version)
+        for index, (split, path, name, found) in enumerate(zip(splits, paths, named, now, strict=True))
+    ]
+
+
+def expand(globs: Sequence[str]) -> list[Location]:
+    """What globs, URLs and dataset spellings name (`**` crosses folders), each once, sorted. Raises InputError for one
+    that names nothing and for a file in no format that we read."""
+    paths: set[Location] = set()
+    for pattern in globs:
+        matches = find(pattern, SUFFIXES)
+        if not matches:
+            raise InputError(f"no file matches {pattern!r} (looked from {os.getcwd()})")
+        paths.update(matches)
+    for path in paths:
+        if not isinstance(path, DatasetRows) and not _is_named(path, *SUFFIXES):
+            raise InputError(f"{path}: cannot tell the format from the name; known endings: {', '.join(SUFFIXES)}")
+    return sorted(paths, key=str)
+
+
+def _is_named(path: Path | RemoteFile, *suffixes: str) -> bool:
+    return path.name.lower().endswith(suffixes)

@@ -1,0 +1,147 @@
+"""Records to documents: The Pile's JSON lines in all the spellings found in the wild, and a reason for each rejection."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from data_prep.readers.blocks import Line, LostTail, read_lines
+from data_prep.readers.locations import Location
+
+UNKNOWN_SOURCE = "unknown"
+
+_FIRST_BYTES = 200
+# A `meta` in Python's spelling is a few dozen bytes; the parser is recursive, so larger ones are not worth its risks.
+_MAX_PYTHON_META_CHARACTERS = 1 << 16
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text and where it came from. `file` is the input's name in the plan, `line` counts from 1."""
+
+    text: str
+    source: str
+    file: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """One record that is no document. `first_bytes` shows its start, undecodable bytes as backslash escapes."""
+
+    file: str
+    line: int
+    reason: str
+    first_bytes: str
+
+
+class BadRecordError(ValueError):
+    """A line that holds no document; the message is one of a few fixed reasons, so that they can be counted."""
+
+
+class RecordReader:
+    """The documents and rejected records of one file, in order; `num_blank_lines` is complete after the iteration."""
+
+    def __init__(self, path: Location, name: str, max_record_bytes: int) -> None:
+        self.path = path
+        self.name = name
+        self.max_record_bytes = max_record_bytes
+        self.num_blank_lines = 0
+
+    def __iter__(self) -> Iterator[Document | Rejected]:
+        self.num_blank_lines = 0
+        for line in read_lines(self.path, self.max_record_bytes):
+            record = read_record(line, self.name)
+            if record is None:
+                self.num_blank_lines += 1
+            else:
+                yield record
+
+
+def read_record(line: Line | LostTail, file: str, starts_file: bool | None = None) -> Document | Rejected | None:
+    """The document or rejected record of one line, None for a blank one. `starts_file` where `line.number` does not
+    say whether this is the file's first line, which alone may begin with a byte order mark."""
+
+    def reject(data: bytes, reason: str) -> Rejected:
+        return Rejected(file, line.number, reason, data[:_FIRST_BYTES].decode("utf-8", "backslashreplace"))
+
+    if isinstance(line, LostTail):
+        return reject(line.data, line.reason)
+    if line.too_long:
+        return reject(line.data, "record too long")
+    data = line.data
+    if (line.number == 1 if starts_file is None else starts_file) and data.startswith(_BYTE_ORDER_MARK):
+        data = data.removeprefix(_BYTE_ORDER_MARK)
+    data = data.removesuffix(b"\r")
+    if not data.strip():
+        return None
+    try:
+        text, source = parse_record(data)
+    except BadRecordError as error:
+        return reject(data, str(error))
+    return Document(text, source, file, line.number)
+
+
+def parse_record(data: bytes) -> tuple[str, str]:
+    r"""Text and source of one record; both are valid Unicode, lone surrogates having become U+FFFD.
+
+    A record is an object with `text` (a string, or paragraphs to join with a blank line) and perhaps `meta`, or a bare
+    JSON string. Raises BadRecordError with the reason.
+    """
+    record, may_hold_surrogates = _parse_json(data)
+    meta = None
+    text = record
+    if isinstance(record, dict):
+        if "text" not in record:
+            raise BadRecordError("no text key")
+        text, meta = record["text"], record.get("meta")
+    elif not isinstance(record, str):
+        raise BadRecordError("record is not an object")
+    if isinstance(text, list) and all(isinstance(paragraph, str) for paragraph in text):
+        text = "\n\n".join(text)
+    if not isinstance(text, str):
+        raise BadRecordError("text is not a string")
+    if not text:
+        raise BadRecordError("empty text")
+    return _LONE_SURROGATE.sub("\ufffd", text) if may_hold_surrogates else text, _source(meta)
+
+
+def _parse_json(data: bytes) -> tuple[Any, bool]:
+    """The value, and whether its strings may hold lone surrogates, which is too slow to look for in every text."""
+    try:
+        return orjson.loads(data), False
+    except orjson.JSONDecodeError:
+        pass
+    # The standard parser also takes lone surrogate escapes, NaN and long integers, which published shards contain.
+    try:
+        return json.loads(data.decode("utf-8")), True
+    except UnicodeDecodeError:
+        raise BadRecordError("invalid UTF-8") from None
+    except (ValueError, RecursionError):
+        raise BadRecordError("invalid JSON") from None
+
+
+def _source(meta: Any) -> str:
+    if isinstance(meta, str):
+        meta = _parse_meta(meta)
+    name = meta.get("pile_set_name") if isinstance(meta, dict) else None
+    return _LONE_SURROGATE.sub("\ufffd", name) if isinstance(name, str) and name else UNKNOWN_SOURCE
+
+
+def _parse_meta(meta: str) -> Any:
+    try:
+        return json.loads(meta)
+    except (ValueError, RecursionError):
+        pass
+    if len(meta) > _MAX_PYTHON_META_CHARACTERS:
+        return None
+    try:
+        return ast.literal_eval(meta)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None

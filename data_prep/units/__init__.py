@@ -1,0 +1,1 @@
+"""Work units: what is tokenized together, stored, resumed and assembled."""

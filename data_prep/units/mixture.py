@@ -1,0 +1,131 @@
+"""How often each source is read in training: epochs, or weights that epochs follow from, for sources not yet mixed.
+
+A source of 2.5 epochs has each of its training documents twice, and half of them, chosen by a hash, a third time. The
+corpus is laid out pass after pass, each pass in the order of the files, so that copies of a document are far apart.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.config import MixtureConfig
+from data_prep.dataset.manifest import SourceCounts
+from data_prep.filters import pile
+from data_prep.readers.input_files import SPLITS, InputFile
+from data_prep.readers.records import Document, RecordReader
+from data_prep.units.assemble import Copies
+from data_prep.units.job import PrepareError
+from data_prep.units.store import DOCUMENT_DTYPE, DOCUMENTS, UnitKey, UnitRecord, UnitStore
+
+_TRAIN = SPLITS.index("train")
+_LOOKED_AT_DOCUMENTS = 1000
+_LOOKED_AT_BYTES = 16_000_000
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def refuse_mixed_files(files: Sequence[InputFile], mixture: MixtureConfig, max_record_bytes: int) -> None:
+    """Raise PrepareError where the official mixture is asked for and the start of a file shows that it is mixed already.
+
+    The Pile's own shards are: their components were repeated and shuffled into each of them.
+    """
+    if not mixture.is_official:
+        return
+    for file in files:
+        if file.split in (None, "train"):
+            found = _components_at_start(file, max_record_bytes)
+            if len(found) > 1:
+                shown = ", ".join(sorted(found)[:3]) + ("…" if len(found) > 3 else "")
+                raise PrepareError(
+                    f"{file}: its first documents come from {len(found)} components of The Pile ({shown}), so it was mixed by "
+                    "the official weights already; applying them again would square them. Leave `mixture` out, or give the "
+                    "components as files of their own"
+                )
+
+
+def epochs_by_source(mixture: MixtureConfig, sources: Mapping[str, SourceCounts]) -> dict[str, float]:
+    """How often each source of the training split is read.
+
+    Weights are shares of bytes: epochs are in proportion to weight over bytes, scaled so that every document is read
+    at least once, or, where that would repeat a source more than `max_epochs` times, so that none is repeated more.
+    Raises PrepareError where a source has no weight. With epochs, sources without one are read once.
+    """
+    if mixture.epochs is not None:
+        epochs = pile.EPOCHS if mixture.epochs == "pile" else mixture.epochs
+        return {source: float(epochs.get(source, 1.0)) for source in sources}
+    weights = pile.WEIGHTS if mixture.weights == "pile" else mixture.weights or {}
+    if without := sorted(sources.keys() - weights.keys()):
+        raise PrepareError(
+            f"mixture.weights has no weight for {', '.join(map(repr, without))}: give one, or leave the source out by "
+            "exclude_sources. All tokenizing is kept: run again with weights for all to go on"
+        )
+    rates = {source: weights[source] / counts.bytes for source, counts in sources.items()}
+    scale = min(1 / min(rates.values()), mixture.max_epochs / max(rates.values()))
+    return {source: rate * scale for source, rate in rates.items()}
+
+
+def training_sources(records: Sequence[UnitRecord], store: UnitStore, copies: Copies) -> dict[str, SourceCounts]:
+    """What the training split holds of each source, documents of no copy left out, each other one counted once."""
+    sources: dict[str, SourceCounts] = {}
+    for record in records:
+        documents = store.section(record, DOCUMENTS, DOCUMENT_DTYPE)
+        mine = documents["split"] == _TRAIN
+        if record.key in copies:
+            mine = mine & (copies[record.key] > 0)
+        for number in np.unique(documents["source"][mine]).tolist():
+            rows = documents[mine & (documents["source"] == number)]
+            counts = SourceCounts(
+                documents=len(rows), tokens=int(rows["tokens"].sum(dtype=np.int64)), bytes=int(rows["bytes"].sum())
+            )
+            source = record.sources[number]
+            sources[source] = sources.get(source, SourceCounts()) + counts
+    return sources
+
+
+def mixed_copies(
+    records: Sequence[UnitRecord], store: UnitStore, kept: Copies, epochs: Mapping[str, float], seed: int
+) -> dict[UnitKey, npt.NDArray[np.uint8]]:
+    """How many copies of each document of each unit there are to be: `epochs` of the training documents, one of others,
+    none of what `kept` leaves out."""
+    copies: dict[UnitKey, npt.NDArray[np.uint8]] = {}
+    first = 0
+    for record in records:
+        documents = store.section(record, DOCUMENTS, DOCUMENT_DTYPE)
+        wanted = np.array([epochs.get(source, 1.0) for source in record.sources] or [1.0])[documents["source"]]
+        whole = np.floor(wanted)
+        extra = _uniform(np.arange(first, first + len(documents)), seed) < wanted - whole
+        number = np.where(documents["split"] == _TRAIN, whole + extra, 1).astype(np.uint8)
+        if record.key in kept:
+            number = number * (kept[record.key] > 0)
+        copies[record.key] = number
+        first += len(documents)
+    return copies
+
+
+def _components_at_start(file: InputFile, max_record_bytes: int) -> set[str]:
+    found: set[str] = set()
+    seen_bytes = seen = 0
+    try:
+        for record in RecordReader(file.path, file.name, max_record_bytes):
+            if isinstance(record, Document):
+                found |= {record.source} & pile.COMPONENTS.keys()
+                seen, seen_bytes = seen + 1, seen_bytes + len(record.text)
+            if seen >= _LOOKED_AT_DOCUMENTS or seen_bytes >= _LOOKED_AT_BYTES:
+                break
+    except OSError:
+        pass  # a file that cannot be read is for the run to report, or to leave out
+    return found
+
+
+def _uniform(numbers: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.float64]:
+    """One number in [0, 1) for each document's number in the corpus: SplitMix64 (Steele et al. 2014) of seed and number."""
+    with np.errstate(over="ignore"):
+        z = (numbers.astype(np.uint64) + np.uint64(1)) * _GOLDEN + _mix(np.array([seed], dtype=np.uint64) + _GOLDEN)
+        return (_mix(z) >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    with np.errstate(over="ignore"):
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))

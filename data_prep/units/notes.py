@@ -1,0 +1,59 @@
+"""What a person should know of a dataset that was made all the same: missing sources, names that met none, damaged files."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+
+import orjson
+
+from data_prep.config import PrepareConfig
+from data_prep.dataset.manifest import SplitRecord
+from data_prep.filters import pile
+from data_prep.readers.streams import CORRUPT, DAMAGES, TRUNCATED
+
+
+def missing_sources(config: PrepareConfig, splits: Mapping[str, SplitRecord], dropped: Mapping[str, int]) -> list[str]:
+    """One line naming the expected sources that no document is of, and how many were left out by name."""
+    kept = {source for split in splits.values() for source in split.sources}
+    expected = list(pile.COMPONENTS) if config.expected_sources == "pile" else config.expected_sources
+    missing = [source for source in expected if source not in kept]
+    if not missing:
+        return []
+    left_out = {source: dropped.get(f"source {source}", 0) for source in missing}
+    named = [f"{source} ({count:,} documents left out by name)" if count else source for source, count in left_out.items()]
+    return [f"{len(missing)} of {len(expected)} expected sources are missing: {', '.join(named)}"]
+
+
+def unmet_names(config: PrepareConfig, splits: Mapping[str, SplitRecord], dropped: Mapping[str, int]) -> list[str]:
+    """One line a name of a source in the settings that no document of the input is of: most often a misspelling."""
+    met = {source for split in splits.values() for source in split.sources}
+    met |= {reason.removeprefix("source ") for reason in dropped if reason.startswith("source ")}
+    epochs = config.mixture.epochs if config.mixture else None
+    given = {
+        "include_sources": config.include_sources or [],
+        "exclude_sources": config.exclude_sources,
+        "mixture.epochs": list(epochs) if isinstance(epochs, dict) else [],
+    }
+    lines = []
+    for key, names in given.items():
+        # What is left out by name on purpose may be absent: The Pile's recipes name components that few still have.
+        for name in [name for name in names if name not in met and name not in pile.COMPONENTS]:
+            near = get_close_matches(name, met, n=1)
+            lines.append(f"{key}: no document is of {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return lines
+
+
+def damaged_files(quarantine: Path) -> list[str]:
+    """One line a file that was cut or corrupt, since its one quarantined record does not show how much is lost."""
+    with open(quarantine, "rb") as lines:
+        rejected = [orjson.loads(line) for line in lines if any(damage.encode() in line for damage in DAMAGES)]
+    what = {
+        TRUNCATED: "whatever followed line {line} is lost",
+        # A checksum lies behind the bytes that it is of, and decoders notice wrong bits late.
+        CORRUPT: "damage was noticed by line {line}; text before it may be altered, what followed is lost: fetch it again",
+    }
+    return [
+        f"{bad['file']} is {bad['reason']}: {what[bad['reason']].format(line=bad['line'])}"
+        for bad in rejected
+        if bad["reason"] in DAMAGES
+    ]

@@ -1,0 +1,90 @@
+"""How far a preparation is: its stages timed, what finished units hold counted, and a listener told at each step."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from data_prep.dataset.manifest import SourceCounts
+from data_prep.readers.input_files import InputFile
+from data_prep.units.reader import FileEnd
+from data_prep.units.store import UnitRecord
+
+# What text usually shrinks to, for a guess at the number of units of a file that is not read to its end yet.
+_COMPRESSION = 3
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. `num_units` is a guess until every file was read to its end; `total` counts what finished units
+    hold, `resumed_bytes` of its bytes from earlier runs; `seconds` run from the start of the run."""
+
+    stage: str
+    units_done: int
+    num_units: int
+    total: SourceCounts
+    rejected: int
+    seconds: float
+    resumed_bytes: int = 0
+    note: str | None = None
+
+
+class Clock:
+    """Names the stages of a run, times them, and tells the listener at each step."""
+
+    def __init__(self, files: Sequence[InputFile], unit_bytes: int, listener: Callable[[Progress], None] | None) -> None:
+        self.stage_seconds: dict[str, float] = {}
+        self.note: str | None = None
+        self._resumed_bytes = 0
+        self._files = files
+        self._unit_bytes = unit_bytes
+        self._listener = listener
+        self._begin = time.perf_counter()
+        self._done = 0
+        self._total = SourceCounts()
+        self._rejected = 0
+        self._num_units: dict[int, int] = {}
+        self._stage = ""
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block as `name`, unless it raises."""
+        begin = time.perf_counter()
+        self._stage = name
+        self.tell()
+        yield
+        self.stage_seconds[name] = round(time.perf_counter() - begin, 3)
+
+    def add(self, records: Iterable[UnitRecord], resumed: bool = False) -> None:
+        """Count finished units, `resumed` ones as work of earlier runs."""
+        for record in records:
+            self._done += 1
+            self._total += SourceCounts(documents=record.documents, tokens=record.tokens, bytes=record.text_bytes)
+            self._rejected += sum(record.rejected.values())
+        if resumed:
+            self._resumed_bytes = self._total.bytes
+
+    def add_end(self, end: FileEnd) -> None:
+        """Note how many units a file really has."""
+        self._num_units[end.file] = len(end.blocks)
+
+    def tell(self) -> None:
+        """Let the listener know."""
+        if self._listener:
+            num_units = sum(self._num_units.get(file.index, self._guess(file)) for file in self._files)
+            self._listener(
+                Progress(
+                    stage=self._stage,
+                    units_done=self._done,
+                    num_units=max(num_units, self._done),
+                    total=self._total,
+                    rejected=self._rejected,
+                    seconds=time.perf_counter() - self._begin,
+                    resumed_bytes=self._resumed_bytes,
+                    note=self.note,
+                )
+            )
+
+    def _guess(self, file: InputFile) -> int:
+        raw_bytes = file.bytes if file.is_plain else file.bytes * _COMPRESSION
+        return max(1, -(-raw_bytes // self._unit_bytes))

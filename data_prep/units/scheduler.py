@@ -1,0 +1,173 @@
+"""The plan run on Ray: readers cut compressed files into blocks, workers tokenize blocks and ranges of plain files.
+
+Blocks go through the object store by reference, at most as many as there are readers and workers twice over, so the
+bytes in flight are bounded whatever the corpus. The driver only ever sees headers and records.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from data_prep.executor.workers import Call, LostInputError, WorkerError, WorkerPool
+from data_prep.readers.blocks import num_ranges
+from data_prep.readers.input_files import InputFile
+from data_prep.units.reader import BlockHeader, BlockReader, FileEnd, Unreadable, hash_plain, tokenize_block, tokenize_range
+from data_prep.units.store import UnitRecord
+from data_prep.units.tokenize_unit import UnitSettings
+
+# A reader decompresses several times faster than a worker tokenizes.
+_WORKERS_PER_READER = 4
+_READER_TRIES = 3
+
+Event = UnitRecord | FileEnd | Unreadable
+
+
+def run_units(
+    files: Sequence[InputFile], done: Mapping[int, Mapping[int, str]], settings: UnitSettings, pool: WorkerPool
+) -> Iterator[Event]:
+    """Do every unit of `files` but those in `done` (raw hash by file and block); give records and ends as they come.
+
+    After an Unreadable no further unit of its file is started, but records of some may still come.
+    """
+    yield from _Schedule(files, done, settings, pool).events()
+
+
+class _ReaderActor:
+    """A process that reads one file after another: processes are slow to start, and corpora may be many small files."""
+
+    def open(self, *arguments: Any) -> None:
+        self._reader = BlockReader(*arguments)
+
+    def next(self) -> Any:
+        return self._reader.next()
+
+
+class _Schedule:
+    def __init__(
+        self, files: Sequence[InputFile], done: Mapping[int, Mapping[int, str]], settings: UnitSettings, pool: WorkerPool
+    ) -> None:
+        import ray
+
+        self._settings = settings
+        self._pool = pool
+        self._done = done
+        self._plain = (call for file in files if file.is_plain for call in self._plain_calls(file))
+        self._streams = deque(file for file in files if not file.is_plain)
+        self._ready: deque[Call] = deque()
+        self._given_up: set[int] = set()
+        self._reader = ray.remote(num_cpus=0)(_ReaderActor)
+        num_readers = min(len(self._streams), -(-pool.num_workers // _WORKERS_PER_READER))
+        self._readers: dict[Any, _ActiveReader] = {}  # by the reference of the header that it is asked for
+        self._asleep = [self._open(self._reader.remote(), self._streams.popleft()) for _ in range(num_readers)]
+
+    def events(self) -> Iterator[Event]:
+        import ray
+
+        try:
+            while True:
+                self._ask_readers()
+                self._feed_workers()
+                waiting = [*self._readers, *self._pool.awaited]
+                if not waiting:
+                    return
+                for reference in ray.wait(waiting, num_returns=1)[0]:
+                    event = self._header(reference) if reference in self._readers else self._result(reference)
+                    if isinstance(event, Unreadable):
+                        if event.file in self._given_up:
+                            continue
+                        self._given_up.add(event.file)
+                        self._ready = deque(call for call in self._ready if call.arguments[0].index != event.file)
+                    if event:
+                        yield event
+        finally:
+            for reader in [*self._asleep, *self._readers.values()]:
+                ray.kill(reader.actor)
+
+    def _ask_readers(self) -> None:
+        """Ask for blocks ahead of the workers, but no more than each can start on next."""
+        while self._asleep and len(self._ready) + len(self._readers) < self._pool.num_workers:
+            reader = self._asleep.pop(0)
+            header, data = reader.actor.next.options(num_returns=2).remote()
+            reader.data = data
+            self._readers[header] = reader
+
+    def _feed_workers(self) -> None:
+        while self._pool.has_idle:
+            call = self._ready.popleft() if self._ready else next(self._plain, None)
+            if call is None:
+                return
+            if call.arguments[0].index not in self._given_up:
+                self._pool.start(call)
+
+    def _header(self, reference: Any) -> FileEnd | Unreadable | None:
+        """Take in what a reader says: a block becomes work; at the end of its file it gets the next."""
+        import ray
+
+        reader = self._readers.pop(reference)
+        try:
+            header = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise WorkerError(f"{reader.file}: {type(error.cause).__name__}: {error.cause}") from error
+        except ray.exceptions.RayError as error:
+            if reader.tries == _READER_TRIES:
+                raise WorkerError(
+                    f"{reader.file}: its reader died {_READER_TRIES} times ({type(error).__name__}), most often for "
+                    "want of memory: try smaller unit_bytes or max_record_bytes"
+                ) from error
+            self._asleep.append(self._open(self._reader.remote(), reader.file, reader.given, reader.tries + 1, reader.only))
+            return None
+        if isinstance(header, BlockHeader):
+            reader.given.add(header.index)
+            name = f"{reader.file} unit {header.index}"
+            self._ready.append(Call(tokenize_block, (reader.file, header, reader.data, self._settings), name))
+            reader.data = None
+            self._asleep.append(reader)
+            return None
+        if self._streams:
+            self._asleep.append(self._open(reader.actor, self._streams.popleft()))
+        else:
+            ray.kill(reader.actor)
+        end: FileEnd | Unreadable = header
+        return end
+
+    def _result(self, reference: Any) -> Event | None:
+        try:
+            finished = self._pool.finish(reference)
+        except LostInputError as lost:
+            # A node went down with a block that waited there: another reader goes through the file for this one.
+            file, header = lost.call.arguments[:2]
+            self._asleep.append(self._open(self._reader.remote(), file, only=frozenset([header.index])))
+            return None
+        return finished[1] if finished else None
+
+    def _open(
+        self,
+        actor: Any,
+        file: InputFile,
+        given: Iterable[int] = (),
+        tries: int = 1,
+        only: frozenset[int] | None = None,
+    ) -> "_ActiveReader":
+        passed_over: dict[int, str | None] = {**self._done.get(file.index, {}), **dict.fromkeys(given)}
+        actor.open.remote(file, self._settings.unit_bytes, self._settings.max_record_bytes, passed_over, only)
+        return _ActiveReader(actor, file, set(given), tries, only)
+
+    def _plain_calls(self, file: InputFile) -> Iterator[Call]:
+        num_units = max(1, num_ranges(file.bytes, self._settings.unit_bytes))
+        done = self._done.get(file.index, {})
+        for index in range(num_units):
+            if index not in done:
+                yield Call(tokenize_range, (file, index, self._settings), f"{file} unit {index}")
+        yield Call(hash_plain, (file, self._settings.unit_bytes), str(file))
+
+
+class _ActiveReader:
+    """A reader, the blocks that it has given, and the bytes of the one that it is asked for."""
+
+    def __init__(self, actor: Any, file: InputFile, given: set[int], tries: int, only: frozenset[int] | None) -> None:
+        self.actor = actor
+        self.file = file
+        self.given = given
+        self.tries = tries
+        self.only = only
+        self.data: Any = None

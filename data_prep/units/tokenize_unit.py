@@ -1,0 +1,213 @@
+"""The work on one unit, in one process and without Ray: a block of lines to checked, split, tokenized documents."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from data_prep.dataset.indexed_dataset import token_dtype
+from data_prep.files import canonical_json, sha256_file
+from data_prep.filters.rules import Filters
+from data_prep.readers.blocks import Block, lines_of
+from data_prep.readers.input_files import SPLITS, HashSplit, InputFile
+from data_prep.readers.records import Document, read_record
+from data_prep.tokenization.backends import Engine, EngineMismatchError, FastEngine, ReferenceEngine, check
+from data_prep.tokenization.tokenizer import TokenizerError, eos_id, load_tokenizer, num_ids
+from data_prep.units.store import DIGESTS, DOCUMENT_DTYPE, DOCUMENTS, QUARANTINE, UnitRecord, UnitStore
+
+DIGEST_BYTES = 16
+
+# One call to the tokenizer: enough to amortise it, little enough that what it holds (up to 100 bytes a token with the
+# reference) is small.
+_BATCH_DOCUMENTS = 512
+_BATCH_BYTES = 1 << 20
+# Of every 16th batch, the start of one document is encoded by the reference too: about 0.1 % of the text, at a
+# fortieth of the fast engine's speed.
+_CHECKED_BATCHES = 16
+_CHECKED_CHARACTERS = 16_384
+
+
+@dataclass(frozen=True)
+class UnitSettings:
+    """What every unit of a run shares. `units` is where commits go; it must be on a disk that all workers see."""
+
+    tokenizer: Path
+    tokenizer_sha256: str
+    fast: bool
+    hash_split: HashSplit
+    max_record_bytes: int
+    unit_bytes: int
+    units: Path
+    filters: Filters
+    digests: bool = False
+
+
+@dataclass
+class _Unit:
+    """What has been found so far. `tokens` by split, in document order."""
+
+    documents: list[tuple[int, int, int, int]] = field(default_factory=list)  # tokens, bytes, source, split
+    tokens: dict[int, list[npt.NDArray[Any]]] = field(default_factory=dict)
+    sources: dict[str, int] = field(default_factory=dict)
+    digests: list[bytes] = field(default_factory=list)
+    quarantine: list[bytes] = field(default_factory=list)
+    rejected: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    num_lines: int = 0
+    blank_lines: int = 0
+    checked_documents: int = 0
+
+
+def raw_sha256(block: Block) -> str:
+    """The hash that a restart knows a block by: over its bytes and what was passed over in it."""
+    digest = sha256(block.data.data)
+    digest.update(repr((block.too_long, block.damage)).encode())
+    return digest.hexdigest()
+
+
+def tokenize_unit(file: InputFile, block: Block, settings: UnitSettings) -> UnitRecord:
+    """Do one unit and commit it. Line numbers in its quarantine count from 1 at its own first line.
+
+    Raises EngineMismatchError where the fast engine is not to be trusted, OSError where the disk is full.
+    """
+    tokenizer = _cached_tokenizer(settings.tokenizer, settings.tokenizer_sha256)
+    engines = _cached_engines(settings.tokenizer, settings.tokenizer_sha256, settings.fast)
+    dtype, eos = token_dtype(num_ids(tokenizer)), eos_id(tokenizer)
+    unit = _Unit()
+    batch: list[tuple[bytes, int]] = []
+    batch_bytes = num_batches = 0
+
+    def flush() -> None:
+        nonlocal batch, batch_bytes, num_batches
+        batch = _without_contaminated(batch, unit, file, settings)
+        if batch:
+            sampled = num_batches % _CHECKED_BATCHES == 0
+            _encode(batch, unit, file, settings, engines, dtype, eos, sampled)
+        batch, batch_bytes, num_batches = [], 0, num_batches + 1
+
+    for line in lines_of(block, settings.max_record_bytes):
+        unit.num_lines += 1
+        record = read_record(line, file.name, starts_file=block.index == 0 and line.number == 1)
+        if record is None:
+            unit.blank_lines += 1
+        elif not isinstance(record, Document):
+            unit.quarantine.append(canonical_json(vars(record)) + b"\n")
+            unit.rejected[record.reason] += 1
+        elif reason := settings.filters.why_dropped(record):
+            unit.dropped[reason] += 1
+        else:
+            text = record.text.encode("utf-8")
+            batch.append((text, unit.sources.setdefault(record.source, len(unit.sources))))
+            batch_bytes += len(text)
+            if len(batch) >= _BATCH_DOCUMENTS or batch_bytes >= _BATCH_BYTES:
+                flush()
+    flush()
+    return _commit(file, block, unit, settings, dtype)
+
+
+def _without_contaminated(
+    batch: list[tuple[bytes, int]], unit: _Unit, file: InputFile, settings: UnitSettings
+) -> list[tuple[bytes, int]]:
+    if settings.filters.references is None or file.split in ("val", "test"):
+        return batch
+    training = [number for number, (text, _) in enumerate(batch) if file.split or settings.hash_split(text) == "train"]
+    reasons = settings.filters.contaminated([batch[number][0] for number in training])
+    unit.dropped.update(reasons.values())
+    dropped = {training[number] for number in reasons}
+    return [document for number, document in enumerate(batch) if number not in dropped]
+
+
+def _encode(
+    batch: list[tuple[bytes, int]],
+    unit: _Unit,
+    file: InputFile,
+    settings: UnitSettings,
+    engines: tuple[Engine, Engine],
+    dtype: np.dtype[Any],
+    eos: int,
+    sampled: bool,
+) -> None:
+    texts = [text for text, _ in batch]
+    engine, reference = engines
+    ids, lengths = engine.encode(texts)
+    if sampled and engine is not reference:
+        _check_one(texts, ids, lengths, engine, reference)
+        unit.checked_documents += 1
+    ends = np.cumsum(lengths)
+    tokens = np.insert(ids.astype(dtype), ends, eos)
+    lengths = lengths + 1
+    if file.split:
+        splits = np.full(len(batch), SPLITS.index(file.split), dtype=np.uint8)
+    else:
+        splits = np.array([SPLITS.index(settings.hash_split(text)) for text in texts], dtype=np.uint8)
+    present = np.unique(splits).tolist()
+    for split in present:
+        mine = tokens if len(present) == 1 else tokens[np.repeat(splits == split, lengths)]
+        unit.tokens.setdefault(split, []).append(mine)
+    for (text, source), length, split in zip(batch, lengths.tolist(), splits.tolist(), strict=True):
+        unit.documents.append((length, len(text), source, split))
+    if settings.digests:
+        unit.digests += [blake2b(text, digest_size=DIGEST_BYTES).digest() for text in texts]
+
+
+def _check_one(
+    texts: list[bytes], ids: npt.NDArray[Any], lengths: npt.NDArray[np.int64], engine: Engine, reference: Engine
+) -> None:
+    """Compare one document of a batch, the median one by size, with the reference: whole, or its start where it is long."""
+    number = sorted(range(len(texts)), key=lambda i: len(texts[i]))[len(texts) // 2]
+    text = texts[number]
+    if len(text) > _CHECKED_CHARACTERS:
+        check(engine, reference, [text.decode("utf-8")[:_CHECKED_CHARACTERS].encode("utf-8")])
+        return
+    start = int(lengths[:number].sum())
+    if not np.array_equal(ids[start : start + lengths[number]], reference.encode([text])[0]):
+        raise EngineMismatchError(f"{engine.name} and {reference.name} differ on {text[:100]!r}")
+
+
+def _commit(file: InputFile, block: Block, unit: _Unit, settings: UnitSettings, dtype: np.dtype[Any]) -> UnitRecord:
+    documents = np.array(unit.documents, dtype=DOCUMENT_DTYPE)
+    sections: dict[str, npt.NDArray[Any] | bytes] = {
+        f"{SPLITS[split]}.tokens": np.concatenate(parts) for split, parts in sorted(unit.tokens.items())
+    }
+    sections[DOCUMENTS] = documents
+    if settings.digests:
+        sections[DIGESTS] = b"".join(unit.digests)
+    sections[QUARANTINE] = b"".join(unit.quarantine)
+    return UnitStore(settings.units).commit(
+        {
+            "file": file.index,
+            "block": block.index,
+            "raw_bytes": block.data.nbytes,
+            "raw_sha256": raw_sha256(block),
+            "lines": unit.num_lines,
+            "blank_lines": unit.blank_lines,
+            "documents": len(documents),
+            "tokens": int(documents["tokens"].sum(dtype=np.int64)),
+            "text_bytes": int(documents["bytes"].sum()),
+            "sources": list(unit.sources),
+            "rejected": dict(unit.rejected),
+            "dropped": dict(unit.dropped),
+            "checked_documents": unit.checked_documents,
+        },
+        sections,
+    )
+
+
+@lru_cache(maxsize=1)
+def _cached_tokenizer(path: Path, sha256: str) -> Tokenizer:
+    # The hash belongs to the key: a worker may outlive a run, and the next one may have another file at this path.
+    if sha256_file(path) != sha256:
+        raise TokenizerError(f"{path}: not the file that the run started with; workers need one shared disk")
+    return load_tokenizer(path)
+
+
+@lru_cache(maxsize=1)
+def _cached_engines(path: Path, sha256: str, fast: bool) -> tuple[Engine, Engine]:
+    reference = ReferenceEngine(_cached_tokenizer(path, sha256))
+    return (FastEngine(_cached_tokenizer(path, sha256)) if fast else reference), reference

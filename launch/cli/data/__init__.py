@@ -1,0 +1,1 @@
+"""`fnet-t5 data`, `prepare` and `tokenizer`."""

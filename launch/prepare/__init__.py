@@ -1,0 +1,1 @@
+"""What preparing a dataset shows while it runs: progress and peak memory."""

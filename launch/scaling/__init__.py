@@ -1,0 +1,1 @@
+"""Running a ladder on this machine, and its report."""

@@ -1,0 +1,78 @@
+"""A report from folders: runs read, fitted and written down, with what inference costs beside it where that was measured."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.scaling.analysis import analyse
+from pipeline.scaling.fit.points import Excluded
+from pipeline.scaling.ladder.ladder import LADDER_FILE
+from pipeline.scaling.report.page import Section, write_report
+from pipeline.scaling.report.tables import Table
+from pipeline.scaling.report.words import answer
+from pipeline.scaling.results import Collected, collect
+from pipeline.tracking.mlflow_tracker import RUN_ID_FILE, tracking_uri
+
+_SHOWN = 3
+"""Reasons in an error."""
+
+
+@dataclass(frozen=True)
+class Made:
+    answer: list[str]
+    excluded: tuple[Excluded, ...]
+    files: list[Path]
+
+
+def make_report(runs: Sequence[Path], output: Path, baseline: str | None, inference: Path | None, command: str) -> Made:
+    """Raises ValueError where no run is left to report, or where runs contradict each other."""
+    extra = [] if inference is None else [_inference_section(inference)]
+    collected = collect(runs)
+    if not collected.sets:
+        reasons = "; ".join(f"{one.run}: {one.reason}" for one in collected.excluded[:_SHOWN])
+        if len(collected.excluded) > _SHOWN:
+            reasons += f"; and {len(collected.excluded) - _SHOWN} more"
+        raise ValueError(f"no run is left to report ({reasons or 'none was given'}): bring runs to their end first")
+    baseline = baseline or _baseline(collected)
+    analyses = [analyse(results, baseline) for results in collected.sets]
+    files = write_report(output, collected, analyses, command, extra)
+    return Made(answer(collected.sets[0], analyses[0]), collected.excluded, files)
+
+
+def log_to_mlflow(runs: Sequence[Path], files: Sequence[Path]) -> None:
+    """Keep the files with the MLflow run of every ladder that has one; a server that is away is told and nothing more."""
+    for folder in runs:
+        path = folder / RUN_ID_FILE
+        if not ((folder / LADDER_FILE).is_file() and path.is_file()):
+            continue
+        from mlflow.tracking import MlflowClient
+
+        try:
+            client = MlflowClient(tracking_uri=tracking_uri())
+            for file in files:
+                client.log_artifact(path.read_text().strip(), str(file), "report")
+        except Exception as error:
+            print(f"The report is not in MLflow ({type(error).__name__} at {tracking_uri()})", file=sys.stderr)
+
+
+def _baseline(collected: Collected) -> str:
+    """The ladders', or t5, or the first arm."""
+    named = [ladder.recipe.baseline for _, ladder in collected.ladders]
+    arms = [point.arm for point in collected.sets[0].checked.points]
+    return next((name for name in (*named, "t5") if name in arms), arms[0])
+
+
+def _inference_section(path: Path) -> Section:
+    from launch.bench.inference_record import columns, read_records, tables
+
+    records = read_records(path)
+    first = records[0]
+    note = (
+        f"Random weights, {first.size}, {first.precision}, {first.device} with {first.threads} threads; {first.machine}. "
+        "Ratios are to t5 in the same round. docs/inference.md says what each column is, and why."
+    )
+    made = [Table(f"Inference, {title}", note, columns(records), tuple(rows)) for title, rows in tables(records)]
+    return Section("Inference cost", tables=tuple(made))

@@ -1,0 +1,1 @@
+"""Encoder-decoder, decoder-only and encoder-only models, as an ordered list of pieces and as one module."""

@@ -1,0 +1,163 @@
+"""One decoder layer: causal self-attention (or causal Fourier mixing), cross-attention where there is an encoder, feed-forward.
+
+Pre-norm with residuals as in T5 and GPT-2, or post-norm. Shapes: B batch, M decoder tokens, N encoder tokens, K keys so far,
+D model width, S bias tables, H heads on this rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.config import ModelConfig
+from models.layers.attention import Attention
+from models.layers.attention_bias import ScoreBiasOf
+from models.layers.factory import LayerFactory
+from models.layers.feed_forward import FeedForward, drop
+from models.layers.norm import build_norm
+from models.mixing.causal_fourier import CausalFourierMixing
+
+KeysValues = tuple[Tensor, Tensor]
+
+SMALLEST_ROOM = 64
+"""Positions that a cache grows by at least."""
+
+
+@dataclass
+class LayerCache:
+    """What one decoder layer remembers while generating: its own keys and values so far, and those of the encoder.
+
+    With causal Fourier mixing, the mixed inputs so far.
+    """
+
+    self_keys_values: KeysValues | None = None
+    cross_keys_values: KeysValues | None = None
+    mixed: Tensor | None = None
+    room: KeysValues | None = None
+    """Longer tensors whose first positions `self_keys_values` are: a further token is written behind them. To join two tensors
+    for each token would read and write the whole cache once more than attention reads it."""
+
+    def extend(self, keys: Tensor, values: Tensor) -> KeysValues:
+        if self.self_keys_values is None:
+            self.self_keys_values = keys, values
+            return keys, values
+        past = self.self_keys_values[0].shape[2]
+        length = past + keys.shape[2]
+        if self.room is None or self.room[0].shape[2] < length:
+            capacity = length + max(SMALLEST_ROOM, length // 4)
+            self.room = _with_room(self.self_keys_values[0], capacity), _with_room(self.self_keys_values[1], capacity)
+        for place, new in zip(self.room, (keys, values), strict=True):
+            place[:, :, past:length] = new
+        self.self_keys_values = self.room[0][:, :, :length], self.room[1][:, :, :length]
+        return self.self_keys_values
+
+    def extend_mixed(self, x: Tensor) -> Tensor:
+        self.mixed = x if self.mixed is None else torch.cat([self.mixed, x], dim=1)
+        return self.mixed
+
+    def reorder(self, rows: Tensor, cross: bool) -> None:
+        """Keep the given rows (R,) of the batch, in their order; `cross` where they may lie in another sample."""
+        if self.self_keys_values is not None:
+            past = self.self_keys_values[0].shape[2]
+            kept = self.room or self.self_keys_values
+            kept = kept[0][rows], kept[1][rows]
+            self.room = kept if self.room else None
+            self.self_keys_values = kept[0][:, :, :past], kept[1][:, :, :past]
+        if cross and self.cross_keys_values is not None:
+            self.cross_keys_values = self.cross_keys_values[0][rows], self.cross_keys_values[1][rows]
+        if self.mixed is not None:
+            self.mixed = self.mixed[rows]
+
+
+def _with_room(tensor: Tensor, capacity: int) -> Tensor:
+    """(B, H, K, E) → (B, H, capacity, E) with the same first K positions."""
+    result = tensor.new_empty((*tensor.shape[:2], capacity, tensor.shape[3]))
+    result[:, :, : tensor.shape[2]] = tensor
+    return result
+
+
+class DecoderLayer(nn.Module):
+    def __init__(
+        self, config: ModelConfig, factory: LayerFactory, self_bias: ScoreBiasOf, cross_bias: ScoreBiasOf | None
+    ) -> None:
+        """`cross_bias` None makes a layer of a decoder-only model."""
+        super().__init__()
+        style = config.decoder_style
+        self.self_bias, self.cross_bias = self_bias, cross_bias
+        self.pre_norm, self.dropout = style.pre_norm, config.dropout
+        self.rotary = style.position == "rope"
+        self.self_attention_norm = build_norm(style.norm, config.d_model, style.norm_eps)
+        self.self_attention: nn.Module
+        if config.decoder_mixing == "causal_fourier":
+            self.self_attention = CausalFourierMixing(config.max_length, style.fourier_norm)
+        else:
+            self.self_attention = Attention(config, style, factory)
+        if cross_bias is not None:
+            self.cross_attention_norm = build_norm(style.norm, config.d_model, style.norm_eps)
+            self.cross_attention = Attention(config, style, factory)
+        self.feed_forward_norm = build_norm(style.norm, config.d_model, style.norm_eps)
+        self.feed_forward = FeedForward(config, style, factory)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        bias_tables: Tensor,
+        mask: Tensor | None = None,
+        encoder: Tensor | None = None,
+        encoder_mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """hidden (B, M, D), bias_tables (S, num_buckets, H), mask (B, K) of all keys so far or None where all are tokens,
+        encoder (B, N, D) and encoder_mask (B, N) where there is one; returns (B, M, D).
+
+        With a cache, `hidden` holds only the new positions.
+        """
+        x = self.self_attention_norm(hidden) if self.pre_norm else hidden
+        hidden = hidden + drop(self._mix(x, bias_tables, mask, cache), self.dropout, self.training)
+        if not self.pre_norm:
+            hidden = self.self_attention_norm(hidden)
+        if self.cross_bias is not None:
+            assert encoder is not None
+            x = self.cross_attention_norm(hidden) if self.pre_norm else hidden
+            keys, values = self._encoder_keys_values(encoder, cache)
+            # no relative bias between the two stacks, as in T5
+            bias = self.cross_bias(bias_tables, encoder_mask, x.shape[1], keys.shape[2], keys.dtype)
+            hidden = hidden + drop(self.cross_attention(x, keys, values, bias), self.dropout, self.training)
+            if not self.pre_norm:
+                hidden = self.cross_attention_norm(hidden)
+        x = self.feed_forward_norm(hidden) if self.pre_norm else hidden
+        hidden = hidden + drop(self.feed_forward(x), self.dropout, self.training)
+        return hidden if self.pre_norm else self.feed_forward_norm(hidden)
+
+    def _mix(self, x: Tensor, bias_tables: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+        num_new = x.shape[1]
+        if isinstance(self.self_attention, CausalFourierMixing):
+            so_far = x if cache is None else cache.extend_mixed(x)
+            return self.self_attention(so_far, mask, start=so_far.shape[1] - num_new)
+        attention = self.self_attention
+        assert isinstance(attention, Attention)
+        positions = None
+        if self.rotary:
+            past = 0 if cache is None or cache.self_keys_values is None else cache.self_keys_values[0].shape[2]
+            positions = torch.arange(past, past + num_new, device=x.device)[None]
+            if mask is not None:
+                positions = positions_of(mask)[:, -num_new:]
+        keys, values = attention.keys_values(x, positions)
+        if cache is not None:
+            keys, values = cache.extend(keys, values)
+        bias = self.self_bias(bias_tables, mask, num_new, keys.shape[2], keys.dtype)
+        return attention(x, keys, values, bias, positions)
+
+    def _encoder_keys_values(self, encoder: Tensor, cache: LayerCache | None) -> KeysValues:
+        if cache is None:
+            return self.cross_attention.keys_values(encoder)
+        if cache.cross_keys_values is None:
+            cache.cross_keys_values = self.cross_attention.keys_values(encoder)
+        return cache.cross_keys_values
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Position (B, N) of every token among its row's tokens, whichever side the padding is on."""
+    return ((mask > 0).cumsum(1) - 1).clamp(min=0)

@@ -1,0 +1,74 @@
+"""The whole encoder-decoder on one process: the training pass, and encoding once with decoding step by step.
+
+Shapes: B batch, N encoder tokens, M decoder tokens, D model width, V padded vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.architectures.decoder import LayerCache
+from models.architectures.pieces import Inputs, State
+from models.architectures.single_process import Piecewise
+from models.config import ModelConfig
+from models.layers.embedding import StackInput
+
+
+@dataclass
+class Encoded:
+    """An encoded prefix and what the decoder has computed on top of it so far."""
+
+    state: State
+    caches: list[LayerCache] = field(default_factory=list)
+    num_decoded: int = 0
+
+    def reorder(self, rows: Tensor, *, same_sample: bool = False) -> None:
+        """Keep the given rows (R,) of the batch, in their order, repeats included.
+
+        `same_sample`: every row is replaced by one of the same sample (as beams are), so the encoder's side stays.
+        """
+        if not same_sample:
+            self.state = self.state._replace(
+                encoder_hidden=self.state.encoder_hidden[rows],
+                decoder_hidden=self.state.decoder_hidden[rows],
+                encoder_mask=self.state.encoder_mask[rows],
+            )
+        for cache in self.caches:
+            cache.reorder(rows, cross=not same_sample)
+
+
+class Seq2Seq(Piecewise):
+    def __init__(self, config: ModelConfig) -> None:
+        if config.is_decoder_only or config.is_encoder_only:
+            raise ValueError(f"model.architecture is {config.architecture!r}: this is no encoder-decoder, use build_model")
+        super().__init__(config)
+        self._after_layers = self.piece_after("decoder.layers.")
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """fp32 logits (B, M, V)."""
+        return self.run_pieces(inputs)
+
+    def encode(self, encoder_ids: Tensor, encoder_mask: Tensor) -> Encoded:
+        """Run the encoder once over (B, N) ids; decode() then takes any number of steps."""
+        state = self.run_pieces(Inputs(encoder_ids, encoder_mask, encoder_ids[:, :0]), stop="decoder.layers.0")
+        return Encoded(state, [LayerCache() for _ in range(self.config.num_decoder_layers)])
+
+    def decode(self, decoder_ids: Tensor, encoded: Encoded) -> Tensor:
+        """Logits (B, M, V) of M further decoder tokens; `encoded` remembers the earlier ones."""
+        state, past, num_new = encoded.state, encoded.num_decoded, decoder_ids.shape[1]
+        start = self.get_submodule("decoder.input")
+        assert isinstance(start, StackInput)
+        if start.positions is not None:
+            start.positions.check(past + num_new)
+        positions = torch.arange(past, past + num_new, device=decoder_ids.device)[None]
+        hidden = start(self.get_submodule("embedding")(decoder_ids), positions=positions)  # (B, M, D)
+        for index, cache in enumerate(encoded.caches):
+            layer = self.get_submodule(f"decoder.layers.{index}")
+            hidden = layer(hidden, state.bias_tables, None, state.encoder_hidden, state.encoder_mask, cache)
+        encoded.num_decoded = past + num_new
+        output: Any = state._replace(decoder_hidden=hidden)
+        return self.run_pieces(output, start=self._after_layers)

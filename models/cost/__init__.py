@@ -1,0 +1,1 @@
+"""Parameters, FLOPs and inference cost in closed form."""

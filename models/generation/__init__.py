@@ -1,0 +1,1 @@
+"""Generating text: sampling, beam search, caches."""

@@ -1,0 +1,111 @@
+"""Beam search: keep the likeliest unfinished texts of each row, and rank finished ones by log-probability over length^penalty.
+
+The rules are those of `transformers.generate` (so that results agree with it): per step the 2K likeliest continuations of K
+beams; of the first K of them those that end are candidates for the result; a row is done when its best running beam, at its
+present length, scores no better than its worst finished text. Length normalisation: Wu et al. 2016 (arXiv:1609.08144), with the
+length itself.
+
+Shapes: B rows, K beams, C candidates, V vocabulary, T tokens written so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.architectures.single_process import Piecewise
+from models.generation.decode import Session
+from models.generation.sampling import Sampling, stop_set
+
+_NEVER = -1e9  # below every sum of log-probabilities, and still finite
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished text: its tokens, the stop token included if one was written, and its score."""
+
+    tokens: list[int]
+    score: float
+
+
+@torch.no_grad()
+def beam_search(
+    model: Piecewise,
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    start_id: int,
+    eos_id: int | Sequence[int],
+    sampling: Sampling,
+    early_stopping: bool = False,
+) -> list[list[Written]]:
+    """The K best texts of every row, best first. ids and mask (B, N) as `Session` takes them.
+
+    `early_stopping` ends a row as soon as it has K finished texts.
+    """
+    stops = torch.tensor(stop_set(eos_id), device=ids.device)
+    num_rows, num_beams = ids.shape[0], sampling.num_beams
+    num_candidates = max(2, 1 + len(stops)) * num_beams
+    session = Session(model, ids, mask, start_id)
+    session.reorder(torch.arange(num_rows, device=ids.device).repeat_interleave(num_beams), same_sample=False)
+    offset = torch.arange(num_rows, device=ids.device)[:, None] * num_beams  # (B, 1)
+
+    running = torch.zeros(num_rows, num_beams, 0, dtype=torch.int64, device=ids.device)  # (B, K, T)
+    # every row starts with K copies of one text: only the first may be continued
+    scores = torch.full((num_rows, num_beams), _NEVER, device=ids.device)
+    scores[:, 0] = 0
+    finished = _Finished(num_rows, num_beams)
+    open_rows = torch.ones(num_rows, dtype=torch.bool, device=ids.device)
+    for length in range(1, sampling.max_new_tokens + 1):
+        log_probabilities = session.logits.float().log_softmax(-1).unflatten(0, (num_rows, num_beams))  # (B, K, V)
+        total = (log_probabilities + scores.unsqueeze(-1)).flatten(1)
+        candidate_scores, index = total.topk(num_candidates)  # (B, C)
+        beam, token = index // log_probabilities.shape[-1], index % log_probabilities.shape[-1]
+        texts = torch.cat([_take(running, beam), token.unsqueeze(-1)], dim=-1)  # (B, C, T)
+        ends = torch.isin(token, stops) if length < sampling.max_new_tokens else torch.ones_like(token, dtype=torch.bool)
+
+        finished.add(texts, candidate_scores / length**sampling.length_penalty, ends, open_rows, early_stopping)
+        scores, kept = (candidate_scores + ends * _NEVER).topk(num_beams)  # (B, K)
+        running = _take(texts, kept)
+        open_rows &= finished.can_improve(scores[:, 0] / length**sampling.length_penalty)
+        done = not open_rows.any() or bool(ends.all()) or (early_stopping and finished.is_full())
+        if done or length == sampling.max_new_tokens:
+            break
+        session.reorder((beam.gather(1, kept) + offset).flatten(), same_sample=True)
+        session.write(running[:, :, -1].flatten())
+    return finished.best
+
+
+class _Finished:
+    """The K best finished texts of every row so far."""
+
+    def __init__(self, num_rows: int, num_beams: int) -> None:
+        self.num_beams = num_beams
+        self.best: list[list[Written]] = [[] for _ in range(num_rows)]
+
+    def add(self, texts: Tensor, scores: Tensor, ends: Tensor, open_rows: Tensor, early_stopping: bool) -> None:
+        for row, best in enumerate(self.best):
+            if not open_rows[row] or (early_stopping and len(best) == self.num_beams):
+                continue
+            # beyond the first K, candidates exist only to have K to go on with
+            for candidate in range(self.num_beams):
+                if ends[row, candidate]:
+                    best.append(Written(texts[row, candidate].tolist(), float(scores[row, candidate])))
+            best.sort(key=lambda written: -written.score)  # stable: of equals the earlier stays ahead
+            del best[self.num_beams :]
+
+    def can_improve(self, best_running: Tensor) -> Tensor:
+        """(B,) bool: whether a running text at `best_running` (B,) would still enter a row's list."""
+        worst = [best[-1].score if len(best) == self.num_beams else _NEVER for best in self.best]
+        return best_running > torch.tensor(worst, device=best_running.device)
+
+    def is_full(self) -> bool:
+        return all(len(best) == self.num_beams for best in self.best)
+
+
+def _take(texts: Tensor, beams: Tensor) -> Tensor:
+    """texts (B, K, T) and beams (B, C) → (B, C, T)."""
+    return texts.gather(1, beams.unsqueeze(-1).expand(-1, -1, texts.shape[-1]))

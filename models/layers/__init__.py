@@ -1,0 +1,1 @@
+"""Layers: attention, feed-forward, normalization, embedding, positions, heads."""

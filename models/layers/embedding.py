@@ -1,0 +1,80 @@
+"""Token embedding, what is added to it before the first layer, and the output head, tied to it or of its own."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from models.config import ModelConfig, Style
+from models.layers.factory import LayerFactory
+from models.layers.feed_forward import drop
+from models.layers.initialization import normal_parameter
+from models.layers.norm import build_norm
+from models.layers.position import LearnedPositions
+
+
+class TokenEmbedding(nn.Module):
+    """One table for the inputs of all stacks, and for the logits where the head is tied to it."""
+
+    def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
+        super().__init__()
+        # T5's N(0, 1); the tied head scales its input by d_model**-0.5 in return
+        self.tokens = factory.vocab_embedding(config.padded_vocab_size, config.d_model, config.std(1.0))
+
+    @property
+    def weight(self) -> Tensor:
+        """(V / t, D)."""
+        return self.tokens.get_parameter("weight")
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids (B, N) int64 → (B, N, D)."""
+        return self.tokens(ids)
+
+
+class StackInput(nn.Module):
+    """From token vectors to the first layer of a stack: positions, segment types, norm, projection, dropout, as the style asks.
+
+    T5 has none of the first four. BERT and FNet normalise here because a post-norm layer expects a normalised input.
+    """
+
+    def __init__(self, config: ModelConfig, style: Style, factory: LayerFactory) -> None:
+        super().__init__()
+        d_model = config.d_model
+        self.dropout = config.dropout
+        self.positions = LearnedPositions(config) if style.position == "learned" else None
+        self.types: nn.Parameter | None = None
+        if style.type_vocab_size:
+            self.types = normal_parameter((style.type_vocab_size, d_model), config.std(d_model**-0.5))
+        self.norm = None if style.pre_norm else build_norm(style.norm, d_model, style.norm_eps)
+        self.projection: nn.Module | None = None
+        if style.project_input:
+            self.projection = factory.linear(d_model, d_model, config.std(d_model**-0.5), style.bias)
+
+    def forward(self, embedded: Tensor, type_ids: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """embedded (B, N, D), type_ids (B, N) int64 or None for type 0, positions (B, N) int64 or None for 0 … N-1.
+
+        Returns (B, N, D). Raises ValueError for more tokens than model.max_length where positions are learnt.
+        """
+        x = embedded
+        if self.positions is not None:
+            x = x + (self.positions(x.shape[1]) if positions is None else self.positions.at(positions))
+        if self.types is not None:
+            x = x + (self.types[0] if type_ids is None else self.types[type_ids])
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.projection is not None:
+            x = self.projection(x)
+        return drop(x, self.dropout, self.training)
+
+
+class OutputHead(nn.Module):
+    """The untied projection to the vocabulary."""
+
+    def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
+        super().__init__()
+        # T5 starts this at N(0, 1) too, which makes the first losses enormous; d_model**-0.5 gives logits of unit variance
+        std = config.std(config.d_model**-0.5)
+        self.projection = factory.column_linear(config.d_model, config.padded_vocab_size, std)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden (B, M, D) → fp32 logits (B, M, V / t)."""
+        return self.projection(hidden).float()

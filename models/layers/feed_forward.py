@@ -1,0 +1,51 @@
+"""The feed-forward sublayer: ReLU (T5 v1.0), GELU (BERT; GPT-2 and FNet with its tanh approximation), or gated.
+
+Gated: `activation(gate(x)) * up(x)`, with GELU in T5 v1.1 and SiLU in SwiGLU (Shazeer 2020, arXiv:2002.05202).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.config import FeedForwardKind, ModelConfig, Style
+from models.layers.factory import LayerFactory
+
+# gated_gelu: tanh is the approximation that T5 v1.1 was trained with
+ACTIVATIONS: dict[FeedForwardKind, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gated_gelu": partial(F.gelu, approximate="tanh"),
+    "swiglu": F.silu,
+}
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: ModelConfig, style: Style, factory: LayerFactory) -> None:
+        super().__init__()
+        std = config.std(config.d_model**-0.5)
+        self.activation = ACTIVATIONS[style.feed_forward]
+        self.dropout = config.dropout if config.drops_inside else 0.0
+        self.own_masks = factory.own_masks
+        self.gate: nn.Module | None = None
+        if style.gated:
+            self.gate = factory.column_linear(config.d_model, style.d_ff, std, style.bias)
+        self.up = factory.column_linear(config.d_model, style.d_ff, std, style.bias)
+        self.down = factory.row_linear(style.d_ff, config.d_model, config.std(style.d_ff**-0.5, residual=True), style.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, D) → (B, N, D)."""
+        inner = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
+        if self.training and self.dropout:
+            with self.own_masks():
+                inner = drop(inner, self.dropout, self.training)
+        return self.down(inner)
+
+
+def drop(x: Tensor, probability: float, training: bool) -> Tensor:
+    """Dropout that costs nothing where it is off, as it is in pretraining."""
+    return F.dropout(x, probability, training) if training and probability else x

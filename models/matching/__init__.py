@@ -1,0 +1,1 @@
+"""Models of equal parameters or equal FLOPs, for fair comparison."""

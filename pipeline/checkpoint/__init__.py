@@ -1,0 +1,1 @@
+"""Saving a run, resuming it, and changing its mesh."""

@@ -1,0 +1,45 @@
+"""A new run that begins at another's checkpoint: the decay of a stable WSD run, or a second try from before a spike."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import orjson
+
+from data_prep.files import atomic_write
+from pipeline.checkpoint.checkpoint import verify
+from pipeline.run_folder import LATEST, METRICS, checkpoints_of, find
+from pipeline.tracking.metrics import read_metrics
+
+
+def branch(parent: Path, output: Path, step: int | None = None) -> int:
+    """Give the new run folder `output` the parent's checkpoint (the latest, or that of `step`) and the metrics up to it.
+
+    Files are hard links where the file system allows, so that a branch costs no space. Returns the step. A second call for the
+    same output changes nothing. Raises ValueError where the parent has no such checkpoint.
+    """
+    checkpoint = find(parent, step)
+    begun = int(checkpoint.name.removeprefix("step_"))
+    folder = checkpoints_of(output)
+    if folder.is_dir():  # started before: it continues its own latest checkpoint
+        return begun
+    verify(checkpoint)
+    partial = output / ".branch.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(checkpoint, partial / checkpoint.name, copy_function=_link)
+    (partial / LATEST).write_text(checkpoint.name + "\n")
+    with atomic_write(output / METRICS) as file:
+        for row in read_metrics(parent / METRICS):
+            if row["step"] <= begun:
+                file.write(orjson.dumps(row) + b"\n")
+    partial.rename(folder)
+    return begun
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)

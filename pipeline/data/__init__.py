@@ -1,0 +1,1 @@
+"""Packed rows, their order, and the batches made from them."""

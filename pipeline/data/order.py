@@ -1,0 +1,74 @@
+"""The order of training data: from a global sample index to the row it reads, in constant time and no memory.
+
+Sample i passes over the skipped ranges, falls to a source of the blend as its j-th sample, and is row permute(j mod R) of that
+source's epoch j // R, for R rows: every row exactly once an epoch, in another order each epoch. Nothing here knows of ranks,
+batches or workers, so nothing there can change the order, and a run continues anywhere without replaying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.blend import Blend
+from pipeline.data.permutation import permute
+
+Ints = NDArray[np.int64]
+
+
+class SampleOrder:
+    """The order over sources of `num_rows` rows each, numbered one source after the other."""
+
+    def __init__(self, num_rows: Sequence[int], weights: Sequence[float], seed: int) -> None:
+        if not num_rows or min(num_rows) < 1:
+            raise ValueError("the training split holds no rows: prepare more text")
+        self.num_rows = np.array(num_rows, dtype=np.int64)
+        self.first_row = np.concatenate([[0], np.cumsum(self.num_rows)[:-1]])
+        self.blend, self.seed = Blend(weights), seed
+
+    def rows(self, samples: Ints) -> Ints:
+        """The row of each sample (B,)."""
+        sources, numbers = self.blend(samples)
+        epochs, places = np.divmod(numbers, self.num_rows[sources])
+        rows = np.empty_like(samples)
+        passes = epochs * len(self.num_rows) + sources
+        for number in np.unique(passes).tolist():
+            epoch, source = divmod(number, len(self.num_rows))
+            chosen = passes == number
+            # The first source is keyed as a single one is: adding another folder does not reshuffle it.
+            key = f"{self.seed}/{epoch}" + (f"/{source}" if source else "")
+            rows[chosen] = self.first_row[source] + permute(places[chosen], int(self.num_rows[source]), key)
+        return rows
+
+    def epoch_of(self, sample: int) -> Ints:
+        """How many whole epochs of each source lie before a sample (D,)."""
+        counted = self.blend.shares * (sample // self.blend.period)
+        rest = np.arange(sample - sample % self.blend.period, sample, dtype=np.int64)
+        counted = counted + np.bincount(self.blend(rest)[0], minlength=len(self.num_rows))
+        return counted // self.num_rows
+
+
+class Skipping:
+    """Consecutive samples with ranges left out: what diverged on them once need not meet them again."""
+
+    def __init__(self, ranges: Sequence[tuple[int, int]] = ()) -> None:
+        merged: list[list[int]] = []
+        for first, end in sorted(ranges):
+            if not 0 <= first < end:
+                raise ValueError(f"data.skip_ranges has [{first}, {end}]: give [first, end) in global samples, first below end")
+            if merged and first <= merged[-1][1]:
+                merged[-1][1] = max(merged[-1][1], end)
+            else:
+                merged.append([first, end])
+        self._ranges = merged
+
+    def take(self, position: int, offset: int, count: int) -> Ints:
+        """`count` samples that are not left out, `offset` such samples after `position`."""
+        samples = np.arange(position + offset, position + offset + count, dtype=np.int64)
+        for first, end in self._ranges:  # a few: people write them
+            first = max(first, position)
+            if end > first:
+                samples[samples >= first] += end - first
+        return samples

@@ -1,0 +1,175 @@
+"""Evaluating a checkpoint in one process, from its canonical weights alone, on exactly the rows that training validated on.
+
+Losses are nats per target token over all target tokens. Bits per byte is the same negative log-likelihood in bits over the
+UTF-8 bytes of the target text: it does not depend on the tokenizer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from data_prep.dataset.indexed_dataset import TokenFile
+from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer, start_id, token_byte_lengths
+from models.architectures.build import build_model
+from models.architectures.single_process import Piecewise
+from pipeline.config import RunConfig
+from pipeline.data.batches import PipelineBatch, Share, objective_of, open_rows, validation_batches
+from pipeline.eval.evaluation_sets import evaluation_sets
+from pipeline.eval.suffix_bpb import Score, score, yardstick_objective
+from pipeline.objectives.interface import VALIDATION_SEED, AnyBatch
+from pipeline.objectives.loss import losses_of
+from pipeline.run_folder import find, load_weights
+
+_COUNTED_AT_ONCE = 1 << 22
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results on the validation rows of a run."""
+
+    step: int
+    loss: float
+    """Nats per target token; an encoder alone adds those per row of telling the order of its segments."""
+    swapped_loss: float | None
+    """The same with every decoder reading the encoder input of another row: higher where the decoder uses the encoder. None for
+    models of one stack."""
+    unigram_loss: float
+    """Of the training split's token frequencies, on the same target tokens."""
+    bits_per_byte: float | None
+    """None for an encoder alone, whose targets are no text."""
+    target_tokens: int
+    target_bytes: int
+    order_loss: float | None = None
+    """What the loss of an encoder alone holds of telling the order of its segments, nats per row."""
+
+
+def load_model(run: Path, step: int | None = None) -> tuple[Piecewise, RunConfig, int]:
+    """The single-process model of a run's checkpoint (the latest by default), its configuration, and its step."""
+    config = RunConfig.load(run)
+    checkpoint = find(run, step)
+    model = build_model(config.model)
+    weights = load_weights(checkpoint)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    check_fits(model, shapes, f"{checkpoint} does not fit {run}/config.json")
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    return model.eval(), config, int(checkpoint.name.removeprefix("step_"))
+
+
+def check_fits(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], problem: str) -> None:
+    """Raise ValueError, beginning with `problem`, where the names or shapes of weights are not the model's."""
+    expected = model.state_dict()
+    missing, unexpected = sorted(expected.keys() - shapes.keys()), sorted(shapes.keys() - expected.keys())
+    if missing or unexpected:
+        raise ValueError(
+            f"{problem}: missing {missing[:3]}, unexpected {unexpected[:3]}; another architecture or number of layers"
+        )
+    for name, tensor in expected.items():
+        if tuple(tensor.shape) != shapes[name]:
+            raise ValueError(
+                f"{problem}: {name} is {shapes[name]} there, {tuple(tensor.shape)} by the model section; "
+                "give the model section that the weights were trained with"
+            )
+
+
+@torch.no_grad()
+def evaluate(run: Path, step: int | None = None) -> Evaluation:
+    """Evaluate a run's checkpoint on its validation rows. Raises ValueError where run, checkpoint or data are missing."""
+    model, config, found_step = load_model(run, step)
+    data = config.data
+    share = Share(config.train.micro_batch_size)
+    batches, num_targets = validation_batches(
+        open_rows(data, data.path, "val"), objective_of(config, VALIDATION_SEED), share, data.validation_rows
+    )
+    if num_targets == 0:
+        raise ValueError(f"the validation rows of {data.path} hold no target tokens: prepare more validation text")
+    byte_lengths = token_byte_lengths(load_tokenizer(run / TOKENIZER_FILE))
+    unigram = unigram_losses(TokenFile(data.path / "train").tokens, len(byte_lengths))
+    swap = _Swap(batches) if not (config.model.is_decoder_only or config.model.is_encoder_only) else None
+    sums: dict[int, tuple[float, int]] = {}  # of each loss: nats, places
+    swapped_nll = unigram_nll = 0.0
+    target_bytes = 0
+    for index, (inputs, labels) in enumerate(batches):
+        for number, (nll, weights) in enumerate(losses_of(model(model.inputs(inputs)), labels, model.factory)):
+            total, count = sums.get(number, (0.0, 0))
+            taken = weights > 0
+            sums[number] = total + float(nll[taken].double().sum()), count + int(taken.sum())
+        if swap is not None:
+            ((nll, weights),) = losses_of(model(model.inputs(swap(index, inputs))), labels, model.factory)
+            swapped_nll += float(nll[weights > 0].double().sum())
+        chosen = labels[0][labels[1] > 0].numpy()
+        unigram_nll += float(unigram[chosen].sum())
+        target_bytes += int(byte_lengths[chosen].sum())
+    return Evaluation(
+        step=found_step,
+        loss=sum(total / count for total, count in sums.values() if count),
+        swapped_loss=None if swap is None else swapped_nll / num_targets,
+        unigram_loss=unigram_nll / num_targets,
+        bits_per_byte=None if config.model.is_encoder_only else sums[0][0] / math.log(2) / target_bytes,
+        target_tokens=num_targets,
+        target_bytes=target_bytes,
+        order_loss=sums[1][0] / sums[1][1] if 1 in sums and sums[1][1] else None,
+    )
+
+
+@torch.no_grad()
+def evaluate_sources(
+    run: Path,
+    step: int | None = None,
+    *,
+    split: str = "val",
+    prefix_length: int | None = None,
+    suffix_length: int = 128,
+    rows_per_source: int = 256,
+) -> dict[str, Score]:
+    """The common yardstick on each source's fixed rows: suffixes given prefixes, whatever the run was trained on.
+
+    The prefix is as long as the run's encoder by default. Two runs compare where the lengths and the dataset folder are
+    the same. A GPU is used where there is one.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, config, _ = load_model(run, step)
+    model.to(device)
+    data, tokenizer = config.data, load_tokenizer(run / TOKENIZER_FILE)
+    prefix = data.encoder_length if prefix_length is None else prefix_length
+    objective = yardstick_objective(config.model.architecture, data.encoder_length, prefix, suffix_length, start_id(tokenizer))
+    sets = evaluation_sets(data.path, split, prefix + suffix_length, rows_per_source, shortest=prefix + 1)
+
+    def nll(batch: AnyBatch) -> NDArray[np.floating]:
+        inputs = model.inputs(tuple(torch.from_numpy(part).to(device) for part in batch.inputs))
+        targets = torch.from_numpy(batch.losses[0][0]).to(device)
+        return model.factory.cross_entropy(model(inputs), targets).cpu().numpy()
+
+    return score(sets, objective, nll, token_byte_lengths(tokenizer), config.train.micro_batch_size)
+
+
+def unigram_losses(tokens: NDArray[np.integer], vocab_size: int) -> NDArray[np.float64]:
+    """Negative log-likelihood in nats of each id (vocab_size,) under the frequencies of `tokens`, with one added to each."""
+    counts = np.ones(vocab_size, dtype=np.int64)
+    for start in range(0, len(tokens), _COUNTED_AT_ONCE):
+        counts += np.bincount(tokens[start : start + _COUNTED_AT_ONCE], minlength=vocab_size)
+    return -np.log(counts / counts.sum())
+
+
+class _Swap:
+    """Gives every row the encoder input of another one."""
+
+    def __init__(self, batches: list[PipelineBatch]) -> None:
+        self._ids, self._mask = (torch.cat([inputs[field] for inputs, _ in batches]) for field in (0, 1))
+        self._rows = len(batches[0][0][0])
+        used = self._mask.sum(1) > 0  # rows that fill up the last micro-batch have no text to lend
+        self._partner = torch.arange(len(used))
+        # far away: the next row often continues the same document
+        self._partner[used] = self._partner[used].roll(int(used.sum()) // 2)
+
+    def __call__(self, index: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The inputs of batch `index` with other encoder ids and masks."""
+        other = self._partner[index * self._rows : (index + 1) * self._rows]
+        return self._ids[other], self._mask[other], *inputs[2:]

@@ -1,0 +1,70 @@
+"""Where a model is cut into pipeline stages, and which of its parameters weight decay applies to: decided without any library.
+
+The planner and the command line ask the same questions as the engine, on machines without GPUs and before anything is started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from models.architectures.pieces import pieces
+from models.layers.factory import TorchLayers
+from pipeline.config import RunConfig
+from pipeline.planner.memory import _footprints, _limit
+
+
+class Cuttable(Protocol):
+    """What the cut looks at: a piece of the model, or its footprint."""
+
+    @property
+    def flops(self) -> float: ...
+
+    @property
+    def starts_stage(self) -> bool: ...
+
+
+def cut_stages(
+    model: Sequence[Cuttable], num_stages: int, fits: Callable[[int, int, int], bool] = lambda *_: True
+) -> list[int]:
+    """Bounds [0, …, len(model)] of the contiguous cut whose most expensive stage costs the fewest FLOPs.
+
+    A stage starts only at a piece that allows it; `fits(stage, begin, end)` says whether it may hold these pieces. Raises
+    ValueError where there are too few places to cut, or no cut fits.
+    """
+    starts = [0] + [index for index, piece in enumerate(model) if piece.starts_stage and index > 0]
+    if len(starts) < num_stages:
+        raise ValueError(f"mesh.pipeline_parallel {num_stages} exceeds the {len(starts)} places at which this model can be cut")
+    cost = [0.0]
+    for piece in model:
+        cost.append(cost[-1] + piece.flops)
+    ends = [*starts[1:], len(model)]
+    # best[k][j]: (largest stage cost, bounds) of the pieces before ends[j] in k + 1 stages
+    best: list[dict[int, tuple[float, list[int]]]] = [
+        {j: (cost[end], [0, end]) for j, end in enumerate(ends) if fits(0, 0, end)}
+    ]
+    for stage in range(1, num_stages):
+        row: dict[int, tuple[float, list[int]]] = {}
+        for j, end in enumerate(ends):
+            options = [
+                (max(largest, cost[end] - cost[bounds[-1]]), [*bounds, end])
+                for i, (largest, bounds) in best[-1].items()
+                if i < j and fits(stage, bounds[-1], end)
+            ]
+            if options:
+                row[j] = min(options)
+        best.append(row)
+    if len(ends) - 1 not in best[-1]:
+        raise ValueError(
+            f"no cut into mesh.pipeline_parallel {num_stages} stages keeps each within mesh.stage_memory_gb: raise either, "
+            "or lower train.micro_batch_size"
+        )
+    return best[-1][len(ends) - 1][1]
+
+
+def stage_bounds(config: RunConfig, data_parallel: int) -> list[int]:
+    """Where the pieces of a recipe's model are cut on its mesh. Raises ValueError where they cannot be."""
+    if config.mesh.stage_memory_gb is None:  # FLOPs are known without running the model on shapes
+        return cut_stages(pieces(config.model, TorchLayers(), config.data.lengths), config.mesh.pipeline_parallel)
+    model = _footprints(config)
+    return cut_stages(model, config.mesh.pipeline_parallel, _limit(config, model, data_parallel))

@@ -1,0 +1,1 @@
+"""Statistics of ladders: points, fits, intervals, multipliers. No training code."""

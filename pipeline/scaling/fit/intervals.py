@@ -1,0 +1,65 @@
+"""Intervals from bootstrap draws, and the refusal of draws of which too many failed.
+
+Shapes: B draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.scaling.fit.points import Floats
+
+MOST_FAILED = 0.05
+NUM_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval; a bound may be infinite."""
+
+    value: float
+    low: float
+    high: float
+
+    def exp(self) -> Interval:
+        """Of the exponential of what this is an interval of."""
+        return Interval(*(float(np.exp(bound)) for bound in (self.value, self.low, self.high)))
+
+
+def check_failures(sound: NDArray[np.bool_], what: str) -> None:
+    """Raise ValueError where over 5 % of the draws (B,) failed: what is left would be a choice of the well-behaved."""
+    failed = 1 - float(sound.mean())
+    if failed > MOST_FAILED:
+        raise ValueError(
+            f"{failed:.0%} of the bootstraps of {what} failed, over {MOST_FAILED:.0%}: the runs do not determine it; "
+            "add sizes, budgets or seeds"
+        )
+
+
+def percentile(value: float, draws: Floats) -> Interval:
+    """The middle 95 % of the draws; infinite draws count as larger than all others."""
+    low, high = _bounds(draws)
+    return Interval(value, low, high)
+
+
+def pivotal(value: float, draws: Floats, truth: float) -> Interval:
+    """The interval whose draws came from a known `truth`: what the method gets wrong there, noise and bias, is taken off."""
+    low, high = _bounds(draws - truth)
+    return Interval(value, value - high, value - low)
+
+
+def resampled_counts(num_runs: int, num_draws: int, generator: np.random.Generator) -> Floats:
+    """How often each run stands in each sample with replacement, (B, R): the weights of a bootstrap over cases.
+
+    Give both arms of a comparison the same counts, and it is paired.
+    """
+    return generator.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=num_draws).astype(np.float64)
+
+
+def _bounds(draws: Floats) -> tuple[float, float]:
+    # no interpolation: between a number and infinity there is none
+    low, high = np.quantile(draws, [0.025, 0.975], method="inverted_cdf")
+    return float(low), float(high)

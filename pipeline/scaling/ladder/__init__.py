@@ -1,0 +1,1 @@
+"""Compute-matched ladders: recipes, planned runs, learning rates, states."""

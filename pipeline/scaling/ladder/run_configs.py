@@ -1,0 +1,58 @@
+"""From a planned run to the `RunConfig` of each of its run folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.scaling.ladder.ladder import End, Ladder, PlannedRun
+
+_VALIDATIONS = 12
+"""In the course of a plateau: the loss curves of the report, and of approach 1."""
+_CHECKPOINTS = 8
+
+
+def sweep_folder(run: PlannedRun, rate: float) -> str:
+    """The name of one try's run folder."""
+    return f"{run.name}-lr{rate:.3g}"
+
+
+def run_config(ladder: Ladder, run: PlannedRun, end: End, rate: float, parent: str | None) -> RunConfig:
+    """Raises ValueError, naming the key, where the recipe's shared sections cannot be."""
+    recipe, size = ladder.recipe, ladder.recipe.sizes[run.size]
+    trunk = run.ends[-1]
+    train: dict[str, Any] = {
+        "checkpoint_every": max(1, trunk.steps // _CHECKPOINTS),
+        "validate_every": max(1, trunk.steps // _VALIDATIONS),
+        "log_every": max(1, trunk.steps // 200),
+        "keep_last": 1,
+        **recipe.train,
+        "steps": end.steps,
+        "global_batch_size": run.rows,
+        "micro_batch_size": size.micro_batch_size,
+        "seed": run.seed,
+        "checkpoint_steps": sorted({other.decay_begin for other in run.ends[:-1]}) if end is trunk else [],
+    }
+    optimizer = {
+        **recipe.optimizer,
+        "learning_rate": rate,
+        "schedule": "wsd",
+        "warmup_steps": run.warmup_steps,
+        "decay_begin": end.decay_begin,
+    }
+    return RunConfig.model_validate(
+        {
+            "model": run.model,
+            "data": {**recipe.data.model_dump(mode="json"), "objective": ladder.objective_of(run).model_dump(mode="json")},
+            "mesh": size.mesh.model_dump(mode="json"),
+            "train": train,
+            "optimizer": optimizer,
+            "tracking": {**recipe.tracking.model_dump(mode="json"), "parent_run": parent},
+        }
+    ).resolved()
+
+
+def runs_of(folder: Path) -> Path:
+    """Where a ladder's run folders lie."""
+    return folder / "runs"

@@ -1,0 +1,54 @@
+"""How far each run of a ladder is, read from its folders alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.eval.suffix_bpb import ALL, YARDSTICK, read_yardstick
+from pipeline.run_folder import METRICS, read_status
+from pipeline.scaling.ladder.ladder import Ladder, PlannedRun
+from pipeline.scaling.ladder.learning_rates import read_optimum
+from pipeline.scaling.ladder.run_configs import runs_of
+from pipeline.tracking.metrics import read_metrics
+
+State = Literal["complete", "started", "failed", "ready", "waiting"]
+
+
+@dataclass(frozen=True)
+class RunState:
+    run: PlannedRun
+    state: State
+    detail: str
+
+
+def state_of(folder: Path, ladder: Ladder, run: PlannedRun) -> RunState:
+    """waiting: for its sweeps. A failed run is one whose last start did not end well; the next start tries again."""
+    if run.phase == "sweep":
+        found = read_optimum(folder, run)
+        if found is not None:
+            return RunState(run, "complete", f"learning rate {found.rate:.3g} of {len(found.tries)} tries")
+        names = [path.name for path in runs_of(folder).glob(f"{run.name}-lr*")]
+        return _unfinished(folder, run, names, "ready")
+    names = [name for _, name in run.folders()]
+    if all((runs_of(folder) / name / YARDSTICK).is_file() for name in names):
+        bits = read_yardstick(runs_of(folder) / names[-1])[ALL]["bits_per_byte"]
+        return RunState(run, "complete", f"{bits:.4f} bits per byte at its largest budget")
+    return _unfinished(folder, run, names, "ready" if sweeps_done(folder, ladder, run) else "waiting")
+
+
+def sweeps_done(folder: Path, ladder: Ladder, run: PlannedRun) -> bool:
+    return all(read_optimum(folder, sweep) is not None for sweep in ladder.sweeps_of(run))
+
+
+def _unfinished(folder: Path, run: PlannedRun, names: list[str], otherwise: State) -> RunState:
+    for name in reversed(names):
+        path = runs_of(folder) / name
+        status = read_status(path)
+        if status is None:
+            continue
+        rows = read_metrics(path / METRICS)
+        where = f"{name}: {status}" + (f" at step {rows[-1]['step']:,}" if rows else "")
+        return RunState(run, "failed" if status == "failed" else "started", where)
+    return RunState(run, otherwise, "")

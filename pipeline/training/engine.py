@@ -1,0 +1,98 @@
+"""The model on its mesh with its optimizer, run by DeepSpeed's pipeline engine: one step in, one loss out."""
+
+from __future__ import annotations
+
+from contextlib import redirect_stdout
+from io import StringIO
+from typing import Any
+
+import deepspeed
+from deepspeed.runtime.pipe.schedule import OptimizerStep, ReduceGrads, ReduceTiedGrads
+from megatron.core import parallel_state
+from torch import Tensor
+
+from pipeline.config import RunConfig
+from pipeline.data.batches import PipelineBatch, Share
+from pipeline.distributed.batch_parallel_encoder import sum_partial_gradients
+from pipeline.distributed.mesh import Mesh
+from pipeline.distributed.pipeline_stages import Stages, initialize
+from pipeline.distributed.tensor_parallel import MegatronLayers
+from pipeline.objectives.loss import token_logits, weighted_loss
+from pipeline.optim.optimizer import RMSScaledAdamW, build_optimizer
+from pipeline.optim.skip_step import SpikeGuard, StepGuard, StepResult
+from pipeline.optim.zero_fragments import fragments, mean_squares
+from pipeline.planner.partition import stage_bounds
+from pipeline.run_folder import load_weights
+from pipeline.training.deepspeed_config import deepspeed_config
+
+
+class Engine:
+    """The model on its mesh with its optimizer: one step in, one loss out."""
+
+    def __init__(self, config: RunConfig, mesh: Mesh) -> None:
+        self.config, self.mesh = config, mesh
+        self.accumulation_steps = config.train.accumulation_steps(mesh.data_parallel)
+        self.share = Share(config.train.micro_batch_size, mesh.data_parallel, mesh.data_rank)
+        settings = deepspeed_config(config, mesh.data_parallel)
+        with redirect_stdout(StringIO()):  # DeepSpeed prints its plans there
+            loss = weighted_loss(MegatronLayers())
+            bounds = stage_bounds(config, mesh.data_parallel)
+            train = config.train
+            self.stages = Stages(config.model, config.data.lengths, mesh, loss, train.micro_batch_size, train.recompute, bounds)
+            given = None if train.initial_weights is None else load_weights(train.initial_weights)
+            initialize(self.stages, mesh, train.seed, given)
+            del given
+            optimizer = build_optimizer(self.stages.canonical_parameters(), config.optimizer)
+            self.deepspeed, *_ = deepspeed.initialize(model=self.stages, optimizer=optimizer, config=settings)
+        self.fragments = fragments(self.deepspeed, self.stages)
+        if isinstance(optimizer, RMSScaledAdamW):
+            optimizer.bind(self.fragments, *mean_squares(self.deepspeed, self.stages, self.fragments))
+        self.partial_gradients = self.stages.partial_gradient_parameters()
+        self._extend_schedule()
+
+    def train_step(self, batches: list[PipelineBatch], rate: float, skip: bool = False) -> StepResult:
+        """One update, or where the guards (or `skip`) say so, its loss without the update."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = rate
+        self.guard.asked = skip
+        self.deepspeed.train_batch(iter(self._on_device(batches)))
+        return self.guard.result
+
+    def _extend_schedule(self) -> None:
+        """Partial gradients are summed over the tensor group before any are reduced, and guards stand before the optimizer."""
+        instructions = self.deepspeed._INSTRUCTION_MAP
+        group = parallel_state.get_tensor_model_parallel_group()
+
+        def reduce(engine: Any) -> None:
+            sum_partial_gradients(self.partial_gradients, group)
+            instructions[ReduceTiedGrads](engine)
+
+        train = self.config.train
+        spikes = SpikeGuard(train.spike_sigma, train.spike_window)
+        clip = self.config.optimizer.clip
+        self.guard = StepGuard(self.deepspeed, self.stages, self.mesh, spikes, clip, instructions[OptimizerStep])
+        # a map of this engine's own: the class's is shared by all engines of the process
+        self.deepspeed._INSTRUCTION_MAP = {
+            **instructions,
+            ReduceTiedGrads: reduce,
+            OptimizerStep: lambda engine: self.guard(engine),
+        }
+        if self.mesh.data_parallel == 1 and not self.deepspeed.zero_optimization():
+            # no replica to reduce with: DeepSpeed would flatten all gradients, send them to itself and copy them back
+            self.deepspeed._INSTRUCTION_MAP[ReduceGrads] = lambda engine: None
+
+    def evaluate(self, batches: list[PipelineBatch]) -> float:
+        """Loss in nats per target token over micro-batches of the training shape."""
+        return float(self.deepspeed.eval_batch(iter(self._on_device(batches)), num_micro_batches=len(batches)))
+
+    def logits(self, batch: PipelineBatch) -> Tensor | None:
+        """Logits (B, M, V / t) of one micro-batch of the training shape: on the last stage's ranks, None on others."""
+        batches = iter(self._on_device([batch]))
+        _, outputs = self.deepspeed.eval_batch(batches, return_logits=True, num_micro_batches=1)
+        return None if outputs is None else token_logits(outputs)
+
+    def _on_device(self, batches: list[PipelineBatch]) -> list[PipelineBatch]:
+        def move(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(tensor.to(self.mesh.device, non_blocking=True) for tensor in tensors)
+
+        return [(move(inputs), move(labels)) for inputs, labels in batches]

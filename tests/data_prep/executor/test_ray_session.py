@@ -1,0 +1,122 @@
+"""Ray started for real in a process of its own: what it leaves behind, and what its workers see."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_prep.executor.ray_session import _refuse_silence
+from data_prep.executor.workers import Call, DiskFullError, WorkerError, WorkerPool
+
+_PROGRAM = """
+import os, ray, signal, subprocess
+from data_prep.ray_session import ray_session
+from data_prep.ray_session import _refuse_silence
+from data_prep.workers import Call, WorkerPool
+from data_prep.files import sha256_file
+
+before = dict(os.environ)
+with ray_session(1):
+    assert os.getcwd() == {folder!r}
+    workers = ray.remote(lambda: (os.environ["PYTHONSAFEPATH"], __import__("sys").path))
+    safe, path = ray.get(workers.remote())
+    assert safe == "1" and {folder!r} not in path, path
+    with WorkerPool(1) as pool:
+        print(list(pool.map([Call(sha256_file, ({file!r},), 'hash')]))[0][1])
+    children = {{line.split()[0] for line in subprocess.check_output(
+        ["ps", "--ppid", str(os.getpid()), "-o", "pid="], text=True).split()}}
+assert dict(os.environ) == before, set(os.environ) ^ set(before)
+assert not ray.is_initialized()
+assert not [child for child in children if os.path.exists(f"/proc/{{child}}/exe")], children
+"""
+
+
+def test_a_session_leaves_nothing_and_its_workers_find_our_package(tmp_path: Path) -> None:
+    shadow = tmp_path / "data_prep"
+    shadow.mkdir()
+    (shadow / "__init__.py").write_text("raise ImportError('not ours')")
+    file = tmp_path / "file"
+    file.write_bytes(b"abc")
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    result = subprocess.run(
+        [sys.executable, "-c", _PROGRAM.format(folder=str(tmp_path), file=str(file))],
+        cwd=tmp_path,
+        env={**environment, "HOME": str(home), "PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert not list(home.iterdir())
+
+
+def _results(function: Callable[..., object], argument: object, pool: WorkerPool) -> list[object]:
+    return [result for _, result in pool.map([Call(function, (argument,), str(argument))])]
+
+
+@pytest.mark.usefixtures("ray")
+def test_an_error_on_a_worker_names_the_argument(tmp_path: Path) -> None:
+    from data_prep.files import sha256_file
+
+    with WorkerPool(1) as pool, pytest.raises(WorkerError, match=r"missing: FileNotFoundError"):
+        _results(sha256_file, tmp_path / "missing", pool)
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_full_disk_has_its_own_error(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        Path("/dev/full").write_bytes(b"x")
+
+    with WorkerPool(1) as pool, pytest.raises(DiskFullError, match="No space left"):
+        _results(write, tmp_path, pool)
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_is_named(tmp_path: Path) -> None:
+    def die_unless(file: Path) -> str:
+        import os
+        import signal
+
+        if not file.exists():
+            file.with_suffix(".seen").touch()
+            if file.name == "once":
+                file.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return file.name
+
+    started: list[Call] = []
+    with WorkerPool(1, on_start=started.append) as pool:
+        assert _results(die_unless, tmp_path / "once", pool) == ["once"]
+        assert len(started) == 2
+        assert (tmp_path / "once.seen").exists()
+        with pytest.raises(WorkerError, match=r"always: its worker died 3 times.*fewer workers"):
+            _results(die_unless, tmp_path / "always", pool)
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_worker_that_holds_much_memory_is_recycled(tmp_path: Path) -> None:
+    def hoard(size: int) -> int:
+        import builtins
+        import os
+
+        builtins.hoard = b"x" * size  # type: ignore[attr-defined]
+        return os.getpid()
+
+    with WorkerPool(1, max_worker_bytes=400_000_000) as pool:
+        small, large, after = (_results(hoard, size, pool)[0] for size in (1, 500_000_000, 1))
+        assert small == large
+        assert after != large
+        assert pool.num_recycled == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"), [("nonsense", "not HOST:PORT"), ("127.0.0.1:9", "no Ray cluster answers there")]
+)
+def test_an_address_where_nobody_answers_is_refused_at_once(address: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        _refuse_silence(address)

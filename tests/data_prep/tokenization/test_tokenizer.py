@@ -1,0 +1,105 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+
+from data_prep.tokenization.tokenizer import (
+    TokenizerError,
+    eos_id,
+    load_tokenizer,
+    num_ids,
+    padded_vocab_size,
+    token_byte_lengths,
+    train_tokenizer,
+)
+
+# Characters of 1 to 4 bytes, spaces and specials in one place: what round trips usually fail on.
+_TEXT = st.lists(st.one_of(st.text(max_size=20), st.sampled_from(["</s>", "<extra_id_0>", "<pad>", "  ", "\r\n", "🙂"])))
+
+
+def test_ids_of_ours(tokenizer: Tokenizer) -> None:
+    assert tokenizer.get_vocab_size() == num_ids(tokenizer) == 600
+    assert [tokenizer.id_to_token(token) for token in (0, 1, 2)] == ["<pad>", "</s>", "<unk>"]
+    assert [tokenizer.id_to_token(500 + i) for i in range(100)] == [f"<extra_id_{99 - i}>" for i in range(100)]
+    assert eos_id(tokenizer) == 1
+
+
+def test_training_is_the_same_in_another_process_with_another_number_of_threads() -> None:
+    program = (
+        "import hashlib; from data_prep.tokenization.tokenizer import train_tokenizer\n"
+        "texts = [f'{i % 7} cat{i % 13} dog{i % 11}s ran {i * i % 97}' for i in range(3000)]\n"
+        "print(hashlib.sha256(train_tokenizer(texts, 500).to_str().encode()).hexdigest())"
+    )
+    hashes = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed, threads in (("1", "1"), ("2", "2"), ("3", "4"))
+    }
+    assert len(hashes) == 1
+
+
+def test_a_vocabulary_without_room_is_refused() -> None:
+    with pytest.raises(TokenizerError, match=r"358 is too small.*359"):
+        train_tokenizer(["a"], 358)
+
+
+@given(_TEXT)
+def test_round_trip_and_bytes_and_no_specials_from_text(tokenizer: Tokenizer, parts: list[str]) -> None:
+    text = "".join(parts)
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert token_byte_lengths(tokenizer)[ids].sum() == len(text.encode())
+    assert all(3 <= token < 500 for token in ids)
+
+
+def test_a_loaded_tokenizer_takes_no_special_from_text(tokenizer: Tokenizer, tokenizer_file: Path) -> None:
+    loaded = load_tokenizer(tokenizer_file)
+    text = "end </s> of <extra_id_0><pad>"
+    assert loaded.encode(text).ids == tokenizer.encode(text).ids
+    assert loaded.decode(loaded.encode(text).ids) == text
+    assert not {0, 1, 599} & set(loaded.encode(text).ids)
+
+
+def test_a_loaded_tokenizer_cuts_and_pads_nothing(tokenizer_file: Path, tmp_path: Path) -> None:
+    cutting = Tokenizer.from_file(str(tokenizer_file))
+    cutting.enable_truncation(4)
+    cutting.enable_padding(length=8)
+    cutting.save(str(tmp_path / "cutting.json"))
+    text = "the quick brown fox jumps over the lazy dog, twice"
+    assert load_tokenizer(tmp_path / "cutting.json").encode(text).ids == load_tokenizer(tokenizer_file).encode(text).ids
+
+
+def test_gpt2(test_data: Path) -> None:
+    tokenizer = load_tokenizer(test_data / "tokenizers" / "gpt2.json")
+    assert eos_id(tokenizer) == 50256
+    assert padded_vocab_size(num_ids(tokenizer)) == 50304  # as Megatron pads it
+    assert len(tokenizer.encode("<|endoftext|>").ids) == 7
+    lengths = token_byte_lengths(tokenizer)
+    assert lengths.dtype == np.int32
+    assert lengths[50256] == 0
+    text = "naïve café 東京 🙂\r\n\u2028 <|endoftext|>"
+    assert lengths[tokenizer.encode(text).ids].sum() == len(text.encode())
+
+
+def test_faults_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"none\.json.*fnet-t5 tokenizer train"):
+        load_tokenizer(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(TokenizerError, match=r"bad\.json.*not a Hugging Face tokenizer\.json"):
+        load_tokenizer(tmp_path / "bad.json")
+    word_level = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    with pytest.raises(TokenizerError, match=r"none of </s>, <\|endoftext\|>, \[SEP\]; add one"):
+        eos_id(word_level)
+    with pytest.raises(TokenizerError, match="byte-level"):
+        token_byte_lengths(word_level)

@@ -1,0 +1,334 @@
+"""Run by 4 (then 2, then 1) processes: checkpoints across meshes, guards, agreement and memory, many in one process start.
+
+    mesh_worker.py OUTPUT reshard     4 processes: train, save, continue on every mesh; fewer: continue what 4 have saved
+    mesh_worker.py OUTPUT guard       hurt a step, a copy and the data's order; measure bytes
+
+Writes OUTPUT/<what>_<processes>.json.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+from megatron.core import parallel_state
+
+from pipeline.checkpoint import checkpoint as checkpoints
+from pipeline.checkpoint.checkpoint import Position
+from pipeline.config import RunConfig
+from pipeline.distributed.consistency import check_agreement
+from pipeline.distributed.mesh import Mesh, join
+from pipeline.distributed.rng import seed_dropout
+from pipeline.optim.zero_fragments import inner_optimizer
+from pipeline.planner.hardware import gpu
+from pipeline.planner.plan import make_plan
+from pipeline.tracking.metrics import Counters
+from pipeline.training.engine import Engine
+
+spec = importlib.util.spec_from_file_location("parity_worker", Path(__file__).with_name("parity_worker.py"))
+assert spec is not None
+assert spec.loader is not None
+worker = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(worker)
+
+SAVED_AT, STEPS = 3, 6
+MESHES = {4: [(2, 2), (4, 1), (1, 2), (1, 1), (2, 1), (1, 4)], 2: [(1, 1), (2, 1), (1, 2)], 1: [(1, 1)]}
+SETTINGS = {
+    "fp32": {"optimizer": {"name": "adamw_rms", "learning_rate": 0.02}},
+    "bf16": {"optimizer": {}, "precision": "bf16"},
+}
+
+
+def build(
+    setting: str, tensor: int, pipeline: int, model: dict[str, Any] | None = None, **train: Any
+) -> tuple[Engine, RunConfig, Mesh]:
+    plan = SETTINGS[setting]
+    config = worker.run_config({"tensor": tensor, "pipeline": pipeline, "model": model or {}, **plan})
+    values = config.model_dump()
+    values["train"].update(precision=plan.get("precision", "fp32"), **train)
+    config = RunConfig.model_validate(values)
+    mesh = join(config.mesh)
+    return Engine(config, mesh), config, mesh
+
+
+def steps(engine: Engine, config: RunConfig, first: int, last: int) -> list[float]:
+    return [
+        engine.train_step(worker.micro_batches(step, engine.share), config.optimizer.learning_rate).loss
+        for step in range(first, last + 1)
+    ]
+
+
+def bits(engine: Engine) -> list[torch.Tensor]:
+    """Weights and optimizer state of this rank."""
+    states = inner_optimizer(engine.deepspeed).state
+    values = [parameter.detach().clone() for parameter in engine.stages.parameters()]
+    values += [piece.master.clone() for piece in engine.fragments]
+    for flat in sorted(states, key=lambda flat: flat.numel()):
+        values += [states[flat][name].clone() for name in ("step", "exp_avg", "exp_avg_sq") if name in states[flat]]
+    return values
+
+
+def save(run: Path, engine: Engine, mesh: Mesh) -> None:
+    position = Position(SAVED_AT, 3, "data", Counters(), checkpoints.mesh_shape(mesh), engine.guard.spikes.state())
+    checkpoints.save(run, engine, position, worker.micro_batches(1000, engine.share)[0])
+
+
+def resharding(output: Path, world_size: int, results: dict[str, Any]) -> None:
+    for setting in SETTINGS:
+        run = output / setting
+        checkpoint = checkpoints.checkpoints_of(run) / "step_00000003"
+        if world_size == 4:
+            engine, config, mesh = build(setting, 2, 2)
+            steps(engine, config, 1, SAVED_AT)
+            (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+            save(run, engine, mesh)
+            saved = bits(engine)
+            results[f"{setting}_straight"] = steps(engine, config, SAVED_AT + 1, STEPS)
+        for tensor, pipeline in MESHES[world_size]:
+            engine, config, mesh = build(setting, tensor, pipeline)
+            checkpoints.load_state(checkpoint, engine, worker.micro_batches(1000, engine.share)[0])
+            name = f"{setting}_{tensor}_{pipeline}_{mesh.data_parallel}"
+            if world_size == 4 and (tensor, pipeline) == (2, 2):
+                same = all(torch.equal(a, b) for a, b in zip(bits(engine), saved, strict=True))
+                results[f"{setting}_bit_equal"] = not mesh.any(not same)[0]
+            results[name] = steps(engine, config, SAVED_AT + 1, STEPS)
+
+
+def guarding(results: dict[str, Any]) -> None:
+    for setting, bad_rank in (("fp32", 3), ("bf16", 2)):
+        engine, config, mesh = build(setting, 1, 2, spike_window=6)
+        steps(engine, config, 1, 4)
+        before = bits(engine)
+        found = {}
+        for name, value in (("nan_gradient", math.nan), ("infinite_gradient", math.inf), ("spike", 1e4)):
+            batches = worker.micro_batches(5, engine.share)
+            if mesh.rank == bad_rank:  # of one replica's last stage: its labels carry the weights of the loss
+                batches[-1][1][1].mul_(value)
+            result = engine.train_step(batches, config.optimizer.learning_rate)
+            same = all(torch.equal(a, b) for a, b in zip(before, bits(engine), strict=True))
+            found[name] = {"skipped": result.skipped, "bit_equal": not mesh.any(not same)[0]}
+        asked = engine.train_step(worker.micro_batches(5, engine.share), config.optimizer.learning_rate, skip=True)
+        same = all(torch.equal(a, b) for a, b in zip(before, bits(engine), strict=True))
+        found["asked"] = {"skipped": asked.skipped, "bit_equal": not mesh.any(not same)[0]}
+        taken = engine.train_step(worker.micro_batches(6, engine.share), config.optimizer.learning_rate)
+        changed = any(not torch.equal(a, b) for a, b in zip(before, bits(engine), strict=True))
+        found["next"] = {"skipped": taken.skipped, "bit_equal": not changed}
+        # what would have come of it without the steps that were skipped
+        other, config, _ = build(setting, 1, 2, spike_sigma=0)
+        steps(other, config, 1, 4)
+        loss = steps(other, config, 6, 6)[0]
+        found["next_loss_equal"] = taken.loss == loss
+        results[f"guards_{setting}"] = found
+
+
+def agreeing(results: dict[str, Any]) -> None:
+    engine, _, mesh = build("fp32", 2, 1)
+    rows = np.arange(8)
+    named = {entry.name: entry.parameter for entry in engine.stages.canonical_parameters()}
+    norm = named["encoder.layers.0.mixing_norm.weight"]
+    embedding = engine.stages.tied_modules["embedding"].module.weight
+
+    def complaint(samples: Any) -> str:
+        try:
+            check_agreement(engine.stages, mesh, samples)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    results["agreement_clean"] = complaint(rows)
+    results["agreement_data"] = complaint(rows + (mesh.rank == 1))
+    for name, parameter in (("replicated", norm), ("replica", embedding)):
+        kept = parameter.detach().clone()
+        if mesh.rank == 1:
+            with torch.no_grad():
+                parameter.view(-1).view(torch.int32)[0] ^= 1  # the last bit
+        results[f"agreement_{name}"] = complaint(rows)
+        with torch.no_grad():
+            parameter.copy_(kept)
+    engine, _, mesh = build("fp32", 1, 2)
+    if mesh.pipeline_rank == 1:
+        with torch.no_grad():
+            engine.stages.tied_modules["embedding"].module.weight.view(-1).view(torch.int32)[0] ^= 1
+    results["agreement_tied"] = complaint(rows)
+
+
+def dropping(results: dict[str, Any]) -> None:
+    """Masks on a tensor group: of a replicated tensor the same, of a sharded one each rank's own."""
+    engine, config, mesh = build("fp32", 2, 1, {"dropout": 0.3})
+    for step in (1, 2, 3):
+        seed_dropout(config.train.seed, step, mesh)
+        steps(engine, config, step, step)
+    check_agreement(engine.stages, mesh, np.arange(8))  # replicated weights that saw other masks would have drifted
+    seen: dict[str, torch.Tensor] = {}
+    (layer,) = [module for module in engine.stages.modules() if type(module).__name__ == "DecoderLayer"][:1]
+    hooks = [
+        layer.feed_forward.down.register_forward_pre_hook(lambda _, inputs: seen.update(sharded=inputs[0].detach() == 0)),
+        layer.register_forward_hook(lambda *arguments: seen.update(replicated=arguments[2].detach().clone())),
+    ]
+    seed_dropout(config.train.seed, 4, mesh)
+    steps(engine, config, 4, 4)
+    for hook in hooks:
+        hook.remove()
+    group = parallel_state.get_tensor_model_parallel_group()
+    for name, tensor in seen.items():
+        both = [torch.empty_like(tensor) for _ in range(2)]
+        torch.distributed.all_gather(both, tensor.contiguous(), group=group)
+        results[f"dropout_{name}"] = torch.equal(*both)
+    results["dropout_share"] = float(seen["sharded"].float().mean())
+
+
+def measuring(results: dict[str, Any]) -> None:
+    """Bytes that this rank really holds beside those planned for its stage."""
+    for setting, tensor, pipeline in (("fp32", 2, 2), ("fp32", 1, 2), ("bf16", 2, 1), ("bf16", 1, 2)):
+        engine, config, mesh = build(setting, tensor, pipeline)
+        steps(engine, config, 1, 1)
+        stage = make_plan(config, mesh.data_parallel, gpu("h100")).stages[mesh.pipeline_rank]
+        optimizer = engine.deepspeed.optimizer
+        storages = {p.untyped_storage()._cdata: p.untyped_storage().nbytes() for p in engine.stages.parameters()}
+        inner = inner_optimizer(engine.deepspeed)
+        states = [value for state in inner.state.values() for value in state.values() if value.ndim]
+        masters = [flat for group in inner.param_groups for flat in group["params"]]
+        record = {
+            "weights": [sum(storages.values()), stage.weight_bytes],
+            "optimizer": [sum(t.numel() * t.element_size() for t in states + masters), stage.optimizer_bytes],
+        }
+        if setting == "bf16":
+            flats = optimizer.fp32_groups_gradients_flat
+            record["gradients"] = [sum(t.numel() * t.element_size() for t in flats), stage.gradient_bytes]
+        records: list[Any] = [None] * mesh.world_size
+        torch.distributed.all_gather_object(records, record)
+        results[f"memory_{setting}_{tensor}_{pipeline}"] = records
+
+
+class Sent:
+    """Bytes that this rank sends, by kind of group ("tensor", "data", "pipeline"), counted as ring algorithms send them."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.bytes = {"tensor": 0.0, "data": 0.0, "pipeline": 0.0, "other": 0.0}
+        self.kinds = {
+            tuple(torch.distributed.get_process_group_ranks(group())): kind
+            for kind, group in (
+                ("data", parallel_state.get_data_parallel_group),
+                ("tensor", parallel_state.get_tensor_model_parallel_group),
+            )
+            if group().size() > 1
+        }
+
+    def __enter__(self) -> Sent:
+        ring = {
+            "all_reduce": lambda size, n: 2 * (n - 1) / n * size,
+            "all_gather_into_tensor": lambda size, n: (n - 1) / n * size,
+            "reduce_scatter_tensor": lambda size, n: (n - 1) * size,  # the size is that of its output
+            "send": lambda size, n: size,
+        }
+        owners = [(torch.distributed, name) for name in ring]
+        owners.append((deepspeed.comm, "all_gather_into_tensor"))  # which has taken PyTorch's function for itself
+        self.originals = [(owner, name, getattr(owner, name)) for owner, name in owners]
+        for owner, name, original in self.originals:
+            setattr(owner, name, self._counted(original, ring[name], "pipeline" if name == "send" else None))
+        return self
+
+    def _counted(self, original: Any, cost: Any, kind: str | None) -> Any:
+        def call(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+            groups = [value for value in (*arguments, *options.values()) if isinstance(value, torch.distributed.ProcessGroup)]
+            ranks = tuple(torch.distributed.get_process_group_ranks(groups[0] if groups else None))
+            size = tensor.numel() * tensor.element_size()
+            self.bytes[kind or self.kinds.get(ranks, "other")] += cost(size, len(ranks))
+            return original(tensor, *arguments, **options)
+
+        return call
+
+    def __exit__(self, *ignored: Any) -> None:
+        for owner, name, original in self.originals:
+            setattr(owner, name, original)
+
+
+def sending(results: dict[str, Any]) -> None:
+    """Bytes that each rank really sends in a step, beside those planned."""
+    cases = [(precision, *mesh, False) for precision in ("fp32", "bf16") for mesh in MESHES[4][:4]] + [("fp32", 2, 2, True)]
+    for precision, tensor, pipeline, recompute in cases:
+        data = 4 // tensor // pipeline
+        settings = {"tensor": tensor, "pipeline": pipeline, "precision": precision, "recompute": recompute}
+        settings["micro_batch"] = 2 if tensor < 4 else 4
+        config = worker.run_config(settings)
+        mesh = join(config.mesh)
+        engine = Engine(config, mesh)
+        steps(engine, config, 1, 1)
+        with Sent(mesh) as sent:
+            steps(engine, config, 2, 2)
+        plan = make_plan(config, data, gpu("h100"))
+        records: list[Any] = [None] * mesh.world_size
+        torch.distributed.all_gather_object(records, sent.bytes)
+        planned = {"tensor": plan.tensor_bytes, "data": plan.data_bytes, "pipeline": plan.pipeline_bytes}
+        results[f"sent_{precision}_{tensor}_{pipeline}" + "_recompute" * recompute] = {"ranks": records, "planned": planned}
+
+
+ACTIVATIONS = {
+    "short": {"lengths": (64, 32), "model": {"num_attention_layers": 1}},
+    "long": {"lengths": (160, 16), "model": {"d_ff": 256}},
+    "t5": {"lengths": (48, 48), "model": {"architecture": "t5"}},
+}
+
+
+def saving(results: dict[str, Any]) -> None:
+    """Bytes that autograd really saves on each rank for one micro-batch in flight, beside those planned."""
+    for shape, plan in ACTIVATIONS.items():
+        for tensor, pipeline in MESHES[4][:4]:
+            data = 4 // tensor // pipeline
+            settings = {"tensor": tensor, "pipeline": pipeline, "micro_batch": worker.GLOBAL_BATCH // data, **plan}
+            config, task = worker.run_config(settings), worker.objective(settings)
+            mesh = join(config.mesh)
+            engine = Engine(config, mesh)
+            own = {parameter.untyped_storage().data_ptr() for parameter in engine.stages.parameters()}
+            saved: dict[int, Any] = {}
+
+            def pack(tensor: torch.Tensor, own: set[int] = own, saved: dict[int, Any] = saved) -> torch.Tensor:
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in own:
+                    saved[storage.data_ptr()] = storage  # held, so that no other storage takes its place
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                engine.train_step(worker.micro_batches(1, engine.share, task), 0.001)
+            measured = sum(storage.nbytes() for storage in saved.values())
+            if mesh.pipeline_rank == pipeline - 1:  # the engine keeps the logits, which autograd does not know of
+                vocabulary = config.model.padded_vocab_size // tensor
+                measured += 4 * config.train.micro_batch_size * config.data.decoder_length * vocabulary
+            stage = make_plan(config, data, gpu("h100")).stages[mesh.pipeline_rank]
+            records: list[Any] = [None] * mesh.world_size
+            torch.distributed.all_gather_object(records, [measured, stage.activation_bytes])
+            results[f"activations_{shape}_{tensor}_{pipeline}"] = records
+
+
+def main() -> None:
+    output = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    worker.share_groups()
+    world_size = int(os.environ["WORLD_SIZE"])
+    results: dict[str, Any] = {}
+    if sys.argv[2] == "reshard":
+        resharding(output, world_size, results)
+    else:
+        guarding(results)
+        agreeing(results)
+        dropping(results)
+        measuring(results)
+        saving(results)
+        sending(results)
+    if torch.distributed.get_rank() == 0:
+        (output / f"{sys.argv[2]}_{world_size}.json").write_text(json.dumps(results))
+    torch.distributed.barrier()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

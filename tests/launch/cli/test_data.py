@@ -1,0 +1,151 @@
+"""The commands of data: preparing, looking, checking, merging."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Command = Callable[..., int]
+ErrorLine = Callable[[], str]
+
+
+def test_prepare_made_what_was_asked_for(prepared: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sorted(path.name for path in prepared.glob("*.npy")) == [
+        f"{split}.{name}.npy" for split in ("train", "val") for name in ("rows_64", "rows_640", "sources")
+    ]
+    assert command("data", "stats", prepared) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "Songs 30",
+        "Tales 30",
+        "all 60",
+        "640 tokens val",
+        "420 ids",
+        "Rejected: nothing",
+        "Made by: fnet-t5 prepare --input",
+    ):
+        assert text in shown
+
+
+def test_inspect_shows_the_text(prepared: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("data", "inspect", prepared, "--split", "val", "--rows", 2, "--row-length", 64) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("tokens") >= 2
+    assert "of a king and of the sea" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--split", "vall"), "has no split 'vall': it has train, val"),
+        (("--row-length", 7), "has no rows of 7 tokens: it has 64, 640"),
+    ],
+)
+def test_inspect_names_what_there_is(
+    arguments: tuple[object, ...], expected: str, prepared: Path, command: Command, error_line: ErrorLine
+) -> None:
+    assert command("data", "inspect", prepared, *arguments) == 1
+    assert error_line().endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("objective", "arguments", "expected"),
+    [
+        ("prefix_lm", (), "64 encoder and 128 decoder positions and 128 targets (0.333, 0.667 and 0.667 a raw token)"),
+        ("span_corruption", ("noise_density=0.5", "repeat_sentinels=true"), "<extra_id_0>"),
+        ("text_infilling", (), "the stream (no rows of this length are packed)"),
+        ("ul2", ("mode_tokens=false",), "decoder:"),
+        ("masked_lm", (), "[MASK]"),
+        ("causal_lm", ("--decoder-length", 576), "causal_lm on packed rows: 640 raw tokens"),
+        ("span_corruption", ("--architecture", "gpt2"), "writes: <extra_id_0>"),
+    ],
+)
+def test_inspect_shows_what_a_model_reads_and_writes(
+    objective: str,
+    arguments: tuple[object, ...],
+    expected: str,
+    prepared: Path,
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "4000")
+    options = ("--objective", objective, "--encoder-length", 64, "--rows", 2)
+    assert command("data", "inspect", prepared, *arguments, *options) == 0
+    shown = capsys.readouterr().out
+    assert expected in shown
+    assert "king" in shown
+
+
+def test_inspect_shows_spans_in_colours(
+    prepared: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first sentinel in bright red (SGR 91) on both sides, as its span."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "4000")
+    assert command("data", "inspect", prepared, "--objective", "span_corruption", "--encoder-length", 64, "--rows", 1) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("\x1b[1;91m<extra_id_0>") == 2
+    assert "\x1b[91m" in shown.partition("decoder:")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--objective", "span_coruption"), "(did you mean span_corruption?)"),
+        (("noise_densty=0.5", "--objective", "span_corruption"), "did you mean objective.noise_density?"),
+        (("noise_density=0.5",), "noise_density=0.5 are settings of an objective: give --objective too"),
+        (
+            ("--objective", "causal_lm", "--architecture", "t5"),
+            "take prefix_lm, span_corruption, text_infilling, ul2 or mixture",
+        ),
+    ],
+)
+def test_inspect_refuses_what_is_no_objective(
+    arguments: tuple[object, ...], expected: str, prepared: Path, command: Command, error_line: ErrorLine
+) -> None:
+    assert command("data", "inspect", prepared, *arguments) == 1
+    assert error_line().endswith(expected)
+
+
+def test_verify_finds_a_changed_byte(
+    prepared: Path, command: Command, capsys: pytest.CaptureFixture[str], error_line: ErrorLine
+) -> None:
+    assert command("data", "verify", prepared) == 0
+    assert "all as they were written" in capsys.readouterr().out
+    file = prepared / "val.bin"
+    good = file.read_bytes()
+    try:
+        file.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+        assert command("data", "verify", prepared) == 1
+        assert error_line() == f"error: {file}: its bytes changed since it was written"
+    finally:
+        file.write_bytes(good)
+
+
+def test_prepare_without_input_says_which_option(command: Command, error_line: ErrorLine, tmp_path: Path) -> None:
+    assert command("prepare", "--output", tmp_path / "x") == 1
+    assert error_line() == "error: the command line: input is missing; give --input, or input=VALUE"
+
+
+def test_tokenizer_train_writes_a_tokenizer(prepared: Path, command: Command, error_line: ErrorLine, tmp_path: Path) -> None:
+    from data_prep.tokenization.tokenizer import load_tokenizer, num_ids
+
+    output = tmp_path / "new" / "tokenizer.json"
+    inputs = [prepared.parent / f"{number}.jsonl" for number in range(2)]
+    assert command("tokenizer", "train", "--input", *inputs, "--vocab-size", 400, "--output", output) == 0
+    assert num_ids(load_tokenizer(output)) == 400
+    assert command("tokenizer", "train", "--input", *inputs, "--vocab-size", 400, "--output", output) == 1
+    assert "exists, and datasets may depend on it" in error_line()
+
+
+def test_damaged_folders_are_not_merged(prepared: Path, command: Command, error_line: ErrorLine, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(prepared, copy)
+    data = bytearray((copy / "train.bin").read_bytes())
+    data[7] ^= 1
+    (copy / "train.bin").write_bytes(data)
+    assert command("data", "merge", prepared, copy, "--output", tmp_path / "both") == 1
+    assert f"{copy}/train.bin: its bytes changed since it was written" in error_line()
+    assert not (tmp_path / "both").exists()

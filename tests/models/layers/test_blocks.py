@@ -1,0 +1,154 @@
+"""The parts of a block against torch's and transformers' own, and the memory of score biases."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+from models.architectures.build import build_model
+from models.architectures.encoder_only import encoder_inputs
+from models.architectures.pieces import Inputs
+from models.config import ModelConfig, expand_size
+from models.layers.attention_bias import ScoreBiasOf
+from models.layers.factory import TorchLayers
+from models.layers.feed_forward import FeedForward
+from models.layers.initialization import initialize
+from models.layers.norm import build_norm
+from models.layers.position import relative_bias, relative_bucket, rotate
+
+
+def config(**section: Any) -> ModelConfig:
+    return ModelConfig(**expand_size({"size": "nano", "vocab_size": 128, **section}))
+
+
+def test_rotations_equal_llama_s() -> None:
+    query, key = torch.randn(2, 2, 4, 9, 16)
+    positions = torch.tensor([[3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 0, 0, 1, 2, 3, 4, 5, 6]])
+    scaling = {"rope_type": "default", "rope_theta": 10000.0}
+    theirs = LlamaRotaryEmbedding(
+        SimpleNamespace(  # type: ignore[arg-type]
+            rope_parameters=scaling,
+            max_position_embeddings=64,
+            head_dim=16,
+            hidden_size=64,
+            num_attention_heads=4,
+            standardize_rope_params=lambda: None,
+        )
+    )
+    expected, _ = apply_rotary_pos_emb(query, key, *theirs(query, positions))
+    torch.testing.assert_close(rotate(query, positions, 10000.0), expected)
+
+
+@pytest.mark.parametrize(("kind", "theirs"), [("rms", nn.RMSNorm), ("layer", nn.LayerNorm)])
+def test_norms_equal_torch_s(kind: Any, theirs: Any) -> None:
+    ours, other = build_norm(kind, 32, 1e-6), theirs(32, eps=1e-6)
+    x = torch.randn(3, 5, 32) * 7 + 2
+    torch.testing.assert_close(ours(x), other(x))
+    assert ours.to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_swiglu_is_silu_of_one_product_times_another() -> None:
+    section = config(feed_forward="swiglu", bias=True)
+    layer = FeedForward(section, section.decoder_style, TorchLayers())
+    initialize(layer, seed=0)
+    x = torch.randn(2, 3, 64)
+    assert layer.gate is not None
+    gate, up = (x @ part.weight.T + part.bias for part in (layer.gate, layer.up))
+    expected = (gate * gate.sigmoid() * up) @ layer.down.weight.T + layer.down.bias
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(7, 7), (1, 9), (3, 9), (40, 40)])
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_the_windowed_bias_is_the_table_looked_up_for_every_pair(queries: int, keys: int, bidirectional: bool) -> None:
+    table = torch.randn(32, 4, dtype=torch.float64, requires_grad=True)
+    found = relative_bias(table, queries, keys, bidirectional=bidirectional, max_distance=20)
+    distance = torch.arange(keys)[None, :] - torch.arange(keys - queries, keys)[:, None]
+    bucket = relative_bucket(distance, bidirectional=bidirectional, num_buckets=32, max_distance=20)
+    expected = table[bucket].permute(2, 0, 1)[None]
+    assert torch.equal(found, expected)
+    weights = torch.randn(found.shape, dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad((bias * weights).sum(), table)[0] for bias in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_bias_is_made_once_a_pass_and_forgotten_after_it() -> None:
+    made = ScoreBiasOf("all", 0)
+    tables = torch.randn(1, 32, 4, requires_grad=True)
+    mask = torch.tensor([[1, 1, 0]])
+    first = made(tables, mask, 3, 3, torch.float32)
+    assert made(tables, mask, 3, 3, torch.float32) is first
+    assert made(tables, mask, 3, 3, torch.float64) is not first
+    mask[0, 2] = 1  # in place, as a pipeline refills its buffers
+    second = made(tables, mask, 3, 3, torch.float32)
+    assert second.added is not None
+    assert bool((second.added > -1e9).all())
+    gone = weakref.ref(second.added)
+    del second, first, mask
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"architecture": "bert"},
+        {"architecture": "bert", "position": "relative"},
+        {"architecture": "fnet"},
+        {"architecture": "fnet", "mixing": "linear", "num_attention_layers": 1},
+    ],
+    ids=lambda section: "-".join(map(str, section.values())),
+)
+def test_padding_changes_no_output_of_an_encoder(section: dict[str, Any]) -> None:
+    model = build_model(config(**section, max_length=16)).eval()
+    initialize(model, seed=0)
+    ids = torch.randint(3, 128, (2, 16))
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    other = torch.where(mask.bool(), ids, 5)
+    ours, theirs = (model(encoder_inputs(x, mask)) for x in (ids, other))
+    torch.testing.assert_close(ours.mlm[mask.bool()], theirs.mlm[mask.bool()])
+    alone = model(encoder_inputs(ids[1:], mask[1:]))
+    torch.testing.assert_close(alone.mlm[0, :9], ours.mlm[1, :9], rtol=1e-4, atol=1e-5)
+
+
+def test_documents_of_a_packed_row_do_not_reach_each_other_in_any_encoder_layer() -> None:
+    model = build_model(config(mix_within_documents=True, num_attention_layers=1, position="none")).eval()
+    initialize(model, seed=0)
+    documents = torch.tensor([[1] * 6 + [2] * 7 + [0] * 3])
+    embedded = model.get_submodule("embedding").tokens.weight
+    ids = torch.randint(3, 128, (1, 16))
+    state = model.run_pieces(Inputs(ids, documents, ids[:, :1]), stop="decoder.layers.0")
+    (gradient,) = torch.autograd.grad(state.encoder_hidden[0, :6].square().sum(), embedded)
+    reached = gradient.abs().sum(1) > 0
+    inside: set[int] = set(ids[0, :6].tolist())
+    assert {int(token) for token in reached.nonzero()[:, 0]} <= inside
+
+
+def test_predicted_positions_alone_give_the_same_logits() -> None:
+    model = build_model(config(architecture="bert")).eval()
+    initialize(model, seed=0)
+    ids = torch.randint(3, 128, (2, 16))
+    positions = torch.tensor([[1, 5, 9], [0, 2, 15]])
+    whole: Tensor = model(encoder_inputs(ids)).mlm
+    some = model(encoder_inputs(ids, mlm_positions=positions)).mlm
+    torch.testing.assert_close(some, torch.stack([whole[row, positions[row]] for row in range(2)]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["fnet_t5", "t5"])
+def test_inference_mode_computes_the_same(architecture: str) -> None:
+    model = build_model(config(architecture=architecture)).eval()
+    initialize(model, seed=0)
+    ids = torch.randint(3, 128, (2, 16))
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    with torch.inference_mode():
+        found = model(Inputs(ids, mask, ids[:, :5]))
+    torch.testing.assert_close(found, model(Inputs(ids, mask, ids[:, :5])).detach())

@@ -1,0 +1,94 @@
+"""`checkpoint list`, `verify` and `reshard`, and branches, on a run that four processes wrote."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from launch.cli import _GlobalOptions, build_app
+from pipeline.checkpoint.branch import branch
+from pipeline.checkpoint.optimizer_state import ENGINE, KINDS, StoredState
+from pipeline.checkpoint.reshard import reshard
+from pipeline.config import MeshConfig
+from pipeline.run_folder import STATE, describe, find, latest, load_weights
+from pipeline.tracking.metrics import read_metrics
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path, start_processes: Callable[..., None]) -> Path:
+    """Four steps on pipeline 2 × data 2, saved at 2 and 4."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("chaos", Path(__file__).parents[1] / "training" / "test_chaos.py")
+    assert spec is not None
+    assert spec.loader is not None
+    chaos = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(chaos)
+    folder = chaos.write_run(
+        tmp_path_factory.mktemp("reshard") / "run", dataset, steps=4, checkpoint_every=2, validate_every=2, keep_last=None
+    )
+    (folder / "faults.json").write_text("[]")
+    start_processes(4, "chaos_worker.py", folder)
+    return folder
+
+
+@pytest.mark.parametrize(("tensor", "pipeline", "data"), [(1, 1, 1), (2, 2, 2), (4, 1, 2), (1, 4, 1)])
+def test_every_number_moves_bit_by_bit(run: Path, tmp_path: Path, tensor: int, pipeline: int, data: int) -> None:
+    moved = tmp_path / "moved"
+    checkpoint = reshard(run, moved, MeshConfig(tensor_parallel=tensor, pipeline_parallel=pipeline), data)
+    before, after = StoredState(find(run) / STATE / ENGINE), StoredState(checkpoint / STATE / ENGINE)
+    assert after.layouts == before.layouts
+    assert after.step == before.step == 4
+    assert after.tensor_parallel == tensor
+    for name in before.layouts:
+        for kind in KINDS:
+            assert torch.equal(before.shard(name, kind, 0, 1), after.shard(name, kind, 0, 1)), (name, kind)
+    weights = load_weights(checkpoint)
+    assert all(torch.equal(value, weights[name]) for name, value in load_weights(find(run)).items())
+    assert describe(checkpoint).mesh == f"{tensor} × {pipeline} × {data}"
+    assert latest(moved) == checkpoint
+    # fp32: the weights on disk are the optimizer's own
+    assert all(torch.equal(after.shard(name, "master", 0, 1), value) for name, value in weights.items())
+
+
+def test_what_cannot_be_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a multiple of train"):
+        reshard(run, tmp_path / "three", MeshConfig(), 3)
+    with pytest.raises(ValueError, match="is not empty"):
+        reshard(run, run, MeshConfig(), 1)
+
+
+def test_a_branch_begins_where_its_parent_stood(run: Path, tmp_path: Path) -> None:
+    assert branch(run, tmp_path, step=2) == 2
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row] == [1, 2]
+    found = latest(tmp_path)
+    assert found is not None
+    assert found.name == "step_00000002"
+    assert branch(run, tmp_path, step=2) == 2  # a second start changes nothing
+    with pytest.raises(ValueError, match="has no checkpoint of step 3"):
+        branch(run, tmp_path / "other", step=3)
+
+
+def test_the_command_lists_and_verifies(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+
+    def command(*arguments: str) -> int:
+        return int(build_app(_GlobalOptions())(list(arguments), standalone_mode=False) or 0)
+
+    command("checkpoint", "list", str(copy))
+    listed = capsys.readouterr().out
+    assert "1 × 2 × 2" in listed
+    assert "latest" in listed
+    assert command("checkpoint", "verify", str(copy)) == 0
+    assert capsys.readouterr().out.count("as it was written") == 2
+    damaged = next((copy / "checkpoints/step_00000002/state/engine").iterdir())
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    assert command("checkpoint", "verify", str(copy)) == 1
+    assert f"{damaged.name} differs from its checksum" in capsys.readouterr().err

@@ -1,0 +1,129 @@
+"""Reading rows: the stream against slices of the file, joined sources, refusals, and folders that changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep.dataset.manifest import load_manifest
+from data_prep.dataset.packing import pack
+from pipeline.config import DataConfig
+from pipeline.data.batches import Share, TrainingBatches, training_rows
+from pipeline.data.rows import NO_ROW, JoinedRows, Rows, RowSource, StreamRows, read_packed
+from pipeline.objectives.causal_lm import CausalLM
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, write_folder: Write, numbered_documents: Callable[..., list]) -> Path:
+    return write_folder(tmp_path_factory.mktemp("rows") / "data", numbered_documents(30, 50), (16, 24))
+
+
+def test_the_stream_is_the_file_cut_every_so_many_tokens(folder: Path) -> None:
+    tokens = np.fromfile(folder / "train.bin", dtype="<i4")
+    rows = StreamRows(folder, "train", 16)
+    assert len(rows) == -(-len(tokens) // 16)
+    assert len(tokens) % 16  # so the last row is short
+    ids, lengths = rows.read(np.array([0, len(rows) - 1, NO_ROW, 3]))
+    assert lengths.tolist() == [16, len(tokens) % 16, 0, 16]
+    assert ids[0].tolist() == tokens[:16].tolist()
+    assert ids[1, : lengths[1]].tolist() == tokens[-int(lengths[1]) :].tolist()
+    assert not ids[1, lengths[1] :].any()
+    assert not ids[2].any()
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_packed_rows_are_those_that_packing_gives(data: st.DataObject) -> None:
+    lengths = np.array(data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=30)))
+    packed = pack(lengths, data.draw(st.integers(1, 17)), data.draw(st.sampled_from(["best_fit", "concatenate", "document"])))
+    tokens = np.arange(1, lengths.sum() + 1).astype("<u2")
+    rows = np.array(data.draw(st.lists(st.integers(NO_ROW, packed.num_rows - 1), max_size=8)), dtype=np.int64)
+    ids, found = read_packed(packed, tokens, rows)
+    expected, valid = packed.gather(tokens, np.maximum(rows, 0))
+    empty = rows == NO_ROW
+    assert ids.dtype == found.dtype == np.int64
+    assert np.array_equal(ids[~empty], expected[~empty])
+    assert np.array_equal(found[~empty], valid[~empty])
+    assert not ids[empty].any()
+    assert not found[empty].any()
+
+
+def test_joined_rows_are_those_of_the_parts(folder: Path) -> None:
+    parts: list[RowSource] = [Rows(folder, "train", 16), StreamRows(folder, "train", 16)]
+    joined = JoinedRows(parts)
+    numbers = np.array([len(parts[0]), NO_ROW, 0, len(joined) - 1, len(parts[0]) - 1])
+    ids, lengths = joined.read(numbers)
+    assert np.array_equal(joined.lengths(numbers), lengths)
+    for place, (part, row) in enumerate([(1, 0), (0, NO_ROW), (0, 0), (1, len(parts[1]) - 1), (0, len(parts[0]) - 1)]):
+        alone = parts[part].read(np.array([row]))
+        assert np.array_equal(ids[place], alone[0][0])
+        assert lengths[place] == alone[1][0]
+    with pytest.raises(ValueError, match="different lengths"):
+        JoinedRows([parts[0], Rows(folder, "train", 24)])
+
+
+def test_missing_rows_name_every_way_out(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"has 16, 24.*fnet-t5 data pack .* 640.*packing.lengths=\[640\].*data.layout=stream"):
+        Rows(folder, "train", 640)
+    with pytest.raises(ValueError, match="no val split"):
+        StreamRows(folder, "val", 16)
+
+
+def test_a_file_that_is_not_the_manifest_s_is_refused(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    with (copy / "train.bin").open("ab") as file:
+        file.write(b"\0" * 4)
+    with pytest.raises(ValueError, match=r"train\.bin is not the file .*`fnet-t5 data verify "):
+        StreamRows(copy, "train", 16)
+
+
+def test_fingerprints_tell_folders_lengths_layouts_and_blends_apart(
+    folder: Path, tmp_path: Path, write_folder: Write, numbered_documents: Callable[..., list]
+) -> None:
+    other = write_folder(tmp_path / "other", numbered_documents(30, 50, first=1001), (16,))
+    rows, stream = Rows(folder, "train", 16), StreamRows(folder, "train", 16)
+    assert rows.fingerprint == load_manifest(folder).fingerprint(16)  # as checkpoints of earlier runs have it
+    found = [rows, Rows(folder, "train", 24), stream, StreamRows(folder, "train", 24), Rows(other, "train", 16)]
+    fingerprints = {source.fingerprint for source in found}
+
+    def blend(*weights: float) -> str:
+        sources: list[RowSource] = [rows, Rows(other, "train", 16)]
+        return TrainingBatches(sources, CausalLM(16, 0), Share(1), 1, 0, weights).fingerprint
+
+    fingerprints |= {blend(1, 1), blend(1, 2)}
+    assert len(fingerprints) == 7
+    assert blend(1, 2) == blend(0.5, 1.0)
+    assert TrainingBatches(rows, CausalLM(16, 0), Share(1), 1, 0).fingerprint == rows.fingerprint
+
+
+def test_a_blend_is_opened_and_another_tokenizer_refused(
+    folder: Path, tmp_path: Path, write_folder: Write, numbered_documents: Callable[..., list]
+) -> None:
+    documents = numbered_documents(10, 30)
+    second = write_folder(tmp_path / "second", documents, (16,))
+    foreign = write_folder(tmp_path / "foreign", documents, (16,), tokenizer_sha256="ff")
+
+    def data(other: Path) -> DataConfig:
+        blend = [{"path": folder, "weight": 3}, {"path": other, "weight": 1}]
+        return DataConfig.model_validate({"path": folder, "blend": blend, "encoder_length": 8, "decoder_length": 8})
+
+    sources, weights = training_rows(data(second))
+    assert [len(source) for source in sources] == [len(Rows(path, "train", 16)) for path in (folder, second)]
+    assert weights == [3, 1]
+    with pytest.raises(ValueError, match="foreign was prepared with another tokenizer"):
+        training_rows(data(foreign))
+
+
+def test_rows_and_objective_must_agree(folder: Path) -> None:
+    with pytest.raises(ValueError, match="rows of 24 tokens, but the objective takes 16"):
+        TrainingBatches(Rows(folder, "train", 24), CausalLM(16, 0), Share(1), 1, 0)

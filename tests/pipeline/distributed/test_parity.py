@@ -1,0 +1,253 @@
+"""The same model, data and seed on one process and on every small mesh: losses, norms and all final parameters agree.
+
+Real gloo processes, DeepSpeed's pipeline engine, Megatron's layers; fp32, ZeRO-1, four accumulation steps on one replica, tied
+embeddings, clipping that always bites, uneven target counts, ten steps without warm-up.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.architectures.build import build_model
+from models.layers.initialization import initialize
+
+TOLERANCE = 1e-4
+# bf16 rounds partial sums otherwise on every mesh: a weight that is read wrongly moves losses by far more
+TOLERANCE_BF16 = {"losses": 1e-2, "norms": 0.1, "validation": 1e-2, "parameters": 0.1}
+# The order of eight rows' segments gives the pooler's bias, which starts at 0, gradients that nearly cancel out.
+TOLERANCE_ORDER = {"losses": TOLERANCE, "norms": TOLERANCE, "validation": TOLERANCE, "parameters": 5e-3}
+RMS = {"name": "adamw_rms", "learning_rate": 0.02, "weight_decay": 0.1}
+# an attending encoder layer beside a Fourier one, an untied head, and the plain feed-forward
+UNTIED = {"tie_embeddings": False, "num_attention_layers": 1, "feed_forward": "relu"}
+# whatever else a piece can be made of: biases on sharded layers, learnt positions (so no bias tables travel), learnt mixing
+OTHER = {
+    "norm": "layer",
+    "bias": True,
+    "position": "learned",
+    "scale_scores": True,
+    "mixing": "linear",
+    "num_attention_layers": 1,
+    "feed_forward": "gelu",
+    "max_length": 16,
+    "encoder_d_ff": 192,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "fnet_t5": {},
+    "untied": UNTIED,
+    "other": OTHER,
+    "t5": {"architecture": "t5"},
+    "gpt2": {"architecture": "gpt2", "max_length": 24},
+    "prefix_decoder": {"architecture": "prefix_decoder"},
+    "bert": {"architecture": "bert", "max_length": 16},
+    "fnet": {"architecture": "fnet", "max_length": 16},
+}
+MESHES = {"t1p1d1": (1, 1, 1), "t2p1d1": (2, 1, 1), "t1p2d1": (1, 2, 1), "t1p1d2": (1, 1, 2)}
+MESHES |= {"t2p2d1": (2, 2, 1), "t2p1d2": (2, 1, 2), "t1p2d2": (1, 2, 2), "t4p1d1": (4, 1, 1)}
+BUGS = [
+    ("t1p2d1", "tied gradients are not reduced"),
+    ("t1p2d1", "gradients stay in the receive buffer"),
+    ("t2p1d1", "norm gradients are not summed"),
+    ("t1p2d1", "gradients of the last stage are divided by the accumulation steps twice"),
+    ("t1p2d1", "tied weights count twice in the norm"),
+    ("t1p1d2", "every replica reads the data of the first"),
+]
+
+
+def cell(model: str, mesh: str, name: str = "", **settings: Any) -> dict[str, Any]:
+    """One training run of the worker's plan, named after what it is."""
+    tensor, pipeline, data = MESHES[mesh]
+    label = "_".join(part for part in (model, name, mesh) if part)
+    return {"name": label, "tensor": tensor, "pipeline": pipeline, "data": data, "model": MODELS[model], **settings}
+
+
+def with_one(model: str, *meshes: str, name: str = "", **settings: Any) -> list[dict[str, Any]]:
+    """The same run on one process and on each of some meshes."""
+    return [cell(model, mesh, name, **settings) for mesh in ("t1p1d1", *meshes)]
+
+
+# Every mesh of the hybrid; of the others, each form of model and each kind of objective on a mesh that cuts it otherwise.
+QUICK = [
+    *with_one("fnet_t5", *list(MESHES)[1:-1]),
+    cell("fnet_t5", "t4p1d1", micro_batch=4),
+    cell("fnet_t5", "t4p1d1", "columns"),
+    cell("fnet_t5", "t2p1d1", "columns", micro_batch=1),
+    cell("fnet_t5", "t2p2d1", "recompute", recompute=True),
+    *(cell("fnet_t5", mesh, "rms", optimizer=RMS) for mesh in ("t1p1d2", "t2p1d1", "t1p2d2")),
+    *with_one("fnet_t5", "t2p2d1", name="bf16", precision="bf16"),
+    *with_one("untied", "t2p2d1"),
+    *with_one("other", "t2p2d1"),
+    *with_one("t5", "t2p1d2", name="spans", objective="span_corruption"),
+    *with_one("t5", "t1p2d2", name="bf16", precision="bf16"),
+    *with_one("fnet_t5", "t1p2d1", name="infilling", objective="text_infilling", lengths=(48, 24)),
+    *with_one("gpt2", "t2p2d1", "t1p2d2", objective="causal_lm"),
+    *with_one("gpt2", "t2p1d1", name="bf16", precision="bf16"),
+    *with_one("prefix_decoder", "t2p2d1", objective="ul2", lengths=(48, 24)),
+    *with_one("bert", "t2p2d1", "t1p1d2", objective="masked_lm"),
+    *with_one("fnet", "t2p2d1", "t2p1d1", objective="masked_lm"),
+    *(cell("fnet_t5", mesh, f"bug{number}", bug=bug) for number, (mesh, bug) in enumerate(BUGS)),
+]
+# {hybrid, T5, GPT-2} x {tensor, pipeline, data in 1, 2; up to 4 processes} x {fp32, bf16}, all of it
+MATRIX = [
+    plan
+    for precision in ("fp32", "bf16")
+    for model in ("fnet_t5", "t5", "gpt2")
+    for plan in with_one(model, *list(MESHES)[1:-1], name=precision, precision=precision)
+]
+Result = tuple[dict[str, Any], dict[str, Tensor]]
+
+
+def run_plans(plans: list[dict[str, Any]], folder: Path, start_processes: Callable[..., None]) -> dict[str, Result]:
+    """Run every plan, those of equal size in one start."""
+    for num_processes in (1, 2, 4):
+        chosen = [plan for plan in plans if plan["tensor"] * plan["pipeline"] * plan["data"] == num_processes]
+        plan_file = folder / f"processes_{num_processes}.plan"
+        plan_file.write_text(json.dumps(chosen))
+        start_processes(num_processes, "parity_worker.py", folder, plan_file, timeout=1500)
+    return {
+        path.stem: (json.loads(path.read_text()), load_file(path.with_suffix(".safetensors"))) for path in folder.glob("*.json")
+    }
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, start_processes: Callable[..., None]) -> dict[str, Result]:
+    return run_plans(QUICK, tmp_path_factory.mktemp("parity"), start_processes)
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory, start_processes: Callable[..., None]) -> dict[str, Result]:
+    return run_plans(MATRIX, tmp_path_factory.mktemp("matrix"), start_processes)
+
+
+def disagreement(first: Result, second: Result) -> dict[str, float]:
+    """Largest relative difference of each kind; a parameter's is in the 2-norm."""
+    (ours, our_parameters), (theirs, their_parameters) = first, second
+    assert our_parameters.keys() == their_parameters.keys()
+    return {
+        "losses": max(abs(a - b) / abs(b) for a, b in zip(ours["losses"], theirs["losses"], strict=True)),
+        "norms": max(abs(a - b) / abs(b) for a, b in zip(ours["norms"], theirs["norms"], strict=True)),
+        "validation": abs(ours["validation"] - theirs["validation"]) / theirs["validation"],
+        # A bias of all keys moves every score of a query alike: its gradient is rounding alone, which Adam blows up.
+        "parameters": max(
+            float((our_parameters[name] - value).norm() / value.norm())
+            for name, value in their_parameters.items()
+            if not name.endswith("key.bias")
+        ),
+    }
+
+
+def compared(plans: list[dict[str, Any]]) -> list[str]:
+    """The names of those that are to equal one process."""
+    chosen = [plan for plan in plans if "bug" not in plan and "optimizer" not in plan]
+    return [plan["name"] for plan in chosen if not plan["name"].endswith("t1p1d1")]
+
+
+def check_equal(results: dict[str, Result], name: str) -> None:
+    """Compare a run on a mesh with the same run on one process; how it was computed (columns, recompute) changes nothing."""
+    alone = "_".join([part for part in name.split("_")[:-1] if part not in ("columns", "recompute")] + ["t1p1d1"])
+    found = disagreement(results[name], results[alone])
+    limits = limits_of(name)
+    assert all(found[kind] < limits[kind] for kind in found), found
+
+
+def limits_of(name: str) -> dict[str, float]:
+    if "bf16" in name:
+        return TOLERANCE_BF16
+    return TOLERANCE_ORDER if name.startswith(("bert", "fnet_t1", "fnet_t2")) else dict.fromkeys(TOLERANCE_ORDER, TOLERANCE)
+
+
+@pytest.mark.parametrize("name", [plan["name"] for plan in QUICK if plan["name"].endswith("t1p1d1")])
+def test_the_run_is_worth_comparing(results: dict[str, Result], name: str) -> None:
+    record, _ = results[name]
+    assert record["losses"][-1] < 0.95 * record["losses"][0]
+    assert sorted(record["norms"])[len(record["norms"]) // 2] > 0.5  # the clip bites
+
+
+@pytest.mark.parametrize("name", compared(QUICK))
+def test_mesh_equals_one_process(results: dict[str, Result], name: str) -> None:
+    check_equal(results, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", compared(MATRIX))
+def test_every_mesh_equals_one_process(matrix: dict[str, Result], name: str) -> None:
+    check_equal(matrix, name)
+
+
+@pytest.mark.parametrize("number", range(len(BUGS)), ids=[bug for _, bug in BUGS])
+def test_turns_red_when_a_bug_is_planted(results: dict[str, Result], number: int) -> None:
+    found = disagreement(results[f"fnet_t5_bug{number}_{BUGS[number][0]}"], results["fnet_t5_t1p1d1"])
+    assert max(found.values()) > 10 * TOLERANCE, found
+
+
+def worker_module() -> Any:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("parity_worker", Path(__file__).parents[2] / "helpers" / "parity_worker.py")
+    assert spec is not None
+    assert spec.loader is not None
+    worker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(worker)
+    return worker
+
+
+def plain_run(plan: dict[str, Any]) -> Result:
+    """Neither DeepSpeed nor Megatron: the single-process model, torch's AdamW (a group a tensor) and torch's clipping."""
+    worker = worker_module()
+    config, objective = worker.run_config(plan), worker.objective(plan)
+    settings = config.optimizer
+    model = build_model(config.model)
+    initialize(model, config.train.seed)
+    groups = [
+        {"params": [p], "decay": settings.weight_decay * (p.ndim == 2 and ".layers." in name)}
+        for name, p in model.named_parameters()
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps)
+    losses, norms = [], []
+    for step in range(1, worker.STEPS + 1):
+        batch, counts = worker.global_batch(step, objective)
+        outputs = model(model.inputs([torch.from_numpy(array) for array in batch.inputs]))
+        of_tokens, *of_order = batch.losses
+        logits = outputs.mlm if of_order else outputs
+        loss = _mean_nll(logits, of_tokens, counts[0])
+        if of_order:
+            loss = loss + _mean_nll(outputs.order, of_order[0], counts[1])
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)))
+        for group in optimizer.param_groups:
+            (p,) = group["params"]
+            scale = max(1e-3, float(p.detach().square().mean().sqrt())) if settings.name == "adamw_rms" else 1.0
+            # torch decays by lr * weight_decay: the scale must not enter there
+            group.update(lr=settings.learning_rate * scale, weight_decay=group["decay"] / scale)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return {"losses": losses, "norms": norms, "validation": 1.0}, model.state_dict()
+
+
+def _mean_nll(logits: Tensor, loss: Any, count: int) -> Tensor:
+    targets, mask = map(torch.from_numpy, loss)
+    nll = torch.nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+    return (nll * mask.flatten()).sum() / count
+
+
+@pytest.mark.parametrize("name", ["fnet_t5_t1p1d1", "t5_spans_t1p1d1", "gpt2_t1p1d1", "prefix_decoder_t1p1d1", "bert_t1p1d1"])
+def test_one_process_equals_a_plain_training_loop(results: dict[str, Result], name: str) -> None:
+    (plan,) = [plan for plan in QUICK if plan["name"] == name]
+    record, parameters = results[name]
+    found = disagreement(({**record, "validation": 1.0}, parameters), plain_run(plan))
+    assert all(found[kind] < limit for kind, limit in limits_of(name).items()), found
+
+
+@pytest.mark.parametrize("name", [plan["name"] for plan in QUICK if "optimizer" in plan])
+def test_rms_scaling_equals_a_plain_per_tensor_optimizer(results: dict[str, Result], name: str) -> None:
+    record, parameters = results[name]
+    found = disagreement(({**record, "validation": 1.0}, parameters), plain_run(cell("fnet_t5", "t1p1d1", optimizer=RMS)))
+    assert max(found.values()) < TOLERANCE, found

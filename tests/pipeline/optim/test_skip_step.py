@@ -1,0 +1,160 @@
+"""Spikes, the watchdog, kept checkpoints and the choice of the one to continue: each by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.files import write_json_atomically
+from pipeline.checkpoint.checkpoint import prune
+from pipeline.optim.skip_step import SpikeGuard
+from pipeline.run_folder import LATEST, STATE, checkpoints_of, latest, step_name
+
+
+def test_spikes_are_six_deviations_above_the_last_steps() -> None:
+    rng = np.random.default_rng(0)
+    losses = 3 + 0.1 * rng.standard_normal(400)
+    guard = SpikeGuard()
+    for loss in losses:
+        assert not guard.is_spike(float(loss), 1.0)
+        guard.record(float(loss), 1.0 + 1e-3 * float(loss))
+    mean, deviation = np.mean(losses[-128:]), np.std(losses[-128:], ddof=1)
+    assert not guard.is_spike(float(mean + 5.9 * deviation), 1.0)
+    assert guard.is_spike(float(mean + 6.1 * deviation), 1.0)
+    assert guard.is_spike(3.0, 2.0)  # the gradient's norm alone
+    assert not guard.is_spike(0.1, 0.1)  # falling is no spike
+    restored = SpikeGuard()
+    restored.restore(json.loads(json.dumps(guard.state())))
+    assert restored.is_spike(float(mean + 6.1 * deviation), 1.0)
+
+
+def test_no_spike_before_half_a_window_is_known() -> None:
+    guard = SpikeGuard(window=8)
+    for _ in range(3):
+        guard.record(1.0, 1.0)
+    assert not guard.is_spike(100.0, 100.0)
+    guard.record(1.0, 1.0)
+    assert guard.is_spike(100.0, 100.0)
+
+
+def checkpoint(run: Path, step: int, whole: bool = True) -> Path:
+    path = checkpoints_of(run) / step_name(step)
+    (path / STATE).mkdir(parents=True)
+    if whole:
+        (path / "weights.bin").write_bytes(b"w")
+    write_json_atomically(path / STATE / "manifest.json", {"step": step, "sha256": {"weights.bin": "?"}})
+    return path
+
+
+def test_the_newest_whole_checkpoint_is_continued(tmp_path: Path) -> None:
+    assert latest(tmp_path) is None
+    for step in (5, 10):
+        checkpoint(tmp_path, step)
+    checkpoint(tmp_path, 15, whole=False)
+    (checkpoints_of(tmp_path) / f".{step_name(20)}.partial").mkdir()
+    pointer = checkpoints_of(tmp_path) / LATEST
+    for content, expected in (("step_00000005", 5), ("step_00000015", 10), ("step_00000099", 10), (None, 10)):
+        pointer.unlink(missing_ok=True)
+        if content is not None:
+            pointer.write_text(content + "\n")
+        found = latest(tmp_path)
+        assert found is not None
+        assert found.name == step_name(expected)
+
+
+def test_old_checkpoints_go_and_permanent_ones_stay(tmp_path: Path) -> None:
+    for step in range(5, 45, 5):
+        checkpoint(tmp_path, step)
+    assert prune(tmp_path, None, None) == []
+    prune(tmp_path, keep_last=2, keep_every=20)
+    left = sorted(int(path.name[5:]) for path in checkpoints_of(tmp_path).iterdir())
+    assert left == [20, 35, 40]
+
+
+_RANKS = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+import torch
+from datetime import timedelta
+from pipeline.watchdog import Watchdog
+torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=120))
+rank = torch.distributed.get_rank()
+watchdog = Watchdog(rank, 2, hang_seconds={hang}, peer_seconds=4)
+watchdog.start()
+watchdog.beat("training step 7")
+def waits_for_nothing():
+    {body}
+waits_for_nothing()
+"""
+
+
+def ranks(hang: float, body: str) -> list[subprocess.Popen[str]]:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
+    code = _RANKS.format(root=str(Path(__file__).parents[3]), hang=hang, body=body)
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env={**environment, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+
+
+def test_a_hang_prints_every_ranks_stack_and_ends_them() -> None:
+    processes = ranks(3, "time.sleep(1000)")
+    for process in processes:
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 1
+        assert "no progress for" in errors
+        assert "training step 7" in errors
+        assert "in waits_for_nothing" in errors
+
+
+def test_a_silent_or_failed_rank_ends_the_other_with_the_reason() -> None:
+    failing = ranks(500, "time.sleep(3)\n    if rank: watchdog.fail('ValueError: bad data'); os._exit(1)\n    time.sleep(1000)")
+    _, errors = failing[0].communicate(timeout=200)
+    assert "rank 1: ValueError: bad data" in errors
+    failing[1].communicate(timeout=60)
+    killed = ranks(500, "print('up', file=sys.stderr, flush=True); time.sleep(1000)")
+    assert killed[1].stderr is not None
+    while "up" not in killed[1].stderr.readline():
+        pass
+    time.sleep(3)  # a few heartbeats
+    killed[1].send_signal(signal.SIGKILL)
+    _, errors = killed[0].communicate(timeout=200)
+    assert killed[0].returncode == 1
+    assert "rank 1 has been silent" in errors
+    killed[1].communicate(timeout=60)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signals_are_remembered(number: signal.Signals) -> None:
+    from pipeline.training.trainer import StopSignal
+
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    try:
+        stop = StopSignal()
+        stop.install()
+        os.kill(os.getpid(), number)
+        assert stop.received
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)

@@ -1,0 +1,223 @@
+"""Planning: budgets spent to the step, arms matched as they say, one file that cannot change unseen."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from launch.config import load_config
+from launch.recipes import packaged_recipes
+from models.architectures.build import build_model
+from pipeline.optim.lr_schedule import learning_rate
+from pipeline.scaling.ladder.costs import costs_of
+from pipeline.scaling.ladder.ladder import EQUAL_PARAMETERS, Ladder, make_ladder, model_of, read_ladder, write_ladder
+from pipeline.scaling.ladder.learning_rates import next_rate, power_law, vertex
+from pipeline.scaling.ladder.recipe import LadderRecipe, SweepConfig
+from pipeline.scaling.ladder.run_configs import run_config
+
+MakeLadder = Callable[..., Ladder]
+
+
+def size(d_model: int) -> dict[str, Any]:
+    stacks = {"num_encoder_layers": 3, "num_decoder_layers": 2, "tie_embeddings": False}
+    return {"micro_batch_size": 4, "model": {"d_model": d_model, "d_ff": 64, "d_kv": 16, "num_heads": d_model // 16, **stacks}}
+
+
+def recipe(data: Path, **changes: Any) -> LadderRecipe:
+    everywhere = ("t5", "fnet_t5")
+    once = ("fnet_t5_equal_parameters", "fnet_t5_equal_flops", "fnet_t5_top2", "ff_only", "gpt2", "prefix_decoder")
+    values = {
+        "name": "test",
+        "data": {"path": str(data), "encoder_length": 16, "decoder_length": 8},
+        "objectives": ["prefix_lm"],
+        "sizes": {"s": size(32), "m": size(64)},
+        "arms": {**{arm: {} for arm in everywhere}, **{arm: {"sizes": ["m"]} for arm in once}},
+        "budgets": [4e9, 8e9],
+        "learning_rate": {"values": [0.001, 0.002, 0.004], "sizes": ["s", "m"], "budget": 2e9},
+        "seeds": {"size": "m", "count": 3, "arms": ["t5", "fnet_t5"]},
+        "batch": {"tokens": 96, "exponent": 0},
+        "device": {"flops_per_second": 1e9},
+        **changes,
+    }
+    return LadderRecipe.model_validate(values)
+
+
+@pytest.fixture
+def make(tmp_path: Path, write_folder: Callable[..., Path]) -> MakeLadder:
+    data = tmp_path / "data"
+    write_folder(data, [list(range(300))] * 40, row_lengths=(24,))
+    return lambda **changes: make_ladder(recipe(data, **changes))
+
+
+def test_every_run_spends_its_budget_to_the_step(make: MakeLadder) -> None:
+    ladder = make()
+    for run in ladder.runs:
+        budgets = [2e9] if run.phase == "sweep" else [4e9, 8e9][: len(run.ends)]
+        for end, budget in zip(run.ends, budgets, strict=True):
+            step = run.rows * run.flops_per_row
+            assert abs(end.flops - budget) <= step / 2
+            assert end.steps == round(end.flops / step)
+            assert end.tokens == end.steps * run.rows * 24
+            assert 0 < run.warmup_steps < end.decay_begin < end.steps
+
+
+def test_arms_are_matched_by_counting_their_parameters_and_their_products(make: MakeLadder) -> None:
+    runs = {run.arm: run for run in make().runs if run.phase == "main" and run.size == "m" and run.seed == 0}
+
+    def parameters(arm: str) -> int:
+        with torch.device("meta"):
+            return sum(weight.numel() for weight in build_model(model_of(runs[arm])).parameters())
+
+    assert all(parameters(arm) == runs[arm].num_parameters for arm in runs)
+    assert parameters("fnet_t5") < parameters("t5")
+    half_a_step = 3 * 64 * 64 * 3 / 2  # gated feed-forwards in 3 layers of width 64, whose inner width comes in 64s
+    assert abs(parameters("fnet_t5_equal_parameters") - parameters("t5")) <= half_a_step
+    assert parameters("ff_only") == parameters("fnet_t5")
+    assert runs["fnet_t5_equal_flops"].flops_per_row == pytest.approx(runs["t5"].flops_per_row, rel=0.1)
+    assert runs["fnet_t5"].flops_per_row < runs["fnet_t5_top2"].flops_per_row < runs["t5"].flops_per_row
+    assert model_of(runs["fnet_t5_top2"]).num_attention_layers == 2
+    for arm in ("gpt2", "prefix_decoder"):
+        one_layer_more = parameters("t5") / 5  # no depth comes nearer
+        assert abs(parameters(arm) - parameters("t5")) < one_layer_more
+
+
+def test_a_plateau_is_paid_for_once(make: MakeLadder) -> None:
+    run = next(run for run in make().runs if run.phase == "main")
+    small, large = run.ends
+    decay = (small.steps - small.decay_begin) * run.rows * run.flops_per_row
+    assert run.flops == pytest.approx(large.flops + decay)
+    assert small.decay_begin < large.decay_begin
+    assert costs_of(make()).flops == pytest.approx(sum(run.flops for run in make().runs))
+
+
+def test_a_branch_has_the_trunks_rates_up_to_where_it_leaves(make: MakeLadder) -> None:
+    ladder = make()
+    run = next(run for run in ladder.runs if run.phase == "main")
+    branch, trunk = (run_config(ladder, run, end, 0.003, None) for end in run.ends)
+    leaves = run.ends[0].decay_begin
+    assert leaves in trunk.train.checkpoint_steps
+    rates = [
+        [learning_rate(step, config.train.steps, config.optimizer) for step in range(1, leaves + 2)]
+        for config in (branch, trunk)
+    ]
+    assert rates[0][:-1] == rates[1][:-1]
+    assert rates[0][-1] < rates[1][-1]
+    assert branch.train.seed == trunk.train.seed
+    assert branch.train.global_batch_size == trunk.train.global_batch_size
+
+
+def test_gpt2_reads_the_text_of_prefix_lm_as_one_stream(make: MakeLadder) -> None:
+    ladder = make()
+    objectives = {run.arm: ladder.objective_of(run).name for run in ladder.runs}
+    assert objectives["gpt2"] == "causal_lm"
+    assert {name for arm, name in objectives.items() if arm != "gpt2"} == {"prefix_lm"}
+
+
+def test_pairs_have_equal_size_budget_and_seed(make: MakeLadder) -> None:
+    ladder = make()
+    main = {(run.arm, run.size, run.seed): run for run in ladder.runs if run.phase == "main"}
+    assert {pair.seed for pair in ladder.pairs if pair.arm == "fnet_t5" and pair.size == "m"} == {0, 1, 2}
+    assert all(pair.arm != "t5" for pair in ladder.pairs)
+    for pair in ladder.pairs:
+        ratio = main[pair.arm, pair.size, pair.seed].num_parameters / main["t5", pair.size, pair.seed].num_parameters
+        assert pair.equal_parameters == (abs(ratio - 1) <= EQUAL_PARAMETERS)
+
+
+def test_a_plan_is_written_once_and_read_back_the_same(make: MakeLadder, tmp_path: Path) -> None:
+    ladder, folder = make(), tmp_path / "ladder"
+    path = write_ladder(ladder, folder)
+    assert read_ladder(folder) == ladder
+    before = path.read_bytes()
+    write_ladder(make(), folder)
+    assert path.read_bytes() == before
+    with pytest.raises(ValueError, match="another ladder"):
+        write_ladder(make(budgets=[4e9, 9e9]), folder)
+
+
+def test_a_plan_that_was_changed_is_not_read(make: MakeLadder, tmp_path: Path) -> None:
+    path = write_ladder(make(), tmp_path / "ladder")
+    values = json.loads(path.read_bytes())
+    values["recipe"]["hypotheses"] = ["found afterwards"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="was changed after it was planned"):
+        read_ladder(tmp_path / "ladder")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": {"t5": {}, "fnet": {}}}, r"arms \['fnet'\] are unknown"),
+        ({"arms": {"fnet_t5": {}}}, "baseline 't5' is none of the arms"),
+        ({"arms": {"t5": {"sizes": ["l"]}}}, "arms.t5.sizes names 'l'"),
+        ({"budgets": [8e9, 4e9]}, "do not ascend"),
+        ({"budgets": [1e7]}, "raise the budget"),
+        ({"learning_rate": {"values": [1e-3, 2e-3], "sizes": ["s", "m"], "budget": 1e9}}, "at least 3"),
+        ({"learning_rate": {"values": [1e-3, 2e-3, 4e-3], "sizes": ["s", "s"], "budget": 1e9}}, "one size twice"),
+        ({"device": {"gpu": "h900"}}, "choose one of"),
+        ({"vocab_size": 77}, "leave it out"),
+    ],
+)
+def test_a_wrong_recipe_is_named(make: MakeLadder, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+def test_without_data_a_plan_needs_the_vocabulary(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fnet-t5 prepare"):
+        make_ladder(recipe(tmp_path / "absent"))
+    ladder = make_ladder(recipe(tmp_path / "absent", vocab_size=500, train_tokens=1e6))
+    assert ladder.data_sha256 is None
+    assert ladder.vocab_size == 500
+
+
+@pytest.mark.parametrize("name", [name for name in packaged_recipes() if name.startswith("configs/scaling/")])
+def test_shipped_recipes_can_be_planned(name: str) -> None:
+    ladder = make_ladder(load_config(LadderRecipe, name, ["vocab_size=1024"] if "smoke" in name else [], kind="scaling"))
+    assert {"t5", "fnet_t5", "ff_only", "gpt2", "prefix_decoder"} <= {run.arm for run in ladder.runs}
+    for arm in ("t5", "fnet_t5"):
+        sizes = {run.size for run in ladder.runs if run.arm == arm and run.phase == "main" and run.objective == 0}
+        assert len(sizes) >= 4  # for isoFLOP curves
+    assert all(run.ends[-1].tokens <= 4 * ladder.train_tokens for run in ladder.runs if ladder.train_tokens)
+
+
+SWEEP = SweepConfig(values=(1.0, 2.0, 4.0), sizes=("s", "m"), budget=1.0)
+
+
+@pytest.mark.parametrize(
+    ("losses", "following"),
+    [
+        ({1.0: 3.0, 2.0: 2.0, 4.0: 3.0}, None),
+        ({1.0: 2.0, 2.0: 3.0, 4.0: 4.0}, 0.5),
+        ({1.0: 4.0, 2.0: 3.0, 4.0: 2.0}, 8.0),
+        ({1.0: 4.0, 2.0: 3.0, 4.0: math.inf}, None),
+        ({1.0: math.inf, 2.0: math.inf, 4.0: math.inf}, 0.5),
+    ],
+)
+def test_a_sweep_is_widened_until_its_best_lies_inside(losses: dict[float, float], following: float | None) -> None:
+    assert next_rate(losses, SWEEP) == following
+
+
+def test_a_search_that_finds_no_optimum_ends() -> None:
+    with pytest.raises(ValueError, match="still lies at the edge"):
+        next_rate({2.0**power: -power for power in range(7)}, SWEEP)
+
+
+def test_the_optimum_is_the_vertex_of_the_parabola_in_log_rate() -> None:
+    rates = [0.001, 0.002, 0.0045, 0.03]
+    bottom = math.log(0.0025)
+    losses = {rate: 3 + 0.7 * (math.log(rate) - bottom) ** 2 for rate in rates}
+    assert vertex(losses) == pytest.approx(0.0025)
+    assert vertex({0.001: 3.0, 0.002: 2.0, 0.004: math.inf}) == 0.002
+
+
+def test_other_sizes_lie_on_the_power_law_through_two_optima() -> None:
+    optima = [(1_000_000, 0.01), (100_000_000, 0.001)]
+    assert power_law(optima, 10_000_000) == pytest.approx(np.sqrt(0.01 * 0.001))
+    assert power_law(optima, 1_000_000) == pytest.approx(0.01)

@@ -1,0 +1,97 @@
+"""A run that is hurt ten times ends with exactly the losses of one that nobody touched and that skips the same steps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_prep.tokenization.tokenizer import load_tokenizer, num_ids
+from models.config import expand_size
+from pipeline.config import RunConfig
+from pipeline.run_folder import find, load_weights
+from pipeline.tracking.metrics import read_metrics
+
+HELPERS = Path(__file__).parents[2] / "helpers"
+STEPS = 44
+FAULTS = [
+    {"step": 4, "kind": "kill", "rank": 2},
+    {"step": 9, "kind": "term", "rank": 0},
+    {"step": 10, "kind": "kill_in_save", "rank": 0},
+    {"step": 15, "kind": "nan", "rank": 3},
+    {"step": 18, "kind": "kill", "rank": 0},
+    {"step": 22, "kind": "spike", "rank": 2},
+    {"step": 26, "kind": "term", "rank": 1},
+    {"step": 30, "kind": "kill_in_save", "rank": 0},
+    {"step": 31, "kind": "nan", "rank": 2},
+    {"step": 37, "kind": "kill", "rank": 3},
+]
+
+
+def write_run(run: Path, dataset: Path, **train: Any) -> Path:
+    vocab_size = num_ids(load_tokenizer(dataset / "tokenizer.json"))
+    config = RunConfig.model_validate(
+        {
+            "model": expand_size({"size": "nano", "vocab_size": vocab_size}),
+            "data": {"path": str(dataset), "encoder_length": 16, "decoder_length": 8, "validation_rows": 8},
+            "mesh": {"tensor_parallel": 1, "pipeline_parallel": 2},
+            "train": {
+                **{"steps": STEPS, "global_batch_size": 8, "micro_batch_size": 2, "precision": "fp32"},
+                **{"checkpoint_every": 5, "validate_every": 100, "log_every": 1, "keep_last": 3, "spike_window": 16},
+                **train,
+            },
+            "optimizer": {"learning_rate": 0.002, "warmup_steps": 3, "decay_steps": STEPS},
+            "tracking": {"enabled": False},
+        }
+    )
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(config.model_dump_json())
+    return run
+
+
+def start(run: Path) -> int:
+    """Four local ranks of a run, as `fnet-t5 train` starts them."""
+    code = (
+        "import sys; from pathlib import Path; from launch.local import run_local\n"
+        f"sys.exit(run_local(Path({str(run)!r}), 4, worker=Path({str(HELPERS / 'chaos_worker.py')!r})))"
+    )
+    return subprocess.run([sys.executable, "-c", code], check=False, timeout=600).returncode
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_ten_injuries_leave_no_trace(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    hurt = write_run(tmp_path / "hurt", dataset)
+    (hurt / "faults.json").write_text(json.dumps(FAULTS))
+    starts, deaths = 0, []
+    while (read := (hurt / "STATUS").read_text().strip() if (hurt / "STATUS").exists() else "") != "finished":
+        assert starts < 12, read
+        began = time.monotonic()
+        deaths.append(start(hurt))
+        starts += 1
+        assert time.monotonic() - began < 500
+    assert deaths[-1] == 0
+    assert len(list((hurt / "faults").iterdir())) == 7  # every one that happens once has happened
+    calm = write_run(tmp_path / "calm", dataset, skip_steps=[15, 22, 31], spike_sigma=0)
+    (calm / "faults.json").write_text("[]")
+    assert start(calm) == 0
+
+    rows = {
+        run: [row for row in read_metrics(run / "metrics.jsonl") if "grad_norm" in row or "skipped" in row]
+        for run in (hurt, calm)
+    }
+    skipped = {row["step"]: row["skipped"] for row in rows[hurt] if "skipped" in row}
+    assert skipped == {15: "not finite", 31: "not finite", 22: "spike"}
+    curves = [{row["step"]: row["loss"] for row in rows[run] if "skipped" not in row} for run in (hurt, calm)]
+    assert curves[0] == curves[1]
+    assert len(curves[0]) == STEPS - 3
+    ours, theirs = (load_weights(find(run)) for run in (hurt, calm))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
