@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import models.writing
+import models.generation.decode
 from launch.bench.arms import Arm, make_arms
 from launch.bench.inference import measure, write
 from launch.bench.inference_plan import InferencePlan
@@ -118,12 +118,12 @@ def test_the_timed_text_is_what_generate_writes() -> None:
 
 def test_no_stop_token_ends_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every logit but the end token's is pushed down: the text is all ends, and goes on."""
-    last = models.generation.sampling.decode.Session._last
+    last = models.generation.decode.Session._last
 
-    def ends(session: models.generation.sampling.decode.Session, logits: torch.Tensor) -> torch.Tensor:
+    def ends(session: models.generation.decode.Session, logits: torch.Tensor) -> torch.Tensor:
         return last(session, logits).index_fill(1, torch.tensor([1]), 1e9)
 
-    monkeypatch.setattr(models.generation.sampling.decode.Session, "_last", ends)
+    monkeypatch.setattr(models.generation.decode.Session, "_last", ends)
     model = build_model(InferencePlan(**TINY).arms()[0].config)
     initialize(model, seed=0)
     written = write(model, *lay_out(model, [[5] * 24], 24, 0), [7])
