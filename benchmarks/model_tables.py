@@ -133,7 +133,7 @@ def matched_rows() -> Iterator[str]:
         for variant in compute_matched(t5, LENGTHS[0]).values():
             config = variant.config
             yield (
-                f"| {size} | {variant.matching.replace('_', ' ')} | {config.num_encoder_layers} | {config.encoder_style.d_ff} "
+                f"| {size} | {variant.matching.replace('_', ' ')} | {config.num_encoder_layers} | {config.encoder_block_config.d_ff} "
                 f"| {variant.parameters:,} | {variant.flops / 1e9:,.1f} | {100 * variant.parameter_mismatch:+.2f} "
                 f"| {100 * variant.flop_mismatch:+.2f} |"
             )

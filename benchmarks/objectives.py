@@ -38,7 +38,7 @@ from data_prep.dataset.manifest import (
 from data_prep.dataset.packing import rows_file
 from data_prep.dataset.row_index import write_row_index
 from data_prep.files import sha256_bytes
-from pipeline.data.batches import Rows, Share, StreamRows, TrainingBatches
+from pipeline.data.batches import DataShard, Rows, StreamRows, TrainingBatches
 from pipeline.objectives.catalogue import ObjectiveField, build_objective
 from pipeline.objectives.interface import Objective
 from pipeline.objectives.vocabulary import Vocabulary
@@ -216,7 +216,7 @@ def from_folder(base: Path, calls: int, repetitions: int) -> dict[str, float]:
         works: dict[str, Callable[[int], object]] = {}
         for name, objective in objectives.items():
             rows = kind(folder, "train", objective.row_length)
-            works[name] = TrainingBatches(rows, objective, Share(BATCH), BATCH, 0).step
+            works[name] = TrainingBatches(rows, objective, DataShard(BATCH), BATCH, 0).step
         taken = taking_turns(works, calls, repetitions)
         for name, value in taken.items():
             result[f"{name}, {layout}"] = BATCH * objectives[name].row_length / value / 1e6
@@ -232,7 +232,7 @@ def start_and_resume(base: Path, repetitions: int) -> tuple[dict[str, float], di
 
         def first_batch(kind: type[Rows] | type[StreamRows] = kind) -> TrainingBatches:
             rows = kind(folder, "train", objective.row_length)
-            batches = TrainingBatches(rows, objective, Share(8), BATCH, 0)
+            batches = TrainingBatches(rows, objective, DataShard(8), BATCH, 0)
             batches.step(1)
             return batches
 

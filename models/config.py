@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from models.sizes import DECODER_ONLY, ENCODER_ONLY, SIZES, STYLES, expand_size
 
-__all__ = ["SIZES", "ModelConfig", "Style", "architectures", "expand_size"]
+__all__ = ["SIZES", "BlockConfig", "ModelConfig", "architectures", "expand_size"]
 
 Architecture = Literal["fnet_t5", "t5", "gpt2", "prefix_decoder", "fnet", "bert"]
 MixingName = Literal["fourier", "hartley", "linear", "random", "identity", "attention", "causal_fourier"]
@@ -28,7 +28,7 @@ GATED = ("gated_gelu", "swiglu")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Style:
+class BlockConfig:
     """How the blocks of one stack are built: what encoder and decoder may differ in."""
 
     d_ff: int
@@ -197,15 +197,15 @@ class ModelConfig:
         return self.architecture in ENCODER_ONLY
 
     @property
-    def decoder_style(self) -> Style:
-        own = {name: getattr(self, name) for name in Style.__dataclass_fields__}
-        return replace(Style(**own), type_vocab_size=0, project_input=False)
+    def decoder_block_config(self) -> BlockConfig:
+        own = {name: getattr(self, name) for name in BlockConfig.__dataclass_fields__}
+        return replace(BlockConfig(**own), type_vocab_size=0, project_input=False)
 
     @property
-    def encoder_style(self) -> Style:
-        own = Style(**{name: getattr(self, name) for name in Style.__dataclass_fields__})
+    def encoder_block_config(self) -> BlockConfig:
+        own = BlockConfig(**{name: getattr(self, name) for name in BlockConfig.__dataclass_fields__})
         if self.encoder_block == "fnet":
-            fnet = {name: value for name, value in STYLES["fnet"].items() if name in Style.__dataclass_fields__}
+            fnet = {name: value for name, value in STYLES["fnet"].items() if name in BlockConfig.__dataclass_fields__}
             own = replace(own, **fnet)
         return replace(own, d_ff=self.encoder_d_ff or self.d_ff)
 
@@ -245,12 +245,12 @@ class ModelConfig:
 
     @property
     def encoder_has_bias_table(self) -> bool:
-        return self.encoder_has_attention and self.encoder_style.position == "relative"
+        return self.encoder_has_attention and self.encoder_block_config.position == "relative"
 
     @property
     def decoder_has_bias_table(self) -> bool:
         attends = self.num_decoder_layers > 0 and self.decoder_mixing == "attention"
-        return attends and self.decoder_style.position == "relative"
+        return attends and self.decoder_block_config.position == "relative"
 
 
 def architectures() -> tuple[str, ...]:

@@ -244,8 +244,8 @@ class RunConfig(Section):
                 "differently: name fft, folded or matmul (`python benchmarks/mixing_backends.py` shows which is fastest here)"
             )
         needs_length = model.mixing in ("linear", "random", "causal_fourier") or "learned" in (
-            model.encoder_style.position,
-            model.decoder_style.position,
+            model.encoder_block_config.position,
+            model.decoder_block_config.position,
         )
         longest = max(data.encoder_length, data.decoder_length)
         if model.is_decoder_only:

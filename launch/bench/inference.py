@@ -22,11 +22,11 @@ from launch.bench.inference_record import InferenceRecord
 from launch.bench.machine import machine
 from models.architectures.build import build_model
 from models.architectures.decoder import LayerCache
-from models.architectures.single_process import Piecewise
+from models.architectures.single_process import SingleProcessModel
 from models.config import ModelConfig
 from models.cost.inference_cost import cache_bytes, first_token_flops, step_bytes, token_flops
-from models.generation.decode import Session, lay_out
-from models.generation.sampling import Sampling, write_on
+from models.generation.decode import DecodingSession, prepare_prompts
+from models.generation.sampling import Sampling, decode
 from models.layers.initialization import initialize
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -66,7 +66,7 @@ def measure(plan: InferencePlan) -> Iterator[list[InferenceRecord]]:
     shuffle = random.Random(0)
     for batch, prefix in plan.cells:
         prompts = torch.randint(plan.vocab_size, (batch, prefix), generator=torch.Generator().manual_seed(prefix)).tolist()
-        inputs = {config: lay_out(model, prompts, prefix, START_ID) for config, model in models.items()}
+        inputs = {config: prepare_prompts(model, prompts, prefix, START_ID) for config, model in models.items()}
         rounds: dict[ModelConfig, list[Written]] = {config: [] for config in models}
         for number in range(1 + plan.rounds):
             order = list(models)
@@ -84,16 +84,16 @@ def measure(plan: InferencePlan) -> Iterator[list[InferenceRecord]]:
         ]
 
 
-def write(model: Piecewise, ids: Tensor, mask: Tensor, lengths: Sequence[int]) -> Written:
-    """Write the longest of `lengths` greedily behind what `lay_out` made, with a look at the memory at each length."""
+def write(model: SingleProcessModel, ids: Tensor, mask: Tensor, lengths: Sequence[int]) -> Written:
+    """Write the longest of `lengths` greedily behind what `prepare_prompts` made, with a look at the memory at each length."""
     never = [model.config.vocab_size]  # an id that no logit belongs to: nothing ends a text before its length
     before = _start_peak(ids.device)
     tokens, seconds, memory = [], [], {}
     _wait(ids.device)
     start = time.perf_counter()
     with torch.no_grad():
-        session = Session(model, ids, mask, START_ID)
-    for token in write_on(session, stops=never, sampling=Sampling(max_new_tokens=max(lengths))):
+        session = DecodingSession(model, ids, mask, START_ID)
+    for token in decode(session, stops=never, sampling=Sampling(max_new_tokens=max(lengths))):
         _wait(ids.device)
         seconds.append(time.perf_counter() - start)
         tokens.append(token)
@@ -104,7 +104,7 @@ def write(model: Piecewise, ids: Tensor, mask: Tensor, lengths: Sequence[int]) -
     return Written(tokens, seconds, memory)
 
 
-def _model(config: ModelConfig, plan: InferencePlan) -> Piecewise:
+def _model(config: ModelConfig, plan: InferencePlan) -> SingleProcessModel:
     model = build_model(config)
     initialize(model, seed=0)
     return model.to(plan.device, DTYPES[plan.precision]).eval()
@@ -127,13 +127,13 @@ def _start_peak(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device)
 
 
-def _peak(device: torch.device, model: Piecewise, before: int) -> int | None:
+def _peak(device: torch.device, model: SingleProcessModel, before: int) -> int | None:
     if device.type != "cuda":
         return None
     return torch.cuda.max_memory_allocated(device) - before + _weight_bytes(model)
 
 
-def _weight_bytes(model: Piecewise) -> int:
+def _weight_bytes(model: SingleProcessModel) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
@@ -177,7 +177,7 @@ def _record(
         encoder_layers=config.num_encoder_layers,
         decoder_layers=config.num_decoder_layers,
         d_model=config.d_model,
-        encoder_d_ff=0 if config.is_decoder_only else config.encoder_style.d_ff,
+        encoder_d_ff=0 if config.is_decoder_only else config.encoder_block_config.d_ff,
         d_ff=config.d_ff,
         vocab_size=config.vocab_size,
         training_encoder_length=plan.training_row.encoder,

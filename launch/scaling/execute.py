@@ -19,7 +19,7 @@ from launch.config import check_same_run, write_resolved
 from launch.local import STOPPED_EXITS, run_local
 from launch.preflight import check_data, check_folder
 from pipeline.config import RunConfig
-from pipeline.eval.suffix_bpb import ALL, YARDSTICK, overall, write_yardstick
+from pipeline.eval.suffix_bpb import ALL, SUFFIX_BPB_FILE, overall, write_suffix_bpb
 from pipeline.run_folder import read_status, settle_status
 from pipeline.scaling.ladder.ladder import Ladder, PlannedRun
 from pipeline.scaling.ladder.learning_rates import has_diverged, next_rate, rate_for, read_optimum, tries_of, write_optimum
@@ -97,18 +97,18 @@ def _sweep(folder: Path, ladder: Ladder, run: PlannedRun, parent: str | None, sa
 def _main(folder: Path, ladder: Ladder, run: PlannedRun, parent: str | None, say: Say) -> None:
     rate = rate_for(folder, ladder, run)
     places = {end.label: runs_of(folder) / name for end, name in run.folders()}
-    trunk = places[run.ends[-1].label]
+    main_run = places[run.ends[-1].label]
     for end in run.ends:
         config = run_config(ladder, run, end, rate, parent)
         _prepare(places[end.label], config)
-    if read_status(trunk) != "finished":
-        _train([trunk], ladder, run)
+    if read_status(main_run) != "finished":
+        _train([main_run], ladder, run)
     branches = [end for end in run.ends[:-1] if read_status(places[end.label]) != "finished"]
     if branches:
         from pipeline.checkpoint.branch import branch  # imports DeepSpeed
 
         for end in branches:
-            branch(trunk, places[end.label], end.decay_begin)
+            branch(main_run, places[end.label], end.decay_begin)
         _train([places[end.label] for end in branches], ladder, run)
     for end in run.ends:
         _measure(places[end.label], ladder)
@@ -141,7 +141,7 @@ def _train(folders: Sequence[Path], ladder: Ladder, run: PlannedRun, may_diverge
 
 def _measure(path: Path, ladder: Ladder) -> None:
     """Score a finished run on the yardstick; the prefix is as long as the encoder, the suffix as the decoder."""
-    if (path / YARDSTICK).is_file():
+    if (path / SUFFIX_BPB_FILE).is_file():
         return
     data = ladder.recipe.data
     measure(path, data.encoder_length, data.decoder_length, ladder.recipe.yardstick.rows_per_source)
@@ -158,7 +158,7 @@ def measure(run: Path, prefix: int, suffix: int, rows: int) -> float:
     scores = evaluate_sources(run, prefix_length=prefix, suffix_length=suffix, rows_per_source=rows)
     if not all(math.isfinite(one.nll) for one in scores.values()):
         raise ValueError(f"{run} scores no finite number on held-out text: it has diverged")
-    path = run / YARDSTICK
+    path = run / SUFFIX_BPB_FILE
     if path.is_file():
         kept = json.loads(path.read_bytes())
         text = kept["sources"][ALL]["text_sha256"]
@@ -167,5 +167,5 @@ def measure(run: Path, prefix: int, suffix: int, rows: int) -> float:
                 f"{path} scores this run on other text ({kept['suffix']} tokens given {kept['prefix']}, text {text[:8]}), on "
                 "which a ladder's report may rest: give --prefix, --suffix and --rows as there, or delete the file first"
             )
-    write_yardstick(run, prefix, suffix, scores)
+    write_suffix_bpb(run, prefix, suffix, scores)
     return overall(scores).bits_per_byte

@@ -21,13 +21,13 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Made:
+class ReportFiles:
     answer: list[str]
     excluded: tuple[Excluded, ...]
     files: list[Path]
 
 
-def make_report(runs: Sequence[Path], output: Path, baseline: str | None, inference: Path | None, command: str) -> Made:
+def make_report(runs: Sequence[Path], output: Path, baseline: str | None, inference: Path | None, command: str) -> ReportFiles:
     """Raises ValueError where no run is left to report, or where runs contradict each other."""
     extra = [] if inference is None else [_inference_section(inference)]
     collected = collect(runs)
@@ -39,7 +39,7 @@ def make_report(runs: Sequence[Path], output: Path, baseline: str | None, infere
     baseline = baseline or _baseline(collected)
     analyses = [analyse(results, baseline) for results in collected.sets]
     files = write_report(output, collected, analyses, command, extra)
-    return Made(answer(collected.sets[0], analyses[0]), collected.excluded, files)
+    return ReportFiles(answer(collected.sets[0], analyses[0]), collected.excluded, files)
 
 
 def log_to_mlflow(runs: Sequence[Path], files: Sequence[Path]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from models.architectures.decoder_only import DecoderOnly
 from models.architectures.encoder_only import EncoderOnly
 from models.architectures.seq2seq import Seq2Seq
-from models.architectures.single_process import Piecewise
+from models.architectures.single_process import SingleProcessModel
 from models.config import ModelConfig
 
 
-def build_model(config: ModelConfig) -> Piecewise:
+def build_model(config: ModelConfig) -> SingleProcessModel:
     """Seq2Seq, DecoderOnly or EncoderOnly; its parameters hold nothing yet (see `initialization.initialize`)."""
     if config.is_decoder_only:
         return DecoderOnly(config)

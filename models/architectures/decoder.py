@@ -84,7 +84,7 @@ class DecoderLayer(nn.Module):
     ) -> None:
         """`cross_bias` None makes a layer of a decoder-only model."""
         super().__init__()
-        style = config.decoder_style
+        style = config.decoder_block_config
         self.self_bias, self.cross_bias = self_bias, cross_bias
         self.pre_norm, self.dropout = style.pre_norm, config.dropout
         self.rotary = style.position == "rope"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.architectures.decoder import LayerCache, positions_of
 from models.architectures.pieces import StackState, TextInputs
-from models.architectures.single_process import Piecewise
+from models.architectures.single_process import SingleProcessModel
 from models.config import ModelConfig
 from models.layers.embedding import StackInput
 
@@ -31,7 +31,7 @@ class Read:
             cache.reorder(rows, cross=False)
 
 
-class DecoderOnly(Piecewise):
+class DecoderOnly(SingleProcessModel):
     def __init__(self, config: ModelConfig) -> None:
         if not config.is_decoder_only:
             raise ValueError(f"model.architecture is {config.architecture!r}: this is no decoder-only model, use build_model")

@@ -21,7 +21,7 @@ from models.mixing import build_mixer
 class EncoderLayer(nn.Module):
     def __init__(self, config: ModelConfig, factory: LayerFactory, layer: int, score_bias: ScoreBiasOf) -> None:
         super().__init__()
-        style = config.encoder_style
+        style = config.encoder_block_config
         self.pre_norm = style.pre_norm
         self.dropout = config.dropout
         # FNet drops nothing behind a mixing sublayer that is not attention (f_net/layers.py)

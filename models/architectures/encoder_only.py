@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from models.architectures.pieces import EncoderInputs
-from models.architectures.single_process import Piecewise
+from models.architectures.single_process import SingleProcessModel
 from models.config import ModelConfig
 from models.layers.heads import EncoderOutputs
 
 
-class EncoderOnly(Piecewise):
+class EncoderOnly(SingleProcessModel):
     def __init__(self, config: ModelConfig) -> None:
         if not config.is_encoder_only:
             raise ValueError(f"model.architecture is {config.architecture!r}: this is no encoder-only model, use build_model")

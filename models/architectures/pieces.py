@@ -124,20 +124,20 @@ def _encoder_decoder(config: ModelConfig, factory: LayerFactory, lengths: Length
         Piece("relative_bias", lambda f: RelativeBiasTables(config, f), _add_bias_tables, reads=Embedded),
         Piece(
             "encoder.input",
-            lambda f: StackInput(config, config.encoder_style, f),
+            lambda f: StackInput(config, config.encoder_block_config, f),
             lambda module, state: state._replace(encoder_hidden=module(state.encoder_hidden)),
             flops=count(flops.encoder_input),
         ),
         Piece(
             "decoder.input",
-            lambda f: StackInput(config, config.decoder_style, f),
+            lambda f: StackInput(config, config.decoder_block_config, f),
             lambda module, state: state._replace(decoder_hidden=module(state.decoder_hidden)),
         ),
         *_encoder_layers(config, count, _run_encoder_layer, State),
     ]
     # The final norms and the head stay with the layer before them: a stage of the head alone would receive an encoder output
     # that it does not use, and a pipeline cannot send a float tensor that gets no gradient.
-    if config.encoder_style.pre_norm:
+    if config.encoder_block_config.pre_norm:
         result.append(Piece("encoder.final_norm", _final_norm(config, encoder=True), partial(_norm_encoder, _kept(config))))
     table = -1 if config.decoder_has_bias_table else None
     self_bias = ScoreBiasOf("causal", table, config.max_distance, bidirectional=False)
@@ -152,7 +152,7 @@ def _encoder_decoder(config: ModelConfig, factory: LayerFactory, lengths: Length
                 starts_stage=True,
             )
         )
-    if config.decoder_style.pre_norm:
+    if config.decoder_block_config.pre_norm:
         result.append(Piece("decoder.final_norm", _final_norm(config, encoder=False), partial(_norm_decoder, _kept(config))))
     result.append(_language_model_head(config, factory, count, result[0], "decoder_hidden", State))
     return result
@@ -163,7 +163,7 @@ def _decoder_only(config: ModelConfig, factory: LayerFactory, lengths: Lengths |
     result = [
         Piece("embedding", lambda f: TokenEmbedding(config, f), _embed_text, reads=TextInputs),
         Piece("relative_bias", lambda f: RelativeBiasTables(config, f), _add_text_tables, reads=StackState),
-        Piece("decoder.input", lambda f: StackInput(config, config.decoder_style, f), _begin_text, reads=StackState),
+        Piece("decoder.input", lambda f: StackInput(config, config.decoder_block_config, f), _begin_text, reads=StackState),
     ]
     is_prefix = config.architecture == "prefix_decoder"
     table = 0 if config.decoder_has_bias_table else None
@@ -180,7 +180,7 @@ def _decoder_only(config: ModelConfig, factory: LayerFactory, lengths: Lengths |
                 reads=StackState,
             )
         )
-    if config.decoder_style.pre_norm:
+    if config.decoder_block_config.pre_norm:
         build = _final_norm(config, encoder=False)
         result.append(Piece("decoder.final_norm", build, partial(_norm_stack, _kept(config)), reads=StackState))
     result.append(_language_model_head(config, factory, count, result[0], "hidden", StackState))
@@ -194,14 +194,14 @@ def _encoder_only(config: ModelConfig, factory: LayerFactory, lengths: Lengths |
         Piece("relative_bias", lambda f: RelativeBiasTables(config, f), _add_text_tables, reads=StackState),
         Piece(
             "encoder.input",
-            lambda f: StackInput(config, config.encoder_style, f),
+            lambda f: StackInput(config, config.encoder_block_config, f),
             lambda module, state: state._replace(hidden=module(state.hidden, state.type_ids)),
             flops=count(flops.encoder_input),
             reads=StackState,
         ),
         *_encoder_layers(config, count, _run_stack_layer, StackState),
     ]
-    if config.encoder_style.pre_norm:
+    if config.encoder_block_config.pre_norm:
         build = _final_norm(config, encoder=True)
         result.append(Piece("encoder.final_norm", build, partial(_norm_stack, _kept(config)), reads=StackState))
     result.append(
@@ -283,7 +283,7 @@ def _build_encoder_layer(config: ModelConfig, layer: int, score_bias: ScoreBiasO
 
 
 def _final_norm(config: ModelConfig, *, encoder: bool) -> Callable[[LayerFactory], nn.Module]:
-    style = config.encoder_style if encoder else config.decoder_style
+    style = config.encoder_block_config if encoder else config.decoder_block_config
     return lambda _: build_norm(style.norm, config.d_model, style.norm_eps)
 
 

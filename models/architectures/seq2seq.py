@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.architectures.decoder import LayerCache
 from models.architectures.pieces import Inputs, State
-from models.architectures.single_process import Piecewise
+from models.architectures.single_process import SingleProcessModel
 from models.config import ModelConfig
 from models.layers.embedding import StackInput
 
@@ -41,7 +41,7 @@ class Encoded:
             cache.reorder(rows, cross=not same_sample)
 
 
-class Seq2Seq(Piecewise):
+class Seq2Seq(SingleProcessModel):
     def __init__(self, config: ModelConfig) -> None:
         if config.is_decoder_only or config.is_encoder_only:
             raise ValueError(f"model.architecture is {config.architecture!r}: this is no encoder-decoder, use build_model")

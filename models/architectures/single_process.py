@@ -12,7 +12,7 @@ from models.config import ModelConfig
 from models.layers.factory import TorchLayers
 
 
-class Piecewise(nn.Module):
+class SingleProcessModel(nn.Module):
     """`state_dict()` of this module has the canonical names that weights on disk use."""
 
     def __init__(self, config: ModelConfig) -> None:

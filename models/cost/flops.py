@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from models.config import ModelConfig, Style
+from models.config import BlockConfig, ModelConfig
 from models.mixing.transforms import executed_flops
 
 
@@ -48,7 +48,7 @@ def attention(config: ModelConfig, num_queries: int, num_keys: int) -> float:
     return 4 * num_queries * d * a + 4 * num_keys * d * a + 4 * num_queries * num_keys * a
 
 
-def feed_forward(config: ModelConfig, style: Style, num_tokens: int) -> float:
+def feed_forward(config: ModelConfig, style: BlockConfig, num_tokens: int) -> float:
     return 2 * (3 if style.gated else 2) * num_tokens * config.d_model * style.d_ff
 
 
@@ -71,11 +71,11 @@ def executed_mixing(config: ModelConfig, layer: int, lengths: Lengths) -> float:
 
 
 def encoder_layer(config: ModelConfig, layer: int, lengths: Lengths) -> float:
-    return encoder_mixing(config, layer, lengths) + feed_forward(config, config.encoder_style, lengths.encoder)
+    return encoder_mixing(config, layer, lengths) + feed_forward(config, config.encoder_block_config, lengths.encoder)
 
 
 def encoder_input(config: ModelConfig, lengths: Lengths) -> float:
-    return 2 * lengths.encoder * config.d_model**2 if config.encoder_style.project_input else 0.0
+    return 2 * lengths.encoder * config.d_model**2 if config.encoder_block_config.project_input else 0.0
 
 
 def decoder_tokens(config: ModelConfig, lengths: Lengths) -> int:
@@ -86,7 +86,7 @@ def decoder_layer(config: ModelConfig, lengths: Lengths) -> float:
     m, n = decoder_tokens(config, lengths), lengths.encoder
     mixing = attention(config, m, m) if config.decoder_mixing == "attention" else causal_fourier_mixing(m, config.d_model)
     cross = 0.0 if config.is_decoder_only else attention(config, m, n)
-    return mixing + cross + feed_forward(config, config.decoder_style, m)
+    return mixing + cross + feed_forward(config, config.decoder_block_config, m)
 
 
 def output_head(config: ModelConfig, lengths: Lengths) -> float:

@@ -34,7 +34,7 @@ def first_token_flops(config: ModelConfig, prefix: int) -> float:
     """Of one row, from the prefix's ids to the logits of the first new token. Raises ValueError as `own_keys` does."""
     if config.is_decoder_only:
         num_read = own_keys(config, prefix, 1)
-        layer = flops.attention(config, num_read, num_read) + flops.feed_forward(config, config.decoder_style, num_read)
+        layer = flops.attention(config, num_read, num_read) + flops.feed_forward(config, config.decoder_block_config, num_read)
         return config.num_decoder_layers * layer + _head(config)
     lengths = Lengths(prefix, 1)
     encoder = sum(flops.encoder_layer(config, layer, lengths) for layer in range(config.num_encoder_layers))
@@ -92,7 +92,7 @@ def own_keys(config: ModelConfig, prefix: int, written: int) -> int:
 def _step(config: ModelConfig, prefix: int, num_keys: int) -> float:
     """One token through the decoder and the head, with `num_keys` keys of its own stack, itself among them."""
     d, a = config.d_model, config.inner_dim
-    layer = 8 * d * a + 4 * num_keys * a + flops.feed_forward(config, config.decoder_style, 1)
+    layer = 8 * d * a + 4 * num_keys * a + flops.feed_forward(config, config.decoder_block_config, 1)
     if not config.is_decoder_only:
         layer += 4 * d * a + 4 * prefix * a
     return config.num_decoder_layers * layer + _head(config)
@@ -103,4 +103,4 @@ def _head(config: ModelConfig) -> float:
 
 
 def _projection(config: ModelConfig) -> int:
-    return config.inner_dim * (config.d_model + config.decoder_style.bias)
+    return config.inner_dim * (config.d_model + config.decoder_block_config.bias)

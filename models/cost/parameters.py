@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from models.config import ModelConfig, Style
+from models.config import BlockConfig, ModelConfig
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
     """Canonical name of every piece that owns parameters → their number."""
-    d, encoder, decoder = config.d_model, config.encoder_style, config.decoder_style
+    d, encoder, decoder = config.d_model, config.encoder_block_config, config.decoder_block_config
     tables = config.encoder_has_bias_table + config.decoder_has_bias_table
     counts = {"embedding": config.padded_vocab_size * d, "relative_bias": tables * config.num_buckets * config.num_heads}
     if not config.is_decoder_only:
@@ -40,7 +40,7 @@ def num_parameters(config: ModelConfig) -> int:
     return sum(parameter_counts(config).values())
 
 
-def _norm(style: Style, width: int) -> int:
+def _norm(style: BlockConfig, width: int) -> int:
     return width * (2 if style.norm == "layer" else 1)
 
 
@@ -48,23 +48,23 @@ def _linear(inputs: int, outputs: int, bias: bool) -> int:
     return inputs * outputs + (outputs if bias else 0)
 
 
-def _attention(config: ModelConfig, style: Style) -> int:
+def _attention(config: ModelConfig, style: BlockConfig) -> int:
     d, a = config.d_model, config.inner_dim
     return 3 * _linear(d, a, style.bias) + _linear(a, d, style.bias)
 
 
-def _feed_forward(config: ModelConfig, style: Style) -> int:
+def _feed_forward(config: ModelConfig, style: BlockConfig) -> int:
     d, f = config.d_model, style.d_ff
     return (2 if style.gated else 1) * _linear(d, f, style.bias) + _linear(f, d, style.bias)
 
 
 def _mixing(config: ModelConfig, layer: int) -> int:
     if config.encoder_layer_attends(layer):
-        return _attention(config, config.encoder_style)
+        return _attention(config, config.encoder_block_config)
     return config.max_length**2 + config.d_model**2 if config.mixing == "linear" else 0
 
 
-def _stack_input(config: ModelConfig, style: Style) -> int:
+def _stack_input(config: ModelConfig, style: BlockConfig) -> int:
     d = config.d_model
     positions = config.max_length * d if style.position == "learned" else 0
     norm = 0 if style.pre_norm else _norm(style, d)
@@ -76,7 +76,7 @@ def _heads(config: ModelConfig) -> int:
     d, heads = config.d_model, config.heads
     pools = not heads or "order" in heads or "sequence" in heads
     of_head = {
-        "mlm": _linear(d, d, True) + _norm(config.encoder_style, d) + config.padded_vocab_size,
+        "mlm": _linear(d, d, True) + _norm(config.encoder_block_config, d) + config.padded_vocab_size,
         "order": _linear(d, 2, True),
         "sequence": _linear(d, config.num_labels, True),
         "token": _linear(d, config.num_token_labels, True),

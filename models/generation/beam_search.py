@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.architectures.single_process import Piecewise
-from models.generation.decode import Session
+from models.architectures.single_process import SingleProcessModel
+from models.generation.decode import DecodingSession
 from models.generation.sampling import Sampling, stop_set
 
 _NEVER = -1e9  # below every sum of log-probabilities, and still finite
@@ -33,7 +33,7 @@ class Written:
 
 @torch.no_grad()
 def beam_search(
-    model: Piecewise,
+    model: SingleProcessModel,
     ids: Tensor,
     mask: Tensor,
     *,
@@ -42,14 +42,14 @@ def beam_search(
     sampling: Sampling,
     early_stopping: bool = False,
 ) -> list[list[Written]]:
-    """The K best texts of every row, best first. ids and mask (B, N) as `Session` takes them.
+    """The K best texts of every row, best first. ids and mask (B, N) as `DecodingSession` takes them.
 
     `early_stopping` ends a row as soon as it has K finished texts.
     """
     stops = torch.tensor(stop_set(eos_id), device=ids.device)
     num_rows, num_beams = ids.shape[0], sampling.num_beams
     num_candidates = max(2, 1 + len(stops)) * num_beams
-    session = Session(model, ids, mask, start_id)
+    session = DecodingSession(model, ids, mask, start_id)
     session.reorder(torch.arange(num_rows, device=ids.device).repeat_interleave(num_beams), same_sample=False)
     offset = torch.arange(num_rows, device=ids.device)[:, None] * num_beams  # (B, 1)
 

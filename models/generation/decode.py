@@ -13,13 +13,13 @@ from torch import Tensor
 from models.architectures.decoder import LayerCache
 from models.architectures.decoder_only import DecoderOnly, Read
 from models.architectures.seq2seq import Encoded, Seq2Seq
-from models.architectures.single_process import Piecewise
+from models.architectures.single_process import SingleProcessModel
 
 
-class Session:
+class DecodingSession:
     """A batch being written: what the model remembers, and the logits of the next token."""
 
-    def __init__(self, model: Piecewise, ids: Tensor, mask: Tensor, start_id: int) -> None:
+    def __init__(self, model: SingleProcessModel, ids: Tensor, mask: Tensor, start_id: int) -> None:
         """ids and mask (B, N) int64: the encoder's input, or a decoder-only model's prompt padded on the left.
 
         `start_id` is the decoder's first input; a decoder-only model needs none. Raises ValueError for an encoder-only model.
@@ -62,8 +62,10 @@ class Session:
         return logits[:, -1, : self.model.config.vocab_size]
 
 
-def lay_out(model: Piecewise, prompts: Sequence[Sequence[int]], encoder_length: int, start_id: int) -> tuple[Tensor, Tensor]:
-    """What `model` reads of B prompts: ids and mask (B, N) as `Session` takes them. Of each the last tokens are kept.
+def prepare_prompts(
+    model: SingleProcessModel, prompts: Sequence[Sequence[int]], encoder_length: int, start_id: int
+) -> tuple[Tensor, Tensor]:
+    """What `model` reads of B prompts: ids and mask (B, N) as `DecodingSession` takes them. Of each the last tokens are kept.
 
     An encoder reads `encoder_length` tokens. A decoder alone reads one more: its rows begin with the start token in training.
     """

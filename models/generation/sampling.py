@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.architectures.single_process import Piecewise
-from models.generation.decode import Session, pad_prefixes, pad_prompts
+from models.architectures.single_process import SingleProcessModel
+from models.generation.decode import DecodingSession, pad_prefixes, pad_prompts
 
-__all__ = ["Sampling", "choose", "generate", "pad_prefixes", "pad_prompts", "stop_set", "write_on"]
+__all__ = ["Sampling", "decode", "generate", "pad_prefixes", "pad_prompts", "sample_token", "stop_set"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,27 +52,27 @@ class Sampling:
 
 @torch.no_grad()
 def generate(
-    model: Piecewise, ids: Tensor, mask: Tensor, *, start_id: int, eos_id: int | Sequence[int], sampling: Sampling
+    model: SingleProcessModel, ids: Tensor, mask: Tensor, *, start_id: int, eos_id: int | Sequence[int], sampling: Sampling
 ) -> Iterator[Tensor]:
     """Yield the next token (B,) of every row until all have written a stop token or `max_new_tokens` are out.
 
-    ids and mask (B, N) as `Session` takes them. `eos_id`: one stop token, or several, of which the first fills up a row that
-    has finished. Ids beyond the tokenizer's vocabulary are never chosen. Raises ValueError for beams: see `beam_search`.
+    ids and mask (B, N) as `DecodingSession` takes them. `eos_id`: one stop token, or several, of which the first pads rows that
+    have finished. Ids beyond the tokenizer's vocabulary are never sampled. Raises ValueError for beams: see `beam_search`.
     """
     if sampling.num_beams > 1:
         raise ValueError(f"num_beams is {sampling.num_beams}: texts of beams are known at the end only, use beam_search")
     stops = stop_set(eos_id)
-    yield from write_on(Session(model, ids, mask, start_id), stops=stops, sampling=sampling)
+    yield from decode(DecodingSession(model, ids, mask, start_id), stops=stops, sampling=sampling)
 
 
 @torch.no_grad()
-def write_on(session: Session, *, stops: Sequence[int], sampling: Sampling) -> Iterator[Tensor]:
+def decode(session: DecodingSession, *, stops: Sequence[int], sampling: Sampling) -> Iterator[Tensor]:
     """`generate` for a session that has begun: the caller keeps it, and may look at what it remembers between two tokens."""
     device = session.logits.device
     generator = torch.Generator(device=device).manual_seed(sampling.seed)
     finished = torch.zeros(session.batch_size, dtype=torch.bool, device=device)
     for count in range(1, sampling.max_new_tokens + 1):
-        token = choose(session.logits, sampling, generator).masked_fill(finished, stops[0])
+        token = sample_token(session.logits, sampling, generator).masked_fill(finished, stops[0])
         finished |= torch.isin(token, torch.tensor(stops, device=device))
         yield token
         if bool(finished.all()) or count == sampling.max_new_tokens:
@@ -88,7 +88,7 @@ def stop_set(eos_id: int | Sequence[int]) -> list[int]:
     return stops
 
 
-def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+def sample_token(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
     """The next token (B,) from logits (B, V)."""
     if sampling.temperature == 0:
         return logits.argmax(-1)

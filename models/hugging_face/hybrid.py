@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from models.architectures.single_process import Piecewise
+from models.architectures.single_process import SingleProcessModel
 from models.config import ModelConfig
 from models.hugging_face.mapping import Entry, entry, require
 
@@ -24,7 +24,7 @@ _AUTO = {
 def entries(config: ModelConfig) -> list[Entry]:
     check(config)
     with torch.device("meta"):
-        names = Piecewise(config).state_dict()
+        names = SingleProcessModel(config).state_dict()
     return [entry(name, name, vocabulary=name in ("embedding.tokens.weight", "head.projection.weight")) for name in names]
 
 

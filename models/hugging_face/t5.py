@@ -49,7 +49,7 @@ def _attention(theirs: str, ours: str) -> list[Entry]:
 
 
 def _feed_forward(config: ModelConfig, theirs: str, ours: str) -> list[Entry]:
-    names = {"gate": "wi_0", "up": "wi_1", "down": "wo"} if config.decoder_style.gated else {"up": "wi", "down": "wo"}
+    names = {"gate": "wi_0", "up": "wi_1", "down": "wo"} if config.decoder_block_config.gated else {"up": "wi", "down": "wo"}
     result = linear(f"{theirs}.layer_norm", f"{ours}.feed_forward_norm", bias=False)
     return result + [
         entry(f"{theirs}.DenseReluDense.{name}.weight", f"{ours}.feed_forward.{matrix}.weight")

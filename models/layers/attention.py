@@ -11,21 +11,21 @@ from contextlib import nullcontext
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.config import ModelConfig, Style
+from models.config import BlockConfig, ModelConfig
 from models.layers.attention_bias import ScoreBias
 from models.layers.factory import LayerFactory
 from models.layers.position import rotate
 
 
 class Attention(nn.Module):
-    def __init__(self, config: ModelConfig, style: Style, factory: LayerFactory) -> None:
+    def __init__(self, config: ModelConfig, style: BlockConfig, factory: LayerFactory) -> None:
         super().__init__()
         d_model, inner = config.d_model, config.inner_dim
         self.d_kv = config.d_kv
         self.scale = config.d_kv**-0.5 if style.scale_scores else 1.0
         self.rope_base = config.rope_base if style.position == "rope" else None
         self.dropout = config.dropout
-        self.own_masks = factory.own_masks
+        self.tensor_parallel_rng = factory.tensor_parallel_rng
         # T5 folds the 1/sqrt(d_kv) of the scores into the initial query projection (Mesh TensorFlow's convention).
         query_std = d_model**-0.5 if style.scale_scores else (d_model * config.d_kv) ** -0.5
         self.query = factory.column_linear(d_model, inner, config.std(query_std), style.bias)
@@ -48,7 +48,7 @@ class Attention(nn.Module):
         if self.rope_base is not None and positions is not None:
             queries = rotate(queries, positions, self.rope_base)
         dropout = self.dropout if self.training else 0.0
-        with self.own_masks() if dropout else nullcontext():
+        with self.tensor_parallel_rng() if dropout else nullcontext():
             mixed = F.scaled_dot_product_attention(
                 queries,
                 keys,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.config import ModelConfig, Style
+from models.config import BlockConfig, ModelConfig
 from models.layers.factory import LayerFactory
 from models.layers.feed_forward import drop
 from models.layers.initialization import normal_parameter
@@ -36,7 +36,7 @@ class StackInput(nn.Module):
     T5 has none of the first four. BERT and FNet normalise here because a post-norm layer expects a normalised input.
     """
 
-    def __init__(self, config: ModelConfig, style: Style, factory: LayerFactory) -> None:
+    def __init__(self, config: ModelConfig, style: BlockConfig, factory: LayerFactory) -> None:
         super().__init__()
         d_model = config.d_model
         self.dropout = config.dropout

@@ -35,7 +35,7 @@ class LayerFactory(Protocol):
         """(…, in) → (…, out), whole on every rank: for small layers that stand between sharded ones."""
         ...
 
-    def own_masks(self) -> AbstractContextManager[None]:
+    def tensor_parallel_rng(self) -> AbstractContextManager[None]:
         """Stands around dropout of a sharded tensor: each rank draws a mask of its own."""
         ...
 
@@ -74,7 +74,7 @@ class TorchLayers:
     def linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
         return plain_linear(in_features, out_features, std, bias)
 
-    def own_masks(self) -> AbstractContextManager[None]:
+    def tensor_parallel_rng(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def vocab_embedding(self, num_embeddings: int, dim: int, std: float) -> nn.Module:

@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.config import FeedForwardKind, ModelConfig, Style
+from models.config import BlockConfig, FeedForwardKind, ModelConfig
 from models.layers.factory import LayerFactory
 
 # gated_gelu: tanh is the approximation that T5 v1.1 was trained with
@@ -25,12 +25,12 @@ ACTIVATIONS: dict[FeedForwardKind, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    def __init__(self, config: ModelConfig, style: Style, factory: LayerFactory) -> None:
+    def __init__(self, config: ModelConfig, style: BlockConfig, factory: LayerFactory) -> None:
         super().__init__()
         std = config.std(config.d_model**-0.5)
         self.activation = ACTIVATIONS[style.feed_forward]
         self.dropout = config.dropout if config.drops_inside else 0.0
-        self.own_masks = factory.own_masks
+        self.tensor_parallel_rng = factory.tensor_parallel_rng
         self.gate: nn.Module | None = None
         if style.gated:
             self.gate = factory.column_linear(config.d_model, style.d_ff, std, style.bias)
@@ -41,7 +41,7 @@ class FeedForward(nn.Module):
         """x (B, N, D) → (B, N, D)."""
         inner = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
         if self.training and self.dropout:
-            with self.own_masks():
+            with self.tensor_parallel_rng():
                 inner = drop(inner, self.dropout, self.training)
         return self.down(inner)
 

@@ -38,7 +38,7 @@ class MaskedTokenHead(nn.Module):
 
     def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
         super().__init__()
-        style = config.encoder_style
+        style = config.encoder_block_config
         self.transform = factory.linear(config.d_model, config.d_model, config.std(config.d_model**-0.5), bias=True)
         self.activation = ACTIVATIONS[style.feed_forward]
         self.norm = build_norm(style.norm, config.d_model, style.norm_eps)

@@ -24,7 +24,7 @@ def build_mixer(config: ModelConfig, factory: LayerFactory, layer: int, score_bi
     """The mixing sublayer of encoder layer `layer`: attention where the layout says so, else `config.mixing`."""
     if config.encoder_layer_attends(layer):
         return AttentionMixing(config, factory, score_bias)
-    norm = config.encoder_style.fourier_norm
+    norm = config.encoder_block_config.fourier_norm
     if config.mixing in ("fourier", "hartley"):
         transform = FourierMixing if config.mixing == "fourier" else HartleyMixing
         return transform(norm, config.fourier_backend, config.mix_within_documents)

@@ -17,9 +17,9 @@ from models.layers.factory import LayerFactory
 class AttentionMixing(nn.Module):
     def __init__(self, config: ModelConfig, factory: LayerFactory, score_bias: ScoreBiasOf) -> None:
         super().__init__()
-        self.attention = Attention(config, config.encoder_style, factory)
+        self.attention = Attention(config, config.encoder_block_config, factory)
         self.score_bias = score_bias
-        self.rotary = config.encoder_style.position == "rope"
+        self.rotary = config.encoder_block_config.position == "rope"
 
     def forward(self, hidden: Tensor, mask: Tensor, tables: Tensor) -> Tensor:
         """hidden (B, N, D), mask (B, N), tables (S, num_buckets, H); returns (B, N, D)."""

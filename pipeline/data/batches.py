@@ -27,14 +27,23 @@ from pipeline.objectives.catalogue import build_objective
 from pipeline.objectives.interface import AnyBatch, Objective
 from pipeline.objectives.vocabulary import Vocabulary
 
-__all__ = ["NO_ROW", "PipelineBatch", "Rows", "Share", "TrainingBatches", "as_tensors", "objective_of", "validation_batches"]
+__all__ = [
+    "NO_ROW",
+    "DataShard",
+    "PipelineBatch",
+    "Rows",
+    "TrainingBatches",
+    "as_tensors",
+    "objective_of",
+    "validation_batches",
+]
 
 Ints = NDArray[np.int64]
 PipelineBatch = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
-class Share:
+class DataShard:
     """Which part of every global batch this replica computes, and in which portions."""
 
     micro_batch_size: int
@@ -54,7 +63,7 @@ class TrainingBatches:
         self,
         rows: RowSource | Sequence[RowSource],
         objective: Objective,
-        share: Share,
+        share: DataShard,
         global_batch_size: int,
         seed: int,
         weights: Sequence[float] = (1,),
@@ -143,7 +152,9 @@ def training_rows(data: DataConfig) -> tuple[list[RowSource], list[float]]:
     return [open_rows(data, part.path, "train") for part in data.blend], [part.weight for part in data.blend]
 
 
-def validation_batches(rows: RowSource, objective: Objective, share: Share, num_rows: int) -> tuple[list[PipelineBatch], int]:
+def validation_batches(
+    rows: RowSource, objective: Objective, share: DataShard, num_rows: int
+) -> tuple[list[PipelineBatch], int]:
     """The first `num_rows` rows as micro-batches of the training shape, and their target tokens over all replicas.
 
     The same rows on every mesh; the last micro-batches are filled up with empty rows. What the objective draws belongs to the
@@ -156,7 +167,9 @@ def validation_batches(rows: RowSource, objective: Objective, share: Share, num_
     return _make(rows, objective, share, np.arange(len(filled)), filled)
 
 
-def _make(source: RowSource, objective: Objective, share: Share, samples: Ints, rows: Ints) -> tuple[list[PipelineBatch], int]:
+def _make(
+    source: RowSource, objective: Objective, share: DataShard, samples: Ints, rows: Ints
+) -> tuple[list[PipelineBatch], int]:
     counts = objective.loss_counts(source.lengths(rows), samples)
     # The engine averages micro-batch losses over accumulation steps and replicas; these weights make the average the mean over
     # all targets of the global batch, however they are spread.

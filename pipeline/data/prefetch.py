@@ -11,23 +11,23 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-Made = TypeVar("Made")
+Item = TypeVar("Item")
 
 
-class Prefetch(Generic[Made]):
+class Prefetch(Generic[Item]):
     """`make(step)` for rising steps up to `last`, `ahead` of them begun before they are asked for, by `workers` threads.
 
     With `ahead` 0 nothing runs in the background. An exception in `make` is raised when its step is asked for.
     """
 
-    def __init__(self, make: Callable[[int], Made], last: int, ahead: int = 2, workers: int = 1) -> None:
+    def __init__(self, make: Callable[[int], Item], last: int, ahead: int = 2, workers: int = 1) -> None:
         if ahead < 0 or workers < 1:
             raise ValueError(f"{ahead} steps ahead by {workers} workers: give 0 or more steps, and at least one worker")
         self._make, self._last, self._ahead = make, last, ahead
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="batches") if ahead else None
-        self._begun: deque[tuple[int, Future[Made]]] = deque()
+        self._begun: deque[tuple[int, Future[Item]]] = deque()
 
-    def __call__(self, step: int) -> Made:
+    def __call__(self, step: int) -> Item:
         """What `make(step)` returns. Asking for another step than the next one is right too, only slower."""
         if self._threads is None:
             return self._make(step)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from models.architectures.pieces import Piece
 from pipeline.distributed.column_parallel_fourier import shard_columns
-from pipeline.distributed.rng import own_randomness
+from pipeline.distributed.rng import tensor_parallel_rng
 from pipeline.distributed.tensor_parallel import MegatronLayers, RowParallel, shard_dim
 
 _REGION = "encoder.layers."
@@ -77,7 +77,7 @@ def _batch_build(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         layer = build(RegionLayers())
         mixing = layer.get_submodule("mixing")
         has_shards = any(shard_dim(parameter) is not None for parameter in mixing.parameters())
-        mixing.register_forward_pre_hook(_gather_first if has_shards else _own_masks)
+        mixing.register_forward_pre_hook(_gather_first if has_shards else _tensor_parallel_rng)
         layer.get_submodule("feed_forward").register_forward_pre_hook(_gather_first)
         for parameter in layer.parameters():
             if shard_dim(parameter) is None:
@@ -92,7 +92,7 @@ def _batch_run(run: Callable[[Any, Any], Any], first: bool, last: bool) -> Calla
         name = "encoder_hidden" if hasattr(state, "encoder_hidden") else "hidden"
         if first:
             state = state._replace(**{name: enter_region(getattr(state, name))})
-        with own_randomness(_group().rank(), wanted=module.training and getattr(module, "dropout", 0.0) > 0):
+        with tensor_parallel_rng(_group().rank(), wanted=module.training and getattr(module, "dropout", 0.0) > 0):
             state = run(module, state)
         return state._replace(**{name: leave_region(getattr(state, name))}) if last else state
 
@@ -107,7 +107,7 @@ def _gather_first(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, .
     return (gather_batch(arguments[0]), *arguments[1:])
 
 
-def _own_masks(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def _tensor_parallel_rng(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """A mixer without sharded weights gets its own samples' masks; the bias tables behind them are no sample's."""
     hidden, mask, *others = arguments
     return hidden, _own_samples(mask), *others

@@ -20,7 +20,7 @@ from models.layers.initialization import initial_value
 from pipeline.distributed.batch_parallel_encoder import has_partial_gradient, shard_encoder
 from pipeline.distributed.mesh import Mesh
 from pipeline.distributed.tensor_parallel import MegatronLayers, shard_dim
-from pipeline.planner.partition import cut_stages
+from pipeline.planner.partition import partition_stages
 
 _TIED_WEIGHT = "module.tokens.weight"
 
@@ -53,7 +53,7 @@ class _OwnGradient(torch.autograd.Function):
         return gradients[0].clone()
 
 
-def own_gradients(sent: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def clone_stage_gradients(sent: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The last step of a stage: what it sends on, with gradients that will be copied out of the receive buffer.
 
     DeepSpeed receives every micro-batch's gradients into the same buffer and hands that buffer to autograd. Where the way from
@@ -99,7 +99,7 @@ class Stages(PipelineModule):
         """`bounds`: where the pieces are cut. Default: by FLOPs."""
         factory = MegatronLayers()
         self.pieces = shard_encoder(pieces(config, factory, lengths), micro_batch_size, mesh.tensor_parallel)
-        self.bounds = bounds or cut_stages(self.pieces, mesh.pipeline_parallel)
+        self.bounds = bounds or partition_stages(self.pieces, mesh.pipeline_parallel)
         super().__init__(
             layers=[_spec(piece, self.pieces, factory, recompute) for piece in self.pieces],
             topology=mesh.topology,
@@ -110,7 +110,7 @@ class Stages(PipelineModule):
     def _build(self) -> None:
         super()._build()
         if self.stage_id < self.num_stages - 1:
-            self.forward_funcs.append(own_gradients)
+            self.forward_funcs.append(clone_stage_gradients)
 
     def _partition_layers(self, method: str = "") -> None:
         self.parts = self.bounds

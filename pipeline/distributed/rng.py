@@ -22,7 +22,7 @@ def seed_dropout(seed: int, step: int, mesh: Mesh) -> None:
 
 
 @contextmanager
-def own_randomness(tensor_rank: int, wanted: bool) -> Iterator[None]:
+def tensor_parallel_rng(tensor_rank: int, wanted: bool) -> Iterator[None]:
     """Draw other numbers on each tensor rank within the block, and go on afterwards as the whole group does.
 
     The numbers follow from the state that the block begins with, so a recomputed forward pass draws the same.

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from models.layers.factory import plain_linear
 from models.layers.initialization import constant_parameter, mark_constant, mark_normal, normal_parameter
-from pipeline.distributed.rng import own_randomness
+from pipeline.distributed.rng import tensor_parallel_rng
 
 
 class _Column(ColumnParallelLinear):
@@ -92,8 +92,8 @@ class MegatronLayers:
     def linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
         return plain_linear(in_features, out_features, std, bias)
 
-    def own_masks(self) -> AbstractContextManager[None]:
-        return own_randomness(parallel_state.get_tensor_model_parallel_rank(), wanted=self.tensor_parallel > 1)
+    def tensor_parallel_rng(self) -> AbstractContextManager[None]:
+        return tensor_parallel_rng(parallel_state.get_tensor_model_parallel_rank(), wanted=self.tensor_parallel > 1)
 
     def vocab_embedding(self, num_embeddings: int, dim: int, std: float) -> nn.Module:
         layer = VocabParallelEmbedding(num_embeddings, dim, init_method=_untouched, config=self._config)

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from data_prep.dataset.indexed_dataset import TokenFile
 from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer, start_id, token_byte_lengths
 from models.architectures.build import build_model
-from models.architectures.single_process import Piecewise
+from models.architectures.single_process import SingleProcessModel
 from pipeline.config import RunConfig
-from pipeline.data.batches import PipelineBatch, Share, objective_of, open_rows, validation_batches
+from pipeline.data.batches import DataShard, PipelineBatch, objective_of, open_rows, validation_batches
 from pipeline.eval.evaluation_sets import evaluation_sets
-from pipeline.eval.suffix_bpb import Score, score, yardstick_objective
+from pipeline.eval.suffix_bpb import Score, score, suffix_bpb_objective
 from pipeline.objectives.interface import VALIDATION_SEED, AnyBatch
 from pipeline.objectives.loss import losses_of
 from pipeline.run_folder import find, load_weights
@@ -51,7 +51,7 @@ class Evaluation:
     """What the loss of an encoder alone holds of telling the order of its segments, nats per row."""
 
 
-def load_model(run: Path, step: int | None = None) -> tuple[Piecewise, RunConfig, int]:
+def load_model(run: Path, step: int | None = None) -> tuple[SingleProcessModel, RunConfig, int]:
     """The single-process model of a run's checkpoint (the latest by default), its configuration, and its step."""
     config = RunConfig.load(run)
     checkpoint = find(run, step)
@@ -84,7 +84,7 @@ def evaluate(run: Path, step: int | None = None) -> Evaluation:
     """Evaluate a run's checkpoint on its validation rows. Raises ValueError where run, checkpoint or data are missing."""
     model, config, found_step = load_model(run, step)
     data = config.data
-    share = Share(config.train.micro_batch_size)
+    share = DataShard(config.train.micro_batch_size)
     batches, num_targets = validation_batches(
         open_rows(data, data.path, "val"), objective_of(config, VALIDATION_SEED), share, data.validation_rows
     )
@@ -139,7 +139,7 @@ def evaluate_sources(
     model.to(device)
     data, tokenizer = config.data, load_tokenizer(run / TOKENIZER_FILE)
     prefix = data.encoder_length if prefix_length is None else prefix_length
-    objective = yardstick_objective(config.model.architecture, data.encoder_length, prefix, suffix_length, start_id(tokenizer))
+    objective = suffix_bpb_objective(config.model.architecture, data.encoder_length, prefix, suffix_length, start_id(tokenizer))
     sets = evaluation_sets(data.path, split, prefix + suffix_length, rows_per_source, shortest=prefix + 1)
 
     def nll(batch: AnyBatch) -> NDArray[np.floating]:

@@ -8,16 +8,21 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from data_prep.tokenization.tokenizer import eos_id, start_id
-from models.architectures.single_process import Piecewise
+from models.architectures.single_process import SingleProcessModel
 from models.generation.beam_search import beam_search
-from models.generation.decode import lay_out
+from models.generation.decode import prepare_prompts
 from models.generation.sampling import Sampling, generate
 
 _UNFINISHED = "�"  # what a character decodes to while some of its bytes are still to come
 
 
 def write_text(
-    model: Piecewise, tokenizer: Tokenizer, prompt: str, encoder_length: int, sampling: Sampling, stops: Sequence[int] = ()
+    model: SingleProcessModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    encoder_length: int,
+    sampling: Sampling,
+    stops: Sequence[int] = (),
 ) -> Iterator[str]:
     """Yield pieces of the continuation of `prompt`, whole characters only; with beams, all of it at once.
 
@@ -45,7 +50,7 @@ def write_text(
 
 
 def write_texts(
-    model: Piecewise,
+    model: SingleProcessModel,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     encoder_length: int,
@@ -81,10 +86,12 @@ def _before(tokens: Sequence[int], ends: Sequence[int]) -> list[int]:
     return list(tokens[:end])
 
 
-def _encode(model: Piecewise, tokenizer: Tokenizer, prompts: Sequence[str], encoder_length: int) -> tuple[Tensor, Tensor]:
+def _encode(
+    model: SingleProcessModel, tokenizer: Tokenizer, prompts: Sequence[str], encoder_length: int
+) -> tuple[Tensor, Tensor]:
     ids = [tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in prompts]
     for number, tokens in enumerate(ids, 1):
         if not tokens:
             where = f" (number {number})" if len(prompts) > 1 else ""
             raise ValueError(f"the prompt{where} is empty: give some text for the encoder to read")
-    return lay_out(model, ids, encoder_length, start_id(tokenizer))
+    return prepare_prompts(model, ids, encoder_length, start_id(tokenizer))

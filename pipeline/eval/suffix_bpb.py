@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from data_prep.files import write_json_atomically
 from pipeline.data.rows import RowSource
 from pipeline.objectives.catalogue import form_of
-from pipeline.objectives.causal_lm import AsText
+from pipeline.objectives.causal_lm import DecoderOnlyAdapter
 from pipeline.objectives.interface import AnyBatch, Objective
 from pipeline.objectives.prefix_lm import PrefixLM
 
@@ -52,7 +52,7 @@ class Score:
         return self.nll / math.log(2) / self.target_bytes
 
 
-def yardstick_objective(
+def suffix_bpb_objective(
     architecture: str, encoder_length: int, prefix_length: int, suffix_length: int, start_id: int
 ) -> Objective:
     """Rows of prefix and suffix as the architecture reads them; an encoder pads the prefix to its own length.
@@ -65,7 +65,7 @@ def yardstick_objective(
     row_length = prefix_length + suffix_length
     if form == "decoder_only":
         pair = PrefixLM(prefix_length, suffix_length, start_id, (prefix_length,), row_length)
-        return AsText(pair, start_id, bidirectional_prefix=architecture == "prefix_decoder")
+        return DecoderOnlyAdapter(pair, start_id, bidirectional_prefix=architecture == "prefix_decoder")
     if prefix_length > encoder_length:
         raise ValueError(f"a prefix of {prefix_length} tokens exceeds data.encoder_length {encoder_length}: shorten the prefix")
     return PrefixLM(encoder_length, suffix_length, start_id, (prefix_length,), row_length)
@@ -114,11 +114,11 @@ def _portions(num_rows: int, batch_size: int) -> Iterator[NDArray[np.int64]]:
         yield np.arange(first, min(first + batch_size, num_rows), dtype=np.int64)
 
 
-YARDSTICK = "yardstick.json"
+SUFFIX_BPB_FILE = "yardstick.json"
 ALL = "all"
 
 
-def write_yardstick(run_folder: Path, prefix: int, suffix: int, scores: dict[str, Score]) -> None:
+def write_suffix_bpb(run_folder: Path, prefix: int, suffix: int, scores: dict[str, Score]) -> None:
     """Keep what a finished run scores on each source and on all together, beside its checkpoints."""
     parts = {**scores, ALL: overall(scores)}
     values = {
@@ -131,10 +131,10 @@ def write_yardstick(run_folder: Path, prefix: int, suffix: int, scores: dict[str
         }
         for name, one in parts.items()
     }
-    write_json_atomically(run_folder / YARDSTICK, {"prefix": prefix, "suffix": suffix, "sources": values})
+    write_json_atomically(run_folder / SUFFIX_BPB_FILE, {"prefix": prefix, "suffix": suffix, "sources": values})
 
 
-def read_yardstick(run_folder: Path) -> dict[str, dict[str, float | str]]:
+def read_suffix_bpb(run_folder: Path) -> dict[str, dict[str, float | str]]:
     """By source, and `all`. Raises FileNotFoundError where the run was not measured."""
-    found: dict[str, dict[str, float | str]] = json.loads((run_folder / YARDSTICK).read_bytes())["sources"]
+    found: dict[str, dict[str, float | str]] = json.loads((run_folder / SUFFIX_BPB_FILE).read_bytes())["sources"]
     return found

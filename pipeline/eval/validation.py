@@ -12,7 +12,7 @@ import torch
 
 from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer, token_byte_lengths
 from pipeline.config import RunConfig
-from pipeline.data.batches import PipelineBatch, Share, objective_of, open_rows, validation_batches
+from pipeline.data.batches import DataShard, PipelineBatch, objective_of, open_rows, validation_batches
 from pipeline.data.rows import RowSource
 from pipeline.eval.evaluation_sets import ALL, evaluation_sets
 from pipeline.objectives.interface import VALIDATION_SEED
@@ -33,7 +33,7 @@ class ValidationSet:
         return loss * self.target_tokens / math.log(2) / self.target_bytes if self.target_bytes else None
 
 
-def validation_sets(config: RunConfig, share: Share) -> list[ValidationSet]:
+def validation_sets(config: RunConfig, share: DataShard) -> list[ValidationSet]:
     """One for each source, where there are several and their documents are long enough, and the set of all of them last."""
     data = config.data
     objective = objective_of(config, VALIDATION_SEED)
@@ -41,7 +41,7 @@ def validation_sets(config: RunConfig, share: Share) -> list[ValidationSet]:
 
     def make(source: str, rows: RowSource, num_rows: int) -> ValidationSet:
         batches, target_tokens = validation_batches(rows, objective, share, num_rows)
-        whole, _ = validation_batches(rows, objective, Share(share.micro_batch_size), num_rows)
+        whole, _ = validation_batches(rows, objective, DataShard(share.micro_batch_size), num_rows)
         target_bytes = sum(int(byte_lengths[labels[0][labels[1] > 0]].sum()) for _, labels in whole)
         return ValidationSet(source, batches, target_tokens, target_bytes)
 
@@ -60,5 +60,5 @@ def first_rows(config: RunConfig) -> PipelineBatch:
     """The split's first rows as one micro-batch, the same on every replica: what samples of text begin with."""
     data, rows = config.data, config.train.micro_batch_size
     objective = objective_of(config, VALIDATION_SEED)
-    batches, _ = validation_batches(open_rows(data, data.path, "val"), objective, Share(rows), rows)
+    batches, _ = validation_batches(open_rows(data, data.path, "val"), objective, DataShard(rows), rows)
     return batches[0]

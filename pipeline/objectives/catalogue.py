@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
 from models.sizes import DECODER_ONLY, ENCODER_ONLY
-from pipeline.objectives.causal_lm import AsText, CausalLM, CausalLMConfig
+from pipeline.objectives.causal_lm import CausalLM, CausalLMConfig, DecoderOnlyAdapter
 from pipeline.objectives.interface import Form, Objective, ObjectiveConfig
 from pipeline.objectives.masked_lm import MaskedLMConfig
 from pipeline.objectives.mixture import Mixture, Part, PartConfig, shared_row_length, shares_of
@@ -122,7 +122,7 @@ def build_objective(
     row_length = config.row_length(encoder_length, decoder_length)
     objective = config.build(row_length, encoder_length, decoder_length, vocabulary, seed)
     if form_of(architecture) == "decoder_only" and not isinstance(objective, CausalLM):
-        return AsText(objective, vocabulary.start, bidirectional_prefix=architecture == "prefix_decoder")
+        return DecoderOnlyAdapter(objective, vocabulary.start, bidirectional_prefix=architecture == "prefix_decoder")
     return objective
 
 

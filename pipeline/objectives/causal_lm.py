@@ -1,7 +1,7 @@
 """Causal language modelling for a decoder alone (GPT-2): every token of the row is a target, the first behind the start token.
 
-`AsText` lays any encoder-decoder batch out for a decoder alone, the encoder's text as a prefix on which no loss is taken
-(Raffel et al. 2020, figure 4, "prefix LM").
+`DecoderOnlyAdapter` turns any encoder-decoder batch into one for a decoder alone: the encoder's text becomes a prefix without
+loss (Raffel et al. 2020, figure 4, "prefix LM").
 
 Shapes: B rows, L tokens.
 """
@@ -52,7 +52,7 @@ class CausalLM(Objective):
 
 
 @dataclass(frozen=True)
-class AsText(Objective):
+class DecoderOnlyAdapter(Objective):
     """An encoder-decoder's objective for a decoder alone."""
 
     pair: Objective

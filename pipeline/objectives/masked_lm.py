@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_validator
 
 from models.cost.flops import Lengths
-from pipeline.objectives.draws import Draws
+from pipeline.objectives.counter_rng import CounterRNG
 from pipeline.objectives.interface import Cost, EncoderBatch, Form, Ints, Objective, ObjectiveConfig, valid
 from pipeline.objectives.vocabulary import Vocabulary
 
@@ -109,7 +109,7 @@ class MaskedLM(Objective):
     def __call__(self, rows: Ints, row_lengths: Ints, samples: Ints) -> EncoderBatch:
         ids, type_ids, swapped = self._segments(rows, row_lengths, samples)
         mask = valid(np.where(row_lengths > 0, row_lengths + _SPECIALS, 0), self.encoder_length)
-        draws = Draws(self.seed, "masking", samples)
+        draws = CounterRNG(self.seed, "masking", samples)
         num_targets = self.num_targets(row_lengths, samples)
         # Candidates are all places but the specials. They lie at 1 …, with the middle [SEP] cut out of the numbering.
         middle = np.argmax(ids == self.sep_id, axis=1)  # (B,)
@@ -132,7 +132,7 @@ class MaskedLM(Objective):
             self._has_order(row_lengths),
         )
 
-    def _shown(self, targets: Ints, draws: Draws) -> Ints:
+    def _shown(self, targets: Ints, draws: CounterRNG) -> Ints:
         """What stands in the text at each predicted place (B, P)."""
         kind = draws.uniform(targets.shape[1])
         ordinary = self.vocabulary.ordinary
@@ -143,7 +143,7 @@ class MaskedLM(Objective):
 
     def _segments(self, rows: Ints, row_lengths: Ints, samples: Ints) -> tuple[Ints, Ints, Ints]:
         """[CLS] A [SEP] B [SEP] (B, N), its segment ids, and 1 where A is the later half of the row."""
-        draws = Draws(self.seed, "segments", samples)
+        draws = CounterRNG(self.seed, "segments", samples)
         seam = seams(rows, row_lengths, self.vocabulary, draws)  # (B,)
         swapped = (draws.below(np.full(len(rows), 2))[:, 0] == 1) & (row_lengths > 1) & self.config.sentence_order
         num_first = np.where(swapped, row_lengths - seam, seam)
@@ -160,7 +160,7 @@ class MaskedLM(Objective):
         return ids, type_ids.astype(np.int64), swapped.astype(np.int64)
 
 
-def seams(rows: Ints, row_lengths: Ints, vocabulary: Vocabulary, draws: Draws) -> Ints:
+def seams(rows: Ints, row_lengths: Ints, vocabulary: Vocabulary, draws: CounterRNG) -> Ints:
     """(B,) how many tokens lie before the seam: a line end inside the row's longest document, else any place inside it."""
     width = rows.shape[1]
     places = np.arange(width)

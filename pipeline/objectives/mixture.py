@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.objectives.draws import Draws
+from pipeline.objectives.counter_rng import CounterRNG
 from pipeline.objectives.interface import Batch, Cost, Ints, Objective, ObjectiveConfig
 
 
@@ -45,7 +45,7 @@ class Mixture(Objective):
     def part_of(self, samples: Ints) -> Ints:
         """(B,) which part each sample draws."""
         bounds = np.cumsum([part.share for part in self.parts])
-        return np.searchsorted(bounds[:-1], Draws(self.seed, "mixture", samples).uniform(1)[:, 0], side="right")
+        return np.searchsorted(bounds[:-1], CounterRNG(self.seed, "mixture", samples).uniform(1)[:, 0], side="right")
 
     def num_targets(self, row_lengths: Ints, samples: Ints) -> Ints:
         counts = np.zeros_like(row_lengths)

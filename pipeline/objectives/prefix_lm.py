@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
-from pipeline.objectives.draws import Draws
+from pipeline.objectives.counter_rng import CounterRNG
 from pipeline.objectives.interface import Batch, Cost, Ints, Objective, ObjectiveConfig, shift_right, valid
 from pipeline.objectives.vocabulary import Vocabulary
 
@@ -100,7 +100,7 @@ class PrefixLM(Objective):
         lengths = np.array(self.prefix_lengths, dtype=np.int64)
         if len(lengths) == 1:
             return np.full(len(samples), lengths[0])
-        return lengths[Draws(self.seed, "prefix", samples).below(np.full(len(samples), len(lengths)))[:, 0]]
+        return lengths[CounterRNG(self.seed, "prefix", samples).below(np.full(len(samples), len(lengths)))[:, 0]]
 
     def num_targets(self, row_lengths: Ints, samples: Ints) -> Ints:
         return np.clip(row_lengths - self.prefixes(samples), 0, self.decoder_length)

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.objectives.draws import Draws
+from pipeline.objectives.counter_rng import CounterRNG
 from pipeline.objectives.interface import Batch, Cost, FittedConfig, Ints, Objective, by_length, shift_right, valid
 from pipeline.objectives.vocabulary import Vocabulary
 
@@ -103,7 +103,7 @@ class SpanCorruption(Objective):
         lengths = np.unique(row_lengths)
         if len(lengths) == 1 and self._counts(int(lengths[0]))[::2] == (self.encoder_length, self.decoder_length):
             # Rows that fill their places, as almost all do: nothing to pad, nothing to mask.
-            encoder_ids, targets = self._corrupt(rows[:, : lengths[0]], Draws(self.seed, "spans", samples))
+            encoder_ids, targets = self._corrupt(rows[:, : lengths[0]], CounterRNG(self.seed, "spans", samples))
             encoder_mask, target_mask = np.ones_like(encoder_ids), np.ones_like(targets)
             return Batch(encoder_ids, encoder_mask, shift_right(targets, self.start_id), targets, target_mask)
         encoder_ids = np.zeros((len(rows), self.encoder_length), dtype=np.int64)
@@ -114,7 +114,7 @@ class SpanCorruption(Objective):
             if not num_spans:
                 encoder_ids[chosen, :length] = rows[chosen, :length]
                 continue
-            kept, cut = self._corrupt(rows[chosen, :length], Draws(self.seed, "spans", samples[chosen]))
+            kept, cut = self._corrupt(rows[chosen, :length], CounterRNG(self.seed, "spans", samples[chosen]))
             encoder_ids[chosen, : counts[0]], targets[chosen, : counts[2]] = kept, cut
         return Batch(
             encoder_ids,
@@ -124,7 +124,7 @@ class SpanCorruption(Objective):
             valid(num_targets, self.decoder_length).astype(np.int64),
         )
 
-    def _corrupt(self, rows: Ints, draws: Draws) -> tuple[Ints, Ints]:
+    def _corrupt(self, rows: Ints, draws: CounterRNG) -> tuple[Ints, Ints]:
         """Rows (B, L) of one length → encoder ids and targets, of exact lengths."""
         num_noise, num_spans = span_counts(rows.shape[1], self.noise_density, self.mean_span_length)
         noise_before = _segment_starts(draws, num_noise, num_spans)  # (B, S + 1), in cut tokens
@@ -137,7 +137,7 @@ class SpanCorruption(Objective):
         return encoder_ids, targets
 
 
-def _segment_starts(draws: Draws, num_items: int, num_segments: int) -> Ints:
+def _segment_starts(draws: CounterRNG, num_items: int, num_segments: int) -> Ints:
     """(B, S + 1): where each of S non-empty segments starts, and the end; every cut into segments is equally likely."""
     is_start = draws.subset(num_segments - 1, num_items - 1)  # of item 1, 2, …
     starts = np.zeros((len(is_start), num_segments + 1), dtype=np.int64)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.objectives.draws import Draws
+from pipeline.objectives.counter_rng import CounterRNG
 from pipeline.objectives.interface import Batch, Cost, FittedConfig, Ints, Objective, by_length, shift_right, valid
 from pipeline.objectives.vocabulary import Vocabulary
 
@@ -82,7 +82,7 @@ class TextInfilling(Objective):
         encoder_ids, encoder_mask = np.zeros((2, len(rows), self.encoder_length), dtype=np.int64)
         source = self._permuted(rows, row_lengths, samples) if self.config.permute_sentences else rows
         for length, chosen in by_length(row_lengths):
-            ids, used = self._infilled(source[chosen, :length], Draws(self.seed, "infilling", samples[chosen]))
+            ids, used = self._infilled(source[chosen, :length], CounterRNG(self.seed, "infilling", samples[chosen]))
             encoder_ids[chosen, : ids.shape[1]], encoder_mask[chosen, : ids.shape[1]] = ids, used
         target_mask = valid(row_lengths, self.decoder_length).astype(np.int64)
         targets = np.zeros_like(target_mask)
@@ -96,7 +96,7 @@ class TextInfilling(Objective):
         document = np.cumsum(is_end, axis=1, dtype=np.int64) - is_end
         closes = self.vocabulary.ends_sentence[rows] | is_end
         sentence = np.cumsum(closes, axis=1, dtype=np.int64) - closes
-        drawn = Draws(self.seed, "sentences", samples).keys(rows.shape[1])
+        drawn = CounterRNG(self.seed, "sentences", samples).keys(rows.shape[1])
         # Sorted by document, then by what its sentence has drawn, then by place, which keeps a sentence's tokens in order.
         key = np.take_along_axis(drawn, sentence, axis=1).astype(np.uint64)
         key[is_end] = _BEHIND_SENTENCES
@@ -106,7 +106,7 @@ class TextInfilling(Objective):
         order = (np.sort(key, axis=1) & np.uint64(_LONGEST_ROW)).astype(np.int64)
         return np.take_along_axis(rows, order, axis=1)
 
-    def _infilled(self, rows: Ints, draws: Draws) -> tuple[Ints, NDArray[np.bool_]]:
+    def _infilled(self, rows: Ints, draws: CounterRNG) -> tuple[Ints, NDArray[np.bool_]]:
         """Rows (B, L) of one length → encoder ids (B, W), and which of them are used."""
         num_rows, length = rows.shape
         num_masked = round(length * self.config.mask_share)
@@ -125,7 +125,7 @@ class TextInfilling(Objective):
         return np.where(is_mask, self.mask_id, ids) * used, used
 
 
-def span_ends(draws: Draws, num_masked: int, mean_span_length: float) -> Ints:
+def span_ends(draws: CounterRNG, num_masked: int, mean_span_length: float) -> Ints:
     """(B, S) how many tokens the first 1, 2, … spans cover, never more than `num_masked`, which the last one reaches."""
     lengths = poisson(draws.uniform(most_spans(num_masked, mean_span_length)), mean_span_length)
     covered = np.minimum(np.cumsum(lengths, axis=1), num_masked)

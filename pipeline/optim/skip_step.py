@@ -72,7 +72,7 @@ class SpikeGuard:
         return value > mean + self.sigma * deviation
 
 
-class StepGuard:
+class SkipStepGuard:
     """Stands in the place of DeepSpeed's optimizer instruction: judges, then steps or lets the gradients go."""
 
     def __init__(

@@ -53,7 +53,7 @@ def _reductions(config: RunConfig, piece: PieceFootprint, lengths: Lengths) -> t
     model = config.model
     written = decoder_tokens(model, lengths)
     if piece.name.startswith("encoder.layers."):
-        attends, gated = not piece.transforms, model.encoder_style.gated
+        attends, gated = not piece.transforms, model.encoder_block_config.gated
         forward, backward = 1.0 + attends, 1.0 + gated + 3 * attends  # backward: one for each product that shares an input
         if config.train.micro_batch_size % config.mesh.tensor_parallel == 0:
             # sharded over the batch: one gathering serves them all; the region is entered and left once
@@ -63,7 +63,7 @@ def _reductions(config: RunConfig, piece: PieceFootprint, lengths: Lengths) -> t
             forward, backward = forward + 0.25, backward + 0.25
         return lengths.encoder * forward, lengths.encoder * backward
     if piece.name.startswith("decoder.layers."):
-        forward, backward = 2.0 * written, (4.0 + model.decoder_style.gated) * written
+        forward, backward = 2.0 * written, (4.0 + model.decoder_block_config.gated) * written
         if not model.is_decoder_only:  # cross-attention: its keys and values come from the encoder's tokens
             forward, backward = forward + written, backward + written + 2 * lengths.encoder
         return forward, backward

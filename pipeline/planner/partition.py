@@ -14,7 +14,7 @@ from pipeline.config import RunConfig
 from pipeline.planner.memory import _footprints, _limit
 
 
-class Cuttable(Protocol):
+class Partitionable(Protocol):
     """What the cut looks at: a piece of the model, or its footprint."""
 
     @property
@@ -24,8 +24,8 @@ class Cuttable(Protocol):
     def starts_stage(self) -> bool: ...
 
 
-def cut_stages(
-    model: Sequence[Cuttable], num_stages: int, fits: Callable[[int, int, int], bool] = lambda *_: True
+def partition_stages(
+    model: Sequence[Partitionable], num_stages: int, fits: Callable[[int, int, int], bool] = lambda *_: True
 ) -> list[int]:
     """Bounds [0, …, len(model)] of the contiguous cut whose most expensive stage costs the fewest FLOPs.
 
@@ -65,6 +65,6 @@ def cut_stages(
 def stage_bounds(config: RunConfig, data_parallel: int) -> list[int]:
     """Where the pieces of a recipe's model are cut on its mesh. Raises ValueError where they cannot be."""
     if config.mesh.stage_memory_gb is None:  # FLOPs are known without running the model on shapes
-        return cut_stages(pieces(config.model, TorchLayers(), config.data.lengths), config.mesh.pipeline_parallel)
+        return partition_stages(pieces(config.model, TorchLayers(), config.data.lengths), config.mesh.pipeline_parallel)
     model = _footprints(config)
-    return cut_stages(model, config.mesh.pipeline_parallel, _limit(config, model, data_parallel))
+    return partition_stages(model, config.mesh.pipeline_parallel, _limit(config, model, data_parallel))

@@ -19,7 +19,7 @@ from pipeline.config import MeshConfig, RunConfig
 from pipeline.planner.communication import _sent_on, _tensor_bytes, _tied_bytes
 from pipeline.planner.hardware import GPU, LINK_EFFICIENCY, MATMUL_EFFICIENCY, USABLE_MEMORY
 from pipeline.planner.memory import _footprints, _held, _limit, _stage_bytes, num_parameters
-from pipeline.planner.partition import cut_stages
+from pipeline.planner.partition import partition_stages
 
 _TRANSFORM_BYTES = 32  # an FFT in fp32 reads and writes a real and two complex numbers for each point
 
@@ -80,7 +80,7 @@ def make_plan(config: RunConfig, data_parallel: int, device: GPU) -> Plan:
     num_micro_batches = train.accumulation_steps(data_parallel)
     lengths = config.data.lengths
     model = _footprints(config)
-    bounds = cut_stages(model, pp, _limit(config, model, data_parallel))
+    bounds = partition_stages(model, pp, _limit(config, model, data_parallel))
     crosses_nodes = tp * pp * data_parallel > device.per_node
     between_nodes = device.network_bandwidth if crosses_nodes else device.link_bandwidth
     stages = []

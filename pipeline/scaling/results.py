@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.eval.suffix_bpb import ALL, YARDSTICK
+from pipeline.eval.suffix_bpb import ALL, SUFFIX_BPB_FILE
 from pipeline.run_folder import METRICS
-from pipeline.scaling.fit.points import Excluded, Point, check_runs
-from pipeline.scaling.fit.points import Ladder as Checked
+from pipeline.scaling.fit.points import CheckedRuns, Excluded, Point, check_runs
 from pipeline.scaling.ladder.ladder import LADDER_FILE, End, Ladder, PlannedRun, read_ladder
 from pipeline.scaling.ladder.learning_rates import rate_for
 from pipeline.scaling.ladder.run_configs import run_config, runs_of
@@ -60,7 +59,7 @@ class ResultSet:
     name: str
     """The objective: of prefix-LM, gpt2's causal text included."""
     measure: str
-    checked: Checked
+    checked: CheckedRuns
     results: tuple[RunResult, ...]
     """One for each point, in their order."""
 
@@ -123,7 +122,7 @@ def _of_ladder(place: Path, name: str, ladder: Ladder, run: PlannedRun, end: End
 
 def _singles(folders: Sequence[Path]) -> list[RunResult | Excluded]:
     """Run folders that no ladder planned: the arm from the model, the budget from what was spent."""
-    are_measured = all((folder / YARDSTICK).is_file() for folder in folders)
+    are_measured = all((folder / SUFFIX_BPB_FILE).is_file() for folder in folders)
     found: list[RunResult | Excluded] = []
     for folder in folders:
         model = _config_of(folder / "config.json").get("model", {})
@@ -171,15 +170,15 @@ def _arm_of(model: dict[str, Any]) -> str:
     return name + mixing + kept + wide
 
 
-def _result(folder: Path, arm: str, budget: float, size: str, on_yardstick: bool) -> RunResult | Excluded:
+def _result(folder: Path, arm: str, budget: float, size: str, by_suffix_bpb: bool) -> RunResult | Excluded:
     """The end of a run, measured by the yardstick where that is asked for and was applied, else by its own loss."""
     try:
-        return _read_result(folder, arm, budget, size, on_yardstick)
+        return _read_result(folder, arm, budget, size, by_suffix_bpb)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return Excluded(str(folder), f"holds a file that cannot be read ({type(error).__name__}: {error})")
 
 
-def _read_result(folder: Path, arm: str, budget: float, size: str, on_yardstick: bool) -> RunResult | Excluded:
+def _read_result(folder: Path, arm: str, budget: float, size: str, by_suffix_bpb: bool) -> RunResult | Excluded:
     point = read_run(folder, arm=arm, budget=budget, size=size)
     if isinstance(point, Excluded):
         return point
@@ -188,12 +187,17 @@ def _read_result(folder: Path, arm: str, budget: float, size: str, on_yardstick:
     last = rows[-1]
     objective = str(config["data"]["objective"]["name"])
     own_loss, sources = point.loss, {}
-    if on_yardstick and objective in ("prefix_lm", "causal_lm") and (folder / YARDSTICK).is_file() and point.problem is None:
-        measured = json.loads((folder / YARDSTICK).read_bytes())
+    if (
+        by_suffix_bpb
+        and objective in ("prefix_lm", "causal_lm")
+        and (folder / SUFFIX_BPB_FILE).is_file()
+        and point.problem is None
+    ):
+        measured = json.loads((folder / SUFFIX_BPB_FILE).read_bytes())
         for name, one in measured["sources"].items():
             if not math.isclose(one["bits_per_byte"], one["nll"] / math.log(2) / one["target_bytes"], rel_tol=1e-9):
                 return Excluded(
-                    str(folder), f"{YARDSTICK} was changed: bits_per_byte of {name} is not nll / ln 2 / target_bytes"
+                    str(folder), f"{SUFFIX_BPB_FILE} was changed: bits_per_byte of {name} is not nll / ln 2 / target_bytes"
                 )
         sources = {name: float(one["bits_per_byte"]) for name, one in measured["sources"].items() if name != ALL}
         whole = measured["sources"][ALL]

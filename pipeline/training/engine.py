@@ -12,14 +12,14 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from pipeline.config import RunConfig
-from pipeline.data.batches import PipelineBatch, Share
+from pipeline.data.batches import DataShard, PipelineBatch
 from pipeline.distributed.batch_parallel_encoder import sum_partial_gradients
 from pipeline.distributed.mesh import Mesh
 from pipeline.distributed.pipeline_stages import Stages, initialize
 from pipeline.distributed.tensor_parallel import MegatronLayers
 from pipeline.objectives.loss import token_logits, weighted_loss
 from pipeline.optim.optimizer import RMSScaledAdamW, build_optimizer
-from pipeline.optim.skip_step import SpikeGuard, StepGuard, StepResult
+from pipeline.optim.skip_step import SkipStepGuard, SpikeGuard, StepResult
 from pipeline.optim.zero_fragments import fragments, mean_squares
 from pipeline.planner.partition import stage_bounds
 from pipeline.run_folder import load_weights
@@ -32,7 +32,7 @@ class Engine:
     def __init__(self, config: RunConfig, mesh: Mesh) -> None:
         self.config, self.mesh = config, mesh
         self.accumulation_steps = config.train.accumulation_steps(mesh.data_parallel)
-        self.share = Share(config.train.micro_batch_size, mesh.data_parallel, mesh.data_rank)
+        self.share = DataShard(config.train.micro_batch_size, mesh.data_parallel, mesh.data_rank)
         settings = deepspeed_config(config, mesh.data_parallel)
         with redirect_stdout(StringIO()):  # DeepSpeed prints its plans there
             loss = weighted_loss(MegatronLayers())
@@ -70,7 +70,7 @@ class Engine:
         train = self.config.train
         spikes = SpikeGuard(train.spike_sigma, train.spike_window)
         clip = self.config.optimizer.clip
-        self.guard = StepGuard(self.deepspeed, self.stages, self.mesh, spikes, clip, instructions[OptimizerStep])
+        self.guard = SkipStepGuard(self.deepspeed, self.stages, self.mesh, spikes, clip, instructions[OptimizerStep])
         # a map of this engine's own: the class's is shared by all engines of the process
         self.deepspeed._INSTRUCTION_MAP = {
             **instructions,

@@ -109,7 +109,7 @@ class Trainer:
         )
         self.fingerprint = self.training.fingerprint
         self.validation = validation_sets(config, self.engine.share)
-        self.glimpse = first_rows(config) if steps.samples else None
+        self.sample_batch = first_rows(config) if steps.samples else None
         self.tokenizer = load_tokenizer(run / TOKENIZER_FILE) if steps.samples and mesh.is_main else None
         self.flops_per_row = 3 * forward_flops(config.model, TorchLayers(), data.lengths)
         self.meter = Meter(mesh, steps.global_batch_size * self.flops_per_row, self.engine.accumulation_steps)
@@ -227,8 +227,8 @@ class Trainer:
             if bits is not None and not self.config.model.is_encoder_only:
                 values["bits_per_byte"] = bits
             self._log(**values, validation_target_tokens=part.target_tokens)
-        if self.glimpse is not None:
-            self._sample(self.glimpse)
+        if self.sample_batch is not None:
+            self._sample(self.sample_batch)
 
     def _sample(self, batch: PipelineBatch) -> None:
         train = self.config.train

@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from models.config import expand_size
 from pipeline.checkpoint.checkpoint import gather_full
 from pipeline.config import RunConfig
-from pipeline.data.batches import PipelineBatch, Share, as_tensors
+from pipeline.data.batches import DataShard, PipelineBatch, as_tensors
 from pipeline.distributed.mesh import join
-from pipeline.distributed.pipeline_stages import own_gradients
+from pipeline.distributed.pipeline_stages import clone_stage_gradients
 from pipeline.objectives.catalogue import build_objective
 from pipeline.objectives.interface import AnyBatch, Objective
 from pipeline.objectives.prefix_lm import PrefixLM
@@ -103,7 +103,7 @@ def global_batch(step: int, objective: Objective = PREFIX_LM) -> tuple[AnyBatch,
     return objective(rows, lengths, samples), objective.loss_counts(lengths, samples)
 
 
-def micro_batches(step: int, share: Share, objective: Objective = PREFIX_LM) -> list[PipelineBatch]:
+def micro_batches(step: int, share: DataShard, objective: Objective = PREFIX_LM) -> list[PipelineBatch]:
     batch, counts = global_batch(step, objective)
     weights = [GLOBAL_BATCH // share.micro_batch_size / max(1, count) for count in counts]
     result = []
@@ -134,8 +134,8 @@ def plant(bug: str | None, engine: Engine) -> None:
         reduce = next(kind for kind in instructions if kind.__name__ == "ReduceTiedGrads")
         engine.deepspeed._INSTRUCTION_MAP = {**instructions, reduce: lambda self: None}
     elif bug == "gradients stay in the receive buffer":
-        if own_gradients in engine.stages.forward_funcs:
-            engine.stages.forward_funcs.remove(own_gradients)
+        if clone_stage_gradients in engine.stages.forward_funcs:
+            engine.stages.forward_funcs.remove(clone_stage_gradients)
     elif bug == "norm gradients are not summed":
         engine.partial_gradients.clear()
     elif bug == "gradients of the last stage are divided by the accumulation steps twice":  # DeepSpeed issue 8152

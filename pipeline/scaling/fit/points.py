@@ -63,7 +63,7 @@ class Excluded:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class CheckedRuns:
     """What is left of a set of runs after the checks."""
 
     points: tuple[Point, ...]
@@ -105,7 +105,7 @@ def columns(points: Sequence[Point]) -> Columns:
     )
 
 
-def check_runs(runs: Sequence[Point | Excluded]) -> Ladder:
+def check_runs(runs: Sequence[Point | Excluded]) -> CheckedRuns:
     """Sort out the runs of all arms that are to be compared with each other; nothing is averaged or mended.
 
     Raises ValueError, naming runs and remedy, where tokenizers, data or measures are mixed, or where two different results
@@ -136,7 +136,7 @@ def check_runs(runs: Sequence[Point | Excluded]) -> Ladder:
         lambda point: point.measure,
         "compare one objective at a time, or give all bits per byte of the same suffixes: fnet-t5 scaling measure RUNS…",
     )
-    return Ladder(tuple(kept), tuple(excluded))
+    return CheckedRuns(tuple(kept), tuple(excluded))
 
 
 def _reason(point: Point) -> str | None:

@@ -21,18 +21,18 @@ def sweep_folder(run: PlannedRun, rate: float) -> str:
 def run_config(ladder: Ladder, run: PlannedRun, end: End, rate: float, parent: str | None) -> RunConfig:
     """Raises ValueError, naming the key, where the recipe's shared sections cannot be."""
     recipe, size = ladder.recipe, ladder.recipe.sizes[run.size]
-    trunk = run.ends[-1]
+    main_run = run.ends[-1]
     train: dict[str, Any] = {
-        "checkpoint_every": max(1, trunk.steps // _CHECKPOINTS),
-        "validate_every": max(1, trunk.steps // _VALIDATIONS),
-        "log_every": max(1, trunk.steps // 200),
+        "checkpoint_every": max(1, main_run.steps // _CHECKPOINTS),
+        "validate_every": max(1, main_run.steps // _VALIDATIONS),
+        "log_every": max(1, main_run.steps // 200),
         "keep_last": 1,
         **recipe.train,
         "steps": end.steps,
         "global_batch_size": run.rows,
         "micro_batch_size": size.micro_batch_size,
         "seed": run.seed,
-        "checkpoint_steps": sorted({other.decay_begin for other in run.ends[:-1]}) if end is trunk else [],
+        "checkpoint_steps": sorted({other.decay_begin for other in run.ends[:-1]}) if end is main_run else [],
     }
     optimizer = {
         **recipe.optimizer,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.eval.suffix_bpb import ALL, YARDSTICK, read_yardstick
+from pipeline.eval.suffix_bpb import ALL, SUFFIX_BPB_FILE, read_suffix_bpb
 from pipeline.run_folder import METRICS, read_status
 from pipeline.scaling.ladder.ladder import Ladder, PlannedRun
 from pipeline.scaling.ladder.learning_rates import read_optimum
@@ -32,8 +32,8 @@ def state_of(folder: Path, ladder: Ladder, run: PlannedRun) -> RunState:
         names = [path.name for path in runs_of(folder).glob(f"{run.name}-lr*")]
         return _unfinished(folder, run, names, "ready")
     names = [name for _, name in run.folders()]
-    if all((runs_of(folder) / name / YARDSTICK).is_file() for name in names):
-        bits = read_yardstick(runs_of(folder) / names[-1])[ALL]["bits_per_byte"]
+    if all((runs_of(folder) / name / SUFFIX_BPB_FILE).is_file() for name in names):
+        bits = read_suffix_bpb(runs_of(folder) / names[-1])[ALL]["bits_per_byte"]
         return RunState(run, "complete", f"{bits:.4f} bits per byte at its largest budget")
     return _unfinished(folder, run, names, "ready" if sweeps_done(folder, ladder, run) else "waiting")
 

@@ -22,7 +22,7 @@ from models.architectures.build import build_model
 from models.architectures.pieces import Inputs, TextInputs
 from models.config import ModelConfig
 from models.cost.flops import Lengths, fourier_mixing
-from models.generation.decode import lay_out
+from models.generation.decode import prepare_prompts
 from models.generation.sampling import Sampling, generate
 from models.layers.initialization import initialize
 
@@ -104,7 +104,7 @@ def test_the_timed_text_is_what_generate_writes() -> None:
     for arm in InferencePlan(**TINY).arms():
         model = build_model(arm.config)
         initialize(model, seed=0)
-        ids, mask = lay_out(model, prompts, 24, 0)
+        ids, mask = prepare_prompts(model, prompts, 24, 0)
         timed = torch.stack(write(model.eval(), ids, mask, [3, 9]).tokens)
         # 1 ends a text for `generate`: up to there both must agree
         for row in range(3):
@@ -118,15 +118,15 @@ def test_the_timed_text_is_what_generate_writes() -> None:
 
 def test_no_stop_token_ends_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every logit but the end token's is pushed down: the text is all ends, and goes on."""
-    last = models.generation.decode.Session._last
+    last = models.generation.decode.DecodingSession._last
 
-    def ends(session: models.generation.decode.Session, logits: torch.Tensor) -> torch.Tensor:
+    def ends(session: models.generation.decode.DecodingSession, logits: torch.Tensor) -> torch.Tensor:
         return last(session, logits).index_fill(1, torch.tensor([1]), 1e9)
 
-    monkeypatch.setattr(models.generation.decode.Session, "_last", ends)
+    monkeypatch.setattr(models.generation.decode.DecodingSession, "_last", ends)
     model = build_model(InferencePlan(**TINY).arms()[0].config)
     initialize(model, seed=0)
-    written = write(model, *lay_out(model, [[5] * 24], 24, 0), [7])
+    written = write(model, *prepare_prompts(model, [[5] * 24], 24, 0), [7])
     assert [int(token) for token in written.tokens] == [1] * 7
 
 

@@ -14,7 +14,7 @@ import pytest
 from data_prep.tokenization.tokenizer import save_tokenizer, train_tokenizer
 from launch.config import write_resolved
 from launch.local import PREEMPTED_EXIT
-from pipeline.eval.suffix_bpb import read_yardstick
+from pipeline.eval.suffix_bpb import read_suffix_bpb
 from pipeline.scaling.ladder.ladder import read_ladder
 from pipeline.scaling.ladder.learning_rates import rate_for, read_optimum
 from pipeline.scaling.ladder.run_configs import run_config, runs_of
@@ -108,13 +108,13 @@ def test_a_branch_equals_the_run_that_was_trained_without_one(
     assert len(losses(alone)) > 5
     scored = fnet_t5(place, module_environment, "scaling", "measure", alone, "--prefix", 16, "--suffix", 8, "--rows", 8)
     assert scored.returncode == 0, scored.stderr
-    assert read_yardstick(alone) == read_yardstick(runs_of(ladder) / name)
+    assert read_suffix_bpb(alone) == read_suffix_bpb(runs_of(ladder) / name)
 
 
 def test_every_end_is_measured_on_the_same_text(ladder: Path) -> None:
     plan = read_ladder(ladder)
     measured = [
-        read_yardstick(runs_of(ladder) / name)["all"] for run in plan.runs if run.phase == "main" for _, name in run.folders()
+        read_suffix_bpb(runs_of(ladder) / name)["all"] for run in plan.runs if run.phase == "main" for _, name in run.folders()
     ]
     assert len(measured) == 4
     assert len({one["text_sha256"] for one in measured}) == 1
@@ -171,6 +171,6 @@ def test_two_runs_are_compared_on_the_same_text(ladder: Path, place: Path, modul
     runs = [f"ladder/runs/{arm}-m-seed0-b1" for arm in ("t5", "fnet_t5")]
     shown = fnet_t5(place, module_environment, "compare", *runs, "--suffix", 8, "--rows", 8)
     assert shown.returncode == 0, shown.stderr
-    bits = [read_yardstick(place / run)["all"]["bits_per_byte"] for run in runs]
+    bits = [read_suffix_bpb(place / run)["all"]["bits_per_byte"] for run in runs]
     line = next(line for line in shown.stdout.splitlines() if "all together" in line)
     assert line.split()[-3:] == [f"{bits[0]:.4f}", f"{bits[1]:.4f}", f"{float(bits[1]) - float(bits[0]):+.4f}"]

@@ -13,7 +13,7 @@ from models.architectures.build import build_model
 from models.config import ModelConfig, expand_size
 from models.cost.flops import fourier_mixing
 from models.cost.inference_cost import cache_bytes, first_token_flops, own_keys, step_bytes, step_parameters, token_flops
-from models.generation.decode import Session, lay_out
+from models.generation.decode import DecodingSession, prepare_prompts
 from models.layers.initialization import initialize
 
 PREFIX, NEW, BATCH = 24, 6, 3
@@ -38,12 +38,12 @@ def test_flops_and_caches_are_those_of_a_session(name: str) -> None:
     config = config_of(name)
     model = build_model(config)
     initialize(model, seed=0)
-    ids, mask = lay_out(model, [[5] * PREFIX] * BATCH, PREFIX, 0)
+    ids, mask = prepare_prompts(model, [[5] * PREFIX] * BATCH, PREFIX, 0)
     mixing = sum(not config.encoder_layer_attends(layer) for layer in range(config.num_encoder_layers))
     transforms = mixing * fourier_mixing(PREFIX, config.d_model)  # the counter knows no FFT
     # the products one by one: torch counts them, not the CPU's fused kernel
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        session = Session(model, ids, mask, 0)
+        session = DecodingSession(model, ids, mask, 0)
     assert first_token_flops(config, PREFIX) == pytest.approx(counter.get_total_flops() / BATCH + transforms, rel=1e-12)
     counted = []
     for _ in range(2, NEW + 1):
@@ -67,10 +67,10 @@ def test_a_further_token_reads_the_parameters_that_it_depends_on(name: str) -> N
     config = config_of(name)
     model = build_model(config)
     initialize(model, seed=0)
-    ids, mask = lay_out(model, [[5] * PREFIX], PREFIX, 0)
+    ids, mask = prepare_prompts(model, [[5] * PREFIX], PREFIX, 0)
     read = 0
     for parameter_name, parameter in model.named_parameters():
-        session = Session(model, ids, mask, 0)
+        session = DecodingSession(model, ids, mask, 0)
         kept = parameter.clone()
         parameter.fill_(torch.nan)
         session.write(torch.zeros(1, dtype=torch.int64))

@@ -15,7 +15,7 @@ from models.architectures.build import build_model
 from models.architectures.decoder_only import DecoderOnly
 from models.architectures.pieces import Inputs, TextInputs
 from models.architectures.seq2seq import Seq2Seq
-from models.architectures.single_process import Piecewise
+from models.architectures.single_process import SingleProcessModel
 from models.config import ModelConfig, expand_size
 from models.generation.beam_search import beam_search
 from models.generation.sampling import Sampling, generate, pad_prefixes, pad_prompts
@@ -40,7 +40,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(section: dict[str, Any]) -> Piecewise:
+def build(section: dict[str, Any]) -> SingleProcessModel:
     model = build_model(ModelConfig(**expand_size({"size": "nano", "vocab_size": VOCABULARY, **section})))
     initialize(model, seed=3)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def build(section: dict[str, Any]) -> Piecewise:
     return model.eval()
 
 
-def padded(model: Piecewise, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+def padded(model: SingleProcessModel, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
     if isinstance(model, Seq2Seq):
         return pad_prefixes(prompts, encoder_length=24, pad_id=0)
     return pad_prompts(prompts, 64, pad_id=0, prefix=model.config.architecture == "prefix_decoder")
@@ -62,7 +62,7 @@ def written(tokens: Iterator[Tensor], eos_id: int = 1) -> list[list[int]]:
 
 
 @torch.no_grad()
-def without_cache(model: Piecewise, prompt: list[int]) -> list[int]:
+def without_cache(model: SingleProcessModel, prompt: list[int]) -> list[int]:
     """One row, the whole model run anew for each token."""
     result: list[int] = []
     while len(result) < STEPS and 1 not in result:
@@ -111,7 +111,7 @@ def test_causal_fourier_in_a_decoder_only_model_refuses_padded_prompts() -> None
 
 
 @pytest.fixture(scope="module", params=["t5", "gpt2"])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Piecewise, nn.Module]:
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[SingleProcessModel, nn.Module]:
     """The same weights in both libraries."""
     model = build(SECTIONS[request.param])
     folder = tmp_path_factory.mktemp(request.param)
@@ -134,7 +134,7 @@ def theirs(model: nn.Module, ids: Tensor, mask: Tensor, eos: int | list[int], **
     return cut
 
 
-def test_greedy_equals_transformers(pair: tuple[Piecewise, nn.Module]) -> None:
+def test_greedy_equals_transformers(pair: tuple[SingleProcessModel, nn.Module]) -> None:
     ours, other = pair
     ids, mask = padded(ours, PROMPTS)
     found = written(generate(ours, ids, mask, start_id=0, eos_id=1, sampling=Sampling(max_new_tokens=STEPS)))
@@ -145,7 +145,7 @@ def test_greedy_equals_transformers(pair: tuple[Piecewise, nn.Module]) -> None:
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, -1.5, 2.0])
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_beams_equal_transformers(
-    pair: tuple[Piecewise, nn.Module], num_beams: int, length_penalty: float, early_stopping: bool
+    pair: tuple[SingleProcessModel, nn.Module], num_beams: int, length_penalty: float, early_stopping: bool
 ) -> None:
     ours, other = pair
     ids, mask = padded(ours, PROMPTS)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.architectures.build import build_model
 from models.architectures.encoder_only import encoder_inputs
 from models.architectures.pieces import Inputs, TextInputs
-from models.architectures.single_process import Piecewise
+from models.architectures.single_process import SingleProcessModel
 from models.config import ModelConfig, expand_size
 from models.hugging_face import entries, our_config, their_config
 from models.hugging_face.mapping import from_theirs, to_theirs
@@ -47,7 +47,7 @@ for family, prefix in (("bert", "Bert"), ("fnet", "FNet")):
         CASES[f"{family} {names or 'features'}"] = ({**section, "max_length": 64}, prefix + suffix)
 
 
-def build(section: dict[str, Any]) -> Piecewise:
+def build(section: dict[str, Any]) -> SingleProcessModel:
     model = build_model(ModelConfig(**expand_size({"size": "nano", "vocab_size": VOCABULARY, **section})))
     initialize(model, seed=1)
     shake(model)
@@ -64,7 +64,7 @@ def shake(model: nn.Module) -> None:
             parameter.mul_(5)
 
 
-def compute(ours: Piecewise, theirs: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+def compute(ours: SingleProcessModel, theirs: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Every output of both on the same rows, one of them padded."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, VOCABULARY, (3, 37), generator=generator)
@@ -106,7 +106,7 @@ def compute(ours: Piecewise, theirs: nn.Module) -> tuple[list[Tensor], list[Tens
     return our_outputs, their_outputs
 
 
-def check(ours: Piecewise, theirs: nn.Module) -> None:
+def check(ours: SingleProcessModel, theirs: nn.Module) -> None:
     our_outputs, their_outputs = compute(ours, theirs)
     loss = their_loss = torch.zeros(())
     for a, b in zip(our_outputs, their_outputs, strict=True):

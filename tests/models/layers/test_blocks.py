@@ -56,7 +56,7 @@ def test_norms_equal_torch_s(kind: Any, theirs: Any) -> None:
 
 def test_swiglu_is_silu_of_one_product_times_another() -> None:
     section = config(feed_forward="swiglu", bias=True)
-    layer = FeedForward(section, section.decoder_style, TorchLayers())
+    layer = FeedForward(section, section.decoder_block_config, TorchLayers())
     initialize(layer, seed=0)
     x = torch.randn(2, 3, 64)
     assert layer.gate is not None

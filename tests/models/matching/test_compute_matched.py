@@ -48,7 +48,7 @@ def test_every_t5_has_variants_whose_mismatch_is_what_is_told_and_the_smallest(s
                 assert abs(counted(other) - counted(model)) >= abs(variant.parameters - counted(model))
             else:
                 assert abs(forward_flops(other, TorchLayers(), lengths) - flops) >= abs(variant.flops - flops)
-    assert variants["same_dimensions"].config.encoder_style.d_ff == model.d_ff
+    assert variants["same_dimensions"].config.encoder_block_config.d_ff == model.d_ff
     assert abs(variants["equal_parameters"].parameter_mismatch) < 0.02
     assert abs(variants["equal_flops_width"].flop_mismatch) < 0.02
     assert abs(variants["equal_flops_depth"].flop_mismatch) < 0.04

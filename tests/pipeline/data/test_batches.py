@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.dataset.indexed_dataset import TokenFile
-from pipeline.data.batches import Rows, Share, TrainingBatches, validation_batches
+from pipeline.data.batches import DataShard, Rows, TrainingBatches, validation_batches
 from pipeline.data.permutation import permute
 from pipeline.objectives.prefix_lm import PrefixLM
 
@@ -54,12 +54,12 @@ def test_global_batch_is_the_same_on_every_mesh(dataset: Path, shape: tuple[int,
     micro_batch_size, data_parallel = shape
     rows = Rows(dataset, "train", 24)
     expected = Counter(
-        map(tuple, rows.read(TrainingBatches(rows, OBJECTIVE, Share(8), 8, seed=5).sample_rows(step))[0].tolist())
+        map(tuple, rows.read(TrainingBatches(rows, OBJECTIVE, DataShard(8), 8, seed=5).sample_rows(step))[0].tolist())
     )
     found: Counter[tuple[int, ...]] = Counter()
     total_weight = 0.0
     for rank in range(data_parallel):
-        batches = TrainingBatches(rows, OBJECTIVE, Share(micro_batch_size, data_parallel, rank), 8, seed=5)
+        batches = TrainingBatches(rows, OBJECTIVE, DataShard(micro_batch_size, data_parallel, rank), 8, seed=5)
         micro_batches, num_targets = batches.step(step)
         for (encoder_ids, _, _), (targets, weights) in micro_batches:
             assert encoder_ids.shape == (micro_batch_size, 16)
@@ -72,7 +72,7 @@ def test_global_batch_is_the_same_on_every_mesh(dataset: Path, shape: tuple[int,
 
 def test_an_epoch_visits_every_token_once_and_the_next_in_another_order(dataset: Path) -> None:
     rows = Rows(dataset, "train", 24)
-    batches = TrainingBatches(rows, OBJECTIVE, Share(1), len(rows), seed=0)
+    batches = TrainingBatches(rows, OBJECTIVE, DataShard(1), len(rows), seed=0)
     epochs = [batches.sample_rows(step).tolist() for step in (1, 2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(len(rows)))
     assert epochs[0] != epochs[1]
@@ -84,8 +84,8 @@ def test_an_epoch_visits_every_token_once_and_the_next_in_another_order(dataset:
 
 def test_a_batch_may_straddle_two_epochs(dataset: Path) -> None:
     rows = Rows(dataset, "train", 24)
-    whole = TrainingBatches(rows, OBJECTIVE, Share(1), len(rows), seed=0)
-    straddling = TrainingBatches(rows, OBJECTIVE, Share(2), 2 * len(rows) - 1, seed=0)
+    whole = TrainingBatches(rows, OBJECTIVE, DataShard(1), len(rows), seed=0)
+    straddling = TrainingBatches(rows, OBJECTIVE, DataShard(2), 2 * len(rows) - 1, seed=0)
     expected = np.concatenate([whole.sample_rows(1), whole.sample_rows(2)])[:-1]
     assert np.array_equal(straddling.sample_rows(1), expected)
 
@@ -110,7 +110,7 @@ def test_validation_covers_the_first_rows_exactly_once(dataset: Path, shape: tup
     expected_ids, expected_lengths = rows.read(np.arange(13))
     found: Counter[tuple[int, ...]] = Counter()
     for rank in range(data_parallel):
-        batches, num_targets = validation_batches(rows, OBJECTIVE, Share(micro_batch_size, data_parallel, rank), 13)
+        batches, num_targets = validation_batches(rows, OBJECTIVE, DataShard(micro_batch_size, data_parallel, rank), 13)
         assert num_targets == int(OBJECTIVE.num_targets(expected_lengths, np.arange(13)).sum())
         for (encoder_ids, _, _), (targets, _) in batches:
             assert len(encoder_ids) == micro_batch_size

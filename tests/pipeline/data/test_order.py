@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.batches import Rows, Share, TrainingBatches
+from pipeline.data.batches import DataShard, Rows, TrainingBatches
 from pipeline.data.order import SampleOrder, Skipping
 from pipeline.data.prefetch import Prefetch
 from pipeline.data.rows import RowSource, StreamRows
@@ -84,7 +84,7 @@ def run(
         ranks = []
         for rank in range(data_parallel):
             batches = TrainingBatches(
-                sources, objective, Share(micro, data_parallel, rank), GLOBAL_BATCH, 5, weights, skip_ranges=skip
+                sources, objective, DataShard(micro, data_parallel, rank), GLOBAL_BATCH, 5, weights, skip_ranges=skip
             )
             batches.continue_at(step, position)
             ranks.append((batches, Prefetch(batches.step, step + segment.steps, segment.ahead, segment.workers)))
@@ -146,7 +146,7 @@ def test_a_token_is_read_once_an_epoch_and_written_once_by_causal_lm(folders: li
     corpus = np.fromfile(folders[0] / "train.bin", dtype="<i4").tolist()
     for kind in (Rows, StreamRows):
         rows = kind(folders[0], "train", ROW_LENGTH)
-        batches = TrainingBatches(rows, CausalLM(ROW_LENGTH, 0), Share(1), len(rows), seed=3)
+        batches = TrainingBatches(rows, CausalLM(ROW_LENGTH, 0), DataShard(1), len(rows), seed=3)
         written = [targets[weights > 0] for _, (targets, weights) in batches.step(1)[0]]
         assert sorted(np.concatenate(written).tolist()) == corpus
 
@@ -170,7 +170,7 @@ def test_a_range_skipped_later_leaves_what_came_before(folders: list[Path]) -> N
     rows = Rows(folders[0], "train", ROW_LENGTH)
 
     def batches(skip: list[tuple[int, int]], batch: int = 4) -> TrainingBatches:
-        return TrainingBatches(rows, PrefixLM(8, 4, 0), Share(1), batch, 0, skip_ranges=skip)
+        return TrainingBatches(rows, PrefixLM(8, 4, 0), DataShard(1), batch, 0, skip_ranges=skip)
 
     before = batches([])
     after = batches([(2, 6), (9, 14)])

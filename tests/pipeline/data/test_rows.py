@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data_prep.dataset.manifest import load_manifest
 from data_prep.dataset.packing import pack
 from pipeline.config import DataConfig
-from pipeline.data.batches import Share, TrainingBatches, training_rows
+from pipeline.data.batches import DataShard, TrainingBatches, training_rows
 from pipeline.data.rows import NO_ROW, JoinedRows, Rows, RowSource, StreamRows, read_packed
 from pipeline.objectives.causal_lm import CausalLM
 
@@ -98,12 +98,12 @@ def test_fingerprints_tell_folders_lengths_layouts_and_blends_apart(
 
     def blend(*weights: float) -> str:
         sources: list[RowSource] = [rows, Rows(other, "train", 16)]
-        return TrainingBatches(sources, CausalLM(16, 0), Share(1), 1, 0, weights).fingerprint
+        return TrainingBatches(sources, CausalLM(16, 0), DataShard(1), 1, 0, weights).fingerprint
 
     fingerprints |= {blend(1, 1), blend(1, 2)}
     assert len(fingerprints) == 7
     assert blend(1, 2) == blend(0.5, 1.0)
-    assert TrainingBatches(rows, CausalLM(16, 0), Share(1), 1, 0).fingerprint == rows.fingerprint
+    assert TrainingBatches(rows, CausalLM(16, 0), DataShard(1), 1, 0).fingerprint == rows.fingerprint
 
 
 def test_a_blend_is_opened_and_another_tokenizer_refused(
@@ -126,4 +126,4 @@ def test_a_blend_is_opened_and_another_tokenizer_refused(
 
 def test_rows_and_objective_must_agree(folder: Path) -> None:
     with pytest.raises(ValueError, match="rows of 24 tokens, but the objective takes 16"):
-        TrainingBatches(Rows(folder, "train", 24), CausalLM(16, 0), Share(1), 1, 0)
+        TrainingBatches(Rows(folder, "train", 24), CausalLM(16, 0), DataShard(1), 1, 0)

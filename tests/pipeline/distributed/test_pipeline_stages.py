@@ -14,7 +14,7 @@ from models.architectures.pieces import Piece, pieces
 from models.config import ModelConfig, expand_size
 from models.cost.flops import Lengths
 from models.layers.factory import TorchLayers
-from pipeline.planner.partition import cut_stages
+from pipeline.planner.partition import partition_stages
 
 
 def piece(flops: float, starts_stage: bool) -> Piece:
@@ -27,14 +27,14 @@ def test_cut_is_the_best_of_all(described: list[tuple[int, bool]], num_stages: i
     places = [index for index, entry in enumerate(described) if entry[1] and index > 0]
     if len(places) < num_stages - 1:
         with pytest.raises(ValueError, match="places at which this model can be cut"):
-            cut_stages(model, num_stages)
+            partition_stages(model, num_stages)
         return
 
     def largest(bounds: list[int]) -> float:
         return max(sum(p.flops for p in model[a:b]) for a, b in pairwise(bounds))
 
     best = min(largest([0, *chosen, len(model)]) for chosen in combinations(places, num_stages - 1))
-    bounds = cut_stages(model, num_stages)
+    bounds = partition_stages(model, num_stages)
     assert bounds[0] == 0
     assert bounds[-1] == len(model)
     assert len(bounds) == num_stages + 1
@@ -46,7 +46,7 @@ def test_hybrid_is_cut_later_than_t5_because_fourier_layers_are_cheap() -> None:
     def encoder_layers_in_first_stage(architecture: str) -> int:
         config = ModelConfig(**expand_size({"size": "t5-v1.1-base", "architecture": architecture, "vocab_size": 32128}))
         model = pieces(config, TorchLayers(), Lengths(512, 512))
-        bounds = cut_stages(model, 2)
+        bounds = partition_stages(model, 2)
         return sum(entry.name.startswith(("encoder.layers", "decoder.layers")) for entry in model[: bounds[1]])
 
     assert encoder_layers_in_first_stage("fnet_t5") > encoder_layers_in_first_stage("t5")
@@ -55,7 +55,7 @@ def test_hybrid_is_cut_later_than_t5_because_fourier_layers_are_cheap() -> None:
 def test_every_stage_of_a_deep_cut_ends_where_the_state_is_still_used() -> None:
     config = ModelConfig(**expand_size({"size": "nano", "vocab_size": 500}))
     model = pieces(config, TorchLayers(), Lengths(16, 8))
-    bounds = cut_stages(model, 4)
+    bounds = partition_stages(model, 4)
     assert model[bounds[-2]].name.startswith("decoder.layers")
 
 
@@ -66,8 +66,8 @@ def test_a_memory_limit_moves_the_cut() -> None:
         return SimpleNamespace(flops=flops, starts_stage=True)
 
     model = [cost(1), cost(1), cost(1), cost(3)]
-    assert cut_stages(model, 2) == [0, 3, 4]
-    assert cut_stages(model, 2, lambda stage, begin, end: end - begin <= 2) == [0, 2, 4]
-    assert cut_stages(model, 2, lambda stage, begin, end: stage == 1 or end - begin == 1) == [0, 1, 4]
+    assert partition_stages(model, 2) == [0, 3, 4]
+    assert partition_stages(model, 2, lambda stage, begin, end: end - begin <= 2) == [0, 2, 4]
+    assert partition_stages(model, 2, lambda stage, begin, end: stage == 1 or end - begin == 1) == [0, 1, 4]
     with pytest.raises(ValueError, match=r"no cut into mesh\.pipeline_parallel 2 stages keeps each within mesh\.stage"):
-        cut_stages(model, 2, lambda stage, begin, end: end - begin == 1)
+        partition_stages(model, 2, lambda stage, begin, end: end - begin == 1)

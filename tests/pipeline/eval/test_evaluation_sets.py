@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.eval.evaluation_sets import ALL, evaluation_sets
-from pipeline.eval.suffix_bpb import overall, score, yardstick_objective
+from pipeline.eval.suffix_bpb import overall, score, suffix_bpb_objective
 from pipeline.objectives.interface import AnyBatch
 
 Write = Callable[..., Path]
@@ -76,7 +76,7 @@ def test_every_architecture_is_scored_on_the_same_bytes(folder: Path, architectu
     prefix, suffix = 12, 8
     sets = evaluation_sets(folder, "val", prefix + suffix, 10, shortest=prefix + 1)
     byte_lengths = np.arange(5000) % 7
-    objective = yardstick_objective(architecture, 16, prefix, suffix, start_id=0)
+    objective = suffix_bpb_objective(architecture, 16, prefix, suffix, start_id=0)
     found = score(sets, objective, unigram_nll, byte_lengths, batch_size)
     for name, rows in sets.items():
         ids, lengths = rows.read(np.arange(len(rows)))
@@ -86,7 +86,7 @@ def test_every_architecture_is_scored_on_the_same_bytes(folder: Path, architectu
         assert one.target_tokens == len(suffixes)
         assert one.target_bytes == sum(token % 7 for token in suffixes)
         assert one.bits_per_byte == pytest.approx(one.nll / np.log(2) / one.target_bytes)
-    reference = score(sets, yardstick_objective("t5", 16, prefix, suffix, 0), unigram_nll, byte_lengths, 3)
+    reference = score(sets, suffix_bpb_objective("t5", 16, prefix, suffix, 0), unigram_nll, byte_lengths, 3)
     assert {name: one.text_sha256 for name, one in found.items()} == {name: one.text_sha256 for name, one in reference.items()}
     together = overall(found)
     assert together.target_bytes == sum(one.target_bytes for one in found.values())
@@ -96,15 +96,15 @@ def test_every_architecture_is_scored_on_the_same_bytes(folder: Path, architectu
 def test_the_prefix_is_given_and_not_scored(folder: Path) -> None:
     rows = evaluation_sets(folder, "val", 20, 1, shortest=20)["books"]
     ids = rows.read(np.arange(1))[0]
-    pair = yardstick_objective("t5", 16, 12, 8, 0)(ids, np.array([20]), np.arange(1))
+    pair = suffix_bpb_objective("t5", 16, 12, 8, 0)(ids, np.array([20]), np.arange(1))
     assert pair.inputs[0][0].tolist() == [*ids[0, :12].tolist(), 0, 0, 0, 0]
-    text = yardstick_objective("gpt2", 16, 12, 8, 0)(ids, np.array([20]), np.arange(1))
+    text = suffix_bpb_objective("gpt2", 16, 12, 8, 0)(ids, np.array([20]), np.arange(1))
     assert text.inputs[0][0, 1:20].tolist() == ids[0, :19].tolist()
     assert text.losses[0][1][0].tolist() == [0] * 12 + [1] * 8
 
 
 def test_what_writes_no_text_has_no_yardstick() -> None:
     with pytest.raises(ValueError, match="bert writes no text"):
-        yardstick_objective("bert", 16, 12, 8, 0)
+        suffix_bpb_objective("bert", 16, 12, 8, 0)
     with pytest.raises(ValueError, match=r"exceeds data\.encoder_length 16"):
-        yardstick_objective("t5", 16, 17, 8, 0)
+        suffix_bpb_objective("t5", 16, 17, 8, 0)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.objectives.causal_lm import AsText, CausalLM
+from pipeline.objectives.causal_lm import CausalLM, DecoderOnlyAdapter
 from pipeline.objectives.prefix_lm import PrefixLM, PrefixLMConfig
 from pipeline.objectives.vocabulary import Vocabulary
 
@@ -55,7 +55,7 @@ def test_a_decoder_alone_writes_what_the_encoder_decoder_writes(bidirectional: b
     rows = (1000 + np.arange(48)).reshape(4, 12) * (np.arange(12) < lengths[:, None])
     pair = drawn((4, 6), 8, 8)
     batch = pair(rows, lengths, np.arange(4))
-    text = AsText(pair, 7, bidirectional)(rows, lengths, np.arange(4))
+    text = DecoderOnlyAdapter(pair, 7, bidirectional)(rows, lengths, np.arange(4))
     for row, length in enumerate(lengths.tolist()):
         tokens, prefix = rows[row, :length].tolist(), min(int(pair.prefixes(np.arange(4))[row]), length)
         assert text.ids[row].tolist() == ([7, *tokens[:-1]] if length else []) + [0] * (16 - length)

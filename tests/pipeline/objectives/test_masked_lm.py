@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chisquare
 
-from pipeline.objectives.draws import Draws
+from pipeline.objectives.counter_rng import CounterRNG
 from pipeline.objectives.interface import EncoderBatch
 from pipeline.objectives.masked_lm import MaskedLM, MaskedLMConfig, seams
 from pipeline.objectives.vocabulary import Vocabulary
@@ -91,7 +91,7 @@ def test_f_net_s_counts_at_512() -> None:
 def test_segments_meet_at_a_line_end_of_the_longest_document(row: list[int], sample: int) -> None:
     objective = build(30)
     rows = np.array([row + [0] * (30 - len(row))])
-    draws = Draws("0", "any", np.array([sample]))
+    draws = CounterRNG("0", "any", np.array([sample]))
     found = int(seams(rows, np.array([len(row)]), objective.vocabulary, draws)[0])
     documents: list[list[int]] = [[]]
     for place, token in enumerate(row):
@@ -106,7 +106,7 @@ def test_segments_meet_at_a_line_end_of_the_longest_document(row: list[int], sam
 
 def test_every_line_end_is_as_likely() -> None:
     row = [50, LINE, 51, 52, LINE, LINE, 53]
-    seam = seams(np.tile(row, (3000, 1)), np.full(3000, 7), build(7).vocabulary, Draws("0", "s", np.arange(3000)))
+    seam = seams(np.tile(row, (3000, 1)), np.full(3000, 7), build(7).vocabulary, CounterRNG("0", "s", np.arange(3000)))
     counts = np.bincount(seam, minlength=7)
     assert counts[[2, 5, 6]].sum() == 3000
     assert chisquare(counts[[2, 5, 6]]).pvalue > 1e-4

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import poisson as scipy_poisson
 from tokenizers import Tokenizer
 
-from pipeline.objectives.draws import Draws
+from pipeline.objectives.counter_rng import CounterRNG
 from pipeline.objectives.text_infilling import TextInfilling, TextInfillingConfig, most_spans, poisson, span_ends
 from pipeline.objectives.vocabulary import Vocabulary
 
@@ -76,7 +76,7 @@ def test_every_arrangement_of_one_mask_is_equally_likely(
 def test_enough_spans_are_drawn(num_masked: int) -> None:
     """The bound on their number is met by chance less than once in 10^9, by the Poisson distribution itself."""
     assert scipy_poisson.cdf(num_masked - 1, 3.0 * most_spans(num_masked, 3.0)) < 1e-9
-    covered = span_ends(Draws("0", "x", np.arange(1000)), num_masked, 3.0)
+    covered = span_ends(CounterRNG("0", "x", np.arange(1000)), num_masked, 3.0)
     assert (covered[:, -1] == num_masked).all()
     assert (np.diff(covered, axis=1) >= 0).all()
 

@@ -24,7 +24,7 @@ from models.config import expand_size
 from models.generation.sampling import Sampling, generate, pad_prefixes
 from pipeline.checkpoint import checkpoint as checkpoints
 from pipeline.config import RunConfig
-from pipeline.data.batches import Rows, Share, TrainingBatches, objective_of
+from pipeline.data.batches import DataShard, Rows, TrainingBatches, objective_of
 from pipeline.eval.evaluate import evaluate, evaluate_sources, load_model
 from pipeline.eval.evaluation_sets import evaluation_sets
 from pipeline.eval.generate import stop_ids, write_text, write_texts
@@ -334,7 +334,7 @@ def test_a_run_starts_from_given_weights(
     start_processes(2, str(WORKER), run)
     model, _, _ = load_model(straight, 10)
     resolved = RunConfig.load(run)
-    batches = TrainingBatches(Rows(dataset, "train", 24), objective_of(resolved), Share(8), 8, resolved.train.seed)
+    batches = TrainingBatches(Rows(dataset, "train", 24), objective_of(resolved), DataShard(8), 8, resolved.train.seed)
     ((inputs, labels),), _ = batches.step(1)
     with torch.no_grad():
         expected = float(weighted_loss(model.factory)(model(model.inputs(inputs)), labels))

@@ -100,17 +100,17 @@ def test_a_plateau_is_paid_for_once(make: MakeLadder) -> None:
 def test_a_branch_has_the_trunks_rates_up_to_where_it_leaves(make: MakeLadder) -> None:
     ladder = make()
     run = next(run for run in ladder.runs if run.phase == "main")
-    branch, trunk = (run_config(ladder, run, end, 0.003, None) for end in run.ends)
+    branch, main_run = (run_config(ladder, run, end, 0.003, None) for end in run.ends)
     leaves = run.ends[0].decay_begin
-    assert leaves in trunk.train.checkpoint_steps
+    assert leaves in main_run.train.checkpoint_steps
     rates = [
         [learning_rate(step, config.train.steps, config.optimizer) for step in range(1, leaves + 2)]
-        for config in (branch, trunk)
+        for config in (branch, main_run)
     ]
     assert rates[0][:-1] == rates[1][:-1]
     assert rates[0][-1] < rates[1][-1]
-    assert branch.train.seed == trunk.train.seed
-    assert branch.train.global_batch_size == trunk.train.global_batch_size
+    assert branch.train.seed == main_run.train.seed
+    assert branch.train.global_batch_size == main_run.train.global_batch_size
 
 
 def test_gpt2_reads_the_text_of_prefix_lm_as_one_stream(make: MakeLadder) -> None:

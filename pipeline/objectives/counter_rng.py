@@ -18,7 +18,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _LARGEST = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
-class Draws:
+class CounterRNG:
     """The streams of `samples` (B,); every call goes on where the last one ended."""
 
     def __init__(self, seed: str, purpose: str, samples: Ints) -> None:

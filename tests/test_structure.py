@@ -1,0 +1,68 @@
+"""The structure of the project: which folder may import from which, and how much stands side by side."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("launch", "pipeline", "models", "data_prep")
+MAX_ENTRIES = 16
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The four packages and the contracts, to plant imports in."""
+    folder = tmp_path_factory.mktemp("copy")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    program = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--no-logo"]
+    return subprocess.run(program, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def test_the_contracts_of_imports_are_kept(copy: Path) -> None:
+    done = lint_imports(copy)
+    assert done.returncode == 0, done.stdout
+    assert "5 kept, 0 broken" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "planted", "broken"),
+    [
+        ("pipeline/run_folder.py", "import launch.local", "launch imports pipeline"),
+        ("models/config.py", "from pipeline.config import RunConfig", "launch imports pipeline"),
+        ("data_prep/files.py", "def read():\n    import models.config", "launch imports pipeline"),
+        ("models/layers/norm.py", "import deepspeed", "models knows nothing distributed"),
+        ("data_prep/readers/records.py", "import torch", "data_prep imports no torch"),
+        ("pipeline/scaling/fit/surface.py", "from pipeline.training.trainer import train", "fits of scaling laws"),
+        ("pipeline/objectives/prefix_lm.py", "from pipeline.distributed.mesh import Mesh", "objectives make batches"),
+    ],
+)
+def test_a_planted_import_breaks_its_contract(copy: Path, file: str, planted: str, broken: str) -> None:
+    path = copy / file
+    before = path.read_text(encoding="utf-8")
+    try:
+        path.write_text(f"{before}\n{planted}\n", encoding="utf-8")
+        done = lint_imports(copy)
+    finally:
+        path.write_text(before, encoding="utf-8")
+    assert done.returncode == 1
+    assert any(line.startswith(broken) and line.endswith("BROKEN") for line in done.stdout.splitlines()), done.stdout
+
+
+def test_no_folder_holds_more_than_can_be_read_at_a_glance() -> None:
+    for package in PACKAGES:
+        for folder in (ROOT / package, *(path for path in (ROOT / package).rglob("*") if path.is_dir())):
+            if folder.name == "__pycache__":
+                continue
+            entries = sorted(path.name for path in folder.iterdir() if path.name != "__pycache__")
+            assert len(entries) <= MAX_ENTRIES, f"{folder.relative_to(ROOT)} holds {len(entries)} entries: {', '.join(entries)}"
