@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,6 +16,7 @@ from launch.cluster import kubernetes
 from launch.cluster.record import read_record
 from launch.cluster.spec import LaunchSpec
 from launch.config import load_config
+from tests.helpers import crd_schemas
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
 
@@ -32,21 +31,11 @@ FREE = {"labels", "annotations", "limits", "requests", "nodeSelector", "rayStart
 
 
 @pytest.fixture(scope="module")
-def schemas() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("crd_schemas", Path(__file__).parents[2] / "helpers" / "crd_schemas.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def validators(test_data: Path, schemas: ModuleType) -> dict[str, Any]:
+def validators(test_data: Path) -> dict[str, Any]:
     folder = test_data / "kubernetes-crds"
     if not folder.is_dir():
         pytest.skip(f"no published schemas of JobSet, TrainJob and RayJob in {folder}")
-    return {kind: schemas.validator(folder / file, version) for kind, (file, version) in KINDS.items()}
+    return {kind: crd_schemas.validator(folder / file, version) for kind, (file, version) in KINDS.items()}
 
 
 def manifest(kind: str, *changes: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from data_prep.dataset.manifest import load_manifest
 from data_prep.files import sha256_file
 from launch.cluster.ray_jobs import submit
 from launch.cluster.ray_on_slurm import await_nodes
+from tests.helpers.processes import free_port
 
 pytest.importorskip(
     "ray.dashboard.modules.job.job_manager", reason="Ray Jobs need more than plain Ray: pip install 'ray[default]'"
@@ -30,12 +30,6 @@ pytest.importorskip(
 
 TOKEN = "the token of this cluster alone, as long as Ray wants it to be"
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", "--object-store-memory=200000000"]
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -48,7 +42,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def _node(log: Path, environment: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     with open(log, "ab") as file:
         # The agent's fixed port may still be another Ray's, and an agent without its port takes no jobs.
-        ports = (f"--dashboard-agent-listen-port={_free_port()}", "--node-ip-address=127.0.0.1")
+        ports = (f"--dashboard-agent-listen-port={free_port()}", "--node-ip-address=127.0.0.1")
         command = [*RAY, *ports, *arguments]
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
     try:
@@ -60,14 +54,14 @@ def _node(log: Path, environment: dict[str, str], *arguments: str) -> Iterator[s
 @contextmanager
 def _cluster(folder: Path, environment: dict[str, str]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The dashboard of a cluster of two nodes, and the second one's process."""
-    port, dashboard = _free_port(), _free_port()
+    port, dashboard = free_port(), free_port()
     # What the job runs is found on the head's PATH.
     environment = {**environment, "PATH": f"{folder}:{os.environ['PATH']}"}
     (folder / "fnet-t5").write_text(f'#!/bin/bash\nexec {sys.executable} -c "from launch.cli import main; main()" "$@"\n')
     (folder / "fnet-t5").chmod(0o755)
     head = ("--head", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}")
     with ExitStack() as stack:
-        stack.enter_context(_node(folder / "head.log", environment, *head, f"--ray-client-server-port={_free_port()}"))
+        stack.enter_context(_node(folder / "head.log", environment, *head, f"--ray-client-server-port={free_port()}"))
         second = None
         program = [sys.executable, "-m", "launch.cluster.ray_on_slurm", "wait", f"127.0.0.1:{port}"]
         subprocess.run([*program, "1", "150"], env=environment, check=True, timeout=200)

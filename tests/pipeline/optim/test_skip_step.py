@@ -17,6 +17,7 @@ from data_prep.files import write_json_atomically
 from pipeline.checkpoint.checkpoint import prune
 from pipeline.optim.skip_step import SpikeGuard
 from pipeline.run_folder import LATEST, STATE, checkpoints_of, latest, step_name
+from tests.helpers.processes import free_port
 
 
 def test_spikes_are_six_deviations_above_the_last_steps() -> None:
@@ -84,7 +85,7 @@ import os, sys, time
 sys.path.insert(0, {root!r})
 import torch
 from datetime import timedelta
-from pipeline.watchdog import Watchdog
+from pipeline.distributed.watchdog import Watchdog
 torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=120))
 rank = torch.distributed.get_rank()
 watchdog = Watchdog(rank, 2, hang_seconds={hang}, peer_seconds=4)
@@ -97,15 +98,10 @@ waits_for_nothing()
 
 
 def ranks(hang: float, body: str) -> list[subprocess.Popen[str]]:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     environment = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": "2",
         "OMP_NUM_THREADS": "1",
     }
