@@ -8,11 +8,11 @@ Writes OUTPUT/<what>_<processes>.json.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +32,16 @@ from pipeline.planner.hardware import gpu
 from pipeline.planner.plan import make_plan
 from pipeline.tracking.metrics import Counters
 from pipeline.training.engine import Engine
-
-spec = importlib.util.spec_from_file_location("parity_worker", Path(__file__).with_name("parity_worker.py"))
-assert spec is not None
-assert spec.loader is not None
-worker = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(worker)
-
-SAVED_AT, STEPS = 3, 6
-MESHES = {4: [(2, 2), (4, 1), (1, 2), (1, 1), (2, 1), (1, 4)], 2: [(1, 1), (2, 1), (1, 2)], 1: [(1, 1)]}
-SETTINGS = {
-    "fp32": {"optimizer": {"name": "adamw_rms", "learning_rate": 0.02}},
-    "bf16": {"optimizer": {}, "precision": "bf16"},
-}
+from tests.helpers.meshes import MESHES, SAVED_AT, SETTINGS, STEPS, result_name
+from tests.helpers.parity import GLOBAL_BATCH, Training, micro_batches, objective_of, run_config, share_groups
 
 
 def build(
     setting: str, tensor: int, pipeline: int, model: dict[str, Any] | None = None, **train: Any
 ) -> tuple[Engine, RunConfig, Mesh]:
-    plan = SETTINGS[setting]
-    config = worker.run_config({"tensor": tensor, "pipeline": pipeline, "model": model or {}, **plan})
+    config = run_config(replace(SETTINGS[setting].training, tensor=tensor, pipeline=pipeline, model=model or {}))
     values = config.model_dump()
-    values["train"].update(precision=plan.get("precision", "fp32"), **train)
+    values["train"].update(train)
     config = RunConfig.model_validate(values)
     mesh = join(config.mesh)
     return Engine(config, mesh), config, mesh
@@ -61,7 +49,7 @@ def build(
 
 def steps(engine: Engine, config: RunConfig, first: int, last: int) -> list[float]:
     return [
-        engine.train_step(worker.micro_batches(step, engine.share), config.optimizer.learning_rate).loss
+        engine.train_step(micro_batches(step, engine.share), config.optimizer.learning_rate).loss
         for step in range(first, last + 1)
     ]
 
@@ -78,7 +66,7 @@ def bits(engine: Engine) -> list[torch.Tensor]:
 
 def save(run: Path, engine: Engine, mesh: Mesh) -> None:
     position = Position(SAVED_AT, 3, "data", Counters(), checkpoints.mesh_shape(mesh), engine.guard.spikes.state())
-    checkpoints.save(run, engine, position, worker.micro_batches(1000, engine.share)[0])
+    checkpoints.save(run, engine, position, micro_batches(1000, engine.share)[0])
 
 
 def resharding(output: Path, world_size: int, results: dict[str, Any]) -> None:
@@ -94,8 +82,8 @@ def resharding(output: Path, world_size: int, results: dict[str, Any]) -> None:
             results[f"{setting}_straight"] = steps(engine, config, SAVED_AT + 1, STEPS)
         for tensor, pipeline in MESHES[world_size]:
             engine, config, mesh = build(setting, tensor, pipeline)
-            checkpoints.load_state(checkpoint, engine, worker.micro_batches(1000, engine.share)[0])
-            name = f"{setting}_{tensor}_{pipeline}_{mesh.data_parallel}"
+            checkpoints.load_state(checkpoint, engine, micro_batches(1000, engine.share)[0])
+            name = result_name(setting, tensor, pipeline, mesh.data_parallel)
             if world_size == 4 and (tensor, pipeline) == (2, 2):
                 same = all(torch.equal(a, b) for a, b in zip(bits(engine), saved, strict=True))
                 results[f"{setting}_bit_equal"] = not mesh.any(not same)[0]
@@ -109,16 +97,16 @@ def guarding(results: dict[str, Any]) -> None:
         before = bits(engine)
         found = {}
         for name, value in (("nan_gradient", math.nan), ("infinite_gradient", math.inf), ("spike", 1e4)):
-            batches = worker.micro_batches(5, engine.share)
+            batches = micro_batches(5, engine.share)
             if mesh.rank == bad_rank:  # of one replica's last stage: its labels carry the weights of the loss
                 batches[-1][1][1].mul_(value)
             result = engine.train_step(batches, config.optimizer.learning_rate)
             same = all(torch.equal(a, b) for a, b in zip(before, bits(engine), strict=True))
             found[name] = {"skipped": result.skipped, "bit_equal": not mesh.any(not same)[0]}
-        asked = engine.train_step(worker.micro_batches(5, engine.share), config.optimizer.learning_rate, skip=True)
+        asked = engine.train_step(micro_batches(5, engine.share), config.optimizer.learning_rate, skip=True)
         same = all(torch.equal(a, b) for a, b in zip(before, bits(engine), strict=True))
         found["asked"] = {"skipped": asked.skipped, "bit_equal": not mesh.any(not same)[0]}
-        taken = engine.train_step(worker.micro_batches(6, engine.share), config.optimizer.learning_rate)
+        taken = engine.train_step(micro_batches(6, engine.share), config.optimizer.learning_rate)
         changed = any(not torch.equal(a, b) for a, b in zip(before, bits(engine), strict=True))
         found["next"] = {"skipped": taken.skipped, "bit_equal": not changed}
         # what would have come of it without the steps that were skipped
@@ -257,9 +245,15 @@ def sending(results: dict[str, Any]) -> None:
     cases = [(precision, *mesh, False) for precision in ("fp32", "bf16") for mesh in MESHES[4][:4]] + [("fp32", 2, 2, True)]
     for precision, tensor, pipeline, recompute in cases:
         data = 4 // tensor // pipeline
-        settings = {"tensor": tensor, "pipeline": pipeline, "precision": precision, "recompute": recompute}
-        settings["micro_batch"] = 2 if tensor < 4 else 4
-        config = worker.run_config(settings)
+        config = run_config(
+            Training(
+                tensor=tensor,
+                pipeline=pipeline,
+                precision=precision,
+                recompute=recompute,
+                micro_batch=2 if tensor < 4 else 4,
+            )
+        )
         mesh = join(config.mesh)
         engine = Engine(config, mesh)
         steps(engine, config, 1, 1)
@@ -273,19 +267,19 @@ def sending(results: dict[str, Any]) -> None:
 
 
 ACTIVATIONS = {
-    "short": {"lengths": (64, 32), "model": {"num_attention_layers": 1}},
-    "long": {"lengths": (160, 16), "model": {"d_ff": 256}},
-    "t5": {"lengths": (48, 48), "model": {"architecture": "t5"}},
+    "short": Training(lengths=(64, 32), model={"num_attention_layers": 1}),
+    "long": Training(lengths=(160, 16), model={"d_ff": 256}),
+    "t5": Training(lengths=(48, 48), model={"architecture": "t5"}),
 }
 
 
 def saving(results: dict[str, Any]) -> None:
     """Bytes that autograd really saves on each rank for one micro-batch in flight, beside those planned."""
-    for shape, plan in ACTIVATIONS.items():
+    for shape, training in ACTIVATIONS.items():
         for tensor, pipeline in MESHES[4][:4]:
             data = 4 // tensor // pipeline
-            settings = {"tensor": tensor, "pipeline": pipeline, "micro_batch": worker.GLOBAL_BATCH // data, **plan}
-            config, task = worker.run_config(settings), worker.objective(settings)
+            on_mesh = replace(training, tensor=tensor, pipeline=pipeline, micro_batch=GLOBAL_BATCH // data)
+            config, task = run_config(on_mesh), objective_of(on_mesh)
             mesh = join(config.mesh)
             engine = Engine(config, mesh)
             own = {parameter.untyped_storage().data_ptr() for parameter in engine.stages.parameters()}
@@ -298,7 +292,7 @@ def saving(results: dict[str, Any]) -> None:
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                engine.train_step(worker.micro_batches(1, engine.share, task), 0.001)
+                engine.train_step(micro_batches(1, engine.share, task), 0.001)
             measured = sum(storage.nbytes() for storage in saved.values())
             if mesh.pipeline_rank == pipeline - 1:  # the engine keeps the logits, which autograd does not know of
                 vocabulary = config.model.padded_vocab_size // tensor
@@ -312,7 +306,7 @@ def saving(results: dict[str, Any]) -> None:
 def main() -> None:
     output = Path(sys.argv[1])
     torch.set_num_threads(1)
-    worker.share_groups()
+    share_groups()
     world_size = int(os.environ["WORLD_SIZE"])
     results: dict[str, Any] = {}
     if sys.argv[2] == "reshard":
