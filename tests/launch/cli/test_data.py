@@ -1,13 +1,36 @@
 """The commands of data: preparing, looking, checking, merging."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import orjson
 import pytest
+
+from launch.cli import main
+from tests.helpers.datasets import tales
 
 Command = Callable[..., int]
 ErrorLine = Callable[[], str]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset folder made by `fnet-t5 prepare`, called as a shell calls it that has expanded a glob."""
+    folder = tmp_path_factory.mktemp("dataset")
+    for number in range(3):
+        records = [{"text": text, "meta": {"pile_set_name": source}} for text, source in tales(number)]
+        (folder / f"{number}.jsonl").write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
+    (folder / "data.yaml").write_text("vocab_size: 420\npacking:\n  lengths: [64]\n")
+    inputs = [str(folder / f"{number}.jsonl") for number in range(2)]
+    arguments = ["prepare", "--input", *inputs, "--val", str(folder / "2.jsonl"), "--output", str(folder / "made")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["fnet-t5", *arguments, "--config", str(folder / "data.yaml"), "packing.lengths=[64,640]"])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+    assert not exit_info.value.code
+    return folder / "made"
 
 
 def test_prepare_made_what_was_asked_for(prepared: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:

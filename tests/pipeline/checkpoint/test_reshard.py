@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,23 +15,21 @@ from pipeline.checkpoint.reshard import reshard
 from pipeline.config import MeshConfig
 from pipeline.run_folder import STATE, describe, find, latest, load_weights
 from pipeline.tracking.metrics import read_metrics
+from tests.helpers.processes import WORKER, start_processes
+from tests.helpers.recipes import nano_recipe, write_run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path, start_processes: Callable[..., None]) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     """Four steps on pipeline 2 × data 2, saved at 2 and 4."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("chaos", Path(__file__).parents[1] / "training" / "test_chaos.py")
-    assert spec is not None
-    assert spec.loader is not None
-    chaos = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(chaos)
-    folder = chaos.write_run(
-        tmp_path_factory.mktemp("reshard") / "run", dataset, steps=4, checkpoint_every=2, validate_every=2, keep_last=None
+    recipe = nano_recipe(
+        dataset,
+        mesh={"tensor_parallel": 1, "pipeline_parallel": 2},
+        train={"steps": 4, "checkpoint_every": 2, "validate_every": 2, "keep_last": None},
+        optimizer={"learning_rate": 0.002, "warmup_steps": 3, "decay_steps": 44},
     )
-    (folder / "faults.json").write_text("[]")
-    start_processes(4, "chaos_worker.py", folder)
+    folder = write_run(tmp_path_factory.mktemp("reshard") / "run", recipe)
+    start_processes(4, WORKER, folder)
     return folder
 
 

@@ -25,6 +25,7 @@ from pipeline.scaling.ladder.recipe import LadderRecipe
 from pipeline.scaling.ladder.run_configs import run_config, runs_of
 from pipeline.scaling.ladder.states import state_of
 from pipeline.tracking.metrics import Counters, MetricsFile
+from tests.helpers.datasets import write_dataset
 
 MULTIPLIER = 0.8
 """Compute that the made-up hybrid needs over its T5, at every loss."""
@@ -65,10 +66,10 @@ def yardstick(loss: float, text: str = "a" * 64) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def ladder_folder(tmp_path_factory: pytest.TempPathFactory, write_folder: Callable[..., Path]) -> Path:
+def ladder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """4 sizes x 3 budgets of t5 and fnet_t5, ff_only and gpt2 at one size, 3 seeds at the anchor."""
     base = tmp_path_factory.mktemp("report")
-    data = write_folder(base / "data", [list(range(300))] * 10, row_lengths=(24,))
+    data = write_dataset(base / "data", [list(range(300))] * 10, row_lengths=(24,))
     manifest = load_manifest(data)
     split = manifest.splits["train"]
     sources = {name: counts.model_copy(update={"tokens": 10**9}) for name, counts in split.sources.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep.tokenization.tokenizer import load_tokenizer, num_ids
+from tests.helpers.recipes import nano_recipe
 
 HERE = Path(__file__).parent
 FOLDER = Path(os.environ.get("FNET_T5_SLURM", "/tmp/fnet-t5-slurm"))
@@ -60,17 +60,12 @@ def recipe(dataset: Path, tmp_path: Path) -> Path:
     path = tmp_path / "nano.yaml"
     path.write_text(
         yaml.safe_dump(
-            {
-                "model": {"size": "nano", "vocab_size": num_ids(load_tokenizer(dataset / "tokenizer.json"))},
-                "data": {"path": str(dataset), "encoder_length": 16, "decoder_length": 8, "validation_rows": 8},
-                "mesh": {"pipeline_parallel": 2},
-                "train": {
-                    **{"steps": 60, "global_batch_size": 8, "micro_batch_size": 2, "precision": "fp32"},
-                    **{"checkpoint_every": 1000, "validate_every": 1000, "log_every": 1},
-                },
-                "optimizer": {"learning_rate": 0.002, "warmup_steps": 3},
-                "tracking": {"enabled": False},
-            }
+            nano_recipe(
+                dataset,
+                mesh={"pipeline_parallel": 2},
+                train={"steps": 60, "checkpoint_every": 1000, "validate_every": 1000},
+                optimizer={"learning_rate": 0.002, "warmup_steps": 3},
+            )
         )
     )
     return path
