@@ -15,6 +15,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.splitmix64 import mix64, outputs
+
 Hashes = npt.NDArray[np.uint64]
 
 # A byte that UTF-8 never has: as a word of its own between texts it keeps n-grams from reaching across.
@@ -23,10 +25,8 @@ _SPACE = 0x20
 _LEFT_OUT = 0xFE
 
 _CHUNK = 1 << 15  # the arrays over one chunk stay in the processor's cache
-_GOLDEN = 0x9E3779B97F4A7C15
 _BASE = 0xD1342543DE82EF95  # odd, so that it has an inverse mod 2^64
 _BASE_INVERSE = pow(_BASE, -1, 2**64)
-_MASK = 2**64 - 1
 
 
 def ngram_hashes(texts: Sequence[bytes], n: int) -> tuple[Hashes, npt.NDArray[np.int64]]:
@@ -108,7 +108,7 @@ def _hashes(words: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], ends: n
     hashes *= shift[firsts % _CHUNK]
     chunk_powers = np.array([pow(_BASE_INVERSE, chunk * _CHUNK, 2**64) for chunk in range(len(words) // _CHUNK + 1)], np.uint64)
     hashes *= chunk_powers[firsts // _CHUNK]
-    return _mixed(hashes)
+    return mix64(hashes)
 
 
 def _prefix_sums(
@@ -143,15 +143,5 @@ def _powers(base: int) -> Hashes:
 
 @lru_cache(maxsize=1)
 def _values() -> Hashes:
-    """A random value for each byte: splitmix64, which no version of a library changes."""
-    return _mixed(np.array([(byte + 1) * _GOLDEN & _MASK for byte in range(256)], dtype=np.uint64))
-
-
-def _mixed(hashes: Hashes) -> Hashes:
-    """splitmix64's finish: every bit depends on every other."""
-    hashes ^= hashes >> np.uint64(30)
-    hashes *= np.uint64(0xBF58476D1CE4E5B9)
-    hashes ^= hashes >> np.uint64(27)
-    hashes *= np.uint64(0x94D049BB133111EB)
-    hashes ^= hashes >> np.uint64(31)
-    return hashes
+    """A random value for each byte: the first 256 outputs of SplitMix64 with seed 0."""
+    return outputs(np.zeros(1, dtype=np.uint64), np.arange(256))

@@ -14,6 +14,7 @@ from data_prep.dataset.manifest import SourceCounts
 from data_prep.filters import pile
 from data_prep.readers.input_files import SPLITS, InputFile
 from data_prep.readers.records import Document, RecordReader
+from data_prep.splitmix64 import outputs, unit_interval
 from data_prep.units.assemble import Copies
 from data_prep.units.job import PrepareError
 from data_prep.units.store import DOCUMENT_DTYPE, DOCUMENTS, UnitKey, UnitRecord, UnitStore
@@ -21,7 +22,6 @@ from data_prep.units.store import DOCUMENT_DTYPE, DOCUMENTS, UnitKey, UnitRecord
 _TRAIN = SPLITS.index("train")
 _LOOKED_AT_DOCUMENTS = 1000
 _LOOKED_AT_BYTES = 16_000_000
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def refuse_mixed_files(files: Sequence[InputFile], mixture: MixtureConfig, max_record_bytes: int) -> None:
@@ -118,14 +118,6 @@ def _components_at_start(file: InputFile, max_record_bytes: int) -> set[str]:
 
 
 def _uniform(numbers: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.float64]:
-    """One number in [0, 1) for each document's number in the corpus: SplitMix64 (Steele et al. 2014) of seed and number."""
-    with np.errstate(over="ignore"):
-        z = (numbers.astype(np.uint64) + np.uint64(1)) * _GOLDEN + _mix(np.array([seed], dtype=np.uint64) + _GOLDEN)
-        return (_mix(z) >> np.uint64(11)).astype(np.float64) / 2.0**53
-
-
-def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    with np.errstate(over="ignore"):
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    """One number in [0, 1) for each document's number in the corpus: SplitMix64 of seed and number."""
+    key = outputs(np.array([seed], dtype=np.uint64), np.zeros(1, dtype=np.int64))
+    return unit_interval(outputs(key, numbers))
