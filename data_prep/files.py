@@ -94,9 +94,14 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path | str) -> str:
-    """SHA-256 of a file's bytes in hexadecimal, read in chunks of 1 MiB."""
-    digest = hashlib.sha256()
+    """SHA-256 of a file's bytes in hexadecimal."""
     with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+        return sha256_stream(file)
+
+
+def sha256_stream(file: BinaryIO) -> str:
+    """SHA-256 in hexadecimal of what is left of a binary stream, read in chunks of 1 MiB."""
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
     return digest.hexdigest()

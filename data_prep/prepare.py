@@ -324,7 +324,7 @@ def _make_tokenizer(config: PrepareConfig, filters: Filters, files: list[InputFi
         with atomic_write(path) as file:
             file.write(config.tokenizer.read_bytes())
         return
-    training = [file for file in files if file.split in (None, "train")]
+    training = [file for file in files if file.may_hold_training_text]
 
     def keep(document: Document, text: bytes) -> bool:
         in_training = not config.splits_by_hash or hash_split(text) == "train"

@@ -5,17 +5,16 @@ each sequence lies.
 lengths int32[n], byte offsets into `.bin` int64[n], and document starts int64[d], which for us are 0, 1, …, n.
 """
 
-import os
-import secrets
 import struct
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.files import atomic_write, fsync_folder
+from data_prep.files import atomic_write
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
@@ -71,9 +70,7 @@ class TokenFileWriter:
         self.prefix = Path(prefix)
         self.dtype = dtype
         self._lengths: list[npt.NDArray[np.int32]] = []
-        bin_path = _with_suffix(self.prefix, ".bin")
-        self._temporary = bin_path.with_name(f".{bin_path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-        self._file: BinaryIO = open(self._temporary, "xb")  # noqa: SIM115 (closed in __exit__)
+        self._stack = ExitStack()
 
     def add(self, tokens: npt.NDArray[np.integer[Any]], lengths: npt.NDArray[np.integer[Any]] | None = None) -> None:
         """Append `tokens`, one sequence, or several back to back where `lengths` is given.
@@ -91,20 +88,12 @@ class TokenFileWriter:
         self._lengths.append(lengths.astype(np.int32))
 
     def __enter__(self) -> "TokenFileWriter":
+        self._file = self._stack.enter_context(atomic_write(_with_suffix(self.prefix, ".bin")))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        finally:
-            self._file.close()
-            if kind is not None:
-                self._temporary.unlink(missing_ok=True)
+        self._stack.__exit__(kind, error, tb)
         if kind is None:
-            os.replace(self._temporary, _with_suffix(self.prefix, ".bin"))
-            fsync_folder(self.prefix.parent)
             lengths = np.concatenate(self._lengths) if self._lengths else np.empty(0, dtype=np.int32)
             write_index(_with_suffix(self.prefix, ".idx"), lengths, self.dtype)
 

@@ -140,6 +140,11 @@ class Manifest(_Record):
     files: dict[str, FileRecord]
     manifest_sha256: str = ""
 
+    @property
+    def ordered_splits(self) -> list[tuple[Split, SplitRecord]]:
+        """The splits that have documents, train first; the file sorts its keys."""
+        return [(split, self.splits[split]) for split in SPLITS if split in self.splits]
+
     def own_sha256(self) -> str:
         """SHA-256 over the canonical JSON of everything but `manifest_sha256`."""
         return sha256_bytes(canonical_json(self.model_dump(exclude={"manifest_sha256"})))
@@ -157,7 +162,7 @@ class Manifest(_Record):
         read = {
             name: record.sha256
             for name, record in self.files.items()
-            if name.endswith((".bin", ".idx")) or name == "tokenizer.json" or name in rows
+            if name.endswith((".bin", ".idx")) or name == TOKENIZER_FILE or name in rows
             or (row_length is None and name.endswith(".npy"))
         }  # fmt: skip
         return sha256_bytes(canonical_json(read))

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from data_prep.config import PackingMethod
 from data_prep.dataset.indexed_dataset import sequence_offsets
-from data_prep.files import atomic_write
 
 IntArray = npt.NDArray[np.integer[Any]]
 
@@ -50,13 +49,6 @@ class PackedRows:
         return len(self.start)
 
     @property
-    def row_lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens in each row, padding not counted: int64 (R,)."""
-        if not self.num_rows:
-            return np.empty(0, dtype=np.int64)
-        return np.add.reduceat(self.length, self.first_piece[:-1])
-
-    @property
     def padding_share(self) -> float:
         """Share of the R · row_length places that hold no token."""
         places = self.num_rows * self.row_length
@@ -73,42 +65,15 @@ class PackedRows:
         span = slice(self.first_piece[row], self.first_piece[row + 1])
         return self.start[span], self.length[span]
 
-    def gather(self, tokens: IntArray, rows: IntArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The ids of `rows`: int64 (B, row_length), 0 (<pad>) behind each row's end, and the valid lengths int64 (B,).
-
-        tokens: (T,), the split's whole `.bin`. No Python loop runs over rows, pieces or tokens.
-        """
-        piece, row_of_piece = self._pieces_of(np.asarray(rows, dtype=np.int64))
-        start, length = self.start[piece], self.length[piece]
-        place = np.arange(length.sum())  # each gathered token's place in the concatenation of all pieces
-        source = np.repeat(start - sequence_offsets(length), length) + place
-        valid = np.zeros(len(rows), dtype=np.int64)
-        np.add.at(valid, row_of_piece, length)
-        shift = np.arange(len(rows)) * self.row_length - sequence_offsets(valid)
-        out = np.zeros(len(rows) * self.row_length, dtype=np.int64)
-        out[np.repeat(shift, valid) + place] = tokens[source]
-        return out.reshape(len(rows), self.row_length), valid
-
     def lengths_of(self, rows: IntArray) -> npt.NDArray[np.int64]:
         """Tokens in each of `rows`, padding not counted: int64 (B,). Reads only the pieces of these rows."""
-        piece, row_of_piece = self._pieces_of(np.asarray(rows, dtype=np.int64))
-        lengths = np.zeros(len(rows), dtype=np.int64)
-        np.add.at(lengths, row_of_piece, self.length[piece])
-        return lengths
-
-    def _pieces_of(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The pieces of `rows`, row by row, and for each piece the place of its row among `rows`."""
+        rows = np.asarray(rows, dtype=np.int64)
         first = self.first_piece[rows]
         num_pieces = self.first_piece[rows + 1] - first  # (B,)
         piece = np.repeat(first - sequence_offsets(num_pieces), num_pieces) + np.arange(num_pieces.sum())
-        return piece, np.repeat(np.arange(len(rows)), num_pieces)
-
-    def save(self, path: Path | str) -> None:
-        """Write the index as a flat int64 `.npy`, whole or not at all."""
-        header = np.array([self.num_rows, self.num_pieces, self.row_length], dtype=np.int64)
-        flat = np.concatenate([header, self.first_piece, self.start, self.length]).astype("<i8", copy=False)
-        with atomic_write(path) as file:
-            np.save(file, flat)
+        lengths = np.zeros(len(rows), dtype=np.int64)
+        np.add.at(lengths, np.repeat(np.arange(len(rows)), num_pieces), self.length[piece])
+        return lengths
 
     @classmethod
     def load(cls, path: Path | str) -> "PackedRows":

@@ -8,8 +8,7 @@ import numpy as np
 from data_prep.dataset.indexed_dataset import TokenFile
 from data_prep.dataset.manifest import Manifest
 from data_prep.dataset.packing import PackedRows, rows_file
-from data_prep.readers.input_files import SPLITS
-from data_prep.tokenization.tokenizer import load_tokenizer
+from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,6 @@ class SourceRow:
     tokens: int
     bytes: int
     token_share: float
-    bytes_per_token: float
-    tokens_per_document: float
 
 
 @dataclass(frozen=True)
@@ -38,10 +35,7 @@ class SampleRow:
 def source_table(manifest: Manifest) -> list[SourceRow]:
     """Counts of every split and source, the sources of a split by falling number of tokens."""
     table = []
-    for split in SPLITS:
-        if split not in manifest.splits:
-            continue
-        record = manifest.splits[split]
+    for split, record in manifest.ordered_splits:
         for source, counts in sorted(record.sources.items(), key=lambda item: (-item[1].tokens, item[0])):
             table.append(
                 SourceRow(
@@ -51,8 +45,6 @@ def source_table(manifest: Manifest) -> list[SourceRow]:
                     tokens=counts.tokens,
                     bytes=counts.bytes,
                     token_share=counts.tokens / record.total.tokens,
-                    bytes_per_token=counts.bytes / counts.tokens,
-                    tokens_per_document=counts.tokens / counts.documents,
                 )
             )
     return table
@@ -66,7 +58,7 @@ def sample_rows(folder: Path | str, split: str, row_length: int, count: int, see
     folder = Path(folder)
     tokens = TokenFile(folder / split).tokens
     rows = PackedRows.load(folder / rows_file(split, row_length))
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
     chosen = np.random.default_rng(seed).choice(rows.num_rows, size=min(count, rows.num_rows), replace=False)
     samples = []
     for row in sorted(chosen.tolist()):

@@ -8,7 +8,6 @@ from data_prep.dataset.manifest import FileRecord, Manifest, ManifestError, load
 from data_prep.dataset.packing import rows_file
 from data_prep.dataset.row_index import pack_split
 from data_prep.files import only_writer, sha256_file
-from data_prep.readers.input_files import SPLITS
 
 
 def pack_folder(folder: Path, lengths: Sequence[int], method: PackingMethod = "best_fit") -> Manifest:
@@ -20,13 +19,11 @@ def pack_folder(folder: Path, lengths: Sequence[int], method: PackingMethod = "b
     with only_writer(folder):
         manifest = load_manifest(folder)
         splits, files = dict(manifest.splits), dict(manifest.files)
-        for split in SPLITS:
-            if split not in splits:
-                continue
+        for split, record in manifest.ordered_splits:
             index = folder / f"{split}.idx"
             if sha256_file(index) != files[index.name].sha256:
                 raise ManifestError(f"{index}: its bytes changed since it was written; restore it or prepare again")
-            there = {record.row_length: record.method for record in splits[split].packing}
+            there = {packed.row_length: packed.method for packed in record.packing}
             for length in lengths:
                 if there.get(length, method) != method:
                     raise ManifestError(
@@ -36,8 +33,8 @@ def pack_folder(folder: Path, lengths: Sequence[int], method: PackingMethod = "b
             new = [length for length in sorted(set(lengths)) if length not in there]
             if not new:
                 continue
-            packing = [*splits[split].packing, *pack_split(folder, split, PackingConfig(lengths=new, method=method))]
-            splits[split] = splits[split].model_copy(update={"packing": sorted(packing, key=lambda record: record.row_length)})
+            packing = [*record.packing, *pack_split(folder, split, PackingConfig(lengths=new, method=method))]
+            splits[split] = record.model_copy(update={"packing": sorted(packing, key=lambda packed: packed.row_length)})
             for length in new:
                 path = folder / rows_file(split, length)
                 files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))

@@ -18,7 +18,7 @@ from data_prep.files import write_json_atomically
 from data_prep.filters.ngrams import Hashes, ngram_hashes, text_of_ngram, within_texts
 from data_prep.readers.input_files import InputFile, expand, input_files
 from data_prep.readers.locations import sha256_location
-from data_prep.readers.records import Document, RecordReader
+from data_prep.readers.records import Document, read_records
 
 _ENTRY = np.dtype([("hash", "<u8"), ("file", "<u4")])
 _NUM_BUCKETS = 64
@@ -97,7 +97,7 @@ def _scatter(file: InputFile, n: int, max_record_bytes: int, buckets: Sequence[P
                     rest.write(part.tobytes())
         return int((num_words < n).sum())
 
-    for record in RecordReader(file.path, file.name, max_record_bytes):
+    for record in read_records(file.path, file.name, max_record_bytes):
         if not isinstance(record, Document):
             raise DecontaminationError(
                 f"decontaminate: {file.path} line {record.line}: {record.reason}; mend it, or what it holds goes unseen"

@@ -4,7 +4,7 @@ Spelling: `datasets://NAME_OR_FOLDER?config=en&split=train&text=content&source=d
 the "?" being optional; `data_dir` and `data_files` go to `load_dataset` as they are. Line numbers are row numbers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
@@ -137,11 +137,16 @@ class DatasetRows:
             if self.source:
                 metas = [_as_meta(value, labels) for value in metas]
             rows = [{"text": text, "meta": meta} for text, meta in zip(texts, metas, strict=True)]
-        return b"".join(orjson.dumps(row, default=str) + b"\n" for row in rows)
+        return json_lines(rows)
 
     def _explained(self, error: Exception) -> DatasetError:
         reason = (str(error).splitlines() or [""])[0]
         return DatasetError(f"{self}: {reason or type(error).__name__}; check name, config, split and the network")
+
+
+def json_lines(rows: Iterable[Any]) -> bytes:
+    """Rows of a table as JSON lines; values that JSON does not have become strings."""
+    return b"".join(orjson.dumps(row, default=str) + b"\n" for row in rows)
 
 
 def _as_meta(value: Any, labels: list[str] | None) -> Any:

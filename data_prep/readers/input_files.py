@@ -54,6 +54,11 @@ class InputFile:
         """True where a worker can read any range of it without what lies before."""
         return can_enter(self.path) and not isinstance(self.path, DatasetRows) and _is_named(self.path, PLAIN_SUFFIX)
 
+    @property
+    def may_hold_training_text(self) -> bool:
+        """False where all documents go to val or test."""
+        return self.split in (None, "train")
+
     def refuse_change(self) -> None:
         """Raise ChangedInputError, or the OSError of a file that is gone, unless size and version are as they were."""
         now = state(self.path)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
+from data_prep.files import sha256_stream
 from data_prep.readers.huggingface import SCHEME, DatasetRows, parse_dataset
 from data_prep.readers.remote import URL, RemoteFile, expand_url
 
 Location = Path | RemoteFile | DatasetRows
 
-_CHUNK_BYTES = 1 << 20
 _THREADS = 8
 
 
@@ -80,15 +80,13 @@ def open_location(location: Path | RemoteFile) -> BinaryIO:
 
 def sha256_location(location: Location) -> str:
     """SHA-256 in hexadecimal of a file's bytes, or of a dataset's rows as JSON lines."""
-    digest = sha256()
     if isinstance(location, DatasetRows):
-        for piece in location.lines():
-            digest.update(piece)
+        digest = sha256()
+        for lines in location.lines():
+            digest.update(lines)
         return digest.hexdigest()
     with open_location(location) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return sha256_stream(file)
 
 
 def can_enter(location: Location) -> bool:

@@ -45,23 +45,12 @@ class BadRecordError(ValueError):
     """A line that holds no document; the message is one of a few fixed reasons, so that they can be counted."""
 
 
-class RecordReader:
-    """The documents and rejected records of one file, in order; `num_blank_lines` is complete after the iteration."""
-
-    def __init__(self, path: Location, name: str, max_record_bytes: int) -> None:
-        self.path = path
-        self.name = name
-        self.max_record_bytes = max_record_bytes
-        self.num_blank_lines = 0
-
-    def __iter__(self) -> Iterator[Document | Rejected]:
-        self.num_blank_lines = 0
-        for line in read_lines(self.path, self.max_record_bytes):
-            record = read_record(line, self.name)
-            if record is None:
-                self.num_blank_lines += 1
-            else:
-                yield record
+def read_records(path: Location, name: str, max_record_bytes: int) -> Iterator[Document | Rejected]:
+    """The documents and rejected records of one file, in order; blank lines are skipped."""
+    for line in read_lines(path, max_record_bytes):
+        record = read_record(line, name)
+        if record is not None:
+            yield record
 
 
 def read_record(line: Line | LostTail, file: str, starts_file: bool | None = None) -> Document | Rejected | None:

@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol
 import orjson
 import zstandard
 
-from data_prep.readers.huggingface import DatasetRows
+from data_prep.readers.huggingface import DatasetRows, json_lines
 from data_prep.readers.locations import Location, can_enter, open_location
 from data_prep.readers.remote import RemoteError, RemoteFile
 
@@ -133,7 +133,7 @@ def _parquet_lines(path: Path | RemoteFile, on_read: Callable[[bytes], object]) 
         with open_location(path) as file, pq.ParquetFile(file) as parquet:
             columns = [name for name in ("text", "meta") if name in parquet.schema_arrow.names]
             for batch in parquet.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
-                yield b"".join(orjson.dumps(row, default=str) + b"\n" for row in batch.to_pylist())
+                yield json_lines(batch.to_pylist())
     except RemoteError:
         raise
     except (pa.ArrowException, OSError) as error:

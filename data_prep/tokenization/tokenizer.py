@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from data_prep.files import atomic_write
 from data_prep.readers.input_files import InputFile, expand, input_files
-from data_prep.readers.records import Document, RecordReader
+from data_prep.readers.records import Document, read_records
 
 TOKENIZER_FILE = "tokenizer.json"
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
@@ -178,7 +178,7 @@ def sample_texts(
         share = sample_bytes // (len(smallest_first) - position)
         # A file that cannot be read is for the run to report, or to leave out.
         with suppress(OSError):
-            for record in RecordReader(file.path, file.name, max_record_bytes):
+            for record in read_records(file.path, file.name, max_record_bytes):
                 if share <= 0:
                     break
                 if isinstance(record, Document):

@@ -1,7 +1,6 @@
 """Committed units to the finished files of a folder: tokens copied in parallel to known offsets, index last."""
 
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import orjson
 from data_prep.dataset.indexed_dataset import write_index
 from data_prep.dataset.manifest import SourceCounts, write_sources
 from data_prep.executor.workers import Call, WorkerPool
-from data_prep.files import atomic_write, canonical_json, fsync_folder
+from data_prep.files import atomic_write, canonical_json
 from data_prep.readers.input_files import SPLITS, Split
 from data_prep.units.store import DOCUMENT_DTYPE, DOCUMENTS, QUARANTINE, UnitKey, UnitRecord, UnitStore
 
@@ -117,15 +116,13 @@ def join_tokens(
 ) -> None:
     """Write `<split>.bin` by several workers at once, then name it, then write `.idx`."""
     path = output / f"{split}.bin"
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with open(temporary, "xb") as file:
+    with atomic_write(path) as file:
         file.truncate(int(content.lengths.sum(dtype=np.int64)) * dtype.itemsize)
-    for _ in pool.map(
-        Call(copy_tokens, (copies, split, store.folder, temporary, dtype), f"{path}") for copies in _grouped(content.copies)
-    ):
-        pass
-    os.replace(temporary, path)
-    fsync_folder(output)
+        target = Path(file.name)
+        for _ in pool.map(
+            Call(copy_tokens, (copies, split, store.folder, target, dtype), f"{path}") for copies in _grouped(content.copies)
+        ):
+            pass
     write_sources(output, split, content.source_of)
     write_index(output / f"{split}.idx", content.lengths, dtype)
 

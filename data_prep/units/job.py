@@ -6,7 +6,7 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +27,11 @@ _THREADS = 4
 
 class PrepareError(ValueError):
     """A run that cannot start or must not finish: the message says which file and what to do."""
+
+
+def different_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys, sorted, whose values differ or that only one of the two has."""
+    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
 class Job:
@@ -150,8 +155,7 @@ class Job:
         there, here = self._description, self._identity(config, files)
         differences = [
             f"{key} was {there['config'].get(key)!r} and is {here['config'].get(key)!r}"
-            for key in sorted({*there["config"], *here["config"]})
-            if there["config"].get(key) != here["config"].get(key)
+            for key in different_keys(there["config"], here["config"])
         ]
         if there["unit_bytes"] != here["unit_bytes"]:
             differences.append(f"unit_bytes was {there['unit_bytes']} and is {here['unit_bytes']}")

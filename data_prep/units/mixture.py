@@ -13,7 +13,7 @@ from data_prep.config import MixtureConfig
 from data_prep.dataset.manifest import SourceCounts
 from data_prep.filters import pile
 from data_prep.readers.input_files import SPLITS, InputFile
-from data_prep.readers.records import Document, RecordReader
+from data_prep.readers.records import Document, read_records
 from data_prep.splitmix64 import outputs, unit_interval
 from data_prep.units.assemble import Copies
 from data_prep.units.job import PrepareError
@@ -32,7 +32,7 @@ def refuse_mixed_files(files: Sequence[InputFile], mixture: MixtureConfig, max_r
     if not mixture.is_official:
         return
     for file in files:
-        if file.split in (None, "train"):
+        if file.may_hold_training_text:
             found = _components_at_start(file, max_record_bytes)
             if len(found) > 1:
                 shown = ", ".join(sorted(found)[:3]) + ("…" if len(found) > 3 else "")
@@ -106,7 +106,7 @@ def _components_at_start(file: InputFile, max_record_bytes: int) -> set[str]:
     found: set[str] = set()
     seen_bytes = seen = 0
     try:
-        for record in RecordReader(file.path, file.name, max_record_bytes):
+        for record in read_records(file.path, file.name, max_record_bytes):
             if isinstance(record, Document):
                 found |= {record.source} & pile.COMPONENTS.keys()
                 seen, seen_bytes = seen + 1, seen_bytes + len(record.text)

@@ -114,7 +114,7 @@ def tokenize_unit(file: InputFile, block: Block, settings: UnitSettings) -> Unit
 def _without_contaminated(
     batch: list[tuple[bytes, int]], unit: _Unit, file: InputFile, settings: UnitSettings
 ) -> list[tuple[bytes, int]]:
-    if settings.filters.references is None or file.split in ("val", "test"):
+    if settings.filters.references is None or not file.may_hold_training_text:
         return batch
     training = [number for number, (text, _) in enumerate(batch) if file.split or settings.hash_split(text) == "train"]
     reasons = settings.filters.contaminated([batch[number][0] for number in training])

@@ -9,7 +9,7 @@ from data_prep.dataset.manifest import InputRecord, Manifest, load_manifest
 from data_prep.files import sha256_file
 from data_prep.readers.input_files import InputFile
 from data_prep.readers.locations import sha256_location
-from data_prep.units.job import PrepareError
+from data_prep.units.job import PrepareError, different_keys
 from data_prep.units.reader import FileEnd
 
 
@@ -34,11 +34,8 @@ def up_to_date(config: PrepareConfig, decisions: Mapping[str, Any], files: list[
     Raises PrepareError, naming all that differs, if it would not.
     """
     manifest = load_manifest(output)
-    differences = [
-        f"{key} is {manifest.config.get(key)!r} there and {decisions.get(key)!r} here"
-        for key in sorted({*manifest.config, *decisions})
-        if manifest.config.get(key) != decisions.get(key)
-    ]
+    keys = different_keys(manifest.config, decisions)
+    differences = [f"{key} is {manifest.config.get(key)!r} there and {decisions.get(key)!r} here" for key in keys]
     if config.tokenizer and sha256_file(config.tokenizer) != manifest.tokenizer.sha256:
         differences.append(f"the tokenizer is not {config.tokenizer}")
     there = {record.name: record for record in manifest.inputs}
@@ -53,7 +50,7 @@ def up_to_date(config: PrepareConfig, decisions: Mapping[str, Any], files: list[
         for name, record in manifest.files.items()
         if not (output / name).is_file() or (output / name).stat().st_size != record.bytes
     ]
-    if {key for key in decisions if manifest.config.get(key) != decisions[key]} == {"packing"} and len(differences) == 1:
+    if keys == ["packing"] and len(differences) == 1:
         lengths = " ".join(map(str, config.packing.lengths))
         raise PrepareError(
             f"{output} is packed otherwise ({differences[0]}). Add lengths by `fnet-t5 data pack {output} {lengths} --method "

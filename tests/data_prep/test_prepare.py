@@ -17,7 +17,7 @@ from data_prep.dataset.preview import sample_rows, source_table
 from data_prep.files import sha256_file
 from data_prep.prepare import PrepareError, prepare
 from data_prep.readers.input_files import HashSplit, plan
-from data_prep.readers.records import Document, RecordReader
+from data_prep.readers.records import Document, read_records
 from data_prep.tokenization.tokenizer import token_byte_lengths
 from data_prep.units.progress import Progress
 
@@ -57,7 +57,7 @@ def _assert_reconciled(manifest: Manifest) -> None:
 
 
 def _documents(config: PrepareConfig) -> list[Document]:
-    records = [record for unit in plan(config) for record in RecordReader(unit.path, unit.name, 1 << 28)]
+    records = [record for unit in plan(config) for record in read_records(unit.path, unit.name, 1 << 28)]
     return [record for record in records if isinstance(record, Document)]
 
 
@@ -95,7 +95,9 @@ def test_counts_agree_with_the_files(corpus: Path, prepared: Path) -> None:
             rows = PackedRows.load(prepared / f"{name}.rows_{record.row_length}.npy")
             assert rows.num_rows == record.rows
             assert record.padding_share == pytest.approx(1 - len(file.tokens) / (rows.num_rows * rows.row_length))
-            ids, valid = rows.gather(file.tokens, np.arange(rows.num_rows))
+            spans = zip(rows.start.tolist(), rows.length.tolist(), strict=True)
+            ids = np.concatenate([file.tokens[start : start + size] for start, size in spans])
+            valid = rows.lengths_of(np.arange(rows.num_rows))
             assert valid.sum() == np.count_nonzero(ids) == len(file.tokens)  # no text holds <pad>
     assert [(record.name, record.split) for record in manifest.inputs] == [
         ("0.jsonl.zst", "hash"),

@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from rich import box
 from rich.table import Table
 
-from data_prep.dataset.manifest import Manifest, SourceCounts, SplitRecord
+from data_prep.dataset.manifest import Manifest, SourceCounts
 from data_prep.dataset.preview import source_table
-from data_prep.readers.input_files import SPLITS
 
 
 def sources(manifest: Manifest) -> Iterator[Table]:
     """One table a split: documents, tokens and bytes of text by source, and in all."""
     rows = source_table(manifest)
-    for split, record in _in_order(manifest):
+    for split, record in manifest.ordered_splits:
         mixed = split == "train" and bool(manifest.epochs)
         table = _table(split, "documents", "tokens", "share", "MB", "B/token", *(["epochs"] if mixed else []))
         for row in rows:
@@ -30,7 +29,7 @@ def sources(manifest: Manifest) -> Iterator[Table]:
 
 def lengths(manifest: Manifest) -> Iterator[Table]:
     """One table: which share of each source's training documents has so many tokens, in steps of a factor of four."""
-    for split, record in _in_order(manifest)[:1]:
+    for split, record in manifest.ordered_splits[:1]:
         histograms = record.length_histogram
         first = min(next(i for i, count in enumerate(bins) if count) for bins in histograms.values()) // 2
         last = -(-max(map(len, histograms.values())) // 2)
@@ -46,7 +45,7 @@ def packing(manifest: Manifest) -> Table:
     """The row indexes of every split: rows, pieces of documents in them, the share of places that hold no token, and the
     share of documents that lie in more than one piece."""
     table = _table("rows of", "split", "rows", "pieces", "padding", "documents cut", "method")
-    for split, record in _in_order(manifest):
+    for split, record in manifest.ordered_splits:
         for index in record.packing:
             cells = (
                 split,
@@ -87,11 +86,6 @@ def _short(number: int) -> str:
         if number >= divisor:
             return f"{number // divisor}{unit}+"
     return f"{number}+"
-
-
-def _in_order(manifest: Manifest) -> list[tuple[str, SplitRecord]]:
-    # The file sorts its keys; people expect train first.
-    return [(split, manifest.splits[split]) for split in SPLITS if split in manifest.splits]
 
 
 def _cells(counts: SourceCounts, share: float) -> list[str]:

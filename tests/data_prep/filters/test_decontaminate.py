@@ -177,9 +177,9 @@ def test_references_that_cannot_be_trusted_are_refused(corpus_and_references: Pa
 
 @pytest.mark.slow
 def test_real_text_against_a_set_of_ngrams(test_data: Path, tmp_path: Path) -> None:
-    from data_prep.readers.records import Document, RecordReader
+    from data_prep.readers.records import Document, read_records
 
-    read = RecordReader(test_data / "minipile" / "val.jsonl.zst", "val", 1 << 28)
+    read = read_records(test_data / "minipile" / "val.jsonl.zst", "val", 1 << 28)
     texts = [record.text for record in read if isinstance(record, Document)]
     (tmp_path / "some.jsonl").write_bytes(b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts[:50]))
     build(reference_files([str(tmp_path / "some.jsonl")]), 13, 1 << 28, tmp_path / "built")
