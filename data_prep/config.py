@@ -24,7 +24,7 @@ class PackingConfig(BaseModel):
         return sorted(lengths)
 
 
-class MixtureConfig(BaseModel):
+class SourceMixtureConfig(BaseModel):
     """How often training reads each source: `epochs`, or `weights` (shares of bytes) that epochs follow from, by source.
 
     Either may be "pile", The Pile's official 22. Sources that `epochs` does not name are read once; `weights` must name all.
@@ -39,7 +39,7 @@ class MixtureConfig(BaseModel):
     max_epochs: Annotated[float, Field(gt=0, le=200)] = 4
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> "MixtureConfig":
+    def _one_of_them(self) -> "SourceMixtureConfig":
         if (self.epochs is None) == (self.weights is None):
             raise ValueError("mixture takes epochs or weights, one of them: a table by source, or `pile` for the official one")
         return self
@@ -106,7 +106,7 @@ class PrepareConfig(BaseModel):
     language: LanguageConfig | None = None
     decontaminate: DecontaminateConfig | None = None
     deduplicate: bool = False
-    mixture: MixtureConfig | None = None
+    mixture: SourceMixtureConfig | None = None
     val_share: Annotated[float, Field(ge=0, lt=1)] = 0.005
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.005
 

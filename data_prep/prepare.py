@@ -35,7 +35,7 @@ from data_prep.filters.rules import FilterPlan, Filters
 from data_prep.readers.input_files import SPLITS, HashSplit, InputFile, plan
 from data_prep.readers.records import Document
 from data_prep.readers.streams import DAMAGES
-from data_prep.tokenization.backends import EngineMismatchError, FastEngine, ReferenceEngine, why_not_fast
+from data_prep.tokenization.backends import BackendMismatchError, FastBackend, ReferenceBackend, why_not_fast
 from data_prep.tokenization.tokenizer import (
     TOKENIZER_FILE,
     eos_id,
@@ -48,11 +48,11 @@ from data_prep.tokenization.tokenizer import (
 from data_prep.units.assemble import join_quarantine, join_tokens, split_content
 from data_prep.units.dedup import kept_documents
 from data_prep.units.job import Job, PrepareError
-from data_prep.units.mixture import epochs_by_source, mixed_copies, refuse_mixed_files, training_sources
+from data_prep.units.job_progress import Clock, Progress
 from data_prep.units.notes import damaged_files, missing_sources, unmet_names
-from data_prep.units.progress import Clock, Progress
 from data_prep.units.reader import FileEnd, Unreadable
 from data_prep.units.scheduler import run_units
+from data_prep.units.source_mixture import epochs_by_source, mixed_copies, refuse_mixed_files, training_sources
 from data_prep.units.store import UnitKey, UnitRecord
 from data_prep.units.tokenize_unit import UnitSettings
 from data_prep.units.up_to_date import input_record, up_to_date
@@ -83,7 +83,7 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | Non
             return up_to_date(config, filters.decisions, files, output)
         remove_leftovers(output)
         try:
-            return _Run(config, filters, files, output, Clock(files, config.unit_bytes, on_progress), command).run()
+            return _PrepareRun(config, filters, files, output, Clock(files, config.unit_bytes, on_progress), command).run()
         except (OSError, DiskFullError) as error:
             if not isinstance(error, DiskFullError) and not is_disk_full(error):
                 raise
@@ -93,7 +93,7 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | Non
             ) from error
 
 
-class _Run:
+class _PrepareRun:
     """One start of a job, from whatever state the last one left to the manifest."""
 
     def __init__(
@@ -142,7 +142,7 @@ class _Run:
                 try:
                     self._tokenize(pool)
                     break
-                except EngineMismatchError as error:
+                except BackendMismatchError as error:
                     self.clock.note = f"{error}: starting over with the slow reference"
                     self.job.fall_back(str(error))
             return self._finish(pool)
@@ -172,7 +172,7 @@ class _Run:
 
     def _pool(self, num_workers: int) -> WorkerPool:
         return WorkerPool(
-            num_workers, self.config.max_worker_bytes, on_start=self._count_attempt, passed=(EngineMismatchError,)
+            num_workers, self.config.max_worker_bytes, on_start=self._count_attempt, passed=(BackendMismatchError,)
         )
 
     def _count_attempt(self, call: Call) -> None:
@@ -291,7 +291,7 @@ class _Run:
                 *(damaged_files(job.folder / QUARANTINE_FILE) if rejected.keys() & DAMAGES else []),
             ],
             engine=EngineRecord(
-                name=(FastEngine(tokenizer) if settings.fast else ReferenceEngine(tokenizer)).name,
+                name=(FastBackend(tokenizer) if settings.fast else ReferenceBackend(tokenizer)).name,
                 note=job.why_reference,
                 checked_documents=sum(record.checked_documents for record in records),
             ),

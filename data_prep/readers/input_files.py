@@ -14,7 +14,7 @@ from typing import Literal
 
 from data_prep.config import PrepareConfig
 from data_prep.readers.huggingface import DatasetRows
-from data_prep.readers.locations import Location, State, can_enter, find, names, state, states
+from data_prep.readers.locations import Location, LocationState, can_enter, find, names, state, states
 from data_prep.readers.remote import RemoteError, RemoteFile
 from data_prep.readers.streams import PLAIN_SUFFIX, SUFFIXES
 
@@ -62,7 +62,7 @@ class InputFile:
     def refuse_change(self) -> None:
         """Raise ChangedInputError, or the OSError of a file that is gone, unless size and version are as they were."""
         now = state(self.path)
-        if now != State(self.bytes, self.version):
+        if now != LocationState(self.bytes, self.version):
             raise ChangedInputError(f"{self.path}: changed during the job ({self.bytes} bytes before, {now.bytes} now)")
 
 

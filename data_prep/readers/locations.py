@@ -25,7 +25,7 @@ class LocationError(ValueError):
 
 
 @dataclass(frozen=True)
-class State:
+class LocationState:
     """What tells that a location changed: `bytes`, 0 where only reading tells, and `version`, which changes with them."""
 
     bytes: int
@@ -58,16 +58,16 @@ def find(pattern: str, suffixes: tuple[str, ...] = ()) -> list[Location]:
     return [Path(os.path.abspath(match)) for match in matches if os.path.isfile(match)]
 
 
-def state(location: Location) -> State:
+def state(location: Location) -> LocationState:
     """Size and version as they are now. Raises OSError (RemoteError and DatasetError are such) where it is gone."""
     if isinstance(location, Path):
         status = os.stat(location)
-        return State(status.st_size, str(status.st_mtime_ns))
+        return LocationState(status.st_size, str(status.st_mtime_ns))
     size, version = location.state()
-    return State(size or 0, version)
+    return LocationState(size or 0, version)
 
 
-def states(locations: Sequence[Location]) -> list[State]:
+def states(locations: Sequence[Location]) -> list[LocationState]:
     """The states of many, several at a time: each may be a question over the network."""
     with ThreadPoolExecutor(_THREADS) as threads:
         return list(threads.map(state, locations))

@@ -1,4 +1,4 @@
-"""The two engines behind one call: the Hugging Face reference, and gigatoken where it provably says the same, faster.
+"""The two backends behind one call: the Hugging Face reference, and gigatoken where it provably says the same, faster.
 
 gigatoken turns added tokens that it finds in text into their ids and has no switch for it; given the same tokenizer
 with an empty list of added tokens it equals the reference with `encode_special_tokens`. It is trusted only as far as it
@@ -29,11 +29,11 @@ HARD_TEXTS = (
 )
 
 
-class EngineMismatchError(ValueError):
-    """The fast engine and the reference give different ids for a text."""
+class BackendMismatchError(ValueError):
+    """The fast backend and the reference give different ids for a text."""
 
 
-class Engine(Protocol):
+class Backend(Protocol):
     """Texts in UTF-8 to token ids."""
 
     name: str
@@ -43,7 +43,7 @@ class Engine(Protocol):
         ...
 
 
-class ReferenceEngine:
+class ReferenceBackend:
     """Hugging Face `tokenizers`, which define what is right."""
 
     name = "tokenizers"
@@ -62,7 +62,7 @@ class ReferenceEngine:
         return ids, lengths
 
 
-class FastEngine:
+class FastBackend:
     """gigatoken, on the calling thread alone, because every worker is one core's work."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -97,24 +97,24 @@ def why_not_fast(tokenizer: Tokenizer) -> str | None:
     if plain:
         return f"added tokens like {plain[0]!r} are not special and must be found in text"
     try:
-        fast = FastEngine(tokenizer)
-        check(fast, ReferenceEngine(tokenizer), [text.encode("utf-8") for text in HARD_TEXTS])
+        fast = FastBackend(tokenizer)
+        check_same_ids(fast, ReferenceBackend(tokenizer), [text.encode("utf-8") for text in HARD_TEXTS])
     except ImportError:
         return "gigatoken is not installed"
-    except EngineMismatchError as error:
+    except BackendMismatchError as error:
         return str(error)
     except Exception as error:  # the library's own errors, of no common class
         return f"gigatoken refuses it ({error})"
     return None
 
 
-def check(engine: Engine, reference: Engine, texts: Sequence[bytes]) -> None:
-    """Raise EngineMismatchError, showing the text, unless both engines give the same ids for each of `texts`."""
-    ids, lengths = engine.encode(texts)
+def check_same_ids(backend: Backend, reference: Backend, texts: Sequence[bytes]) -> None:
+    """Raise BackendMismatchError, showing the text, unless both backends give the same ids for each of `texts`."""
+    ids, lengths = backend.encode(texts)
     expected, expected_lengths = reference.encode(texts)
     if np.array_equal(lengths, expected_lengths) and np.array_equal(ids, expected):
         return
     if len(texts) > 1:
         for text in texts:
-            check(engine, reference, [text])
-    raise EngineMismatchError(f"{engine.name} and {reference.name} differ on {texts[0][:100]!r}")
+            check_same_ids(backend, reference, [text])
+    raise BackendMismatchError(f"{backend.name} and {reference.name} differ on {texts[0][:100]!r}")

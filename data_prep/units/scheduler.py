@@ -29,7 +29,7 @@ def run_units(
 
     After an Unreadable no further unit of its file is started, but records of some may still come.
     """
-    yield from _Schedule(files, done, settings, pool).events()
+    yield from _Scheduler(files, done, settings, pool).events()
 
 
 class _ReaderActor:
@@ -42,7 +42,7 @@ class _ReaderActor:
         return self._reader.next()
 
 
-class _Schedule:
+class _Scheduler:
     def __init__(
         self, files: Sequence[InputFile], done: Mapping[int, Mapping[int, str]], settings: UnitSettings, pool: WorkerPool
     ) -> None:

@@ -20,7 +20,7 @@ from data_prep.dataset.indexed_dataset import TokenFile
 from data_prep.dataset.manifest import Manifest
 from data_prep.prepare import PrepareError, prepare
 from data_prep.readers.input_files import InputError
-from data_prep.units.progress import Progress
+from data_prep.units.job_progress import Progress
 
 pytestmark = pytest.mark.usefixtures("ray")
 

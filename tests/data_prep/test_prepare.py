@@ -19,7 +19,7 @@ from data_prep.prepare import PrepareError, prepare
 from data_prep.readers.input_files import HashSplit, plan
 from data_prep.readers.records import Document, read_records
 from data_prep.tokenization.tokenizer import token_byte_lengths
-from data_prep.units.progress import Progress
+from data_prep.units.job_progress import Progress
 
 pytestmark = pytest.mark.usefixtures("ray")
 

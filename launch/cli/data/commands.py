@@ -108,7 +108,7 @@ def stats(
     from rich.console import Console
 
     from data_prep.dataset.manifest import load_manifest
-    from launch.cli.data import tables
+    from launch.cli.data import dataset_tables as tables
 
     manifest = load_manifest(folder)
     console = Console()
@@ -149,7 +149,7 @@ def pack(
 
     from data_prep.config import PackingConfig
     from data_prep.dataset.repack import pack_folder
-    from launch.cli.data import tables
+    from launch.cli.data import dataset_tables as tables
 
     wanted = PackingConfig.model_validate({"lengths": lengths, "method": method})
     Console().print(tables.packing(pack_folder(folder, wanted.lengths, wanted.method)))
@@ -169,7 +169,7 @@ def merge(
     from data_prep.config import PackingConfig
     from data_prep.dataset.manifest import load_manifest
     from data_prep.dataset.merge import merge as join
-    from launch.cli.data import tables
+    from launch.cli.data import dataset_tables as tables
 
     there = next(iter(load_manifest(folders[0]).splits.values())).packing
     packing = PackingConfig.model_validate(

@@ -52,10 +52,10 @@ def prepare(
     from data_prep.dataset.manifest import MANIFEST_FILE, QUARANTINE_FILE
     from data_prep.prepare import prepare as run
     from data_prep.tokenization.tokenizer import TOKENIZER_FILE
-    from launch.cli.data import tables
+    from launch.cli.data import dataset_tables as tables
     from launch.config import load_config
-    from launch.prepare.memory import PeakMemory
-    from launch.prepare.progress import preparation_bar
+    from launch.prepare.peak_memory import PeakMemory
+    from launch.prepare.progress_bar import preparation_bar
 
     given = {
         "input": input or None,

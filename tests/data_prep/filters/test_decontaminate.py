@@ -17,7 +17,7 @@ from data_prep.files import sha256_file
 from data_prep.filters.decontaminate import DecontaminationError, References, build, notes, reference_files
 from data_prep.filters.ngrams import ngram_hashes, within_texts
 from data_prep.prepare import PrepareError, prepare
-from data_prep.units.progress import Progress
+from data_prep.units.job_progress import Progress
 
 _WORDS = st.sampled_from(["a", "b", "A", "é", "É", "“b”", "b.", "-", "…", "a-b", "東京", "İ", "ß", "́", "x\xa0y", "a\x1cb"])
 _GAPS = st.sampled_from([" ", "  ", "\n", "\t \r\n", "\u3000", "\u2028", "\x85"])

@@ -16,7 +16,7 @@ from data_prep.files import sha256_file
 from data_prep.prepare import PrepareError, prepare
 from data_prep.readers.huggingface import DatasetError, parse_dataset
 from data_prep.readers.input_files import expand, plan
-from data_prep.units.progress import Progress
+from data_prep.units.job_progress import Progress
 
 datasets = pytest.importorskip("datasets")
 

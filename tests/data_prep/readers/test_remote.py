@@ -30,7 +30,7 @@ from data_prep.readers.input_files import InputError, expand, plan
 from data_prep.readers.locations import names, sha256_location
 from data_prep.readers.remote import RemoteError, RemoteFile, expand_url, shown
 from data_prep.readers.streams import read_chunks
-from data_prep.units.progress import Progress
+from data_prep.units.job_progress import Progress
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.config import MixtureConfig
+from data_prep.config import SourceMixtureConfig
 from data_prep.dataset.manifest import SourceCounts
 from data_prep.filters import pile
 from data_prep.readers.input_files import SPLITS, InputFile
@@ -24,7 +24,7 @@ _LOOKED_AT_DOCUMENTS = 1000
 _LOOKED_AT_BYTES = 16_000_000
 
 
-def refuse_mixed_files(files: Sequence[InputFile], mixture: MixtureConfig, max_record_bytes: int) -> None:
+def refuse_mixed_files(files: Sequence[InputFile], mixture: SourceMixtureConfig, max_record_bytes: int) -> None:
     """Raise PrepareError where the official mixture is asked for and the start of a file shows that it is mixed already.
 
     The Pile's own shards are: their components were repeated and shuffled into each of them.
@@ -43,7 +43,7 @@ def refuse_mixed_files(files: Sequence[InputFile], mixture: MixtureConfig, max_r
                 )
 
 
-def epochs_by_source(mixture: MixtureConfig, sources: Mapping[str, SourceCounts]) -> dict[str, float]:
+def epochs_by_source(mixture: SourceMixtureConfig, sources: Mapping[str, SourceCounts]) -> dict[str, float]:
     """How often each source of the training split is read.
 
     Weights are shares of bytes: epochs are in proportion to weight over bytes, scaled so that every document is read

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from data_prep.units.progress import Progress
+from data_prep.units.job_progress import Progress
 
 
 @contextmanager
