@@ -27,7 +27,7 @@ class PackingError(ValueError):
     """A row index that is damaged or does not belong to the tokens beside it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PackedRows:
     """The rows of one split at one length. R rows, P pieces, row r owns pieces first_piece[r] to first_piece[r + 1].
 
@@ -91,7 +91,7 @@ class PackedRows:
                 f"{path}: {len(flat)} values, but {num_rows} rows and {num_pieces} pieces take {expected}; pack again"
             )
         first_piece, start, length = np.split(flat[_HEADER:], [num_rows + 1, num_rows + 1 + num_pieces])
-        return cls(row_length, first_piece, start, length)
+        return cls(row_length=row_length, first_piece=first_piece, start=start, length=length)
 
 
 def rows_file(split: str, row_length: int) -> str:
@@ -180,4 +180,4 @@ def _in_corpus_order(
     rank[by_first] = np.arange(len(by_first))
     order = np.argsort(rank[row], kind="stable")
     first_piece = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(count[by_first], dtype=np.int64)])
-    return PackedRows(row_length, first_piece, start[order], length[order])
+    return PackedRows(row_length=row_length, first_piece=first_piece, start=start[order], length=length[order])

@@ -11,7 +11,7 @@ from data_prep.dataset.packing import PackedRows, rows_file
 from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SourceRow:
     """One line of the table. `token_share` is of the split's tokens; bytes are UTF-8 bytes of text."""
 

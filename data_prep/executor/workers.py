@@ -22,7 +22,7 @@ class DiskFullError(ValueError):
     """No space left where outputs or temporary files go."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Call:
     """`function(*arguments)` on some worker; object references among the arguments arrive as what they refer to.
 
@@ -131,7 +131,7 @@ class WorkerPool:
                     f"{call.name}: its worker died {_RETRIES + 1} times ({type(error).__name__}), "
                     "most often for want of memory: try fewer workers or smaller unit_bytes"
                 ) from error
-            self._orphans.append(Call(call.function, call.arguments, call.name, call.tries + 1))
+            self._orphans.append(Call(function=call.function, arguments=call.arguments, name=call.name, tries=call.tries + 1))
             if self._idle:
                 self.start(self._orphans.popleft())
             return None

@@ -16,7 +16,7 @@ from data_prep.filters.language import check_filter, language_of
 from data_prep.readers.records import Document
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Filters:
     """What every unit asks. `references` is a folder that all workers see, and a hash of what lies there."""
 

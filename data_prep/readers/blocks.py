@@ -39,7 +39,7 @@ class LostTail:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Block:
     """The lines that start in cell `index` of a file's grid. `data`: uint8, whole lines with their newlines.
 
@@ -58,7 +58,7 @@ def cut_blocks(pieces: Iterable[bytes], unit_bytes: int, max_record_bytes: int) 
 
     A DamagedStreamError that `pieces` raises becomes the `damage` of the last block.
     """
-    builder = _BlockBuilder(unit_bytes, max_record_bytes, position=0)
+    builder = _BlockBuilder(unit_bytes=unit_bytes, max_record_bytes=max_record_bytes, position=0)
     try:
         for piece in pieces:
             yield from builder.add(piece)
@@ -84,13 +84,13 @@ def read_range(path: Path | RemoteFile, index: int, unit_bytes: int, max_record_
             else:
                 position = end
         if position < end:
-            builder = _BlockBuilder(unit_bytes, max_record_bytes, position)
+            builder = _BlockBuilder(unit_bytes=unit_bytes, max_record_bytes=max_record_bytes, position=position)
             while piece := file.read(_READ_BYTES):
                 for block in builder.add(piece):
                     return block
             if builder.holds_bytes:
                 return builder.close()
-    return Block(index, np.empty(0, dtype=np.uint8))
+    return Block(index=index, data=np.empty(0, dtype=np.uint8))
 
 
 def lines_of(block: Block, max_record_bytes: int, first_number: int = 1) -> Iterator[Line | LostTail]:
@@ -132,7 +132,7 @@ def num_ranges(num_bytes: int, unit_bytes: int) -> int:
     return -(-num_bytes // unit_bytes)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _BlockBuilder:
     """Collects one block after another. `position`: of the next byte in the file, which starts a line at first."""
 
@@ -165,7 +165,9 @@ class _BlockBuilder:
 
     def close(self, damage: str | None = None) -> Block:
         # The block takes the buffer over: no copy, and nothing of it stays here.
-        block = Block(self.index, np.frombuffer(self.held, dtype=np.uint8), tuple(self.too_long), damage)
+        block = Block(
+            index=self.index, data=np.frombuffer(self.held, dtype=np.uint8), too_long=tuple(self.too_long), damage=damage
+        )
         self.held, self.too_long, self.line_bytes, self.passing_over = bytearray(), [], 0, False
         self.index = self.position // self.unit_bytes
         return block

@@ -21,7 +21,7 @@ class DatasetError(OSError, ValueError):
     """A dataset that cannot be found or read, or lacks what was asked for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DatasetRows:
     """One split of one dataset. `folder` says that `name` is a local path. `source` is a column whose value names the
     source of a document; without it a column `meta` is read as in The Pile's records."""
@@ -172,7 +172,7 @@ def parse_dataset(spelling: str) -> DatasetRows:
         raise DatasetError(f"{spelling}: no name; write {SCHEME}NAME?split=train or {SCHEME}/path/to/folder")
     path = Path(name).expanduser()
     if path.is_dir():
-        return DatasetRows(str(path.absolute()), folder=True, **given)
+        return DatasetRows(name=str(path.absolute()), folder=True, **given)
     if name.startswith(("/", ".", "~")):
         raise DatasetError(f"{spelling}: no such folder")
-    return DatasetRows(name, folder=False, **given)
+    return DatasetRows(name=name, folder=False, **given)

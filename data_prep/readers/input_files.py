@@ -30,7 +30,7 @@ class ChangedInputError(InputError):
     """An input file that is not what it was when the job began."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InputFile:
     """One input file: `split` is where all its documents go, or None where a hash of each text decides.
 
@@ -113,7 +113,7 @@ def input_files(paths: Sequence[Location], splits: Sequence[Split | None]) -> li
     except OSError as error:
         raise InputError(f"{error.filename or error}: {error.strerror}; it was there a moment ago") from error
     return [
-        InputFile(index, split, path, name, found.bytes, found.version)
+        InputFile(index=index, split=split, path=path, name=name, bytes=found.bytes, version=found.version)
         for index, (split, path, name, found) in enumerate(zip(splits, paths, named, now, strict=True))
     ]
 

@@ -21,7 +21,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Document:
     """One text and where it came from. `file` is the input's name in the plan, `line` counts from 1."""
 
@@ -31,7 +31,7 @@ class Document:
     line: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rejected:
     """One record that is no document. `first_bytes` shows its start, undecodable bytes as backslash escapes."""
 
@@ -58,7 +58,9 @@ def read_record(line: Line | LostTail, file: str, starts_file: bool | None = Non
     say whether this is the file's first line, which alone may begin with a byte order mark."""
 
     def reject(data: bytes, reason: str) -> Rejected:
-        return Rejected(file, line.number, reason, data[:_FIRST_BYTES].decode("utf-8", "backslashreplace"))
+        return Rejected(
+            file=file, line=line.number, reason=reason, first_bytes=data[:_FIRST_BYTES].decode("utf-8", "backslashreplace")
+        )
 
     if isinstance(line, LostTail):
         return reject(line.data, line.reason)
@@ -74,7 +76,7 @@ def read_record(line: Line | LostTail, file: str, starts_file: bool | None = Non
         text, source = parse_record(data)
     except BadRecordError as error:
         return reject(data, str(error))
-    return Document(text, source, file, line.number)
+    return Document(text=text, source=source, file=file, line=line.number)
 
 
 def parse_record(data: bytes) -> tuple[str, str]:

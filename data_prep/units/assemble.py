@@ -25,7 +25,7 @@ _MAX_SOURCES = 1 << 16
 Copies = Mapping[UnitKey, npt.NDArray[np.uint8]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenCopy:
     """The tokens of one unit for one split: they go to token `offset` of the `.bin`. `kept`: which of the split's
     documents, None for all; `lengths` are theirs before anything is left out."""
@@ -36,7 +36,7 @@ class TokenCopy:
     kept: npt.NDArray[np.bool_] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SplitContent:
     """One split of the corpus. lengths: int32 (documents,) in tokens; source_of: uint16 (documents,), each document's
     place in `sorted(sources)`; histogram bin i counts lengths in [2^i, 2^(i+1))."""
@@ -80,7 +80,7 @@ class _Content:
         mine = mine if kept is None else mine[kept]
         if not len(mine):
             return
-        self._copies.append(TokenCopy(record, self._offset, before, kept))
+        self._copies.append(TokenCopy(record=record, offset=self._offset, lengths=before, kept=kept))
         self._lengths.append(np.ascontiguousarray(mine["tokens"]))
         self._offset += int(mine["tokens"].sum(dtype=np.int64))
         numbers = [self._numbers.setdefault(source, len(self._numbers)) for source in record.sources]
@@ -108,7 +108,13 @@ class _Content:
         # A source that is met in records of this split, but never with a document that stays, has no place.
         renumbered = np.array([places.get(source, 0) for source in self._numbers] or [0], dtype=np.uint16)
         source_of = renumbered[np.concatenate(self._source_of)]
-        return SplitContent(np.concatenate(self._lengths), source_of, self._copies, sources, histogram)
+        return SplitContent(
+            lengths=np.concatenate(self._lengths),
+            source_of=source_of,
+            copies=self._copies,
+            sources=sources,
+            histogram=histogram,
+        )
 
 
 def join_tokens(
@@ -120,7 +126,8 @@ def join_tokens(
         file.truncate(int(content.lengths.sum(dtype=np.int64)) * dtype.itemsize)
         target = Path(file.name)
         for _ in pool.map(
-            Call(copy_tokens, (copies, split, store.folder, target, dtype), f"{path}") for copies in _grouped(content.copies)
+            Call(function=copy_tokens, arguments=(copies, split, store.folder, target, dtype), name=f"{path}")
+            for copies in _grouped(content.copies)
         ):
             pass
     write_sources(output, split, content.source_of)

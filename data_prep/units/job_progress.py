@@ -14,7 +14,7 @@ from data_prep.units.store import UnitRecord
 _COMPRESSION = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """How far a run is. `num_units` is a guess until every file was read to its end; `total` counts what finished units
     hold, `resumed_bytes` of its bytes from earlier runs; `seconds` run from the start of the run."""

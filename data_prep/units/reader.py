@@ -32,7 +32,7 @@ class BlockHeader:
     damage: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FileEnd:
     """A file that was read to its end: `bytes` and `sha256` are of what lies on disk, or of the lines that a dataset
     became; `blocks` are the numbers of its units."""
@@ -89,7 +89,7 @@ class BlockReader:
         except (OSError, ChangedInputError) as error:
             yield Unreadable(file.index, describe(error)), _NOTHING
             return
-        yield FileEnd(file.index, digest.bytes, digest.hexdigest(), tuple(blocks)), _NOTHING
+        yield FileEnd(file=file.index, bytes=digest.bytes, sha256=digest.hexdigest(), blocks=tuple(blocks)), _NOTHING
 
 
 class _Digest:
@@ -111,7 +111,7 @@ def tokenize_block(
     file: InputFile, header: BlockHeader, data: npt.NDArray[np.uint8], settings: UnitSettings
 ) -> UnitRecord | Unreadable:
     """Do the unit that a reader cut."""
-    return tokenize_unit(file, Block(header.index, data, header.too_long, header.damage), settings)
+    return tokenize_unit(file, Block(index=header.index, data=data, too_long=header.too_long, damage=header.damage), settings)
 
 
 def tokenize_range(file: InputFile, index: int, settings: UnitSettings) -> UnitRecord | Unreadable:
@@ -128,7 +128,7 @@ def tokenize_range(file: InputFile, index: int, settings: UnitSettings) -> UnitR
 def plain_block(file: InputFile, index: int, unit_bytes: int, max_record_bytes: int) -> Block:
     """Unit `index` of a plain file; the one unit of an empty file says so."""
     if not file.bytes:
-        return Block(0, _NOTHING, damage=EMPTY_FILE)
+        return Block(index=0, data=_NOTHING, damage=EMPTY_FILE)
     assert not isinstance(file.path, DatasetRows), "rows cannot be entered anywhere"
     return read_range(file.path, index, unit_bytes, max_record_bytes)
 
@@ -142,7 +142,7 @@ def hash_plain(file: InputFile, unit_bytes: int) -> FileEnd | Unreadable:
         file.refuse_change()
     except (OSError, ChangedInputError) as error:
         return Unreadable(file.index, describe(error))
-    return FileEnd(file.index, file.bytes, digest, blocks)
+    return FileEnd(file=file.index, bytes=file.bytes, sha256=digest, blocks=blocks)
 
 
 def describe(error: Exception) -> str:
@@ -160,4 +160,4 @@ def _never_none(blocks: Iterator[Block]) -> Iterator[Block]:
         yield block
         del block
     if not found:
-        yield Block(0, _NOTHING, damage=EMPTY_FILE)
+        yield Block(index=0, data=_NOTHING, damage=EMPTY_FILE)

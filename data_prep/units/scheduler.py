@@ -119,7 +119,9 @@ class _Scheduler:
         if isinstance(header, BlockHeader):
             reader.given.add(header.index)
             name = f"{reader.file} unit {header.index}"
-            self._ready.append(Call(tokenize_block, (reader.file, header, reader.data, self._settings), name))
+            self._ready.append(
+                Call(function=tokenize_block, arguments=(reader.file, header, reader.data, self._settings), name=name)
+            )
             reader.data = None
             self._asleep.append(reader)
             return None
@@ -157,8 +159,8 @@ class _Scheduler:
         done = self._done.get(file.index, {})
         for index in range(num_units):
             if index not in done:
-                yield Call(tokenize_range, (file, index, self._settings), f"{file} unit {index}")
-        yield Call(hash_plain, (file, self._settings.unit_bytes), str(file))
+                yield Call(function=tokenize_range, arguments=(file, index, self._settings), name=f"{file} unit {index}")
+        yield Call(function=hash_plain, arguments=(file, self._settings.unit_bytes), name=str(file))
 
 
 class _ActiveReader:

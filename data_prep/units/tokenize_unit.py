@@ -33,7 +33,7 @@ _CHECKED_BATCHES = 16
 _CHECKED_CHARACTERS = 16_384
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class UnitSettings:
     """What every unit of a run shares. `units` is where commits go; it must be on a disk that all workers see."""
 
@@ -48,7 +48,7 @@ class UnitSettings:
     digests: bool = False
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Unit:
     """What has been found so far. `tokens` by split, in document order."""
 

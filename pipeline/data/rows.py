@@ -143,7 +143,7 @@ class ChosenRows(RowSource):
 
     def __init__(self, tokens: NDArray[Any], starts: Ints, lengths: Ints, row_length: int, fingerprint: str) -> None:
         number = np.arange(len(starts) + 1, dtype=np.int64)
-        self.tokens, self.packed = tokens, PackedRows(row_length, number, starts, lengths)
+        self.tokens, self.packed = tokens, PackedRows(row_length=row_length, first_piece=number, start=starts, length=lengths)
         self.row_length, self.fingerprint = row_length, fingerprint
 
     def __len__(self) -> int:

@@ -56,7 +56,7 @@ def test_a_session_leaves_nothing_and_its_workers_find_our_package(tmp_path: Pat
 
 
 def _results(function: Callable[..., object], argument: object, pool: WorkerPool) -> list[object]:
-    return [result for _, result in pool.map([Call(function, (argument,), str(argument))])]
+    return [result for _, result in pool.map([Call(function=function, arguments=(argument,), name=str(argument))])]
 
 
 @pytest.mark.usefixtures("ray")
