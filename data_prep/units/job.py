@@ -15,9 +15,11 @@ from typing import Any
 import orjson
 
 from data_prep.config import PrepareConfig
+from data_prep.dataset.manifest import QUARANTINE_FILE
 from data_prep.files import sha256_file, write_json_atomically
 from data_prep.readers.input_files import InputFile
 from data_prep.readers.locations import sha256_location
+from data_prep.tokenization.tokenizer import TOKENIZER_FILE
 from data_prep.units.reader import FileEnd, plain_block
 from data_prep.units.store import UnitKey, UnitRecord, UnitStore
 from data_prep.units.tokenize_unit import raw_sha256
@@ -40,7 +42,9 @@ class Job:
 
     def __init__(self, folder: Path, decisions: dict[str, Any]) -> None:
         self.folder = folder
-        self._decisions = decisions
+        self.decisions = decisions
+        self.tokenizer_file = folder / TOKENIZER_FILE
+        self.quarantine_file = folder / QUARANTINE_FILE
         self.store = UnitStore(folder / "units")
         self.records: dict[UnitKey, UnitRecord] = {}
         self.ends: dict[int, FileEnd] = {}
@@ -201,5 +205,5 @@ class Job:
     def _identity(self, config: PrepareConfig, files: Sequence[InputFile]) -> dict[str, Any]:
         inputs = [[file.name, file.split or "hash", file.bytes] for file in files]
         # The mixture is made of finished units: it may still be mended when all are done and a weight is missing.
-        decisions = {key: value for key, value in self._decisions.items() if key != "mixture"}
+        decisions = {key: value for key, value in self.decisions.items() if key != "mixture"}
         return {"config": decisions, "unit_bytes": config.unit_bytes, "inputs": inputs}

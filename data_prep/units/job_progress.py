@@ -51,7 +51,7 @@ class Clock:
         """Time the block as `name`, unless it raises."""
         begin = time.perf_counter()
         self._stage = name
-        self.tell()
+        self.notify()
         yield
         self.stage_seconds[name] = round(time.perf_counter() - begin, 3)
 
@@ -68,7 +68,7 @@ class Clock:
         """Note how many units a file really has."""
         self._num_units[end.file] = len(end.blocks)
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Let the listener know."""
         if self._listener:
             num_units = sum(self._num_units.get(file.index, self._guess(file)) for file in self._files)

@@ -24,7 +24,7 @@ _LOOKED_AT_DOCUMENTS = 1000
 _LOOKED_AT_BYTES = 16_000_000
 
 
-def refuse_mixed_files(files: Sequence[InputFile], mixture: SourceMixtureConfig, max_record_bytes: int) -> None:
+def validate_unmixed_files(files: Sequence[InputFile], mixture: SourceMixtureConfig, max_record_bytes: int) -> None:
     """Raise PrepareError where the official mixture is asked for and the start of a file shows that it is mixed already.
 
     The Pile's own shards are: their components were repeated and shuffled into each of them.

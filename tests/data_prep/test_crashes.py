@@ -245,7 +245,7 @@ def test_a_full_disk_leaves_a_state_to_go_on_from(
     ray: None, big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], small_disk: Path
 ) -> None:
     config = _config(big_corpus, tokenizer_file, small_disk / "data")
-    with pytest.raises(ValueError, match=r"no space left for .*data.*run the same command again"):
+    with pytest.raises(ValueError, match=r"no space left for .*data.*rerun the same command to resume"):
         prepare(config)
     committed = _num_committed(config.output)
     assert committed > 5
