@@ -110,7 +110,7 @@ def _scatter(file: InputFile, n: int, max_record_bytes: int, buckets: Sequence[P
             batch, batch_bytes = [], 0
     if batch:
         short += flush()
-    file.refuse_change()
+    file.validate_unchanged()
     return ReferenceFile(file.name, records, short)
 
 

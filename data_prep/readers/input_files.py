@@ -59,7 +59,7 @@ class InputFile:
         """False where all documents go to val or test."""
         return self.split in (None, "train")
 
-    def refuse_change(self) -> None:
+    def validate_unchanged(self) -> None:
         """Raise ChangedInputError, or the OSError of a file that is gone, unless size and version are as they were."""
         now = state(self.path)
         if now != LocationState(self.bytes, self.version):

@@ -32,7 +32,7 @@ from data_prep.units.counts import RecordCounts, count_records, validate_bad_sha
 from data_prep.units.dedup import kept_documents
 from data_prep.units.job import Job
 from data_prep.units.job_progress import Clock
-from data_prep.units.notes import damaged_files, missing_sources, unmet_names
+from data_prep.units.notes import damaged_files, missing_sources, unknown_source_names
 from data_prep.units.source_mixture import epochs_by_source, mixed_copies, training_sources
 from data_prep.units.store import UnitKey, UnitRecord
 from data_prep.units.up_to_date import input_record
@@ -175,7 +175,7 @@ def _manifest(
         notes=[
             *run.notes,
             *missing_sources(config, splits, dropped),
-            *unmet_names(config, splits, dropped),
+            *unknown_source_names(config, splits, dropped),
             *(damaged_files(job.quarantine_file) if counts.rejected.keys() & DAMAGES else []),
         ],
         engine=EngineRecord(

@@ -1,7 +1,7 @@
-"""How often each source is read in training: epochs, or weights that epochs follow from, for sources not yet mixed.
+"""How often each source is read in training: epochs, given directly or computed from weights.
 
-A source of 2.5 epochs has each of its training documents twice, and half of them, chosen by a hash, a third time. The
-corpus is laid out pass after pass, each pass in the order of the files, so that copies of a document are far apart.
+With 2.5 epochs each training document of a source appears twice, and half of them, chosen by a hash, a third time. The
+corpus is written in passes, each in the order of the files, so that copies of a document are far apart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +25,9 @@ _LOOKED_AT_BYTES = 16_000_000
 
 
 def validate_unmixed_files(files: Sequence[InputFile], mixture: SourceMixtureConfig, max_record_bytes: int) -> None:
-    """Raise PrepareError where the official mixture is asked for and the start of a file shows that it is mixed already.
+    """Raise PrepareError if the official mixture is configured and the start of a file shows that it is already mixed.
 
-    The Pile's own shards are: their components were repeated and shuffled into each of them.
+    The Pile's own shards are mixed: each has all components, repeated by their epochs and shuffled.
     """
     if not mixture.is_official:
         return
@@ -37,18 +37,19 @@ def validate_unmixed_files(files: Sequence[InputFile], mixture: SourceMixtureCon
             if len(found) > 1:
                 shown = ", ".join(sorted(found)[:3]) + ("…" if len(found) > 3 else "")
                 raise PrepareError(
-                    f"{file}: its first documents come from {len(found)} components of The Pile ({shown}), so it was mixed by "
-                    "the official weights already; applying them again would square them. Leave `mixture` out, or give the "
-                    "components as files of their own"
+                    f"{file}: its first documents come from {len(found)} components of The Pile ({shown}), so it was "
+                    "already mixed by the official weights; applying them again would square them. Remove `mixture`, or give "
+                    "each component as a separate file"
                 )
 
 
 def epochs_by_source(mixture: SourceMixtureConfig, sources: Mapping[str, SourceCounts]) -> dict[str, float]:
-    """How often each source of the training split is read.
+    """The epochs of each source of the training split.
 
-    Weights are shares of bytes: epochs are in proportion to weight over bytes, scaled so that every document is read
-    at least once, or, where that would repeat a source more than `max_epochs` times, so that none is repeated more.
-    Raises PrepareError where a source has no weight. With epochs, sources without one are read once.
+    With weights (shares of bytes), epochs are proportional to weight / bytes. They are scaled so that every document is
+    read at least once, unless a source would then be read more than `max_epochs` times: in that case they are scaled so
+    that the largest is `max_epochs`. With epochs, a source that is not in the table is read once. Raises PrepareError if a
+    source has no weight.
     """
     if mixture.epochs is not None:
         epochs = pile.EPOCHS if mixture.epochs == "pile" else mixture.epochs
@@ -56,8 +57,8 @@ def epochs_by_source(mixture: SourceMixtureConfig, sources: Mapping[str, SourceC
     weights = pile.WEIGHTS if mixture.weights == "pile" else mixture.weights or {}
     if without := sorted(sources.keys() - weights.keys()):
         raise PrepareError(
-            f"mixture.weights has no weight for {', '.join(map(repr, without))}: give one, or leave the source out by "
-            "exclude_sources. All tokenizing is kept: run again with weights for all to go on"
+            f"mixture.weights has no weight for {', '.join(map(repr, without))}: add one, or exclude the source with "
+            "exclude_sources. Tokenized units are kept: rerun with a weight for every source to resume"
         )
     rates = {source: weights[source] / counts.bytes for source, counts in sources.items()}
     scale = min(1 / min(rates.values()), mixture.max_epochs / max(rates.values()))
@@ -65,7 +66,7 @@ def epochs_by_source(mixture: SourceMixtureConfig, sources: Mapping[str, SourceC
 
 
 def training_sources(records: Sequence[UnitRecord], store: UnitStore, copies: Copies) -> dict[str, SourceCounts]:
-    """What the training split holds of each source, documents of no copy left out, each other one counted once."""
+    """Counts of the training split by source: each document once, documents with 0 copies not at all."""
     sources: dict[str, SourceCounts] = {}
     for record in records:
         documents = store.section(record, DOCUMENTS, DOCUMENT_DTYPE)
@@ -85,8 +86,8 @@ def training_sources(records: Sequence[UnitRecord], store: UnitStore, copies: Co
 def mixed_copies(
     records: Sequence[UnitRecord], store: UnitStore, kept: Copies, epochs: Mapping[str, float], seed: int
 ) -> dict[UnitKey, npt.NDArray[np.uint8]]:
-    """How many copies of each document of each unit there are to be: `epochs` of the training documents, one of others,
-    none of what `kept` leaves out."""
+    """For each unit, the number of copies of each document, uint8 (documents,): by `epochs` for training documents, 1 for
+    others, 0 for documents with 0 copies in `kept`."""
     copies: dict[UnitKey, npt.NDArray[np.uint8]] = {}
     first = 0
     for record in records:
@@ -113,11 +114,11 @@ def _components_at_start(file: InputFile, max_record_bytes: int) -> set[str]:
             if seen >= _LOOKED_AT_DOCUMENTS or seen_bytes >= _LOOKED_AT_BYTES:
                 break
     except OSError:
-        pass  # a file that cannot be read is for the run to report, or to leave out
+        pass  # a file that cannot be read is reported or skipped by the run itself
     return found
 
 
 def _uniform(numbers: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.float64]:
-    """One number in [0, 1) for each document's number in the corpus: SplitMix64 of seed and number."""
+    """A uniform number in [0, 1) for each document number, from SplitMix64: float64, same shape."""
     key = outputs(np.array([seed], dtype=np.uint64), np.zeros(1, dtype=np.int64))
     return unit_interval(outputs(key, numbers))

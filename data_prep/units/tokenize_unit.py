@@ -1,4 +1,4 @@
-"""The work on one unit, in one process and without Ray: a block of lines to checked, split, tokenized documents."""
+"""The work on one unit, without Ray: a block of lines becomes parsed, filtered, split and tokenized documents."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -23,19 +23,19 @@ from data_prep.units.store import DIGESTS, DOCUMENT_DTYPE, DOCUMENTS, QUARANTINE
 
 DIGEST_BYTES = 16
 
-# One call to the tokenizer: enough to amortise it, little enough that what it holds (up to 100 bytes a token with the
-# reference) is small.
+# One call to the tokenizer: large enough to amortise its cost, small enough for its memory (with the reference up to 100
+# bytes per token).
 _BATCH_DOCUMENTS = 512
 _BATCH_BYTES = 1 << 20
-# Of every 16th batch, the start of one document is encoded by the reference too: about 0.1 % of the text, at a
-# fortieth of the fast backend's speed.
+# In every 16th batch, the start of one document is also encoded by the reference: about 0.1 % of the text. The reference
+# has about 1/40 of the fast backend's speed.
 _CHECKED_BATCHES = 16
 _CHECKED_CHARACTERS = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitSettings:
-    """What every unit of a run shares. `units` is where commits go; it must be on a disk that all workers see."""
+    """The settings that all units of a run share. `units`: the folder of committed units, on a disk that all workers share."""
 
     tokenizer: Path
     tokenizer_sha256: str
@@ -50,7 +50,7 @@ class UnitSettings:
 
 @dataclass(kw_only=True)
 class _Unit:
-    """What has been found so far. `tokens` by split, in document order."""
+    """The content of a unit so far. `tokens`: by split, in document order."""
 
     documents: list[tuple[int, int, int, int]] = field(default_factory=list)  # tokens, bytes, source, split
     tokens: dict[int, list[npt.NDArray[Any]]] = field(default_factory=dict)
@@ -65,16 +65,16 @@ class _Unit:
 
 
 def raw_sha256(block: Block) -> str:
-    """The hash that a restart knows a block by: over its bytes and what was passed over in it."""
+    """The hash by which a resumed run recognises a block: of its bytes, its too long lines and its damage."""
     digest = sha256(block.data.data)
     digest.update(repr((block.too_long, block.damage)).encode())
     return digest.hexdigest()
 
 
 def tokenize_unit(file: InputFile, block: Block, settings: UnitSettings) -> UnitRecord:
-    """Do one unit and commit it. Line numbers in its quarantine count from 1 at its own first line.
+    """Do one unit and commit it. Line numbers in its quarantine count from 1 at the first line of the unit.
 
-    Raises BackendMismatchError where the fast backend is not to be trusted, OSError where the disk is full.
+    Raises BackendMismatchError if the fast backend gives a wrong result, OSError if the disk is full.
     """
     tokenizer = _cached_tokenizer(settings.tokenizer, settings.tokenizer_sha256)
     backends = _cached_backends(settings.tokenizer, settings.tokenizer_sha256, settings.fast)
@@ -159,7 +159,7 @@ def _encode(
 def _check_one(
     texts: list[bytes], ids: npt.NDArray[Any], lengths: npt.NDArray[np.int64], backend: Backend, reference: Backend
 ) -> None:
-    """Compare one document of a batch, the median one by size, with the reference: whole, or its start where it is long."""
+    """Compare the ids of one document of a batch, the median by size, with the reference; of a long document only its start."""
     number = sorted(range(len(texts)), key=lambda i: len(texts[i]))[len(texts) // 2]
     text = texts[number]
     if len(text) > _CHECKED_CHARACTERS:
@@ -201,9 +201,9 @@ def _commit(file: InputFile, block: Block, unit: _Unit, settings: UnitSettings, 
 
 @lru_cache(maxsize=1)
 def _cached_tokenizer(path: Path, sha256: str) -> Tokenizer:
-    # The hash belongs to the key: a worker may outlive a run, and the next one may have another file at this path.
+    # The hash is part of the key: a worker may outlive a run, and the next run may have another file at this path.
     if sha256_file(path) != sha256:
-        raise TokenizerError(f"{path}: not the file that the run started with; workers need one shared disk")
+        raise TokenizerError(f"{path}: not the file that the run started with; workers need a shared disk")
     return load_tokenizer(path)
 
 

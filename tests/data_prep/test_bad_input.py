@@ -92,7 +92,7 @@ def test_the_good_part_of_a_damaged_file_is_kept(
     (note,) = manifest.notes
     assert note.startswith(f"a.jsonl.{suffix} is {damage}: ")
     assert f"line {rejected['line']}" in note
-    assert ("may be altered" in note) == (damage == "corrupt")
+    assert ("may be wrong" in note) == (damage == "corrupt")
     assert (rejected["file"], rejected["reason"], rejected["line"]) == (f"a.jsonl.{suffix}", damage, kept - 50 + 1)
     assert kept >= 2050
     data = TokenFile(config.output / "train")

@@ -223,7 +223,9 @@ def test_changed_input_of_an_unfinished_run_is_refused(ray: None, tokenizer_file
     with pytest.raises(ValueError, match=r"another run: input a\.jsonl has other bytes in unit 0"):
         prepare(config)
     (raw / "a.jsonl").write_bytes(before + b" ")
-    with pytest.raises(ValueError, match=rf"input a\.jsonl was {len(before)} bytes for hash and is {len(before) + 1} for hash"):
+    with pytest.raises(
+        ValueError, match=rf"input a\.jsonl was {len(before)} bytes for hash and is {len(before) + 1} bytes for hash"
+    ):
         prepare(config)
     (raw / "a.jsonl").write_bytes(before)
     prepare(config)

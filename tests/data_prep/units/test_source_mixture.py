@@ -152,8 +152,8 @@ def test_names_that_no_document_has_are_said(components: Path, tokenizer_file: P
     fields = {"exclude_sources": ["Arxiv", "Books3"], "mixture": {"epochs": {"Pile-C": 2, "Ours": 2}}}
     manifest = prepare(_config(components, tmp_path / "data", tokenizer_file, **fields))
     assert manifest.notes == [
-        "exclude_sources: no document is of 'Arxiv'; did you mean 'ArXiv'?",
-        "mixture.epochs: no document is of 'Pile-C'; did you mean 'Pile-CC'?",
+        "exclude_sources: no document has source 'Arxiv'; did you mean 'ArXiv'?",
+        "mixture.epochs: no document has source 'Pile-C'; did you mean 'Pile-CC'?",
     ]
-    with pytest.raises(PrepareError, match=r"train split; loosen what left documents out \(300 source ArXiv, 200"):
+    with pytest.raises(PrepareError, match=r"train split; relax the settings that left documents out \(300 source ArXiv, 200"):
         prepare(_config(components, tmp_path / "none", tokenizer_file, include_sources=["Nobody"]))
