@@ -1,4 +1,4 @@
-"""A dataset folder for people's eyes: counts by split and source, and rows decoded back to text."""
+"""A preview of a dataset folder: counts by split and source, and rows decoded to text."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRow:
-    """One line of the table. `token_share` is of the split's tokens; bytes are UTF-8 bytes of text."""
+    """One line of the table. `token_share`: share of the split's tokens; `bytes`: UTF-8 bytes of text."""
 
     split: str
     source: str
@@ -25,7 +25,7 @@ class SourceRow:
 
 @dataclass(frozen=True)
 class SampleRow:
-    """One packed row: the decoded text of each piece, and how many tokens they are."""
+    """One packed row: the decoded text of each piece, and the number of tokens in the row."""
 
     row: int
     num_tokens: int
@@ -33,7 +33,7 @@ class SampleRow:
 
 
 def source_table(manifest: Manifest) -> list[SourceRow]:
-    """Counts of every split and source, the sources of a split by falling number of tokens."""
+    """Counts of every split and source; the sources of a split are sorted by tokens, largest first."""
     table = []
     for split, record in manifest.ordered_splits:
         for source, counts in sorted(record.sources.items(), key=lambda item: (-item[1].tokens, item[0])):
@@ -51,9 +51,9 @@ def source_table(manifest: Manifest) -> list[SourceRow]:
 
 
 def sample_rows(folder: Path | str, split: str, row_length: int, count: int, seed: int = 0) -> list[SampleRow]:
-    """`count` rows chosen by `seed`, in their order, decoded with specials shown.
+    """`count` rows chosen at random with `seed`, in corpus order, decoded with special tokens shown.
 
-    Raises TokenFileError, PackingError or TokenizerError for what is not in the folder.
+    Raises TokenFileError, PackingError or TokenizerError for a missing or damaged file.
     """
     folder = Path(folder)
     tokens = TokenFile(folder / split).tokens

@@ -1,4 +1,4 @@
-"""More row lengths for a finished dataset folder: new row indexes beside the tokens, which stay as they are."""
+"""Adds row indexes of further lengths to a finished dataset folder; the tokens are not changed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +11,10 @@ from data_prep.files import only_writer, sha256_file
 
 
 def pack_folder(folder: Path, lengths: Sequence[int], method: PackingMethod = "best_fit") -> Manifest:
-    """Write `<split>.rows_<length>.npy` for every split and new length, and last the manifest that lists them.
+    """Write `<split>.rows_<length>.npy` for every split and new length, then the manifest; return the manifest.
 
-    A length that is there already is left alone where its method is the same. Raises ManifestError where it is not, and
-    TokenFileError for tokens that are damaged.
+    A length that already exists with the same method is skipped. Raises ManifestError if it exists with another method, and
+    TokenFileError for damaged tokens.
     """
     with only_writer(folder):
         manifest = load_manifest(folder)
@@ -27,8 +27,8 @@ def pack_folder(folder: Path, lengths: Sequence[int], method: PackingMethod = "b
             for length in lengths:
                 if there.get(length, method) != method:
                     raise ManifestError(
-                        f"{folder}: rows of {length} tokens are there, packed by {there[length]}; prepare another folder for "
-                        f"{method}"
+                        f"{folder}: rows of {length} tokens exist already, packed by {there[length]}; for {method}, prepare "
+                        "another folder"
                     )
             new = [length for length in sorted(set(lengths)) if length not in there]
             if not new:

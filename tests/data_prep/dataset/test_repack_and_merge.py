@@ -43,7 +43,7 @@ def test_a_length_that_is_added_is_as_if_it_had_been_there(
     assert _hashes(tmp_path / "data", ".npy", ".bin") == _hashes(whole, ".npy", ".bin")
     assert verify(tmp_path / "data") == []
     assert pack_folder(tmp_path / "data", [64]) == manifest
-    with pytest.raises(ManifestError, match="rows of 64 tokens are there, packed by best_fit"):
+    with pytest.raises(ManifestError, match="rows of 64 tokens exist already, packed by best_fit"):
         pack_folder(tmp_path / "data", [64], "concatenate")
 
 

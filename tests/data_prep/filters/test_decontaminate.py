@@ -153,7 +153,7 @@ def test_contaminated_training_documents_are_dropped_and_counted(
         assert sha256_file(config.output / f"val.{suffix}") == sha256_file(folder / "all" / f"val.{suffix}")
     assert manifest.records == sum(s.total.documents for s in manifest.splits.values()) + sum(manifest.dropped.values())
     (note,) = manifest.notes
-    assert note == "decontaminate: 1 of 6 records of quiz.jsonl have fewer than 13 words and are not looked for"
+    assert note == "decontaminate: 1 of 6 records of quiz.jsonl have fewer than 13 words and are not compared"
     assert note in {progress.note for progress in seen}
     assert everything.notes == []
     alone = prepare(_config(folder, tokenizer_file, output=folder / "alone", workers=1, unit_bytes=9000))
@@ -170,7 +170,7 @@ def test_references_that_cannot_be_trusted_are_refused(corpus_and_references: Pa
     path = corpus_and_references / "tests" / "quiz.jsonl"
     path.write_bytes(path.read_bytes() + b"{broken\n")
     files = reference_files([str(path)])
-    with pytest.raises(DecontaminationError, match=r"quiz\.jsonl line 7: invalid JSON; mend it"):
+    with pytest.raises(DecontaminationError, match=r"quiz\.jsonl line 7: invalid JSON; fix it"):
         build(files, 13, 1 << 20, corpus_and_references / "built")
     assert notes([], 13) == []
 

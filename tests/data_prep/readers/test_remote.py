@@ -282,7 +282,7 @@ def test_faults_name_the_url_and_the_remedy(web: Web, monkeypatch: pytest.Monkey
         expand(["gs://bucket/*.jsonl"])
     monkeypatch.setattr(remote, "_SILENCE_SECONDS", 0.1)
     web.silent_seconds = 1
-    assert "abc" not in str(remote._explained("https://h/x?key=abc", OSError("500, url='https://h/x%20?key=abc'")))
+    assert "abc" not in str(remote._as_error("https://h/x?key=abc", OSError("500, url='https://h/x%20?key=abc'")))
     with pytest.raises(RemoteError, match=rf"{web.url}/raw/2\.jsonl: no answer in time"):
         expand([f"{web.url}/raw/2.jsonl"])
 
