@@ -1,4 +1,4 @@
-"""Every kind of bad input: what is good is kept, what is not is located and counted, and nothing is lost in silence."""
+"""Every kind of bad input: good records are kept, bad ones are located and counted, and nothing is lost silently."""
 
 import gzip
 import json
@@ -178,7 +178,7 @@ def test_a_file_that_cannot_be_trusted_fails_the_job_or_is_left_out(
 
 
 def _only(spoil: Callable[[Progress], None], fault: str, path: Path) -> Callable[[Progress], None]:
-    """The same fault for a file that is no link any more."""
+    """`spoil`, or for a dangling link: delete it after planning, at a stage before any input is read."""
 
     def listener(progress: Progress) -> None:
         if fault != "is a dangling link":

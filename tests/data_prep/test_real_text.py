@@ -1,4 +1,4 @@
-"""Real text, whole: read back by Megatron-core against the reference tokenizer, and a frame of a gigabyte killed at 80 %."""
+"""Real text: read by Megatron-core and compared with the reference tokenizer; a frame of a gigabyte killed at 80 %."""
 
 import os
 import subprocess

@@ -14,7 +14,7 @@ _NUMBERS = st.integers(0, 2**64 - 1)
 
 
 def _reference(state: int) -> int:
-    """`next` of https://prng.di.unimi.it/splitmix64.c for a state that was stepped."""
+    """`next` of https://prng.di.unimi.it/splitmix64.c, after its first line has stepped the state."""
     z = state % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64

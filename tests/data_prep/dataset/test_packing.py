@@ -14,7 +14,7 @@ _METHODS = st.sampled_from(["best_fit", "concatenate"])
 
 
 def _ids(rows: PackedRows, row: int, tokens: np.ndarray) -> list[int]:
-    """The token ids of one row, piece after piece."""
+    """The token ids of one row, piece by piece."""
     spans = zip(*rows.pieces(row), strict=True)
     return [token for start, size in spans for token in tokens[start : start + size].tolist()]
 

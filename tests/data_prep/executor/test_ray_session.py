@@ -1,4 +1,4 @@
-"""Ray started for real in a process of its own: what it leaves behind, and what its workers see."""
+"""Ray started in a separate process: what it leaves behind, and the environment of its workers."""
 
 import os
 import subprocess
@@ -114,6 +114,6 @@ def test_a_worker_that_holds_much_memory_is_recycled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("address", "expected"), [("nonsense", "not HOST:PORT"), ("127.0.0.1:9", "no Ray cluster answers")])
-def test_an_address_where_nobody_answers_is_refused_at_once(address: str, expected: str) -> None:
+def test_an_address_without_a_cluster_fails_immediately(address: str, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         _validate_address(address)

@@ -141,7 +141,7 @@ def test_meta_columns_are_read_as_the_piles(tmp_path: Path) -> None:
     assert b"".join(found.lines()).splitlines() == [orjson.dumps(row) for row in rows]  # type: ignore[union-attr]
 
 
-def test_names_say_what_was_asked_for_and_no_machine(tmp_path: Path) -> None:
+def test_names_have_the_settings_and_no_machine(tmp_path: Path) -> None:
     _json_folder(tmp_path / "raw")
     shutil.copytree(tmp_path / "raw", tmp_path / "more")
     config = PrepareConfig.model_validate(

@@ -113,7 +113,7 @@ def test_blank_lines_carriage_returns_and_byte_order_mark(tmp_path: Path) -> Non
     assert num_blank == 3
 
 
-def test_a_truncated_file_keeps_its_good_lines_and_says_so(tmp_path: Path) -> None:
+def test_a_truncated_file_keeps_its_good_lines_and_is_reported(tmp_path: Path) -> None:
     data = b"".join(json.dumps({"text": f"document {i} {i * i}"}).encode() + b"\n" for i in range(20_000))
     whole = zstandard.ZstdCompressor().compress(data)
     documents, rejected, _ = _read(tmp_path / "x.jsonl.zst", whole[: len(whole) // 2])

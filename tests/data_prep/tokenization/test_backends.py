@@ -1,4 +1,4 @@
-"""The fast backend against the reference, and which tokenizers it is never trusted with."""
+"""The fast backend against the reference, and the tokenizers that it does not support."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ _TEXTS = st.lists(
 
 
 @given(_TEXTS)
-def test_both_engines_give_the_ids_of_tokenizers(tokenizer: Tokenizer, texts: list[str]) -> None:
+def test_both_backends_give_the_ids_of_tokenizers(tokenizer: Tokenizer, texts: list[str]) -> None:
     expected = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     for backend in (FastBackend(tokenizer), ReferenceBackend(tokenizer)):
         ids, lengths = backend.encode([text.encode() for text in texts])
@@ -52,13 +52,13 @@ def test_a_difference_is_found_and_shown(tokenizer: Tokenizer) -> None:
         check_same_ids(Wrong(tokenizer), reference, [b"quick", b"a fox", b"dog"])
 
 
-def test_hard_texts_are_what_byte_level_bpe_should_bear(tokenizer: Tokenizer) -> None:
+def test_hard_texts_survive_byte_level_bpe(tokenizer: Tokenizer) -> None:
     ids, lengths = ReferenceBackend(tokenizer).encode([text.encode() for text in HARD_TEXTS])
     assert tokenizer.decode(ids.tolist(), skip_special_tokens=False) == "".join(HARD_TEXTS)
     assert lengths[0] == 0
 
 
-def test_who_is_refused(tokenizer: Tokenizer) -> None:
+def test_unsupported_tokenizers_are_named_with_the_reason(tokenizer: Tokenizer) -> None:
     assert why_not_fast(tokenizer) is None
     unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0))
     assert "Unigram" in str(why_not_fast(unigram))

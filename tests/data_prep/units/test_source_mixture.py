@@ -142,13 +142,13 @@ def test_unknown_names_are_read_once_under_their_own_name(components: Path, toke
 
 
 @pytest.mark.parametrize("fields", [{}, {"epochs": {"a": 1.0}, "weights": {"a": 1.0}}, {"weights": {"a": 0}}])
-def test_a_mixture_says_one_thing(fields: dict[str, object]) -> None:
+def test_a_mixture_has_one_table_of_positive_numbers(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"epochs or weights|greater than 0"):
         SourceMixtureConfig.model_validate(fields)
 
 
 @pytest.mark.usefixtures("ray")
-def test_names_that_no_document_has_are_said(components: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+def test_source_names_that_no_document_has_are_reported(components: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     fields = {"exclude_sources": ["Arxiv", "Books3"], "mixture": {"epochs": {"Pile-C": 2, "Ours": 2}}}
     manifest = prepare(_config(components, tmp_path / "data", tokenizer_file, **fields))
     assert manifest.notes == [

@@ -1,4 +1,4 @@
-"""The commands of data: preparing, looking, checking, merging."""
+"""The data commands: prepare, inspect, verify, merge."""
 
 import shutil
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def test_inspect_shows_the_text(prepared: Path, command: Command, capsys: pytest
         (("--row-length", 7), "has no rows of 7 tokens; it has 64, 640"),
     ],
 )
-def test_inspect_names_what_there_is(
+def test_inspect_names_the_valid_choices(
     arguments: tuple[object, ...], expected: str, prepared: Path, command: Command, error_line: ErrorLine
 ) -> None:
     assert command("data", "inspect", prepared, *arguments) == 1
