@@ -22,8 +22,8 @@ from launch.config import load_config, load_run_config, write_resolved
 from launch.demo.corpus import write_corpus
 from launch.demo.findings import Findings, findings
 from launch.local import run_local
-from launch.prepare.memory import PeakMemory
-from launch.prepare.progress import preparation_bar
+from launch.prepare.peak_memory import PeakMemory
+from launch.prepare.progress_bar import preparation_bar
 from pipeline.config import RunConfig
 from pipeline.run_folder import settle_status
 

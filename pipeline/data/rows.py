@@ -143,7 +143,7 @@ class ChosenRows(RowSource):
 
     def __init__(self, tokens: NDArray[Any], starts: Ints, lengths: Ints, row_length: int, fingerprint: str) -> None:
         number = np.arange(len(starts) + 1, dtype=np.int64)
-        self.tokens, self.packed = tokens, PackedRows(row_length, number, starts, lengths)
+        self.tokens, self.packed = tokens, PackedRows(row_length=row_length, first_piece=number, start=starts, length=lengths)
         self.row_length, self.fingerprint = row_length, fingerprint
 
     def __len__(self) -> int:
@@ -192,7 +192,10 @@ def check_size(folder: Path, manifest: Manifest, name: str) -> None:
 
 
 def read_packed(packed: PackedRows, tokens: NDArray[Any], rows: Ints) -> tuple[Ints, Ints]:
-    """What `PackedRows.gather` gives, NO_ROW being empty, in half the passes over memory."""
+    """The ids of `rows`, int64 (B, row_length) with zeros after each row's end, and the rows' lengths, int64 (B,).
+
+    NO_ROW gives an empty row.
+    """
     chosen = np.maximum(rows, 0)
     first, width = packed.first_piece[chosen], packed.row_length
     num_pieces = packed.first_piece[chosen + 1] - first  # (B,)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @contextmanager
 def _node(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """One node of one CPU, in a process group of its own that is killed in the end."""
+    """One node with one CPU, in a separate process group that is killed at the end."""
     process = subprocess.Popen(
         [_RAY, "start", "--block", "--num-cpus=1", "--object-store-memory=200000000", *arguments],
         env={**os.environ, **_ENVIRONMENT},

@@ -1,4 +1,4 @@
-"""The commands of data: preparing, looking, checking, merging."""
+"""The data commands: prepare, inspect, verify, merge."""
 
 import shutil
 import sys
@@ -61,11 +61,11 @@ def test_inspect_shows_the_text(prepared: Path, command: Command, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("--split", "vall"), "has no split 'vall': it has train, val"),
-        (("--row-length", 7), "has no rows of 7 tokens: it has 64, 640"),
+        (("--split", "vall"), "has no split 'vall'; it has train, val"),
+        (("--row-length", 7), "has no rows of 7 tokens; it has 64, 640"),
     ],
 )
-def test_inspect_names_what_there_is(
+def test_inspect_names_the_valid_choices(
     arguments: tuple[object, ...], expected: str, prepared: Path, command: Command, error_line: ErrorLine
 ) -> None:
     assert command("data", "inspect", prepared, *arguments) == 1
@@ -75,9 +75,9 @@ def test_inspect_names_what_there_is(
 @pytest.mark.parametrize(
     ("objective", "arguments", "expected"),
     [
-        ("prefix_lm", (), "64 encoder and 128 decoder positions and 128 targets (0.333, 0.667 and 0.667 a raw token)"),
+        ("prefix_lm", (), "64 encoder and 128 decoder positions and 128 targets (0.333, 0.667 and 0.667 per raw token)"),
         ("span_corruption", ("noise_density=0.5", "repeat_sentinels=true"), "<extra_id_0>"),
-        ("text_infilling", (), "the stream (no rows of this length are packed)"),
+        ("text_infilling", (), "the token stream (there are no packed rows of this length)"),
         ("ul2", ("mode_tokens=false",), "decoder:"),
         ("masked_lm", (), "[MASK]"),
         ("causal_lm", ("--decoder-length", 576), "causal_lm on packed rows: 640 raw tokens"),
@@ -118,7 +118,7 @@ def test_inspect_shows_spans_in_colours(
     [
         (("--objective", "span_coruption"), "(did you mean span_corruption?)"),
         (("noise_densty=0.5", "--objective", "span_corruption"), "did you mean objective.noise_density?"),
-        (("noise_density=0.5",), "noise_density=0.5 are settings of an objective: give --objective too"),
+        (("noise_density=0.5",), "noise_density=0.5 are settings of an objective: add --objective"),
         (
             ("--objective", "causal_lm", "--architecture", "t5"),
             "take prefix_lm, span_corruption, text_infilling, ul2 or mixture",
@@ -136,7 +136,7 @@ def test_verify_finds_a_changed_byte(
     prepared: Path, command: Command, capsys: pytest.CaptureFixture[str], error_line: ErrorLine
 ) -> None:
     assert command("data", "verify", prepared) == 0
-    assert "all as they were written" in capsys.readouterr().out
+    assert "all checksums match" in capsys.readouterr().out
     file = prepared / "val.bin"
     good = file.read_bytes()
     try:

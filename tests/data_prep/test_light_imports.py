@@ -1,4 +1,4 @@
-"""The floor's promise to CPU-only nodes: importing all of it brings in no torch, no MLflow, no Ray, no floor above."""
+"""Importing all of data_prep loads no torch, MLflow or Ray and no package above it, so that CPU-only nodes start fast."""
 
 import pkgutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Tables of a dataset folder, as `prepare` and `data stats` print them."""
+"""The tables that `prepare` and `data stats` print about a dataset folder."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from rich import box
 from rich.table import Table
 
-from data_prep.dataset.manifest import Manifest, SourceCounts, SplitRecord
+from data_prep.dataset.manifest import Manifest, SourceCounts
 from data_prep.dataset.preview import source_table
-from data_prep.readers.input_files import SPLITS
 
 
 def sources(manifest: Manifest) -> Iterator[Table]:
-    """One table a split: documents, tokens and bytes of text by source, and in all."""
+    """One table per split: documents, tokens and bytes of text, by source and in total."""
     rows = source_table(manifest)
-    for split, record in _in_order(manifest):
+    for split, record in manifest.ordered_splits:
         mixed = split == "train" and bool(manifest.epochs)
         table = _table(split, "documents", "tokens", "share", "MB", "B/token", *(["epochs"] if mixed else []))
         for row in rows:
@@ -29,8 +28,8 @@ def sources(manifest: Manifest) -> Iterator[Table]:
 
 
 def lengths(manifest: Manifest) -> Iterator[Table]:
-    """One table: which share of each source's training documents has so many tokens, in steps of a factor of four."""
-    for split, record in _in_order(manifest)[:1]:
+    """One table: the share of each source's training documents by length in tokens, in steps of a factor of four."""
+    for split, record in manifest.ordered_splits[:1]:
         histograms = record.length_histogram
         first = min(next(i for i, count in enumerate(bins) if count) for bins in histograms.values()) // 2
         last = -(-max(map(len, histograms.values())) // 2)
@@ -43,10 +42,10 @@ def lengths(manifest: Manifest) -> Iterator[Table]:
 
 
 def packing(manifest: Manifest) -> Table:
-    """The row indexes of every split: rows, pieces of documents in them, the share of places that hold no token, and the
-    share of documents that lie in more than one piece."""
+    """The row indexes of every split: rows, pieces, the share of positions without a token, and the share of documents in
+    more than one piece."""
     table = _table("rows of", "split", "rows", "pieces", "padding", "documents cut", "method")
-    for split, record in _in_order(manifest):
+    for split, record in manifest.ordered_splits:
         for index in record.packing:
             cells = (
                 split,
@@ -61,7 +60,7 @@ def packing(manifest: Manifest) -> Table:
 
 
 def stages(manifest: Manifest) -> Table:
-    """How long each stage of the preparation took, the longest first."""
+    """The time of each stage of the preparation, longest first."""
     table = _table("stage", "seconds")
     for stage, seconds in sorted(manifest.stage_seconds.items(), key=lambda item: -item[1]):
         table.add_row(stage, f"{seconds:,.2f}")
@@ -69,12 +68,12 @@ def stages(manifest: Manifest) -> Table:
 
 
 def rejections(manifest: Manifest) -> str:
-    """How many records were refused, by reason."""
+    """The number of rejected records by reason, in one line."""
     return ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items())) or "nothing"
 
 
 def reconciliation(manifest: Manifest) -> str:
-    """Where every record went, in one line."""
+    """The sum of records read = kept + rejected + dropped, in one line."""
     kept = sum(record.total.documents for record in manifest.splits.values())
     lost = {**manifest.rejected, **manifest.dropped}
     parts = [f"{kept:,} kept", *(f"{count:,} {reason}" for reason, count in sorted(lost.items()))]
@@ -87,11 +86,6 @@ def _short(number: int) -> str:
         if number >= divisor:
             return f"{number // divisor}{unit}+"
     return f"{number}+"
-
-
-def _in_order(manifest: Manifest) -> list[tuple[str, SplitRecord]]:
-    # The file sorts its keys; people expect train first.
-    return [(split, manifest.splits[split]) for split in SPLITS if split in manifest.splits]
 
 
 def _cells(counts: SourceCounts, share: float) -> list[str]:

@@ -1,4 +1,4 @@
-"""How much memory this process and all it started hold together, sampled while a block runs."""
+"""The peak memory of this process and all its descendants, sampled while a block runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psutil
 class PeakMemory:
     """Peak of the summed proportional set sizes (bytes) of this process and its descendants.
 
-    Shared pages are split among those who share them, so the sum is what the machine really gives.
+    Shared pages are divided among the processes that share them, so the sum is the memory in use on the machine.
     """
 
     def __init__(self, every_seconds: float = 2.0) -> None:
@@ -35,7 +35,7 @@ class PeakMemory:
             for process in (me, *me.children(recursive=True)):
                 try:
                     memory = process.memory_full_info()
-                except psutil.Error:  # ended meanwhile
+                except psutil.Error:  # the process has ended
                     continue
                 total += getattr(memory, "pss", memory.uss)
             self.peak_bytes = max(self.peak_bytes, total)

@@ -1,7 +1,7 @@
-"""How often each source is read in training: epochs, or weights that epochs follow from, for sources not yet mixed.
+"""How often each source is read in training: epochs, given directly or computed from weights.
 
-A source of 2.5 epochs has each of its training documents twice, and half of them, chosen by a hash, a third time. The
-corpus is laid out pass after pass, each pass in the order of the files, so that copies of a document are far apart.
+With 2.5 epochs each training document of a source appears twice, and half of them, chosen by a hash, a third time. The
+corpus is written in passes, each in the order of the files, so that copies of a document are far apart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.config import MixtureConfig
+from data_prep.config import SourceMixtureConfig
 from data_prep.dataset.manifest import SourceCounts
 from data_prep.filters import pile
 from data_prep.readers.input_files import SPLITS, InputFile
-from data_prep.readers.records import Document, RecordReader
+from data_prep.readers.records import Document, read_records
+from data_prep.splitmix64 import outputs, unit_interval
 from data_prep.units.assemble import Copies
 from data_prep.units.job import PrepareError
 from data_prep.units.store import DOCUMENT_DTYPE, DOCUMENTS, UnitKey, UnitRecord, UnitStore
@@ -21,34 +22,34 @@ from data_prep.units.store import DOCUMENT_DTYPE, DOCUMENTS, UnitKey, UnitRecord
 _TRAIN = SPLITS.index("train")
 _LOOKED_AT_DOCUMENTS = 1000
 _LOOKED_AT_BYTES = 16_000_000
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def refuse_mixed_files(files: Sequence[InputFile], mixture: MixtureConfig, max_record_bytes: int) -> None:
-    """Raise PrepareError where the official mixture is asked for and the start of a file shows that it is mixed already.
+def validate_unmixed_files(files: Sequence[InputFile], mixture: SourceMixtureConfig, max_record_bytes: int) -> None:
+    """Raise PrepareError if the official mixture is configured and the start of a file shows that it is already mixed.
 
-    The Pile's own shards are: their components were repeated and shuffled into each of them.
+    The Pile's own shards are mixed: each has all components, repeated by their epochs and shuffled.
     """
     if not mixture.is_official:
         return
     for file in files:
-        if file.split in (None, "train"):
+        if file.may_hold_training_text:
             found = _components_at_start(file, max_record_bytes)
             if len(found) > 1:
                 shown = ", ".join(sorted(found)[:3]) + ("…" if len(found) > 3 else "")
                 raise PrepareError(
-                    f"{file}: its first documents come from {len(found)} components of The Pile ({shown}), so it was mixed by "
-                    "the official weights already; applying them again would square them. Leave `mixture` out, or give the "
-                    "components as files of their own"
+                    f"{file}: its first documents come from {len(found)} components of The Pile ({shown}), so it was "
+                    "already mixed by the official weights; applying them again would square them. Remove `mixture`, or give "
+                    "each component as a separate file"
                 )
 
 
-def epochs_by_source(mixture: MixtureConfig, sources: Mapping[str, SourceCounts]) -> dict[str, float]:
-    """How often each source of the training split is read.
+def epochs_by_source(mixture: SourceMixtureConfig, sources: Mapping[str, SourceCounts]) -> dict[str, float]:
+    """The epochs of each source of the training split.
 
-    Weights are shares of bytes: epochs are in proportion to weight over bytes, scaled so that every document is read
-    at least once, or, where that would repeat a source more than `max_epochs` times, so that none is repeated more.
-    Raises PrepareError where a source has no weight. With epochs, sources without one are read once.
+    With weights (shares of bytes), epochs are proportional to weight / bytes. They are scaled so that every document is
+    read at least once, unless a source would then be read more than `max_epochs` times: in that case they are scaled so
+    that the largest is `max_epochs`. With epochs, a source that is not in the table is read once. Raises PrepareError if a
+    source has no weight.
     """
     if mixture.epochs is not None:
         epochs = pile.EPOCHS if mixture.epochs == "pile" else mixture.epochs
@@ -56,8 +57,8 @@ def epochs_by_source(mixture: MixtureConfig, sources: Mapping[str, SourceCounts]
     weights = pile.WEIGHTS if mixture.weights == "pile" else mixture.weights or {}
     if without := sorted(sources.keys() - weights.keys()):
         raise PrepareError(
-            f"mixture.weights has no weight for {', '.join(map(repr, without))}: give one, or leave the source out by "
-            "exclude_sources. All tokenizing is kept: run again with weights for all to go on"
+            f"mixture.weights has no weight for {', '.join(map(repr, without))}: add one, or exclude the source with "
+            "exclude_sources. Tokenized units are kept: rerun with a weight for every source to resume"
         )
     rates = {source: weights[source] / counts.bytes for source, counts in sources.items()}
     scale = min(1 / min(rates.values()), mixture.max_epochs / max(rates.values()))
@@ -65,7 +66,7 @@ def epochs_by_source(mixture: MixtureConfig, sources: Mapping[str, SourceCounts]
 
 
 def training_sources(records: Sequence[UnitRecord], store: UnitStore, copies: Copies) -> dict[str, SourceCounts]:
-    """What the training split holds of each source, documents of no copy left out, each other one counted once."""
+    """Counts of the training split by source: each document once, documents with 0 copies not at all."""
     sources: dict[str, SourceCounts] = {}
     for record in records:
         documents = store.section(record, DOCUMENTS, DOCUMENT_DTYPE)
@@ -85,8 +86,8 @@ def training_sources(records: Sequence[UnitRecord], store: UnitStore, copies: Co
 def mixed_copies(
     records: Sequence[UnitRecord], store: UnitStore, kept: Copies, epochs: Mapping[str, float], seed: int
 ) -> dict[UnitKey, npt.NDArray[np.uint8]]:
-    """How many copies of each document of each unit there are to be: `epochs` of the training documents, one of others,
-    none of what `kept` leaves out."""
+    """For each unit, the number of copies of each document, uint8 (documents,): by `epochs` for training documents, 1 for
+    others, 0 for documents with 0 copies in `kept`."""
     copies: dict[UnitKey, npt.NDArray[np.uint8]] = {}
     first = 0
     for record in records:
@@ -106,26 +107,18 @@ def _components_at_start(file: InputFile, max_record_bytes: int) -> set[str]:
     found: set[str] = set()
     seen_bytes = seen = 0
     try:
-        for record in RecordReader(file.path, file.name, max_record_bytes):
+        for record in read_records(file.path, file.name, max_record_bytes):
             if isinstance(record, Document):
                 found |= {record.source} & pile.COMPONENTS.keys()
                 seen, seen_bytes = seen + 1, seen_bytes + len(record.text)
             if seen >= _LOOKED_AT_DOCUMENTS or seen_bytes >= _LOOKED_AT_BYTES:
                 break
     except OSError:
-        pass  # a file that cannot be read is for the run to report, or to leave out
+        pass  # a file that cannot be read is reported or skipped by the run itself
     return found
 
 
 def _uniform(numbers: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.float64]:
-    """One number in [0, 1) for each document's number in the corpus: SplitMix64 (Steele et al. 2014) of seed and number."""
-    with np.errstate(over="ignore"):
-        z = (numbers.astype(np.uint64) + np.uint64(1)) * _GOLDEN + _mix(np.array([seed], dtype=np.uint64) + _GOLDEN)
-        return (_mix(z) >> np.uint64(11)).astype(np.float64) / 2.0**53
-
-
-def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    with np.errstate(over="ignore"):
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    """A uniform number in [0, 1) for each document number, from SplitMix64: float64, same shape."""
+    key = outputs(np.array([seed], dtype=np.uint64), np.zeros(1, dtype=np.int64))
+    return unit_interval(outputs(key, numbers))

@@ -1,4 +1,4 @@
-"""The live bar of `prepare`: stage, units done, rate, time left, and what has been counted so far."""
+"""The progress bar of `prepare`: stage, finished units, tokens, rate and remaining time."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from data_prep.units.progress import Progress
+from data_prep.units.job_progress import Progress
 
 
 @contextmanager
 def preparation_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """Show a bar while the block runs and give the listener that `data_prep.prepare.prepare` takes as `on_progress`."""
+    """Show a progress bar while the block runs; yields the `on_progress` argument of `data_prep.prepare.prepare`."""
     columns = (
         TextColumn("{task.description:<16}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("units  {task.fields[counts]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("remaining"),
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=console) as bar:

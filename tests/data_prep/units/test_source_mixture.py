@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.config import MixtureConfig, PrepareConfig
+from data_prep.config import PrepareConfig, SourceMixtureConfig
 from data_prep.dataset.indexed_dataset import TokenFile
 from data_prep.dataset.manifest import SourceCounts, load_manifest, verify
 from data_prep.files import sha256_file
@@ -15,7 +15,7 @@ from data_prep.filters import pile
 from data_prep.prepare import prepare
 from data_prep.tokenization.tokenizer import load_tokenizer
 from data_prep.units.job import PrepareError
-from data_prep.units.mixture import epochs_by_source
+from data_prep.units.source_mixture import epochs_by_source
 
 
 def _write(path: Path, source: str, num: int) -> None:
@@ -103,7 +103,7 @@ def test_weights_become_shares_of_bytes_and_nothing_is_repeated_too_often() -> N
     sources = {source: SourceCounts(documents=1, tokens=1, bytes=size) for source, size in sizes.items()}
     for max_epochs in (4.0, 100.0):
         weights = {"a": 1.0, "b": 1.0, "c": 2.0}
-        epochs = epochs_by_source(MixtureConfig(weights=weights, max_epochs=max_epochs), sources)
+        epochs = epochs_by_source(SourceMixtureConfig(weights=weights, max_epochs=max_epochs), sources)
         read = {source: epochs[source] * size for source, size in sizes.items()}
         assert {source: size / sum(read.values()) for source, size in read.items()} == pytest.approx(
             {source: weight / 4 for source, weight in weights.items()}
@@ -142,18 +142,18 @@ def test_unknown_names_are_read_once_under_their_own_name(components: Path, toke
 
 
 @pytest.mark.parametrize("fields", [{}, {"epochs": {"a": 1.0}, "weights": {"a": 1.0}}, {"weights": {"a": 0}}])
-def test_a_mixture_says_one_thing(fields: dict[str, object]) -> None:
+def test_a_mixture_has_one_table_of_positive_numbers(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"epochs or weights|greater than 0"):
-        MixtureConfig.model_validate(fields)
+        SourceMixtureConfig.model_validate(fields)
 
 
 @pytest.mark.usefixtures("ray")
-def test_names_that_no_document_has_are_said(components: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+def test_source_names_that_no_document_has_are_reported(components: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     fields = {"exclude_sources": ["Arxiv", "Books3"], "mixture": {"epochs": {"Pile-C": 2, "Ours": 2}}}
     manifest = prepare(_config(components, tmp_path / "data", tokenizer_file, **fields))
     assert manifest.notes == [
-        "exclude_sources: no document is of 'Arxiv'; did you mean 'ArXiv'?",
-        "mixture.epochs: no document is of 'Pile-C'; did you mean 'Pile-CC'?",
+        "exclude_sources: no document has source 'Arxiv'; did you mean 'ArXiv'?",
+        "mixture.epochs: no document has source 'Pile-C'; did you mean 'Pile-CC'?",
     ]
-    with pytest.raises(PrepareError, match=r"train split; loosen what left documents out \(300 source ArXiv, 200"):
+    with pytest.raises(PrepareError, match=r"train split; relax the settings that left documents out \(300 source ArXiv, 200"):
         prepare(_config(components, tmp_path / "none", tokenizer_file, include_sources=["Nobody"]))

@@ -1,4 +1,4 @@
-"""How far a preparation is: its stages timed, what finished units hold counted, and a listener told at each step."""
+"""The progress of a preparation: stages are timed, finished units are counted, and a listener is notified."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,14 +10,17 @@ from data_prep.readers.input_files import InputFile
 from data_prep.units.reader import FileEnd
 from data_prep.units.store import UnitRecord
 
-# What text usually shrinks to, for a guess at the number of units of a file that is not read to its end yet.
+# The usual compression ratio of text, to estimate the number of units of a file that was not read to its end yet.
 _COMPRESSION = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run is. `num_units` is a guess until every file was read to its end; `total` counts what finished units
-    hold, `resumed_bytes` of its bytes from earlier runs; `seconds` run from the start of the run."""
+    """The progress of a run.
+
+    `num_units` is an estimate until every file was read to its end. `total` counts finished units; `resumed_bytes` of its
+    bytes are from earlier runs. `seconds` count from the start of this run. `note` is a message for the user.
+    """
 
     stage: str
     units_done: int
@@ -30,7 +33,7 @@ class Progress:
 
 
 class Clock:
-    """Names the stages of a run, times them, and tells the listener at each step."""
+    """Times the stages of a run, counts finished units and notifies the listener."""
 
     def __init__(self, files: Sequence[InputFile], unit_bytes: int, listener: Callable[[Progress], None] | None) -> None:
         self.stage_seconds: dict[str, float] = {}
@@ -48,15 +51,15 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the block as `name`, unless it raises."""
+        """Time the block under `name`; a block that raises is not recorded."""
         begin = time.perf_counter()
         self._stage = name
-        self.tell()
+        self.notify()
         yield
         self.stage_seconds[name] = round(time.perf_counter() - begin, 3)
 
     def add(self, records: Iterable[UnitRecord], resumed: bool = False) -> None:
-        """Count finished units, `resumed` ones as work of earlier runs."""
+        """Count finished units; `resumed`: they were finished by earlier runs."""
         for record in records:
             self._done += 1
             self._total += SourceCounts(documents=record.documents, tokens=record.tokens, bytes=record.text_bytes)
@@ -65,13 +68,13 @@ class Clock:
             self._resumed_bytes = self._total.bytes
 
     def add_end(self, end: FileEnd) -> None:
-        """Note how many units a file really has."""
+        """Record the true number of units of a file."""
         self._num_units[end.file] = len(end.blocks)
 
-    def tell(self) -> None:
-        """Let the listener know."""
+    def notify(self) -> None:
+        """Call the listener with the current progress."""
         if self._listener:
-            num_units = sum(self._num_units.get(file.index, self._guess(file)) for file in self._files)
+            num_units = sum(self._num_units.get(file.index, self._estimate(file)) for file in self._files)
             self._listener(
                 Progress(
                     stage=self._stage,
@@ -85,6 +88,6 @@ class Clock:
                 )
             )
 
-    def _guess(self, file: InputFile) -> int:
+    def _estimate(self, file: InputFile) -> int:
         raw_bytes = file.bytes if file.is_plain else file.bytes * _COMPRESSION
         return max(1, -(-raw_bytes // self._unit_bytes))
