@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
-from models.sizes import DECODER_ONLY, ENCODER_ONLY, SIZES, STYLES, expand_size
+from models.sizes import BLOCKS, DECODER_ONLY, ENCODER_ONLY, SIZES, expand_size
 
 __all__ = ["SIZES", "BlockConfig", "ModelConfig", "architectures", "expand_size"]
 
@@ -168,7 +168,7 @@ class ModelConfig:
         unknown = [head for head in self.heads if head not in get_args(HeadName)]
         if unknown or len(set(self.heads)) != len(self.heads):
             raise ValueError(f"model.heads is {list(self.heads)}: choose from {', '.join(get_args(HeadName))}, each once")
-        if self.architecture in STYLES and self.inner_dim != self.d_model:
+        if self.architecture in BLOCKS and self.inner_dim != self.d_model:
             raise ValueError(
                 f"model.num_heads {self.num_heads} x d_kv {self.d_kv} is {self.inner_dim}: "
                 f"in {self.architecture} it must equal d_model ({self.d_model})"
@@ -205,14 +205,14 @@ class ModelConfig:
     def encoder_block_config(self) -> BlockConfig:
         own = BlockConfig(**{name: getattr(self, name) for name in BlockConfig.__dataclass_fields__})
         if self.encoder_block == "fnet":
-            fnet = {name: value for name, value in STYLES["fnet"].items() if name in BlockConfig.__dataclass_fields__}
+            fnet = {name: value for name, value in BLOCKS["fnet"].items() if name in BlockConfig.__dataclass_fields__}
             own = replace(own, **fnet)
         return replace(own, d_ff=self.encoder_d_ff or self.d_ff)
 
     @property
     def drops_inside(self) -> bool:
         """T5 also drops features inside the feed-forward and behind the final norms; BERT, FNet and GPT-2 do not."""
-        return self.architecture not in STYLES
+        return self.architecture not in BLOCKS
 
     def std(self, by_fan_in: float, *, residual: bool = False) -> float:
         """How far an initial weight scatters: `init_std`, or T5's rule where that is 0.

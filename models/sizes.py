@@ -74,7 +74,7 @@ _BERT_LIKE = {
 }
 
 # What an architecture is beyond its dimensions, where that is not T5's block. A recipe's own keys win over these.
-STYLES: dict[str, dict[str, Any]] = {
+BLOCKS: dict[str, dict[str, Any]] = {
     "bert": {**_BERT_LIKE, "feed_forward": "gelu", "type_vocab_size": 2, "mixing": "attention"},
     "fnet": {
         **_BERT_LIKE,
@@ -102,7 +102,7 @@ def expand_size(section: Mapping[str, Any]) -> dict[str, Any]:
     if size != "custom" and size not in SIZES:
         raise ValueError(f"model.size is {size!r}: choose one of {', '.join(SIZES)}, or give every dimension yourself")
     architecture = section.get("architecture", "fnet_t5")
-    values = {**SIZES.get(size, {}), **STYLES.get(architecture, {})}
+    values = {**SIZES.get(size, {}), **BLOCKS.get(architecture, {})}
     if architecture in DECODER_ONLY:
         values["num_encoder_layers"] = 0
     if architecture in ENCODER_ONLY:

@@ -14,6 +14,7 @@ from models.architectures.decoder import LayerCache, positions_of
 from models.architectures.pieces import StackState, TextInputs
 from models.architectures.single_process import SingleProcessModel
 from models.config import ModelConfig
+from models.layers.attention_bias import decoder_bias_rule
 from models.layers.embedding import StackInput
 
 
@@ -37,6 +38,7 @@ class DecoderOnly(SingleProcessModel):
             raise ValueError(f"model.architecture is {config.architecture!r}: this is no decoder-only model, use build_model")
         super().__init__(config)
         self._after_layers = self.piece_after("decoder.layers.")
+        self._bias_rule = decoder_bias_rule(config)
 
     def forward(self, inputs: TextInputs) -> Tensor:
         """fp32 logits (B, M, V)."""
@@ -68,7 +70,10 @@ class DecoderOnly(SingleProcessModel):
                 "causal Fourier mixing (model.decoder_mixing) counts positions from the row's start: "
                 "a decoder-only model that has it reads prompts of one length at a time"
             )
+        bias = None
+        if self._bias_rule is not None:
+            bias = self._bias_rule.make(tables, read.mask, num_new, read.mask.shape[1], hidden.dtype)
         for index, cache in enumerate(read.caches):
-            hidden = self.get_submodule(f"decoder.layers.{index}")(hidden, tables, read.mask, cache=cache)
+            hidden = self.get_submodule(f"decoder.layers.{index}")(hidden, bias, read.mask, cache=cache)
         # the head on every token of a prompt would cost more than a narrow model's layers, and B x M x V floats
         return self.run_pieces(StackState(hidden[:, -1:], tables, mask, mask, mask), start=self._after_layers)

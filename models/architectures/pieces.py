@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from models.architectures.decoder import DecoderLayer, positions_of
 from models.architectures.encoder import EncoderLayer
-from models.config import ModelConfig
+from models.config import BlockConfig, ModelConfig
 from models.cost import flops
 from models.cost.flops import Lengths
-from models.layers.attention_bias import ScoreBiasOf
+from models.layers.attention_bias import CROSS_ATTENTION, ScoreBias, ScoreBiasRule, decoder_bias_rule, encoder_bias_rule
 from models.layers.embedding import OutputHead, StackInput, TokenEmbedding
 from models.layers.factory import LayerFactory
-from models.layers.feed_forward import drop
+from models.layers.feed_forward import dropout
 from models.layers.heads import EncoderOutputs, Heads
 from models.layers.norm import build_norm
 from models.layers.position import RelativeBiasTables
@@ -44,13 +44,17 @@ class Embedded(NamedTuple):
     encoder_mask: Tensor  # (B, N) int64
 
 
-class State(NamedTuple):
+class Seq2SeqState(NamedTuple):
     """What flows between an encoder-decoder's pieces; every float tensor in it lies on the way to the loss."""
 
     encoder_hidden: Tensor  # (B, N, D)
     decoder_hidden: Tensor  # (B, M, D)
     bias_tables: Tensor  # (S, num_buckets, H)
     encoder_mask: Tensor  # (B, N) int64
+    # not sent to another stage
+    encoder_bias: ScoreBias | None = None
+    self_bias: ScoreBias | None = None
+    cross_bias: ScoreBias | None = None
 
 
 class TextInputs(NamedTuple):
@@ -77,9 +81,18 @@ class StackState(NamedTuple):
     mask: Tensor  # (B, N) int64
     type_ids: Tensor  # (B, N) int64
     mlm_positions: Tensor  # (B, P) int64
+    bias: ScoreBias | None = None  # not sent to another stage
 
 
-@dataclass(frozen=True)
+def sent_tensors(state: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The fields that a stage sends to the next: all but the score biases, which the next stage makes again from the tables.
+
+    A bias is (B or 1, H, N, N) numbers, a table is `num_buckets` x H.
+    """
+    return tuple(field for field in state if isinstance(field, Tensor))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Piece:
     """One step of the model.
 
@@ -93,7 +106,7 @@ class Piece:
     flops: float = 0.0
     tied_to: str | None = None
     starts_stage: bool = False
-    reads: Callable[..., Any] = State
+    reads: Callable[..., Any] = Seq2SeqState
 
 
 def pieces(config: ModelConfig, factory: LayerFactory, lengths: Lengths | None = None) -> list[Piece]:
@@ -120,69 +133,66 @@ def executed_flops(config: ModelConfig, factory: LayerFactory, lengths: Lengths)
 def _encoder_decoder(config: ModelConfig, factory: LayerFactory, lengths: Lengths | None) -> list[Piece]:
     count = _counter(config, lengths)
     result = [
-        Piece("embedding", lambda f: TokenEmbedding(config, f), _embed_both, reads=Inputs),
-        Piece("relative_bias", lambda f: RelativeBiasTables(config, f), _add_bias_tables, reads=Embedded),
+        Piece(name="embedding", build=lambda f: TokenEmbedding(config, f), run=_embed_both, reads=Inputs),
+        Piece(name="relative_bias", build=lambda f: RelativeBiasTables(config, f), run=_add_bias_tables, reads=Embedded),
         Piece(
-            "encoder.input",
-            lambda f: StackInput(config, config.encoder_block_config, f),
-            lambda module, state: state._replace(encoder_hidden=module(state.encoder_hidden)),
+            name="encoder.input",
+            build=lambda f: StackInput(config, config.encoder_block_config, f),
+            run=lambda module, state: state._replace(encoder_hidden=module(state.encoder_hidden)),
             flops=count(flops.encoder_input),
         ),
         Piece(
-            "decoder.input",
-            lambda f: StackInput(config, config.decoder_block_config, f),
-            lambda module, state: state._replace(decoder_hidden=module(state.decoder_hidden)),
+            name="decoder.input",
+            build=lambda f: StackInput(config, config.decoder_block_config, f),
+            run=lambda module, state: state._replace(decoder_hidden=module(state.decoder_hidden)),
         ),
-        *_encoder_layers(config, count, _run_encoder_layer, State),
+        *_encoder_layers(config, count, _run_encoder_layer, Seq2SeqState),
     ]
     # The final norms and the head stay with the layer before them: a stage of the head alone would receive an encoder output
     # that it does not use, and a pipeline cannot send a float tensor that gets no gradient.
     if config.encoder_block_config.pre_norm:
-        result.append(Piece("encoder.final_norm", _final_norm(config, encoder=True), partial(_norm_encoder, _kept(config))))
-    table = -1 if config.decoder_has_bias_table else None
-    self_bias = ScoreBiasOf("causal", table, config.max_distance, bidirectional=False)
-    cross_bias = ScoreBiasOf("all")
-    for layer in range(config.num_decoder_layers):
         result.append(
             Piece(
-                f"decoder.layers.{layer}",
-                lambda f: DecoderLayer(config, f, self_bias, cross_bias),
-                _run_decoder_layer,
-                flops=count(flops.decoder_layer),
-                starts_stage=True,
+                name="encoder.final_norm",
+                build=_final_norm(config.encoder_block_config, config.d_model),
+                run=partial(_norm_encoder, _final_dropout(config)),
             )
         )
+    result += _decoder_layers(config, count, _run_decoder_layer, Seq2SeqState)
     if config.decoder_block_config.pre_norm:
-        result.append(Piece("decoder.final_norm", _final_norm(config, encoder=False), partial(_norm_decoder, _kept(config))))
-    result.append(_language_model_head(config, factory, count, result[0], "decoder_hidden", State))
+        result.append(
+            Piece(
+                name="decoder.final_norm",
+                build=_final_norm(config.decoder_block_config, config.d_model),
+                run=partial(_norm_decoder, _final_dropout(config)),
+            )
+        )
+    result.append(_language_model_head(config, factory, count, result[0], "decoder_hidden", Seq2SeqState))
     return result
 
 
 def _decoder_only(config: ModelConfig, factory: LayerFactory, lengths: Lengths | None) -> list[Piece]:
     count = _counter(config, lengths)
     result = [
-        Piece("embedding", lambda f: TokenEmbedding(config, f), _embed_text, reads=TextInputs),
-        Piece("relative_bias", lambda f: RelativeBiasTables(config, f), _add_text_tables, reads=StackState),
-        Piece("decoder.input", lambda f: StackInput(config, config.decoder_block_config, f), _begin_text, reads=StackState),
+        Piece(name="embedding", build=lambda f: TokenEmbedding(config, f), run=_embed_text, reads=TextInputs),
+        Piece(name="relative_bias", build=lambda f: RelativeBiasTables(config, f), run=_add_text_tables, reads=StackState),
+        Piece(
+            name="decoder.input",
+            build=lambda f: StackInput(config, config.decoder_block_config, f),
+            run=_begin_text,
+            reads=StackState,
+        ),
+        *_decoder_layers(config, count, _run_text_layer, StackState),
     ]
-    is_prefix = config.architecture == "prefix_decoder"
-    table = 0 if config.decoder_has_bias_table else None
-    # a prefix is read in both directions, so its distances have both signs
-    score_bias = ScoreBiasOf("prefix" if is_prefix else "causal", table, config.max_distance, bidirectional=is_prefix)
-    for layer in range(config.num_decoder_layers):
+    if config.decoder_block_config.pre_norm:
         result.append(
             Piece(
-                f"decoder.layers.{layer}",
-                lambda f: DecoderLayer(config, f, score_bias, None),
-                lambda module, state: state._replace(hidden=module(state.hidden, state.bias_tables, state.mask)),
-                flops=count(flops.decoder_layer),
-                starts_stage=True,
+                name="decoder.final_norm",
+                build=_final_norm(config.decoder_block_config, config.d_model),
+                run=partial(_norm_stack, _final_dropout(config)),
                 reads=StackState,
             )
         )
-    if config.decoder_block_config.pre_norm:
-        build = _final_norm(config, encoder=False)
-        result.append(Piece("decoder.final_norm", build, partial(_norm_stack, _kept(config)), reads=StackState))
     result.append(_language_model_head(config, factory, count, result[0], "hidden", StackState))
     return result
 
@@ -190,58 +200,72 @@ def _decoder_only(config: ModelConfig, factory: LayerFactory, lengths: Lengths |
 def _encoder_only(config: ModelConfig, factory: LayerFactory, lengths: Lengths | None) -> list[Piece]:
     count = _counter(config, lengths)
     result = [
-        Piece("embedding", lambda f: TokenEmbedding(config, f), _embed_encoder, reads=EncoderInputs),
-        Piece("relative_bias", lambda f: RelativeBiasTables(config, f), _add_text_tables, reads=StackState),
+        Piece(name="embedding", build=lambda f: TokenEmbedding(config, f), run=_embed_encoder, reads=EncoderInputs),
+        Piece(name="relative_bias", build=lambda f: RelativeBiasTables(config, f), run=_add_text_tables, reads=StackState),
         Piece(
-            "encoder.input",
-            lambda f: StackInput(config, config.encoder_block_config, f),
-            lambda module, state: state._replace(hidden=module(state.hidden, state.type_ids)),
+            name="encoder.input",
+            build=lambda f: StackInput(config, config.encoder_block_config, f),
+            run=lambda module, state: state._replace(hidden=module(state.hidden, state.type_ids)),
             flops=count(flops.encoder_input),
             reads=StackState,
         ),
         *_encoder_layers(config, count, _run_stack_layer, StackState),
     ]
     if config.encoder_block_config.pre_norm:
-        build = _final_norm(config, encoder=True)
-        result.append(Piece("encoder.final_norm", build, partial(_norm_stack, _kept(config)), reads=StackState))
+        result.append(
+            Piece(
+                name="encoder.final_norm",
+                build=_final_norm(config.encoder_block_config, config.d_model),
+                run=partial(_norm_stack, _final_dropout(config)),
+                reads=StackState,
+            )
+        )
     result.append(
         Piece(
-            "heads",
-            lambda f: Heads(config, f),
-            lambda module, state: module(state.hidden, state.mlm_positions),
+            name="heads",
+            build=lambda f: Heads(config, f),
+            run=lambda module, state: module(state.hidden, state.mlm_positions),
             flops=count(flops.heads),
             reads=StackState,
         )
     )
     if "mlm" in config.heads:
-        head_flops = count(flops.output_head)
-        if config.tie_embeddings:
-            run = partial(_run_tied_mlm, factory)
-            result.append(Piece("head", result[0].build, run, head_flops, tied_to="embedding", reads=EncoderOutputs))
-        else:
-            result.append(Piece("head", lambda f: OutputHead(config, f), _run_mlm, head_flops, reads=EncoderOutputs))
+        result.append(_masked_lm_head(config, factory, count, result[0]))
     return result
 
 
 def _encoder_layers(
-    config: ModelConfig, count: Callable[..., float], run: Callable[[Any, Any], Any], reads: Callable[..., Any]
+    config: ModelConfig, count: Callable[..., float], run: Callable[..., Any], reads: Callable[..., Any]
 ) -> list[Piece]:
-    reach = ScoreBiasOf(
-        "documents" if config.mix_within_documents else "all",
-        0 if config.encoder_has_bias_table else None,
-        config.max_distance,
-        bidirectional=True,
-    )
+    """`run(rule, layer, state)`, where the bias rule is None for a layer that does not attend."""
+    rule = encoder_bias_rule(config)
     return [
         Piece(
-            f"encoder.layers.{layer}",
-            partial(_build_encoder_layer, config, layer, reach),
-            run,
+            name=f"encoder.layers.{layer}",
+            build=partial(_build_encoder_layer, config, layer),
+            run=partial(run, rule if config.encoder_layer_attends(layer) else None),
             flops=count(flops.encoder_layer, layer),
             starts_stage=True,
             reads=reads,
         )
         for layer in range(config.num_encoder_layers)
+    ]
+
+
+def _decoder_layers(
+    config: ModelConfig, count: Callable[..., float], run: Callable[..., Any], reads: Callable[..., Any]
+) -> list[Piece]:
+    """`run(rule, layer, state)`, where the bias rule is None with causal Fourier mixing."""
+    return [
+        Piece(
+            name=f"decoder.layers.{layer}",
+            build=lambda f: DecoderLayer(config, f),
+            run=partial(run, decoder_bias_rule(config)),
+            flops=count(flops.decoder_layer),
+            starts_stage=True,
+            reads=reads,
+        )
+        for layer in range(config.num_decoder_layers)
     ]
 
 
@@ -256,10 +280,10 @@ def _language_model_head(
     head_flops = count(flops.output_head)
     if not config.tie_embeddings:
         return Piece(
-            "head",
-            lambda f: OutputHead(config, f),
-            lambda module, state: module(getattr(state, field)),
-            head_flops,
+            name="head",
+            build=lambda f: OutputHead(config, f),
+            run=lambda module, state: module(getattr(state, field)),
+            flops=head_flops,
             reads=reads,
         )
     # T5 takes the N(0, 1) of its embedding back here; an embedding that starts at init_std needs no scale
@@ -268,7 +292,22 @@ def _language_model_head(
     def run(module: TokenEmbedding, state: Any) -> Tensor:
         return factory.tied_logits(getattr(state, field) * scale, module.weight)
 
-    return Piece("head", embedding.build, run, head_flops, tied_to=embedding.name, reads=reads)
+    return Piece(name="head", build=embedding.build, run=run, flops=head_flops, tied_to=embedding.name, reads=reads)
+
+
+def _masked_lm_head(config: ModelConfig, factory: LayerFactory, count: Callable[..., float], embedding: Piece) -> Piece:
+    head_flops = count(flops.output_head)
+    if not config.tie_embeddings:
+        build: Callable[[LayerFactory], nn.Module] = lambda f: OutputHead(config, f)  # noqa: E731
+        return Piece(name="head", build=build, run=_run_mlm, flops=head_flops, reads=EncoderOutputs)
+    return Piece(
+        name="head",
+        build=embedding.build,
+        run=partial(_run_tied_mlm, factory),
+        flops=head_flops,
+        tied_to=embedding.name,
+        reads=EncoderOutputs,
+    )
 
 
 def _counter(config: ModelConfig, lengths: Lengths | None) -> Callable[..., float]:
@@ -278,17 +317,16 @@ def _counter(config: ModelConfig, lengths: Lengths | None) -> Callable[..., floa
     return count
 
 
-def _build_encoder_layer(config: ModelConfig, layer: int, score_bias: ScoreBiasOf, factory: LayerFactory) -> EncoderLayer:
-    return EncoderLayer(config, factory, layer, score_bias)
+def _build_encoder_layer(config: ModelConfig, layer: int, factory: LayerFactory) -> EncoderLayer:
+    return EncoderLayer(config, factory, layer)
 
 
-def _final_norm(config: ModelConfig, *, encoder: bool) -> Callable[[LayerFactory], nn.Module]:
-    style = config.encoder_block_config if encoder else config.decoder_block_config
-    return lambda _: build_norm(style.norm, config.d_model, style.norm_eps)
+def _final_norm(block: BlockConfig, d_model: int) -> Callable[[LayerFactory], nn.Module]:
+    return lambda _: build_norm(block.norm, d_model, block.norm_eps)
 
 
-def _kept(config: ModelConfig) -> float:
-    """Dropout behind a final norm."""
+def _final_dropout(config: ModelConfig) -> float:
+    """Dropout probability behind a final norm."""
     return config.dropout if config.drops_inside else 0.0
 
 
@@ -296,26 +334,36 @@ def _embed_both(embedding: TokenEmbedding, inputs: Inputs) -> Embedded:
     return Embedded(embedding(inputs.encoder_ids), embedding(inputs.decoder_ids), inputs.encoder_mask)
 
 
-def _add_bias_tables(tables: RelativeBiasTables, embedded: Embedded) -> State:
+def _add_bias_tables(tables: RelativeBiasTables, embedded: Embedded) -> Seq2SeqState:
     bias_tables = tables(embedded.encoder_mask)
-    return State(embedded.encoder_hidden, embedded.decoder_hidden, bias_tables, embedded.encoder_mask)
+    return Seq2SeqState(embedded.encoder_hidden, embedded.decoder_hidden, bias_tables, embedded.encoder_mask)
 
 
-def _run_encoder_layer(layer: EncoderLayer, state: State) -> State:
-    return state._replace(encoder_hidden=layer(state.encoder_hidden, state.encoder_mask, state.bias_tables))
+def _run_encoder_layer(rule: ScoreBiasRule | None, layer: EncoderLayer, state: Seq2SeqState) -> Seq2SeqState:
+    hidden, mask = state.encoder_hidden, state.encoder_mask
+    if rule is not None and state.encoder_bias is None:
+        num_tokens = hidden.shape[1]
+        state = state._replace(encoder_bias=rule.make(state.bias_tables, mask, num_tokens, num_tokens, hidden.dtype))
+    return state._replace(encoder_hidden=layer(hidden, mask, state.encoder_bias))
 
 
-def _norm_encoder(dropout: float, norm: nn.Module, state: State) -> State:
-    return state._replace(encoder_hidden=drop(norm(state.encoder_hidden), dropout, norm.training))
+def _norm_encoder(probability: float, norm: nn.Module, state: Seq2SeqState) -> Seq2SeqState:
+    return state._replace(encoder_hidden=dropout(norm(state.encoder_hidden), probability, norm.training))
 
 
-def _run_decoder_layer(layer: DecoderLayer, state: State) -> State:
-    hidden = layer(state.decoder_hidden, state.bias_tables, None, state.encoder_hidden, state.encoder_mask)
-    return state._replace(decoder_hidden=hidden)
+def _run_decoder_layer(rule: ScoreBiasRule | None, layer: DecoderLayer, state: Seq2SeqState) -> Seq2SeqState:
+    hidden, encoder, tables = state.decoder_hidden, state.encoder_hidden, state.bias_tables
+    num_tokens = hidden.shape[1]
+    if rule is not None and state.self_bias is None:
+        state = state._replace(self_bias=rule.make(tables, None, num_tokens, num_tokens, hidden.dtype))
+    if state.cross_bias is None:
+        cross_bias = CROSS_ATTENTION.make(tables, state.encoder_mask, num_tokens, encoder.shape[1], hidden.dtype)
+        state = state._replace(cross_bias=cross_bias)
+    return state._replace(decoder_hidden=layer(hidden, state.self_bias, None, encoder, state.cross_bias))
 
 
-def _norm_decoder(dropout: float, norm: nn.Module, state: State) -> State:
-    return state._replace(decoder_hidden=drop(norm(state.decoder_hidden), dropout, norm.training))
+def _norm_decoder(probability: float, norm: nn.Module, state: Seq2SeqState) -> Seq2SeqState:
+    return state._replace(decoder_hidden=dropout(norm(state.decoder_hidden), probability, norm.training))
 
 
 def _embed_text(embedding: TokenEmbedding, inputs: TextInputs) -> StackState:
@@ -338,12 +386,25 @@ def _begin_text(module: StackInput, state: StackState) -> StackState:
     return state._replace(hidden=module(state.hidden, positions=positions_of(state.mask)))
 
 
-def _run_stack_layer(layer: EncoderLayer, state: StackState) -> StackState:
-    return state._replace(hidden=layer(state.hidden, state.mask, state.bias_tables))
+def _run_stack_layer(rule: ScoreBiasRule | None, layer: EncoderLayer, state: StackState) -> StackState:
+    state = _with_stack_bias(rule, state)
+    return state._replace(hidden=layer(state.hidden, state.mask, state.bias))
 
 
-def _norm_stack(dropout: float, norm: nn.Module, state: StackState) -> StackState:
-    return state._replace(hidden=drop(norm(state.hidden), dropout, norm.training))
+def _run_text_layer(rule: ScoreBiasRule | None, layer: DecoderLayer, state: StackState) -> StackState:
+    state = _with_stack_bias(rule, state)
+    return state._replace(hidden=layer(state.hidden, state.bias, state.mask))
+
+
+def _with_stack_bias(rule: ScoreBiasRule | None, state: StackState) -> StackState:
+    if rule is None or state.bias is not None:
+        return state
+    num_tokens = state.hidden.shape[1]
+    return state._replace(bias=rule.make(state.bias_tables, state.mask, num_tokens, num_tokens, state.hidden.dtype))
+
+
+def _norm_stack(probability: float, norm: nn.Module, state: StackState) -> StackState:
+    return state._replace(hidden=dropout(norm(state.hidden), probability, norm.training))
 
 
 def _run_tied_mlm(factory: LayerFactory, embedding: TokenEmbedding, outputs: EncoderOutputs) -> EncoderOutputs:

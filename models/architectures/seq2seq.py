@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from models.architectures.decoder import LayerCache
-from models.architectures.pieces import Inputs, State
+from models.architectures.pieces import Inputs, Seq2SeqState
 from models.architectures.single_process import SingleProcessModel
 from models.config import ModelConfig
+from models.layers.attention_bias import CROSS_ATTENTION, decoder_bias_rule
 from models.layers.embedding import StackInput
 
 
@@ -22,7 +23,7 @@ from models.layers.embedding import StackInput
 class Encoded:
     """An encoded prefix and what the decoder has computed on top of it so far."""
 
-    state: State
+    state: Seq2SeqState
     caches: list[LayerCache] = field(default_factory=list)
     num_decoded: int = 0
 
@@ -47,6 +48,7 @@ class Seq2Seq(SingleProcessModel):
             raise ValueError(f"model.architecture is {config.architecture!r}: this is no encoder-decoder, use build_model")
         super().__init__(config)
         self._after_layers = self.piece_after("decoder.layers.")
+        self._self_bias_rule = decoder_bias_rule(config)
 
     def forward(self, inputs: Inputs) -> Tensor:
         """fp32 logits (B, M, V)."""
@@ -66,9 +68,14 @@ class Seq2Seq(SingleProcessModel):
             start.positions.check(past + num_new)
         positions = torch.arange(past, past + num_new, device=decoder_ids.device)[None]
         hidden = start(self.get_submodule("embedding")(decoder_ids), positions=positions)  # (B, M, D)
+        self_bias = None
+        if self._self_bias_rule is not None:
+            self_bias = self._self_bias_rule.make(state.bias_tables, None, num_new, past + num_new, hidden.dtype)
+        num_keys = state.encoder_mask.shape[1]
+        cross_bias = CROSS_ATTENTION.make(state.bias_tables, state.encoder_mask, num_new, num_keys, hidden.dtype)
         for index, cache in enumerate(encoded.caches):
             layer = self.get_submodule(f"decoder.layers.{index}")
-            hidden = layer(hidden, state.bias_tables, None, state.encoder_hidden, state.encoder_mask, cache)
+            hidden = layer(hidden, self_bias, None, state.encoder_hidden, cross_bias, cache)
         encoded.num_decoded = past + num_new
         output: Any = state._replace(decoder_hidden=hidden)
         return self.run_pieces(output, start=self._after_layers)

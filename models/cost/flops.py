@@ -48,8 +48,8 @@ def attention(config: ModelConfig, num_queries: int, num_keys: int) -> float:
     return 4 * num_queries * d * a + 4 * num_keys * d * a + 4 * num_queries * num_keys * a
 
 
-def feed_forward(config: ModelConfig, style: BlockConfig, num_tokens: int) -> float:
-    return 2 * (3 if style.gated else 2) * num_tokens * config.d_model * style.d_ff
+def feed_forward(config: ModelConfig, block: BlockConfig, num_tokens: int) -> float:
+    return 2 * (3 if block.gated else 2) * num_tokens * config.d_model * block.d_ff
 
 
 def encoder_mixing(config: ModelConfig, layer: int, lengths: Lengths) -> float:

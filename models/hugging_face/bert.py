@@ -6,7 +6,7 @@ from typing import Any
 
 from models.config import ModelConfig
 from models.hugging_face.mapping import Entry, entry, linear, require
-from models.sizes import STYLES
+from models.sizes import BLOCKS
 
 _CLASSES = {
     frozenset(): "Model",
@@ -121,8 +121,8 @@ def from_common(theirs: dict[str, Any], architecture: str, num_heads: int) -> Mo
     made = (theirs.get("architectures") or ["ForPreTraining"])[0]
     suffix = next((name for name in classes if made.endswith(name)), "Model")
     labels = len(theirs.get("id2label") or ()) or 2
-    style = dict(STYLES[architecture])
-    style.update(
+    block = dict(BLOCKS[architecture])
+    block.update(
         norm_eps=theirs.get("layer_norm_eps", 1e-12),
         init_std=theirs.get("initializer_range", 0.02),
         type_vocab_size=theirs["type_vocab_size"],
@@ -141,13 +141,13 @@ def from_common(theirs: dict[str, Any], architecture: str, num_heads: int) -> Mo
         heads=tuple(sorted(classes[suffix])),  # type: ignore[arg-type]
         num_labels=labels,
         num_token_labels=labels,
-        **style,
+        **block,
     )
 
 
 def check(config: ModelConfig) -> None:
     """Raise ValueError for what transformers' class cannot be built with."""
     free = ("norm_eps", "init_std", "type_vocab_size")
-    require(config, **{name: value for name, value in STYLES[config.architecture].items() if name not in free})
+    require(config, **{name: value for name, value in BLOCKS[config.architecture].items() if name not in free})
     require(config, mix_within_documents=False, encoder_d_ff=(0, config.d_ff))
     class_name(config, "")

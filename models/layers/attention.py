@@ -18,20 +18,20 @@ from models.layers.position import rotate
 
 
 class Attention(nn.Module):
-    def __init__(self, config: ModelConfig, style: BlockConfig, factory: LayerFactory) -> None:
+    def __init__(self, config: ModelConfig, block: BlockConfig, factory: LayerFactory) -> None:
         super().__init__()
         d_model, inner = config.d_model, config.inner_dim
         self.d_kv = config.d_kv
-        self.scale = config.d_kv**-0.5 if style.scale_scores else 1.0
-        self.rope_base = config.rope_base if style.position == "rope" else None
+        self.scale = config.d_kv**-0.5 if block.scale_scores else 1.0
+        self.rope_base = config.rope_base if block.position == "rope" else None
         self.dropout = config.dropout
         self.tensor_parallel_rng = factory.tensor_parallel_rng
         # T5 folds the 1/sqrt(d_kv) of the scores into the initial query projection (Mesh TensorFlow's convention).
-        query_std = d_model**-0.5 if style.scale_scores else (d_model * config.d_kv) ** -0.5
-        self.query = factory.column_linear(d_model, inner, config.std(query_std), style.bias)
-        self.key = factory.column_linear(d_model, inner, config.std(d_model**-0.5), style.bias)
-        self.value = factory.column_linear(d_model, inner, config.std(d_model**-0.5), style.bias)
-        self.output = factory.row_linear(inner, d_model, config.std(inner**-0.5, residual=True), style.bias)
+        query_std = d_model**-0.5 if block.scale_scores else (d_model * config.d_kv) ** -0.5
+        self.query = factory.column_linear(d_model, inner, config.std(query_std), block.bias)
+        self.key = factory.column_linear(d_model, inner, config.std(d_model**-0.5), block.bias)
+        self.value = factory.column_linear(d_model, inner, config.std(d_model**-0.5), block.bias)
+        self.output = factory.row_linear(inner, d_model, config.std(inner**-0.5, residual=True), block.bias)
 
     def keys_values(self, source: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, K, E) of a (B, K, D) source; rotary keys are turned to their positions (B or 1, K)."""

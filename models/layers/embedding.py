@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from models.config import BlockConfig, ModelConfig
 from models.layers.factory import LayerFactory
-from models.layers.feed_forward import drop
+from models.layers.feed_forward import dropout
 from models.layers.initialization import normal_parameter
 from models.layers.norm import build_norm
 from models.layers.position import LearnedPositions
@@ -31,23 +31,23 @@ class TokenEmbedding(nn.Module):
 
 
 class StackInput(nn.Module):
-    """From token vectors to the first layer of a stack: positions, segment types, norm, projection, dropout, as the style asks.
+    """From token vectors to the first layer of a stack: positions, segment types, norm, projection, dropout, as the block asks.
 
     T5 has none of the first four. BERT and FNet normalise here because a post-norm layer expects a normalised input.
     """
 
-    def __init__(self, config: ModelConfig, style: BlockConfig, factory: LayerFactory) -> None:
+    def __init__(self, config: ModelConfig, block: BlockConfig, factory: LayerFactory) -> None:
         super().__init__()
         d_model = config.d_model
         self.dropout = config.dropout
-        self.positions = LearnedPositions(config) if style.position == "learned" else None
+        self.positions = LearnedPositions(config) if block.position == "learned" else None
         self.types: nn.Parameter | None = None
-        if style.type_vocab_size:
-            self.types = normal_parameter((style.type_vocab_size, d_model), config.std(d_model**-0.5))
-        self.norm = None if style.pre_norm else build_norm(style.norm, d_model, style.norm_eps)
+        if block.type_vocab_size:
+            self.types = normal_parameter((block.type_vocab_size, d_model), config.std(d_model**-0.5))
+        self.norm = None if block.pre_norm else build_norm(block.norm, d_model, block.norm_eps)
         self.projection: nn.Module | None = None
-        if style.project_input:
-            self.projection = factory.linear(d_model, d_model, config.std(d_model**-0.5), style.bias)
+        if block.project_input:
+            self.projection = factory.linear(d_model, d_model, config.std(d_model**-0.5), block.bias)
 
     def forward(self, embedded: Tensor, type_ids: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """embedded (B, N, D), type_ids (B, N) int64 or None for type 0, positions (B, N) int64 or None for 0 … N-1.
@@ -63,7 +63,7 @@ class StackInput(nn.Module):
             x = self.norm(x)
         if self.projection is not None:
             x = self.projection(x)
-        return drop(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)
 
 
 class OutputHead(nn.Module):

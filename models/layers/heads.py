@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.config import ModelConfig
 from models.layers.factory import LayerFactory
-from models.layers.feed_forward import ACTIVATIONS, drop
+from models.layers.feed_forward import ACTIVATIONS, dropout
 from models.layers.norm import build_norm
 
 
@@ -38,10 +38,10 @@ class MaskedTokenHead(nn.Module):
 
     def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
         super().__init__()
-        style = config.encoder_block_config
+        block = config.encoder_block_config
         self.transform = factory.linear(config.d_model, config.d_model, config.std(config.d_model**-0.5), bias=True)
-        self.activation = ACTIVATIONS[style.feed_forward]
-        self.norm = build_norm(style.norm, config.d_model, style.norm_eps)
+        self.activation = ACTIVATIONS[block.feed_forward]
+        self.norm = build_norm(block.norm, config.d_model, block.norm_eps)
         self.bias = factory.vocab_bias(config.padded_vocab_size)
 
     def forward(self, hidden: Tensor, positions: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class Heads(nn.Module):
     def forward(self, hidden: Tensor, mlm_positions: Tensor) -> EncoderOutputs:
         """hidden (B, N, D), mlm_positions (B, P) int64; dropout stands before the two classifiers alone, as in BERT."""
         pooled = None if self.pooler is None else torch.tanh(self.pooler(hidden[:, 0]))
-        dropped = hidden if self.token is None else drop(hidden, self.dropout, self.training)
+        dropped = hidden if self.token is None else dropout(hidden, self.dropout, self.training)
 
         def run(head: nn.Module | None, x: Tensor | None) -> Tensor | None:
             return None if head is None or x is None else head(x).float()
@@ -82,7 +82,7 @@ class Heads(nn.Module):
             pooled=pooled,
             mlm=None if self.mlm is None else self.mlm(hidden, mlm_positions),
             order=run(self.order, pooled),
-            sequence=None if pooled is None else run(self.sequence, drop(pooled, self.dropout, self.training)),
+            sequence=None if pooled is None else run(self.sequence, dropout(pooled, self.dropout, self.training)),
             token=run(self.token, dropped),
             answer=run(self.answer, hidden),
             mlm_bias=None if self.mlm is None else self.mlm.bias,

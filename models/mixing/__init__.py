@@ -1,7 +1,7 @@
 """Token mixing sublayers: one file each, one interface, and the one place that knows them by name.
 
-`mixer(hidden, mask, tables)`: hidden (B, N, D), mask (B, N) integer with 0 at padding, the model's bias tables (read by
-attention alone) → (B, N, D). Whether a sublayer reads only parts of the mask's values is said in its file.
+`mixer(hidden, mask, score_bias)`: hidden (B, N, D), mask (B, N) integer with 0 at padding, and the `ScoreBias`, which only
+attention reads; returns (B, N, D). A mixer that reads the mask's other values says so in its file.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from torch import nn
 
 from models.config import ModelConfig
-from models.layers.attention_bias import ScoreBiasOf
 from models.layers.factory import LayerFactory
 from models.mixing.attention import AttentionMixing
 from models.mixing.causal_fourier import CausalFourierMixing
@@ -20,10 +19,10 @@ from models.mixing.linear import LinearMixing
 from models.mixing.random import RandomMixing
 
 
-def build_mixer(config: ModelConfig, factory: LayerFactory, layer: int, score_bias: ScoreBiasOf) -> nn.Module:
+def build_mixer(config: ModelConfig, factory: LayerFactory, layer: int) -> nn.Module:
     """The mixing sublayer of encoder layer `layer`: attention where the layout says so, else `config.mixing`."""
     if config.encoder_layer_attends(layer):
-        return AttentionMixing(config, factory, score_bias)
+        return AttentionMixing(config, factory)
     norm = config.encoder_block_config.fourier_norm
     if config.mixing in ("fourier", "hartley"):
         transform = FourierMixing if config.mixing == "fourier" else HartleyMixing

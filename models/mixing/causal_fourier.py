@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.layers.attention_bias import ScoreBias
 from models.mixing.tables import causal_tables
 
 
@@ -57,7 +58,7 @@ class CausalFourierMixing(nn.Module):
         super().__init__()
         self.period, self.norm = period, norm
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, tables: Tensor | None = None, start: int = 0) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor | None, score_bias: ScoreBias | None = None, start: int = 0) -> Tensor:
         """hidden (B, N, D), mask (B, N) with 0 at padding or None; returns rows `start` … (B, N - start, D).
 
         Raises ValueError beyond the period, where positions would repeat.

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.layers.attention_bias import ScoreBias
 from models.mixing.backend_choice import choose_backend
 from models.mixing.documents import document_tables, mix_documents
 from models.mixing.transforms import BACKENDS, TransformName
@@ -62,7 +63,7 @@ class FourierMixing(nn.Module):
         super().__init__()
         self.norm, self.backend, self.within_documents = norm, backend, within_documents
 
-    def forward(self, hidden: Tensor, mask: Tensor, tables: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor, score_bias: ScoreBias | None = None) -> Tensor:
         """hidden (B, N, D), mask (B, N) integer, 0 at padding; returns (B, N, D) in hidden's dtype.
 
         `within_documents` reads the mask's other values as document numbers.

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from models.layers.attention_bias import ScoreBias
+
 
 class IdentityMixing(nn.Module):
-    def forward(self, hidden: Tensor, mask: Tensor, tables: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor, score_bias: ScoreBias | None = None) -> Tensor:
         """hidden unchanged: with the residual around it the block then starts from 2x, as in f_net."""
         return hidden

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from models.layers.attention_bias import ScoreBias
 from models.layers.initialization import normal_parameter
 
 _STD = 0.02  # f_net/layers.py, of both matrices
@@ -35,5 +36,5 @@ class LinearMixing(nn.Module):
         self.over_tokens = normal_parameter((max_length, max_length), _STD)
         self.over_features = normal_parameter((d_model, d_model), _STD)
 
-    def forward(self, hidden: Tensor, mask: Tensor, tables: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor, score_bias: ScoreBias | None = None) -> Tensor:
         return mix_by_matrices(hidden, mask, self.over_tokens, self.over_features)

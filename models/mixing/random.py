@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.layers.attention_bias import ScoreBias
 from models.mixing.linear import mix_by_matrices
 
 _SEED = 20210509  # of no meaning; FNet's first day on arXiv
@@ -31,5 +32,5 @@ class RandomMixing(nn.Module):
                 matrix = torch.randn(size, size, generator=generator, device="cpu").to(device) * size**-0.5
             self.register_buffer(name, matrix, persistent=False)
 
-    def forward(self, hidden: Tensor, mask: Tensor, tables: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor, score_bias: ScoreBias | None = None) -> Tensor:
         return mix_by_matrices(hidden, mask, self.over_tokens, self.over_features)
