@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
-from models.sizes import BLOCKS, DECODER_ONLY, ENCODER_ONLY, SIZES, expand_size
+from models.sizes import BLOCKS, DECODER_ONLY, ENCODER_ONLY, SIZES, expand_size, shape_of
 
 __all__ = ["SIZES", "BlockConfig", "ModelConfig", "architectures", "expand_size"]
 
@@ -187,6 +187,11 @@ class ModelConfig:
     def padded_vocab_size(self) -> int:
         """Rows of the embedding table: vocab_size rounded up to a multiple of `vocab_multiple`."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def shape(self) -> str:
+        """Layers x width and heads, for tables."""
+        return shape_of(vars(self))
 
     @property
     def is_decoder_only(self) -> bool:

@@ -93,6 +93,16 @@ BLOCKS: dict[str, dict[str, Any]] = {
 }
 
 
+def shape_of(section: Mapping[str, Any]) -> str:
+    """Layers x width and heads of a full `model` section, for tables: "12 + 12 x 768, 12 heads", "16 x 1024, 16 heads".
+
+    A `num_heads` of None leaves the heads out.
+    """
+    layers = [section[f"num_{stack}_layers"] for stack in ("encoder", "decoder") if section[f"num_{stack}_layers"]]
+    heads = "" if section["num_heads"] is None else f", {section['num_heads']} heads"
+    return f"{' + '.join(map(str, layers))} x {section['d_model']}{heads}"
+
+
 def expand_size(section: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's `model` section with the dimensions of its `size` and the style of its `architecture`; explicit keys win.
 
