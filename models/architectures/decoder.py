@@ -21,23 +21,23 @@ from models.mixing.causal_fourier import CausalFourierMixing
 
 KeysValues = tuple[Tensor, Tensor]
 
-SMALLEST_ROOM = 64
-"""Positions that a cache grows by at least."""
+MIN_GROWTH = 64
+"""Positions that a cache's buffer grows by at least."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class LayerCache:
-    """What one decoder layer remembers while generating: its own keys and values so far, and those of the encoder.
+    """The cache of one decoder layer while it generates: its own keys and values so far, and those of the encoder's output.
 
-    With causal Fourier mixing, the mixed inputs so far.
+    With causal Fourier mixing: the inputs of the mixing so far.
     """
 
     self_keys_values: KeysValues | None = None
     cross_keys_values: KeysValues | None = None
     mixed: Tensor | None = None
-    room: KeysValues | None = None
-    """Longer tensors whose first positions `self_keys_values` are: a further token is written behind them. To join two tensors
-    for each token would read and write the whole cache once more than attention reads it."""
+    buffer: KeysValues | None = None
+    """Longer tensors, of which `self_keys_values` is a view: a further token is written after it. Concatenation would copy
+    the whole cache for each token."""
 
     def extend(self, keys: Tensor, values: Tensor) -> KeysValues:
         if self.self_keys_values is None:
@@ -45,12 +45,12 @@ class LayerCache:
             return keys, values
         past = self.self_keys_values[0].shape[2]
         length = past + keys.shape[2]
-        if self.room is None or self.room[0].shape[2] < length:
-            capacity = length + max(SMALLEST_ROOM, length // 4)
-            self.room = _with_room(self.self_keys_values[0], capacity), _with_room(self.self_keys_values[1], capacity)
-        for place, new in zip(self.room, (keys, values), strict=True):
+        if self.buffer is None or self.buffer[0].shape[2] < length:
+            capacity = length + max(MIN_GROWTH, length // 4)
+            self.buffer = _with_capacity(self.self_keys_values[0], capacity), _with_capacity(self.self_keys_values[1], capacity)
+        for place, new in zip(self.buffer, (keys, values), strict=True):
             place[:, :, past:length] = new
-        self.self_keys_values = self.room[0][:, :, :length], self.room[1][:, :, :length]
+        self.self_keys_values = self.buffer[0][:, :, :length], self.buffer[1][:, :, :length]
         return self.self_keys_values
 
     def extend_mixed(self, x: Tensor) -> Tensor:
@@ -58,12 +58,12 @@ class LayerCache:
         return self.mixed
 
     def reorder(self, rows: Tensor, cross: bool) -> None:
-        """Keep the given rows (R,) of the batch, in their order; `cross` where they may lie in another sample."""
+        """Keep the given rows (R,) of the batch, in that order. `cross`: also of the encoder's keys and values."""
         if self.self_keys_values is not None:
             past = self.self_keys_values[0].shape[2]
-            kept = self.room or self.self_keys_values
+            kept = self.buffer or self.self_keys_values
             kept = kept[0][rows], kept[1][rows]
-            self.room = kept if self.room else None
+            self.buffer = kept if self.buffer else None
             self.self_keys_values = kept[0][:, :, :past], kept[1][:, :, :past]
         if cross and self.cross_keys_values is not None:
             self.cross_keys_values = self.cross_keys_values[0][rows], self.cross_keys_values[1][rows]
@@ -71,7 +71,7 @@ class LayerCache:
             self.mixed = self.mixed[rows]
 
 
-def _with_room(tensor: Tensor, capacity: int) -> Tensor:
+def _with_capacity(tensor: Tensor, capacity: int) -> Tensor:
     """(B, H, K, E) → (B, H, capacity, E) with the same first K positions."""
     result = tensor.new_empty((*tensor.shape[:2], capacity, tensor.shape[3]))
     result[:, :, : tensor.shape[2]] = tensor
@@ -155,5 +155,5 @@ class DecoderLayer(nn.Module):
 
 
 def positions_of(mask: Tensor) -> Tensor:
-    """Position (B, N) of every token among its row's tokens, whichever side the padding is on."""
+    """Position (B, N) of every token among its row's tokens; padding may be on either side."""
     return ((mask > 0).cumsum(1) - 1).clamp(min=0)

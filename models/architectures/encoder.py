@@ -24,7 +24,7 @@ class EncoderLayer(nn.Module):
         block = config.encoder_block_config
         self.pre_norm = block.pre_norm
         self.dropout = config.dropout
-        # FNet drops nothing behind a mixing sublayer that is not attention (f_net/layers.py)
+        # FNet has no dropout after a mixing sublayer that is not attention (f_net/layers.py)
         self.mixing_dropout = config.dropout if config.encoder_layer_attends(layer) else 0.0
         self.mixing_norm = build_norm(block.norm, config.d_model, block.norm_eps)
         self.mixing = build_mixer(config, factory, layer)

@@ -1,8 +1,10 @@
-"""The model as an ordered list of pieces: the only owner of order and names.
+"""The model as an ordered list of pieces: the only place that defines their order and names.
 
-From this list come the single-process models (`seq2seq.py`, `decoder_only.py`, `encoder_only.py`), the pipeline stages and
-their partition (`pipeline/distributed/pipeline_stages.py`), the names of weights on disk, and the FLOPs. A piece reads and
-returns a state of constant arity; a pipeline may be partitioned between any two pieces.
+The single-process models (`seq2seq.py`, `decoder_only.py`, `encoder_only.py`), the pipeline stages and their partition
+(`pipeline/distributed/pipeline_stages.py`), the names of weights on disk and the FLOPs all come from this list.
+
+A piece reads and returns a state. A stage sends a fixed number of tensors of it to the next stage. The score biases in it are
+not sent: in each pass the first layer of a stage that needs one makes it from the tables, and the layers after it reuse it.
 
 Shapes: B batch, N encoder tokens, M decoder tokens, D model width, S bias tables, H heads on this rank, V vocabulary.
 """
@@ -31,7 +33,7 @@ from models.layers.position import RelativeBiasTables
 
 
 class Inputs(NamedTuple):
-    """What an encoder-decoder takes: integers only."""
+    """The input of an encoder-decoder: integers only."""
 
     encoder_ids: Tensor  # (B, N) int64
     encoder_mask: Tensor  # (B, N) int64, 1 at real tokens (or document numbers), 0 at padding
@@ -45,7 +47,7 @@ class Embedded(NamedTuple):
 
 
 class Seq2SeqState(NamedTuple):
-    """What flows between an encoder-decoder's pieces; every float tensor in it lies on the way to the loss."""
+    """The state between the pieces of an encoder-decoder. Every float tensor in it has a gradient."""
 
     encoder_hidden: Tensor  # (B, N, D)
     decoder_hidden: Tensor  # (B, M, D)
@@ -58,14 +60,14 @@ class Seq2SeqState(NamedTuple):
 
 
 class TextInputs(NamedTuple):
-    """What a decoder-only model takes."""
+    """The input of a decoder-only model."""
 
     ids: Tensor  # (B, M) int64
     mask: Tensor  # (B, M) int64: 0 padding, 1 a token, 2 a token of the prefix that is read in both directions
 
 
 class EncoderInputs(NamedTuple):
-    """What an encoder-only model takes."""
+    """The input of an encoder-only model."""
 
     ids: Tensor  # (B, N) int64
     mask: Tensor  # (B, N) int64, as in `Inputs`
@@ -74,7 +76,7 @@ class EncoderInputs(NamedTuple):
 
 
 class StackState(NamedTuple):
-    """What flows between the pieces of a model of one stack. A decoder reads neither type_ids nor mlm_positions."""
+    """The state between the pieces of a model of one stack. A decoder does not read type_ids and mlm_positions."""
 
     hidden: Tensor  # (B, N, D)
     bias_tables: Tensor  # (S, num_buckets, H)
@@ -97,7 +99,7 @@ class Piece:
     """One step of the model.
 
     `build` makes the module, `run(module, input)` applies it to an input of the type `reads`. `tied_to` names the piece whose
-    module this one shares (its `build` is then the same function). A pipeline stage may start here only if `starts_stage`.
+    module this one shares (`build` is then the same function). A pipeline stage may start here only if `starts_stage`.
     """
 
     name: str
@@ -110,7 +112,7 @@ class Piece:
 
 
 def pieces(config: ModelConfig, factory: LayerFactory, lengths: Lengths | None = None) -> list[Piece]:
-    """The pieces of `config` in order. FLOPs are per sequence and are zero where no `lengths` are given."""
+    """The pieces of `config` in order. FLOPs are per sequence, and 0 without `lengths`."""
     if config.is_decoder_only:
         return _decoder_only(config, factory, lengths)
     if config.is_encoder_only:
@@ -124,7 +126,7 @@ def forward_flops(config: ModelConfig, factory: LayerFactory, lengths: Lengths) 
 
 
 def executed_flops(config: ModelConfig, factory: LayerFactory, lengths: Lengths) -> float:
-    """FLOPs of one forward pass as the chosen Fourier backend really computes it."""
+    """FLOPs of one forward pass as the configured Fourier backend computes it."""
     layers = range(config.num_encoder_layers)
     extra = sum(flops.executed_mixing(config, n, lengths) - flops.encoder_mixing(config, n, lengths) for n in layers)
     return forward_flops(config, factory, lengths) + extra
@@ -286,7 +288,7 @@ def _language_model_head(
             flops=head_flops,
             reads=reads,
         )
-    # T5 takes the N(0, 1) of its embedding back here; an embedding that starts at init_std needs no scale
+    # compensates T5's N(0, 1) embedding; an embedding that starts at init_std needs no scale
     scale = 1.0 if config.init_std else config.d_model**-0.5
 
     def run(module: TokenEmbedding, state: Any) -> Tensor:
@@ -367,7 +369,7 @@ def _norm_decoder(probability: float, norm: nn.Module, state: Seq2SeqState) -> S
 
 
 def _embed_text(embedding: TokenEmbedding, inputs: TextInputs) -> StackState:
-    # of the five fields a decoder needs three; the others repeat the mask, which is an integer and costs nothing
+    # a decoder needs three of the five fields; the others repeat the mask: integers, so no gradients are sent for them
     return StackState(embedding(inputs.ids), inputs.mask, inputs.mask, inputs.mask, inputs.mask)
 
 

@@ -1,4 +1,4 @@
-"""The whole encoder-decoder on one process: the training pass, and encoding once with decoding step by step.
+"""The encoder-decoder on one process: the training pass, and encoding once with decoding step by step.
 
 Shapes: B batch, N encoder tokens, M decoder tokens, D model width, V padded vocabulary.
 """
@@ -21,16 +21,16 @@ from models.layers.embedding import StackInput
 
 @dataclass
 class Encoded:
-    """An encoded prefix and what the decoder has computed on top of it so far."""
+    """An encoded prefix, and the caches of the decoder so far."""
 
     state: Seq2SeqState
     caches: list[LayerCache] = field(default_factory=list)
     num_decoded: int = 0
 
     def reorder(self, rows: Tensor, *, same_sample: bool = False) -> None:
-        """Keep the given rows (R,) of the batch, in their order, repeats included.
+        """Keep the given rows (R,) of the batch, in that order; a row may be repeated.
 
-        `same_sample`: every row is replaced by one of the same sample (as beams are), so the encoder's side stays.
+        `same_sample`: every row is replaced by a row of the same sample (as with beams), so the encoder's side is unchanged.
         """
         if not same_sample:
             self.state = self.state._replace(
@@ -55,12 +55,12 @@ class Seq2Seq(SingleProcessModel):
         return self.run_pieces(inputs)
 
     def encode(self, encoder_ids: Tensor, encoder_mask: Tensor) -> Encoded:
-        """Run the encoder once over (B, N) ids; decode() then takes any number of steps."""
+        """Run the encoder once on ids (B, N); `decode` may then be called any number of times."""
         state = self.run_pieces(Inputs(encoder_ids, encoder_mask, encoder_ids[:, :0]), stop="decoder.layers.0")
         return Encoded(state, [LayerCache() for _ in range(self.config.num_decoder_layers)])
 
     def decode(self, decoder_ids: Tensor, encoded: Encoded) -> Tensor:
-        """Logits (B, M, V) of M further decoder tokens; `encoded` remembers the earlier ones."""
+        """Logits (B, M, V) of M further decoder tokens; `encoded` holds the earlier ones."""
         state, past, num_new = encoded.state, encoded.num_decoded, decoder_ids.shape[1]
         start = self.get_submodule("decoder.input")
         assert isinstance(start, StackInput)

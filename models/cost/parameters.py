@@ -1,4 +1,4 @@
-"""Parameters of each piece in closed form, by its canonical name; tied pieces have none of their own.
+"""Parameters of each piece in closed form, by canonical name; a tied piece has none of its own.
 
 D model width, A width of all heads together, F feed-forward width, V padded vocabulary, L max_length.
 """
@@ -11,7 +11,7 @@ from models.config import BlockConfig, ModelConfig
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
-    """Canonical name of every piece that owns parameters → their number."""
+    """Canonical name of every piece that owns parameters → number of its parameters."""
     d, encoder, decoder = config.d_model, config.encoder_block_config, config.decoder_block_config
     tables = config.encoder_has_bias_table + config.decoder_has_bias_table
     counts = {"embedding": config.padded_vocab_size * d, "relative_bias": tables * config.num_buckets * config.num_heads}
@@ -36,7 +36,7 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """Parameters of the whole model, tied ones once."""
+    """Parameters of the whole model; tied ones count once."""
     return sum(parameter_counts(config).values())
 
 
@@ -86,5 +86,5 @@ def _heads(config: ModelConfig) -> int:
 
 
 def is_decayed(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies to the parameter of this canonical name: to matrices inside layers only."""
+    """Whether weight decay applies to the parameter of this canonical name: it applies to matrices inside layers only."""
     return parameter.ndim == 2 and name.startswith(("encoder.layers.", "decoder.layers."))

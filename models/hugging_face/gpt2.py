@@ -58,7 +58,7 @@ def our_config(theirs: dict[str, Any]) -> ModelConfig:
     block = dict(BLOCKS["gpt2"])
     activation = theirs.get("activation_function", "gelu_new")
     if activation not in ("gelu_new", "gelu_pytorch_tanh"):
-        raise ValueError(f"activation_function is {activation!r}: GPT-2's is gelu_new, and we map no other")
+        raise ValueError(f"activation_function is {activation!r}: only GPT-2's gelu_new is supported")
     block.update(
         norm_eps=theirs.get("layer_norm_epsilon", 1e-5),
         max_length=theirs.get("n_positions", 1024),

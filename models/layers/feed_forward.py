@@ -1,4 +1,4 @@
-"""The feed-forward sublayer: ReLU (T5 v1.0), GELU (BERT; GPT-2 and FNet with its tanh approximation), or gated.
+"""The feed-forward sublayer: ReLU (T5 v1.0), GELU (BERT; with the tanh approximation in GPT-2 and FNet), or gated.
 
 Gated: `activation(gate(x)) * up(x)`, with GELU in T5 v1.1 and SiLU in SwiGLU (Shazeer 2020, arXiv:2002.05202).
 """
@@ -47,5 +47,5 @@ class FeedForward(nn.Module):
 
 
 def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
-    """Dropout that costs nothing where it is off, as it is in pretraining."""
+    """`F.dropout`, skipped if it is off: pretraining has none, and the call would cost time."""
     return F.dropout(x, probability, training) if training and probability else x

@@ -1,7 +1,7 @@
-"""What an encoder-only model computes from its last layer: any number of heads at once.
+"""The heads of an encoder-only model: any number of them, computed from its last layer.
 
-mlm and order are BERT's and FNet's pretraining heads (order: are the two segments in their original order; arXiv:2105.03824,
-section 4.1); sequence, token and answer are those of classification, tagging and extractive question answering
+mlm and order are the pretraining heads of BERT and FNet (order: whether the two segments are in their original order;
+arXiv:2105.03824, section 4.1). sequence, token and answer are for classification, tagging and extractive question answering
 (arXiv:1810.04805, figure 4).
 
 Shapes: B batch, N tokens, P predicted positions, D model width, V padded vocabulary.
@@ -21,11 +21,11 @@ from models.layers.norm import build_norm
 
 
 class EncoderOutputs(NamedTuple):
-    """What the model has; None for the heads that it has not. Logits are fp32."""
+    """One field per head, None for the heads that the model does not have. Logits are fp32."""
 
     hidden: Tensor  # (B, N, D)
     pooled: Tensor | None = None  # (B, D)
-    mlm: Tensor | None = None  # (B, P or N, V); until the tied projection has run: (B, P or N, D)
+    mlm: Tensor | None = None  # (B, P or N, V); before the projection to the vocabulary: (B, P or N, D)
     order: Tensor | None = None  # (B, 2)
     sequence: Tensor | None = None  # (B, num_labels)
     token: Tensor | None = None  # (B, N, num_token_labels)
@@ -34,7 +34,7 @@ class EncoderOutputs(NamedTuple):
 
 
 class MaskedTokenHead(nn.Module):
-    """Linear, activation, norm; the projection to the vocabulary behind it is a piece of its own, tied to the embedding."""
+    """Linear, activation, norm. The projection to the vocabulary is another piece, because it may be tied."""
 
     def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class MaskedTokenHead(nn.Module):
         self.bias = factory.vocab_bias(config.padded_vocab_size)
 
     def forward(self, hidden: Tensor, positions: Tensor) -> Tensor:
-        """hidden (B, N, D), positions (B, P) int64 to predict at, P = 0 for all; returns (B, P or N, D)."""
+        """hidden (B, N, D), positions (B, P) int64 to predict, P = 0 for all; returns (B, P or N, D)."""
         if positions.shape[1]:
             hidden = torch.take_along_dim(hidden, positions.unsqueeze(-1), dim=1)
         return self.norm(self.activation(self.transform(hidden)))
@@ -70,7 +70,7 @@ class Heads(nn.Module):
         self.answer = linear("answer", 2)
 
     def forward(self, hidden: Tensor, mlm_positions: Tensor) -> EncoderOutputs:
-        """hidden (B, N, D), mlm_positions (B, P) int64; dropout stands before the two classifiers alone, as in BERT."""
+        """hidden (B, N, D), mlm_positions (B, P) int64; dropout only before the two classifiers, as in BERT."""
         pooled = None if self.pooler is None else torch.tanh(self.pooler(hidden[:, 0]))
         dropped = hidden if self.token is None else dropout(hidden, self.dropout, self.training)
 

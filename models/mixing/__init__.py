@@ -1,4 +1,4 @@
-"""Token mixing sublayers: one file each, one interface, and the one place that knows them by name.
+"""Token mixing sublayers: one file each, with one interface; `build_mixer` makes them by name.
 
 `mixer(hidden, mask, score_bias)`: hidden (B, N, D), mask (B, N) integer with 0 at padding, and the `ScoreBias`, which only
 attention reads; returns (B, N, D). A mixer that reads the mask's other values says so in its file.
@@ -35,4 +35,4 @@ def build_mixer(config: ModelConfig, factory: LayerFactory, layer: int) -> nn.Mo
         return CausalFourierMixing(config.max_length, norm)
     if config.mixing == "identity":
         return IdentityMixing()
-    raise AssertionError(config.mixing)  # refused by ModelConfig
+    raise AssertionError(config.mixing)  # ModelConfig refuses other names
