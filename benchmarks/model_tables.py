@@ -98,7 +98,7 @@ Why this rule: a baseline must be a model that someone would train. Scaling the 
 depth. Published families scale width and depth together. With this rule the GPT-2 of equal compute beside T5-v1.1-base has the
 shape of the published GPT-2. The larger published GPT-2s are deeper for their width (33 to 43 features of width a layer); the rule
 keeps 64 for all sizes, because that needs no table. Learnt positions count as parameters, so a longer `max_length` makes the
-feed-forward slightly narrower.
+feed-forward slightly narrower. The number of heads may be odd; a run whose `mesh.tensor_parallel` does not divide it is refused.
 
 Every table with a row for a `gpt2` of one size shows its layers x width and its heads. Reports take them from the configuration of the run, so
 a run from before this rule is shown with the shape that it had. (`prefix_decoder` keeps the T5's width and block on purpose and

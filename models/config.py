@@ -215,7 +215,7 @@ class ModelConfig:
         return replace(own, d_ff=self.encoder_d_ff or self.d_ff)
 
     @property
-    def drops_inside(self) -> bool:
+    def has_inner_dropout(self) -> bool:
         """Whether dropout also applies inside the feed-forward and after final norms: in T5, not in BERT, FNet and GPT-2."""
         return self.architecture not in BLOCKS
 

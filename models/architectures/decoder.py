@@ -48,8 +48,8 @@ class LayerCache:
         if self.buffer is None or self.buffer[0].shape[2] < length:
             capacity = length + max(MIN_GROWTH, length // 4)
             self.buffer = _with_capacity(self.self_keys_values[0], capacity), _with_capacity(self.self_keys_values[1], capacity)
-        for place, new in zip(self.buffer, (keys, values), strict=True):
-            place[:, :, past:length] = new
+        for buffer, new in zip(self.buffer, (keys, values), strict=True):
+            buffer[:, :, past:length] = new
         self.self_keys_values = self.buffer[0][:, :, :length], self.buffer[1][:, :, :length]
         return self.self_keys_values
 

@@ -14,84 +14,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
-from models.architectures.decoder import DecoderLayer, positions_of
+from models.architectures import steps
+from models.architectures.decoder import DecoderLayer
 from models.architectures.encoder import EncoderLayer
+from models.architectures.state import Embedded, EncoderInputs, Inputs, Seq2SeqState, StackState, TextInputs, sent_tensors
 from models.config import BlockConfig, ModelConfig
 from models.cost import flops
 from models.cost.flops import Lengths
-from models.layers.attention_bias import CROSS_ATTENTION, ScoreBias, ScoreBiasRule, decoder_bias_rule, encoder_bias_rule
+from models.layers.attention_bias import decoder_bias_rule, encoder_bias_rule
 from models.layers.embedding import OutputHead, StackInput, TokenEmbedding
 from models.layers.factory import LayerFactory
-from models.layers.feed_forward import dropout
 from models.layers.heads import EncoderOutputs, Heads
 from models.layers.norm import build_norm
 from models.layers.position import RelativeBiasTables
 
-
-class Inputs(NamedTuple):
-    """The input of an encoder-decoder: integers only."""
-
-    encoder_ids: Tensor  # (B, N) int64
-    encoder_mask: Tensor  # (B, N) int64, 1 at real tokens (or document numbers), 0 at padding
-    decoder_ids: Tensor  # (B, M) int64
-
-
-class Embedded(NamedTuple):
-    encoder_hidden: Tensor  # (B, N, D)
-    decoder_hidden: Tensor  # (B, M, D)
-    encoder_mask: Tensor  # (B, N) int64
-
-
-class Seq2SeqState(NamedTuple):
-    """The state between the pieces of an encoder-decoder. Every float tensor in it has a gradient."""
-
-    encoder_hidden: Tensor  # (B, N, D)
-    decoder_hidden: Tensor  # (B, M, D)
-    bias_tables: Tensor  # (S, num_buckets, H)
-    encoder_mask: Tensor  # (B, N) int64
-    # not sent to another stage
-    encoder_bias: ScoreBias | None = None
-    self_bias: ScoreBias | None = None
-    cross_bias: ScoreBias | None = None
-
-
-class TextInputs(NamedTuple):
-    """The input of a decoder-only model."""
-
-    ids: Tensor  # (B, M) int64
-    mask: Tensor  # (B, M) int64: 0 padding, 1 a token, 2 a token of the prefix that is read in both directions
-
-
-class EncoderInputs(NamedTuple):
-    """The input of an encoder-only model."""
-
-    ids: Tensor  # (B, N) int64
-    mask: Tensor  # (B, N) int64, as in `Inputs`
-    type_ids: Tensor  # (B, N) int64, segment of each token
-    mlm_positions: Tensor  # (B, P) int64, positions to predict; P = 0 for all
-
-
-class StackState(NamedTuple):
-    """The state between the pieces of a model of one stack. A decoder does not read type_ids and mlm_positions."""
-
-    hidden: Tensor  # (B, N, D)
-    bias_tables: Tensor  # (S, num_buckets, H)
-    mask: Tensor  # (B, N) int64
-    type_ids: Tensor  # (B, N) int64
-    mlm_positions: Tensor  # (B, P) int64
-    bias: ScoreBias | None = None  # not sent to another stage
-
-
-def sent_tensors(state: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """The fields that a stage sends to the next: all but the score biases, which the next stage makes again from the tables.
-
-    A bias is (B or 1, H, N, N) numbers, a table is `num_buckets` x H.
-    """
-    return tuple(field for field in state if isinstance(field, Tensor))
+__all__ = [
+    "EncoderInputs",
+    "Inputs",
+    "Piece",
+    "Seq2SeqState",
+    "StackState",
+    "TextInputs",
+    "executed_flops",
+    "forward_flops",
+    "pieces",
+    "sent_tensors",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +87,8 @@ def executed_flops(config: ModelConfig, factory: LayerFactory, lengths: Lengths)
 def _encoder_decoder(config: ModelConfig, factory: LayerFactory, lengths: Lengths | None) -> list[Piece]:
     count = _counter(config, lengths)
     result = [
-        Piece(name="embedding", build=lambda f: TokenEmbedding(config, f), run=_embed_both, reads=Inputs),
-        Piece(name="relative_bias", build=lambda f: RelativeBiasTables(config, f), run=_add_bias_tables, reads=Embedded),
+        Piece(name="embedding", build=lambda f: TokenEmbedding(config, f), run=steps.embed_both, reads=Inputs),
+        Piece(name="relative_bias", build=lambda f: RelativeBiasTables(config, f), run=steps.add_bias_tables, reads=Embedded),
         Piece(
             name="encoder.input",
             build=lambda f: StackInput(config, config.encoder_block_config, f),
@@ -148,7 +100,7 @@ def _encoder_decoder(config: ModelConfig, factory: LayerFactory, lengths: Length
             build=lambda f: StackInput(config, config.decoder_block_config, f),
             run=lambda module, state: state._replace(decoder_hidden=module(state.decoder_hidden)),
         ),
-        *_encoder_layers(config, count, _run_encoder_layer, Seq2SeqState),
+        *_encoder_layers(config, count, steps.run_encoder_layer, Seq2SeqState),
     ]
     # The final norms and the head stay with the layer before them: a stage of the head alone would receive an encoder output
     # that it does not use, and a pipeline cannot send a float tensor that gets no gradient.
@@ -157,16 +109,16 @@ def _encoder_decoder(config: ModelConfig, factory: LayerFactory, lengths: Length
             Piece(
                 name="encoder.final_norm",
                 build=_final_norm(config.encoder_block_config, config.d_model),
-                run=partial(_norm_encoder, _final_dropout(config)),
+                run=partial(steps.norm_encoder, _final_dropout(config)),
             )
         )
-    result += _decoder_layers(config, count, _run_decoder_layer, Seq2SeqState)
+    result += _decoder_layers(config, count, steps.run_decoder_layer, Seq2SeqState)
     if config.decoder_block_config.pre_norm:
         result.append(
             Piece(
                 name="decoder.final_norm",
                 build=_final_norm(config.decoder_block_config, config.d_model),
-                run=partial(_norm_decoder, _final_dropout(config)),
+                run=partial(steps.norm_decoder, _final_dropout(config)),
             )
         )
     result.append(_language_model_head(config, factory, count, result[0], "decoder_hidden", Seq2SeqState))
@@ -176,22 +128,22 @@ def _encoder_decoder(config: ModelConfig, factory: LayerFactory, lengths: Length
 def _decoder_only(config: ModelConfig, factory: LayerFactory, lengths: Lengths | None) -> list[Piece]:
     count = _counter(config, lengths)
     result = [
-        Piece(name="embedding", build=lambda f: TokenEmbedding(config, f), run=_embed_text, reads=TextInputs),
-        Piece(name="relative_bias", build=lambda f: RelativeBiasTables(config, f), run=_add_text_tables, reads=StackState),
+        Piece(name="embedding", build=lambda f: TokenEmbedding(config, f), run=steps.embed_text, reads=TextInputs),
+        Piece(name="relative_bias", build=lambda f: RelativeBiasTables(config, f), run=steps.add_text_tables, reads=StackState),
         Piece(
             name="decoder.input",
             build=lambda f: StackInput(config, config.decoder_block_config, f),
-            run=_begin_text,
+            run=steps.begin_text,
             reads=StackState,
         ),
-        *_decoder_layers(config, count, _run_text_layer, StackState),
+        *_decoder_layers(config, count, steps.run_text_layer, StackState),
     ]
     if config.decoder_block_config.pre_norm:
         result.append(
             Piece(
                 name="decoder.final_norm",
                 build=_final_norm(config.decoder_block_config, config.d_model),
-                run=partial(_norm_stack, _final_dropout(config)),
+                run=partial(steps.norm_stack, _final_dropout(config)),
                 reads=StackState,
             )
         )
@@ -202,8 +154,8 @@ def _decoder_only(config: ModelConfig, factory: LayerFactory, lengths: Lengths |
 def _encoder_only(config: ModelConfig, factory: LayerFactory, lengths: Lengths | None) -> list[Piece]:
     count = _counter(config, lengths)
     result = [
-        Piece(name="embedding", build=lambda f: TokenEmbedding(config, f), run=_embed_encoder, reads=EncoderInputs),
-        Piece(name="relative_bias", build=lambda f: RelativeBiasTables(config, f), run=_add_text_tables, reads=StackState),
+        Piece(name="embedding", build=lambda f: TokenEmbedding(config, f), run=steps.embed_encoder, reads=EncoderInputs),
+        Piece(name="relative_bias", build=lambda f: RelativeBiasTables(config, f), run=steps.add_text_tables, reads=StackState),
         Piece(
             name="encoder.input",
             build=lambda f: StackInput(config, config.encoder_block_config, f),
@@ -211,14 +163,14 @@ def _encoder_only(config: ModelConfig, factory: LayerFactory, lengths: Lengths |
             flops=count(flops.encoder_input),
             reads=StackState,
         ),
-        *_encoder_layers(config, count, _run_stack_layer, StackState),
+        *_encoder_layers(config, count, steps.run_stack_layer, StackState),
     ]
     if config.encoder_block_config.pre_norm:
         result.append(
             Piece(
                 name="encoder.final_norm",
                 build=_final_norm(config.encoder_block_config, config.d_model),
-                run=partial(_norm_stack, _final_dropout(config)),
+                run=partial(steps.norm_stack, _final_dropout(config)),
                 reads=StackState,
             )
         )
@@ -301,11 +253,11 @@ def _masked_lm_head(config: ModelConfig, factory: LayerFactory, count: Callable[
     head_flops = count(flops.output_head)
     if not config.tie_embeddings:
         build: Callable[[LayerFactory], nn.Module] = lambda f: OutputHead(config, f)  # noqa: E731
-        return Piece(name="head", build=build, run=_run_mlm, flops=head_flops, reads=EncoderOutputs)
+        return Piece(name="head", build=build, run=steps.run_mlm, flops=head_flops, reads=EncoderOutputs)
     return Piece(
         name="head",
         build=embedding.build,
-        run=partial(_run_tied_mlm, factory),
+        run=partial(steps.run_tied_mlm, factory),
         flops=head_flops,
         tied_to=embedding.name,
         reads=EncoderOutputs,
@@ -328,92 +280,5 @@ def _final_norm(block: BlockConfig, d_model: int) -> Callable[[LayerFactory], nn
 
 
 def _final_dropout(config: ModelConfig) -> float:
-    """Dropout probability behind a final norm."""
-    return config.dropout if config.drops_inside else 0.0
-
-
-def _embed_both(embedding: TokenEmbedding, inputs: Inputs) -> Embedded:
-    return Embedded(embedding(inputs.encoder_ids), embedding(inputs.decoder_ids), inputs.encoder_mask)
-
-
-def _add_bias_tables(tables: RelativeBiasTables, embedded: Embedded) -> Seq2SeqState:
-    bias_tables = tables(embedded.encoder_mask)
-    return Seq2SeqState(embedded.encoder_hidden, embedded.decoder_hidden, bias_tables, embedded.encoder_mask)
-
-
-def _run_encoder_layer(rule: ScoreBiasRule | None, layer: EncoderLayer, state: Seq2SeqState) -> Seq2SeqState:
-    hidden, mask = state.encoder_hidden, state.encoder_mask
-    if rule is not None and state.encoder_bias is None:
-        num_tokens = hidden.shape[1]
-        state = state._replace(encoder_bias=rule.make(state.bias_tables, mask, num_tokens, num_tokens, hidden.dtype))
-    return state._replace(encoder_hidden=layer(hidden, mask, state.encoder_bias))
-
-
-def _norm_encoder(probability: float, norm: nn.Module, state: Seq2SeqState) -> Seq2SeqState:
-    return state._replace(encoder_hidden=dropout(norm(state.encoder_hidden), probability, norm.training))
-
-
-def _run_decoder_layer(rule: ScoreBiasRule | None, layer: DecoderLayer, state: Seq2SeqState) -> Seq2SeqState:
-    hidden, encoder, tables = state.decoder_hidden, state.encoder_hidden, state.bias_tables
-    num_tokens = hidden.shape[1]
-    if rule is not None and state.self_bias is None:
-        state = state._replace(self_bias=rule.make(tables, None, num_tokens, num_tokens, hidden.dtype))
-    if state.cross_bias is None:
-        cross_bias = CROSS_ATTENTION.make(tables, state.encoder_mask, num_tokens, encoder.shape[1], hidden.dtype)
-        state = state._replace(cross_bias=cross_bias)
-    return state._replace(decoder_hidden=layer(hidden, state.self_bias, None, encoder, state.cross_bias))
-
-
-def _norm_decoder(probability: float, norm: nn.Module, state: Seq2SeqState) -> Seq2SeqState:
-    return state._replace(decoder_hidden=dropout(norm(state.decoder_hidden), probability, norm.training))
-
-
-def _embed_text(embedding: TokenEmbedding, inputs: TextInputs) -> StackState:
-    # a decoder needs three of the five fields; the others repeat the mask: integers, so no gradients are sent for them
-    return StackState(embedding(inputs.ids), inputs.mask, inputs.mask, inputs.mask, inputs.mask)
-
-
-def _embed_encoder(embedding: TokenEmbedding, inputs: EncoderInputs) -> StackState:
-    return StackState(embedding(inputs.ids), inputs.mask, inputs.mask, inputs.type_ids, inputs.mlm_positions)
-
-
-def _add_text_tables(tables: RelativeBiasTables, state: StackState) -> StackState:
-    return state._replace(bias_tables=tables(state.mask))
-
-
-def _begin_text(module: StackInput, state: StackState) -> StackState:
-    if module.positions is None:
-        return state._replace(hidden=module(state.hidden))
-    module.positions.check(state.hidden.shape[1])
-    return state._replace(hidden=module(state.hidden, positions=positions_of(state.mask)))
-
-
-def _run_stack_layer(rule: ScoreBiasRule | None, layer: EncoderLayer, state: StackState) -> StackState:
-    state = _with_stack_bias(rule, state)
-    return state._replace(hidden=layer(state.hidden, state.mask, state.bias))
-
-
-def _run_text_layer(rule: ScoreBiasRule | None, layer: DecoderLayer, state: StackState) -> StackState:
-    state = _with_stack_bias(rule, state)
-    return state._replace(hidden=layer(state.hidden, state.bias, state.mask))
-
-
-def _with_stack_bias(rule: ScoreBiasRule | None, state: StackState) -> StackState:
-    if rule is None or state.bias is not None:
-        return state
-    num_tokens = state.hidden.shape[1]
-    return state._replace(bias=rule.make(state.bias_tables, state.mask, num_tokens, num_tokens, state.hidden.dtype))
-
-
-def _norm_stack(probability: float, norm: nn.Module, state: StackState) -> StackState:
-    return state._replace(hidden=dropout(norm(state.hidden), probability, norm.training))
-
-
-def _run_tied_mlm(factory: LayerFactory, embedding: TokenEmbedding, outputs: EncoderOutputs) -> EncoderOutputs:
-    assert outputs.mlm is not None
-    return outputs._replace(mlm=factory.tied_logits(outputs.mlm, embedding.weight, outputs.mlm_bias))
-
-
-def _run_mlm(head: OutputHead, outputs: EncoderOutputs) -> EncoderOutputs:
-    assert outputs.mlm_bias is not None
-    return outputs._replace(mlm=head(outputs.mlm) + outputs.mlm_bias.float())
+    """Dropout probability after a final norm."""
+    return config.dropout if config.has_inner_dropout else 0.0

@@ -59,7 +59,7 @@ class ScoreBiasRule:
         return ScoreBias(bias.contiguous() if forbidden is None else _forbid(bias, forbidden))
 
     def _forbidden(self, mask: Tensor | None, num_queries: int, num_keys: int, device: torch.device) -> Tensor | None:
-        """None if every key may be read, or if `is_causal` says it all."""
+        """None if every key may be read, or if `is_causal` is enough."""
         no_padding = mask is None or _has_only_tokens(mask)
         if self.mask_kind in ("all", "documents"):
             if no_padding or mask is None:
@@ -91,7 +91,7 @@ def encoder_bias_rule(config: ModelConfig) -> ScoreBiasRule:
 
 
 def decoder_bias_rule(config: ModelConfig) -> ScoreBiasRule | None:
-    """For the decoder's self-attention; None where causal Fourier mixing takes its place."""
+    """For the decoder's self-attention; None with causal Fourier mixing."""
     if config.decoder_mixing != "attention":
         return None
     is_prefix = config.architecture == "prefix_decoder"
@@ -104,7 +104,7 @@ def decoder_bias_rule(config: ModelConfig) -> ScoreBiasRule | None:
 
 
 def _has_only_tokens(mask: Tensor) -> bool:
-    """Whether every position is an ordinary token. Only looked at on the CPU: on a GPU the answer would cost a wait."""
+    """Whether every position is an ordinary token. Tested on the CPU only: on a GPU the test would wait for the device."""
     return mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool((mask == 1).all())
 
 

@@ -29,7 +29,7 @@ class FeedForward(nn.Module):
         super().__init__()
         std = config.std(config.d_model**-0.5)
         self.activation = ACTIVATIONS[block.feed_forward]
-        self.dropout = config.dropout if config.drops_inside else 0.0
+        self.dropout = config.dropout if config.has_inner_dropout else 0.0
         self.tensor_parallel_rng = factory.tensor_parallel_rng
         self.gate: nn.Module | None = None
         if block.gated:

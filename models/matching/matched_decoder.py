@@ -6,7 +6,7 @@ Size: as many parameters as the T5, or as many FLOPs of a training row. The numb
 GPT-2's feed-forward of 4 widths; then the feed-forward takes up the rest, in multiples of 64 and between 2 and 8 widths. A tiny
 model may still miss its target, because the vocabulary is most of it: callers that need equality check it.
 
-A T5 runs each token through one of its two stacks, a decoder alone runs it through all of its layers: at equal parameters it
+A T5 runs each token through one of its two stacks, a decoder-only model through all of its layers: at equal parameters it
 computes about twice as much, at equal compute it has about half of the parameters (Raffel et al. 2020, section 3.2).
 """
 

@@ -1,7 +1,7 @@
 """Token mixing sublayers: one file each, with one interface; `build_mixer` makes them by name.
 
 `mixer(hidden, mask, score_bias)`: hidden (B, N, D), mask (B, N) integer with 0 at padding, and the `ScoreBias`, which only
-attention reads; returns (B, N, D). A mixer that reads the mask's other values says so in its file.
+attention reads; returns (B, N, D). Only `within_documents` mixing and attention read the mask's other values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from models.mixing.random import RandomMixing
 
 
 def build_mixer(config: ModelConfig, factory: LayerFactory, layer: int) -> nn.Module:
-    """The mixing sublayer of encoder layer `layer`: attention where the layout says so, else `config.mixing`."""
+    """The mixing sublayer of encoder layer `layer`: attention if the layout gives it attention, else `config.mixing`."""
     if config.encoder_layer_attends(layer):
         return AttentionMixing(config, factory)
     norm = config.encoder_block_config.fourier_norm

@@ -127,10 +127,10 @@ class Encoder(nn.Module):
             raise ValueError(f"the input has {num_tokens} tokens, the model was trained on {self.encoder_length}: shorten it")
         if attention_mask is None:
             attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
-        behind = self.encoder_length - num_tokens
-        x = F.pad(inputs_embeds, (0, 0, 0, behind))
+        padding = self.encoder_length - num_tokens
+        x = F.pad(inputs_embeds, (0, 0, 0, padding))
         x = F.dropout(self.input(x) if hasattr(self, "input") else x, self.dropout, self.training)
-        mask = F.pad(attention_mask, (0, behind))
+        mask = F.pad(attention_mask, (0, padding))
         bias = None
         if hasattr(relative_bias, "encoder"):
             bias = relative_bias.bias(relative_bias.encoder, self.encoder_length, self.encoder_length, True)
