@@ -221,10 +221,10 @@ def test_tables_show_the_shape_of_the_models_that_were_trained(
         assert {row["shape"] for row in csv.DictReader(file) if row["arm"] == "gpt2"} == {shape}
     # of a run that no ladder planned, and that another rule shaped
     folders = [Path(shutil.copytree(path, tmp_path / path.name)) for path in (run, runs_of(ladder_folder) / "t5-d64-seed0-b1")]
-    config["model"] = {**model, "num_decoder_layers": 31, "d_model": 7, "num_heads": 1}
+    config["model"] = {**model, "num_decoder_layers": 31, "d_model": 48, "num_heads": 3}
     (folders[0] / "config.json").write_text(json.dumps(config))
     report(folders, tmp_path / "page")
-    assert "| gpt2 | d7 | 31 x 7, 1 heads |" in (tmp_path / "page" / "report.md").read_text()
+    assert "| gpt2 | d48 | 31 x 48, 3 heads |" in (tmp_path / "page" / "report.md").read_text()
 
 
 def test_json_holds_no_number_that_json_does_not_know(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
