@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from launch.bench.arms import Arm
+from launch.bench.benchmark_models import BenchmarkModel
 from launch.bench.inference_plan import InferencePlan
 from launch.bench.inference_record import InferenceRecord
 from launch.bench.machine import machine
@@ -61,8 +61,8 @@ class Written:
 
 def measure(plan: InferencePlan) -> Iterator[list[InferenceRecord]]:
     """The records of one (batch, prefix) after the other."""
-    arms = plan.arms()
-    models = {config: _model(config, plan) for config in dict.fromkeys(arm.config for arm in arms)}
+    compared = plan.models()
+    models = {config: _model(config, plan) for config in dict.fromkeys(one.config for one in compared)}
     shuffle = random.Random(0)
     for batch, prefix in plan.cells:
         prompts = torch.randint(plan.vocab_size, (batch, prefix), generator=torch.Generator().manual_seed(prefix)).tolist()
@@ -78,9 +78,9 @@ def measure(plan: InferencePlan) -> Iterator[list[InferenceRecord]]:
                 else:
                     rounds[config].append(write(models[config], ids, mask, plan.new_tokens))
         yield [
-            _record(plan, arm, batch, prefix, new_tokens, rounds[arm.config])
+            _record(plan, one, batch, prefix, new_tokens, rounds[one.config])
             for new_tokens in sorted(set(plan.new_tokens))
-            for arm in arms
+            for one in compared
         ]
 
 
@@ -143,16 +143,16 @@ def _wait(device: torch.device) -> None:
 
 
 def _record(
-    plan: InferencePlan, arm: Arm, batch: int, prefix: int, new_tokens: int, rounds: Sequence[Written]
+    plan: InferencePlan, one: BenchmarkModel, batch: int, prefix: int, new_tokens: int, rounds: Sequence[Written]
 ) -> InferenceRecord:
-    config, bytes_per_value = arm.config, DTYPES[plan.precision].itemsize
+    config, bytes_per_value = one.config, DTYPES[plan.precision].itemsize
     firsts = [written.seconds[0] for written in rounds]
     following = [written.following(new_tokens) for written in rounds]
     caches = cache_bytes(config, prefix, new_tokens, batch, bytes_per_value)
     memory = rounds[-1].memory[new_tokens]
     return InferenceRecord(
-        pairing=arm.pairing,
-        arm=arm.name,
+        pairing=one.pairing,
+        arm=one.name,
         size=plan.size,
         batch=batch,
         prefix=prefix,
@@ -161,13 +161,13 @@ def _record(
         token_seconds=statistics.median(following),
         first_token_rounds=firsts,
         token_rounds=following,
-        parameters=arm.parameters,
-        training_flops=arm.training_flops,
-        mismatch=arm.mismatch,
+        parameters=one.parameters,
+        training_flops=one.training_flops,
+        mismatch=one.mismatch,
         first_token_flops=first_token_flops(config, prefix),
         token_flops=token_flops(config, prefix, new_tokens),
         step_bytes=step_bytes(config, prefix, new_tokens, batch, bytes_per_value),
-        weight_bytes=arm.parameters * bytes_per_value,
+        weight_bytes=one.parameters * bytes_per_value,
         cache_bytes=caches.total,
         self_cache_bytes=caches.own,
         cross_cache_bytes=caches.cross,
@@ -177,12 +177,13 @@ def _record(
         encoder_layers=config.num_encoder_layers,
         decoder_layers=config.num_decoder_layers,
         d_model=config.d_model,
+        num_heads=config.num_heads,
         encoder_d_ff=0 if config.is_decoder_only else config.encoder_block_config.d_ff,
         d_ff=config.d_ff,
         vocab_size=config.vocab_size,
         training_encoder_length=plan.training_row.encoder,
         training_decoder_length=plan.training_row.decoder,
-        fourier_backend=config.fourier_backend if arm.name == "fnet_t5" else None,
+        fourier_backend=config.fourier_backend if one.name == "fnet_t5" else None,
         precision=plan.precision,
         device=plan.device,
         threads=torch.get_num_threads(),

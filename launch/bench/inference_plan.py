@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
-from launch.bench.arms import Arm, make_arms
+from launch.bench.benchmark_models import BenchmarkModel, benchmark_models
 from models.config import FourierBackend
 from models.cost.flops import Lengths
 
@@ -73,6 +73,6 @@ class InferencePlan:
     def _all_cells(self) -> list[tuple[int, int]]:
         return [(batch, prefix) for batch in sorted(set(self.batches)) for prefix in sorted(set(self.prefixes))]
 
-    def arms(self) -> list[Arm]:
+    def models(self) -> list[BenchmarkModel]:
         longest = max(self.prefixes) + max(self.new_tokens)
-        return make_arms(self.size, self.vocab_size, self.training_row, longest, self.fourier_backend)
+        return benchmark_models(self.size, self.vocab_size, self.training_row, longest, self.fourier_backend)

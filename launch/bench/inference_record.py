@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.files import write_json_atomically
+from models.sizes import shape_of
 
 BASELINE = "t5"
 
@@ -65,6 +66,8 @@ class InferenceRecord:
     vocab_size: int
     training_encoder_length: int
     training_decoder_length: int
+    num_heads: int | None = None
+    """None in a file that was written before this field was."""
     fourier_backend: str | None
     """None where nothing is transformed."""
     precision: str
@@ -92,6 +95,7 @@ COLUMNS = (
     "prefix",
     "new",
     "arm",
+    "shape",
     "M par.",
     "first, ms",
     "of t5",
@@ -123,7 +127,7 @@ def markdown(records: Sequence[InferenceRecord]) -> str:
     lines, names = [], columns(records)
     for title, rows in tables(records):
         lines += [f"**{title.capitalize()}**", "", "| " + " | ".join(names) + " |"]
-        lines += ["| " + " | ".join("---" if name == "arm" else "---:" for name in names) + " |"]
+        lines += ["| " + " | ".join("---" if name in ("arm", "shape") else "---:" for name in names) + " |"]
         lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
     return "\n".join(lines)
 
@@ -136,6 +140,7 @@ def _row(record: InferenceRecord, baseline: InferenceRecord) -> tuple[str, ...]:
     return (
         *map(str, _place(record)),
         record.arm,
+        _shape(record),
         f"{record.parameters / 1e6:.1f}",
         f"{1e3 * record.first_token_seconds:.1f}",
         _ratio(record.first_token_rounds, baseline.first_token_rounds),
@@ -148,6 +153,11 @@ def _row(record: InferenceRecord, baseline: InferenceRecord) -> tuple[str, ...]:
         _megabytes(record.cache_bytes),
         *([] if record.peak_bytes is None else [_megabytes(record.peak_bytes)]),
     )
+
+
+def _shape(record: InferenceRecord) -> str:
+    layers = {"num_encoder_layers": record.encoder_layers, "num_decoder_layers": record.decoder_layers}
+    return shape_of({**layers, "d_model": record.d_model, "num_heads": record.num_heads})
 
 
 def _ratio(seconds: Sequence[float], baseline: Sequence[float]) -> str:

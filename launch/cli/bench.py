@@ -103,12 +103,10 @@ def _announce(console: Any, plan: InferencePlan, machine: str) -> None:
         f"{machine}; {plan.precision}, {plan.rounds} rounds; random weights and prefixes, greedy; "
         f"training row {row.encoder} + {row.decoder} tokens"
     )
-    for arm in plan.arms():
-        config = arm.config
-        layers = "+".join(str(count) for count in (config.num_encoder_layers, config.num_decoder_layers) if count)
+    for one in plan.models():
         console.print(
-            f"  {arm.pairing.replace('_', ' ')}: {arm.name}, {layers} layers of {config.d_model}, "
-            f"{arm.parameters / 1e6:,.1f} M parameters, {arm.training_flops / 1e9:,.1f} GFLOP a row ({arm.mismatch:+.2%})"
+            f"  {one.pairing.replace('_', ' ')}: {one.name}, {one.config.shape}, "
+            f"{one.parameters / 1e6:,.1f} M parameters, {one.training_flops / 1e9:,.1f} GFLOP a row ({one.mismatch:+.2%})"
         )
     if plan.left_out:
         console.print(f"  left out by --most-tokens: {', '.join(f'{batch} x {prefix}' for batch, prefix in plan.left_out)}")
@@ -123,7 +121,7 @@ def _show(console: Any, records: list[InferenceRecord]) -> None:
     for title, rows in tables(records):
         table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
         for name in columns(records):
-            table.add_column(name, justify="left" if name == "arm" else "right")
+            table.add_column(name, justify="left" if name in ("arm", "shape") else "right")
         for row in rows:
             table.add_row(*row)
         console.print(table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +10,9 @@ import torch
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from torch import Tensor, nn
 
-from models.architectures.pieces import Piece, pieces
+from models.architectures.pieces import Piece, Seq2SeqState, StackState, pieces, sent_tensors
 from models.config import ModelConfig
 from models.cost.flops import Lengths
-from models.layers.attention_bias import made_anew
 from models.layers.factory import LayerFactory
 from models.layers.initialization import initial_value
 from pipeline.distributed.batch_parallel_encoder import has_partial_gradient, shard_encoder
@@ -33,12 +31,13 @@ class StageLayer(nn.Module):
         self.piece, self.recompute = piece, recompute
         self.module = piece.build(factory)
 
-    def forward(self, received: tuple[Tensor, ...]) -> Any:
-        with made_anew() if self.recompute else nullcontext():
-            return run_piece(self.piece, self.module, received)
+    def forward(self, received: tuple[Any, ...]) -> Any:
+        result = run_piece(self.piece, self.module, received)
+        # a layer that is run again by itself makes its own score bias: what it hands on is kept in memory until then
+        return sent_tensors(result) if self.recompute and isinstance(result, Seq2SeqState | StackState) else result
 
 
-def run_piece(piece: Piece, module: nn.Module, received: tuple[Tensor, ...]) -> Any:
+def run_piece(piece: Piece, module: nn.Module, received: tuple[Any, ...]) -> Any:
     """Give the fields of a bare tuple their names back, then run. DeepSpeed clones what it passes on into plain tuples."""
     return piece.run(module, piece.reads(*received))
 
@@ -110,7 +109,7 @@ class Stages(PipelineModule):
     def _build(self) -> None:
         super()._build()
         if self.stage_id < self.num_stages - 1:
-            self.forward_funcs.append(clone_stage_gradients)
+            self.forward_funcs += [sent_tensors, clone_stage_gradients]
 
     def _partition_layers(self, method: str = "") -> None:
         self.parts = self.bounds

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from models.sizes import shape_of
 from pipeline.scaling.fit.points import MOST_EPOCHS
 from pipeline.scaling.ladder.costs import costs_of
 from pipeline.scaling.ladder.ladder import Ladder
@@ -29,13 +30,14 @@ def show_plan(ladder: Ladder) -> None:
         title_justify="left",
     )
     table.add_column("run", no_wrap=True)
+    table.add_column("shape", no_wrap=True)
     for name in ("M parameters", "rows", "steps", "M tokens", "FLOPs"):
         table.add_column(name, justify="right")
     for run in ladder.runs:
         last = run.ends[-1]
         steps = f"{len(run.rates)} x {last.steps:,}" if run.phase == "sweep" else f"{last.steps:,}"
         cells = f"{run.num_parameters / 1e6:,.2f}", f"{run.rows:,}", steps, f"{last.tokens / 1e6:,.1f}", f"{run.flops:.3g}"
-        table.add_row(run.name, *cells)
+        table.add_row(run.name, shape_of(run.model), *cells)
     console.print(table)
     _show_rules(console, ladder)
     costs = costs_of(ladder)

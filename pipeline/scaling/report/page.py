@@ -81,7 +81,7 @@ def _sections(collected: Collected, analyses: Sequence[Analysis], command: str, 
     for results, analysis in zip(collected.sets, analyses, strict=True):
         where = f" ({results.name})" if len(collected.sets) > 1 else ""
         sources = source_table(results, analysis)
-        tables = [comparison_table(analysis), *pair_tables(analysis), *fit_tables(analysis), speed_table(results)]
+        tables = [comparison_table(analysis), *pair_tables(results, analysis), *fit_tables(analysis), speed_table(results)]
         sections += [
             Section(f"Results{where}", (f"Measure: {results.measure}.",), tuple(tables + ([sources] if sources else []))),
             Section(f"Figures{where}", figures=tuple(figures(results, analysis))),

@@ -206,6 +206,28 @@ def test_every_run_stands_in_the_csv_unrounded(whole: tuple[Path, list[str], dic
     assert float(row["measure"]) == written["sources"]["all"]["bits_per_byte"]
 
 
+def test_tables_show_the_shape_of_the_models_that_were_trained(
+    whole: tuple[Path, list[str], dict[str, Any]], ladder_folder: Path, tmp_path: Path
+) -> None:
+    run = runs_of(ladder_folder) / "gpt2-d64-seed0-b1"
+    config = json.loads((run / "config.json").read_bytes())
+    model = config["model"]
+    shape = f"{model['num_decoder_layers']} x {model['d_model']}, {model['num_heads']} heads"
+    markdown = (whole[0] / "report.md").read_text()
+    rows = [line for line in markdown.splitlines() if "| gpt2 | d64 |" in line]
+    assert len(rows) >= 5  # of pairs, seconds, text, throughput, and every run
+    assert all(f"| gpt2 | d64 | {shape} |" in row for row in rows)
+    assert any(f"gpt2 ({shape})" in line for line in markdown.splitlines() if line.startswith("| source |"))
+    with (whole[0] / "runs.csv").open() as file:
+        assert {row["shape"] for row in csv.DictReader(file) if row["arm"] == "gpt2"} == {shape}
+    # of a run that no ladder planned, and that another rule shaped
+    folders = [Path(shutil.copytree(path, tmp_path / path.name)) for path in (run, runs_of(ladder_folder) / "t5-d64-seed0-b1")]
+    config["model"] = {**model, "num_decoder_layers": 31, "d_model": 48, "num_heads": 3}
+    (folders[0] / "config.json").write_text(json.dumps(config))
+    report(folders, tmp_path / "page")
+    assert "| gpt2 | d48 | 31 x 48, 3 heads |" in (tmp_path / "page" / "report.md").read_text()
+
+
 def test_json_holds_no_number_that_json_does_not_know(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
     def refuse(name: str) -> None:
         raise AssertionError(name)

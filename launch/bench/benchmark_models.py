@@ -1,7 +1,7 @@
-"""The models that `bench inference` compares: a T5, and a hybrid and a GPT-2 that are its equal in parameters or in compute.
+"""The models that `bench inference` compares: a T5, and a hybrid and a GPT-2 of as many parameters or as much compute.
 
-Compute is that of training: FLOPs of one row of the same raw text, of which an encoder-decoder encodes one part and writes the
-other, and a GPT-2 reads all.
+Compute is that of training: FLOPs of one row of the same raw text. An encoder-decoder encodes one part of it and decodes the
+other; a GPT-2 reads all of it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Pairing = Literal["equal_parameters", "equal_training_compute"]
 TOLERANCE = 0.02
 
 
-@dataclass(frozen=True)
-class Arm:
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkModel:
     """A model in a comparison."""
 
     pairing: Pairing
@@ -41,16 +41,16 @@ def two_stack_sizes() -> list[str]:
     return [name for name, values in SIZES.items() if values["num_encoder_layers"] and values["num_decoder_layers"]]
 
 
-def make_arms(
+def benchmark_models(
     size: str,
     vocab_size: int,
     training_row: Lengths,
     max_length: int,
     fourier_backend: FourierBackend,
-) -> list[Arm]:
-    """Three arms of both pairings; the T5 stands in both. `max_length`: tokens that the longest text of a GPT-2 has.
+) -> list[BenchmarkModel]:
+    """Three models in each of two pairings; the T5 is in both. `max_length`: tokens of the longest text of a GPT-2.
 
-    Raises ValueError for a size without two stacks, and where an arm cannot be brought within 2 % of the T5.
+    Raises ValueError for a size without two stacks, and if a model cannot be brought within 2 % of the T5.
     """
     if size not in two_stack_sizes():
         raise ValueError(f"--size {size!r} is no size of a T5: choose one of {', '.join(two_stack_sizes())}")
@@ -61,18 +61,18 @@ def make_arms(
         "equal_parameters": (hybrids["equal_parameters"].config, gpt2_of_equal_parameters(t5, positions)),
         "equal_training_compute": (hybrids["equal_flops_width"].config, gpt2_of_equal_flops(t5, training_row, positions)),
     }
-    arms = []
+    result = []
     for pairing, (hybrid, gpt2) in configs.items():
         trio: list[tuple[ArmName, ModelConfig]] = [
             ("fnet_t5", replace(hybrid, fourier_backend=fourier_backend)),
             ("t5", t5),
             ("gpt2", gpt2),
         ]
-        arms += [_arm(pairing, name, config, t5, training_row) for name, config in trio]
-    return arms
+        result += [_model(pairing, name, config, t5, training_row) for name, config in trio]
+    return result
 
 
-def _arm(pairing: Pairing, name: ArmName, config: ModelConfig, t5: ModelConfig, training_row: Lengths) -> Arm:
+def _model(pairing: Pairing, name: ArmName, config: ModelConfig, t5: ModelConfig, training_row: Lengths) -> BenchmarkModel:
     def flops_of(model: ModelConfig) -> float:
         return 3 * forward_flops(model, TorchLayers(), training_row)
 
@@ -84,4 +84,6 @@ def _arm(pairing: Pairing, name: ArmName, config: ModelConfig, t5: ModelConfig, 
             f"{TOLERANCE:.0%}: the vocabulary of {t5.vocab_size:,} and positions outweigh its layers; "
             "take a larger --size, a smaller --vocabulary or shorter texts"
         )
-    return Arm(pairing, name, config, parameters, flops, mismatch)
+    return BenchmarkModel(
+        pairing=pairing, name=name, config=config, parameters=parameters, training_flops=flops, mismatch=mismatch
+    )
