@@ -191,7 +191,7 @@ def test_the_command_writes_flat_json_and_tables(
     texts = ["--prefix", "8", "24", "--new", "2", "3", "--batch", "1", "2", "--most-tokens", "24"]
     assert command("bench", "inference", *OPTIONS, *texts, "--output", output, "--report", report) == 0
     shown = capsys.readouterr().out
-    assert "left out by --most-tokens: 2 x 24" in shown
+    assert "skipped by --most-tokens: 2 x 24" in shown
     assert "equal training compute" in shown
     found = json.loads(output.read_text())
     assert len(found) == 2 * 3 * 3 * 2  # pairings, arms, cells, lengths

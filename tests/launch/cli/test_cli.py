@@ -69,7 +69,7 @@ def test_an_unexpected_error_says_how_to_see_more(
 
     monkeypatch.setattr("launch.config.load_run_config", fail)
     assert command("train", DEMO) == 1
-    assert error_line() == f"error: {type(error).__name__}: {error} (`fnet-t5 --debug …` shows where)"
+    assert error_line() == f"error: {type(error).__name__}: {error} (`fnet-t5 --debug …` shows the traceback)"
 
 
 def test_ctrl_c_is_quiet(command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
