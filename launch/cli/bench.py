@@ -117,8 +117,8 @@ def _announce(console: Any, plan: InferencePlan, machine: str) -> None:
             f"  {arm.pairing.replace('_', ' ')}: {arm.name}, {layers} layers of {config.d_model}, "
             f"{arm.parameters / 1e6:,.1f} M parameters, {arm.training_flops / 1e9:,.1f} GFLOP a row ({arm.mismatch:+.2%})"
         )
-    if plan.left_out:
-        console.print(f"  skipped by --most-tokens: {', '.join(f'{batch} x {prefix}' for batch, prefix in plan.left_out)}")
+    if plan.skipped:
+        console.print(f"  skipped by --most-tokens: {', '.join(f'{batch} x {prefix}' for batch, prefix in plan.skipped)}")
 
 
 def _show(console: Any, records: list[InferenceRecord]) -> None:
