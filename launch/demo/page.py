@@ -76,7 +76,8 @@ def _what_was_done(config: RunConfig, result: Result) -> str:
         f"({model.num_encoder_layers} {model.mixing.capitalize()} encoder layers, "
         f"{model.num_decoder_layers} attention decoder layers, width {model.d_model}) read the first {data.encoder_length} "
         f"tokens of each row and learnt to generate the next {data.decoder_length}, on {_num_processes(config)} processes "
-        f"(tensor parallel {mesh.tensor_parallel} x pipeline parallel {mesh.pipeline_parallel}, ZeRO-{config.train.zero_stage}). "
+        f"(tensor parallel {mesh.tensor_parallel} x pipeline parallel {mesh.pipeline_parallel}, "
+        f"ZeRO-{config.train.zero_stage}). "
         "One process then loaded the checkpoint, evaluated it on held-out text, and generated text."
     )
 
