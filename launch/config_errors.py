@@ -105,7 +105,7 @@ def _wrong_value(problem: ErrorDetails, key: str, model_class: type[BaseModel], 
         family = problem["type"].partition("_")[0]
         expected = _EXPECTED.get(family, problem["msg"].removeprefix("Input should be "))
     value = problem["input"]
-    if problem["type"] == "union_tag_invalid":  # a section of several kinds, told apart by their names
+    if problem["type"] == "union_tag_invalid":  # a section of several kinds, distinguished by their names
         value, expected = context["tag"], f"one of {context['expected_tags']}"
     shown = "empty" if value is None else repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
     return f"{origins.of(key)}: {key} is {shown}; expected {expected}{_near_value(value, expected)}"

@@ -139,7 +139,7 @@ def start_run(run: PreparedRun, then: Sequence[PreparedRun] = ()) -> int:
     other code as a failure). 128 + N: ended by signal N. Otherwise the code of the first process that failed.
     However it ends, STATUS and the MLflow run of each folder are settled: no ended run stays `running`.
     """
-    assert run.processes is not None, "check_run was not told the processes"
+    assert run.processes is not None, "give check_run the processes of a run that is started here"
     if run.processes.rank is not None:
         return _join(run)
     runs = [run, *then]

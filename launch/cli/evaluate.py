@@ -43,7 +43,7 @@ def evaluate(
     from pipeline.eval.evaluate import evaluate as evaluate_run
 
     if sources:
-        _print_sources(run, step, as_json, prefix, suffix, rows)
+        _print_sources(run, step, as_json=as_json, prefix=prefix, suffix=suffix, rows=rows)
         return
     result = evaluate_run(run, step)
     if as_json:
@@ -57,14 +57,15 @@ def evaluate(
         table.add_row("with encoder inputs swapped between rows", f"{result.swapped_loss:.4f}")
     table.add_row("unigram model on the same tokens", f"{result.unigram_loss:.4f}")
     if result.order_loss is not None:
-        table.add_row("of it: the order of segments, per row", f"{result.order_loss:.4f}")
+        table.add_row("loss of segment order, per row, included above", f"{result.order_loss:.4f}")
     if result.bits_per_byte is not None:
         table.add_row("bits per byte", f"{result.bits_per_byte:.4f}")
     table.add_row("target tokens", f"{result.target_tokens:,}")
     Console().print(table)
 
 
-def _print_sources(run: Path, step: int | None, as_json: bool, prefix: int | None, suffix: int, rows: int) -> None:
+def _print_sources(run: Path, step: int | None, *, as_json: bool, prefix: int | None, suffix: int, rows: int) -> None:
+    """Suffix bits per byte of each source, and of all together."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

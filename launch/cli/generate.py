@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = (
     "Example: echo 'The Fourier transform' | fnet-t5 generate runs/demo/run --temperature 0.8 --top-k 40\n\n"
-    "Many at once: fnet-t5 generate runs/demo/run --file prompts.txt --lines --beams 4 > written.jsonl"
+    "Many prompts: fnet-t5 generate runs/demo/run --file prompts.txt --lines --beams 4 > written.jsonl"
 )
 
 

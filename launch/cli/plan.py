@@ -11,6 +11,8 @@ import typer
 from launch.cli.arguments import Overrides, Recipe
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from pipeline.config import RunConfig
     from pipeline.planner.hardware import GPU
     from pipeline.planner.plan import Plan
@@ -82,9 +84,7 @@ def _with_vocabulary(config: RunConfig) -> RunConfig:
 
 
 def _show(console: object, config: RunConfig, plan: Plan, device: GPU, tokens: float) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     from pipeline.planner.plan import fits
 
@@ -99,6 +99,25 @@ def _show(console: object, config: RunConfig, plan: Plan, device: GPU, tokens: f
         f"{plan.num_gpus} {device.name}: tensor {mesh.tensor_parallel} × pipeline {mesh.pipeline_parallel} × data "
         f"{plan.data_parallel}, {plan.num_micro_batches} micro-batches of {config.train.micro_batch_size} a step"
     )
+    console.print(_stage_table(plan))
+    if not fits(plan, device):
+        console.print(f"This does not fit: a {device.name} has {device.memory_bytes / 1e9:.0f} GB, of which 10 % is reserved.")
+    console.print(
+        f"Sent by a rank in a step: {plan.tensor_bytes / 1e9:.2f} GB in its tensor group, {plan.pipeline_bytes / 1e9:.2f} GB "
+        f"to adjacent stages, {plan.data_bytes / 1e9:.2f} GB among replicas; bubble {plan.bubble:.0%}"
+    )
+    seconds = tokens / plan.tokens_per_step * plan.step_seconds
+    console.print(
+        f"Estimate: {plan.step_seconds:.3g} s a step, {plan.tokens_per_step / plan.step_seconds:,.0f} tokens/s, MFU "
+        f"{plan.mfu:.0%}; {tokens:.3g} tokens in {seconds / 86400:.3g} days"
+    )
+
+
+def _stage_table(plan: Plan) -> Table:
+    """Pieces, parameters, FLOPs and memory of each pipeline stage."""
+    from rich import box
+    from rich.table import Table
+
     table = Table(box=box.SIMPLE_HEAD)
     for column in (
         "stage",
@@ -121,15 +140,4 @@ def _show(console: object, config: RunConfig, plan: Plan, device: GPU, tokens: f
             f"{stage.flops_share:.0%}",
             *(f"{value / 1e9:.2f}" for value in gigabytes),
         )
-    console.print(table)
-    if not fits(plan, device):
-        console.print(f"This does not fit: a {device.name} has {device.memory_bytes / 1e9:.0f} GB, of which 10 % is reserved.")
-    console.print(
-        f"Sent by a rank in a step: {plan.tensor_bytes / 1e9:.2f} GB in its tensor group, {plan.pipeline_bytes / 1e9:.2f} GB "
-        f"to adjacent stages, {plan.data_bytes / 1e9:.2f} GB among replicas; bubble {plan.bubble:.0%}"
-    )
-    seconds = tokens / plan.tokens_per_step * plan.step_seconds
-    console.print(
-        f"Estimate: {plan.step_seconds:.3g} s a step, {plan.tokens_per_step / plan.step_seconds:,.0f} tokens/s, MFU "
-        f"{plan.mfu:.0%}; {tokens:.3g} tokens in {seconds / 86400:.3g} days"
-    )
+    return table

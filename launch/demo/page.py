@@ -112,7 +112,7 @@ def _written(result: Result) -> Panel:
     original = Text("the original continued: ", style="italic").append(
         _without_blank_lines(_shortened(result.original)), style="dim not italic"
     )
-    written = Text(_without_blank_lines(result.continuation) or "(it ended the document at once)", style="bold")
+    written = Text(_without_blank_lines(result.continuation) or "(the model ended the document immediately)", style="bold")
     return Panel(
         Group(Text("… " + _without_blank_lines(result.prefix), style="dim"), written, Text(""), original),
         title="A held-out text, and its continuation by the model in bold",

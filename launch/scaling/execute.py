@@ -1,6 +1,6 @@
 """Executing one run of a ladder here: its run folders, its trainings, its evaluation. It can be restarted at any point.
 
-A sweep tries its learning rates until the best lies between two others. A main run trains its plateau, branches off every
+A sweep tries learning rates until the best is between two others. A main run trains its plateau, branches off every
 smaller budget, and evaluates suffix bits per byte of each end. Completed parts are skipped, unfinished ones resumed.
 """
 
@@ -88,7 +88,7 @@ class _Execution:
     manifest: Manifest
 
     def sweep(self) -> None:
-        """Try learning rates, and further ones beyond an edge, until the best lies between two others."""
+        """Try learning rates, and further ones beyond an edge, until the best is between two others."""
         run = self.run
         if read_optimum(self.folder, run) is not None:
             return

@@ -77,7 +77,7 @@ def _inference_section(path: Path) -> Section:
     first = records[0]
     note = (
         f"Random weights, {first.size}, {first.precision}, {first.device} with {first.threads} threads; {first.machine}. "
-        "Ratios are to t5 in the same round. docs/inference.md says what each column is, and why."
+        "Ratios are to t5 in the same round. docs/inference.md describes each column."
     )
     made = [Table(f"Inference, {title}", note, columns(records), tuple(rows)) for title, rows in tables(records)]
     return Section("Inference cost", tables=tuple(made))

@@ -85,7 +85,7 @@ def run(
     if only and len(only) == 1 and minutes is None:
         _run_one(folder, ladder, chosen[0], parent)
     else:
-        _run_many(folder, ladder, chosen, parent, jobs, minutes)
+        _run_many(folder, ladder, chosen, parent=parent, jobs=jobs, minutes=minutes)
 
 
 def _open_parent(folder: Path, ladder: Ladder) -> str | None:
@@ -113,7 +113,7 @@ def _run_one(folder: Path, ladder: Ladder, run: PlannedRun, parent: str | None) 
 
 
 def _run_many(
-    folder: Path, ladder: Ladder, chosen: list[PlannedRun], parent: str | None, jobs: int, minutes: float | None
+    folder: Path, ladder: Ladder, chosen: list[PlannedRun], *, parent: str | None, jobs: int, minutes: float | None
 ) -> None:
     """In one process each, `jobs` at a time."""
     from launch.local import PREEMPTED_EXIT
