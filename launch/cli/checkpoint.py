@@ -50,11 +50,11 @@ def list_checkpoints(run: Run) -> None:
     Console().print(table)
 
 
-def verify(run: Run, step: CheckpointStep = None) -> None:
-    """Read every file of the checkpoints and compare it with its checksum; exit code 1 if one differs.
-
-    Without --step, all checkpoints are verified.
-    """
+def verify(
+    run: Run,
+    step: Annotated[int | None, typer.Option(help="Step of the checkpoint to verify. Default: all checkpoints.")] = None,
+) -> None:
+    """Read every file of the checkpoints and compare it with its checksum; exit code 1 if one differs."""
     from pipeline.checkpoint.checkpoint import verify as verify_one
     from pipeline.run_folder import checkpoints_of, find
 
