@@ -54,13 +54,12 @@ def train(
 
     Told by SLURM to end, the run saves itself and is requeued. Launched again, it goes on from its latest checkpoint.
     """
-    from data_prep.dataset.manifest import load_manifest
     from launch.cluster import slurm
     from launch.cluster.checks import check_in_container, check_mesh, check_plain, load_cluster, training_inputs
     from launch.cluster.record import launch_folder
-    from launch.config import check_same_run, load_run_config
-    from launch.preflight import check_data, check_folder, check_initial_weights
+    from launch.config import load_run_config
     from launch.recipes import find_recipe
+    from launch.start import check_run
 
     spec = load_cluster(cluster, set_ or [], "slurm")
     run_config = load_run_config(config, overrides or [])
@@ -68,12 +67,7 @@ def train(
     run = check_plain(output or Path("runs") / Path(config).stem, "--output")
     check_in_container(spec, cluster, {**training_inputs(run_config), "--output": run}, frozenset({"--output"}))
     with refusing(dry_run):  # a login node sees what the nodes will see
-        load_manifest(run_config.data.path)
-        run_config = run_config.resolved()
-        check_folder(run)
-        check_data(run_config)
-        check_initial_weights(run_config)
-        check_same_run(run_config, run)
+        check_run(run_config, run)
     kept = launch_folder(run, "train")
     recipe = kept / "recipe.yaml"
     text = slurm.train_script(spec, run, recipe, overrides or [], check_plain(Path.cwd(), "the current folder"))

@@ -185,10 +185,10 @@ def test_weights_and_caches_in_bf16_take_half() -> None:
         assert record.measured_cache_bytes == record.cache_bytes
 
 
-def test_large_cells_are_left_out_by_name() -> None:
+def test_large_cells_are_skipped_by_name() -> None:
     plan = InferencePlan(**{**TINY, "prefixes": (24, 48), "most_tokens": 72})
     assert plan.cells == [(1, 24), (1, 48), (3, 24)]
-    assert plan.left_out == [(3, 48)]
+    assert plan.skipped == [(3, 48)]
 
 
 def test_markdown_has_a_row_for_each_record(records: list[InferenceRecord]) -> None:
@@ -209,7 +209,7 @@ def test_the_command_writes_flat_json_and_tables(
     texts = ["--prefix", "8", "24", "--new", "2", "3", "--batch", "1", "2", "--most-tokens", "24"]
     assert command("bench", "inference", *OPTIONS, *texts, "--output", output, "--report", report) == 0
     shown = capsys.readouterr().out
-    assert "left out by --most-tokens: 2 x 24" in shown
+    assert "skipped by --most-tokens: 2 x 24" in shown
     assert "equal training compute: gpt2, " in shown
     found = json.loads(output.read_text())
     assert len(found) == 2 * 3 * 3 * 2  # pairings, arms, cells, lengths
@@ -225,9 +225,9 @@ def test_the_command_writes_flat_json_and_tables(
     ("arguments", "message"),
     [
         (["--size", "gpt2"], "--size 'gpt2' is no size of a T5: choose one of nano, demo, t5-small"),
-        (["--prefix", "0"], "--prefix 0: give numbers from 1 on"),
-        (["--new", "1"], "--new 1: give numbers from 2 on"),
-        (["--batch", "0"], "--batch 0: give numbers from 1 on"),
+        (["--prefix", "0"], "--prefix 0: give numbers of at least 1"),
+        (["--new", "1"], "--new 1: give numbers of at least 2"),
+        (["--batch", "0"], "--batch 0: give numbers of at least 1"),
         (["--rounds", "0"], "--rounds 0: it must be at least 1"),
         (["--device", "tpu"], "--device 'tpu': choose one of cpu, cuda"),
         (["--precision", "fp16"], "--precision 'fp16': choose one of fp32, bf16"),

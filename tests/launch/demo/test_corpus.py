@@ -75,7 +75,7 @@ def tree(root: Path) -> Installation:
     for name, content in files.items():
         write(root / name, content)
     own = frozenset({"models"})
-    return Installation(root / "lib", (root / "site",), private=("/home/someone",), own=own)
+    return Installation(stdlib=root / "lib", packages=(root / "site",), private=("/home/someone",), own=own)
 
 
 def documents(summary: CorpusSummary) -> dict[str, list[tuple[str, str]]]:

@@ -59,7 +59,7 @@ def module_environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def ladder(place: Path, module_environment: dict[str, str]) -> Path:
-    """A ladder that was stopped after a few seconds, and brought to its end by the same command."""
+    """A ladder that was stopped after a few seconds, and completed by the same command."""
     words = "the ladder climbs from size to size and every budget leaves its branch".split()  # noqa: SIM905
     text = [" ".join(words[(i * k + i) % len(words)] for i in range(60 + k % 9)) for k in range(400)]
     texts = {"train": [(line, "text") for line in text[:360]], "val": [(line, "text") for line in text[360:]]}
@@ -129,7 +129,7 @@ def test_runs_stand_under_one_mlflow_parent(ladder: Path, place: Path) -> None:
     assert client.get_run(parent).info.status == "FINISHED"
 
 
-def test_complete_runs_are_passed_over_and_a_report_is_written(
+def test_complete_runs_are_skipped_and_a_report_is_written(
     ladder: Path, place: Path, module_environment: dict[str, str]
 ) -> None:
     shown = fnet_t5(place, module_environment, "scaling", "status", "ladder")
