@@ -1,4 +1,4 @@
-"""Training a run folder with four real processes: files, exact resume, the one-process check, refusals."""
+"""Training a run folder with four real processes: files, exact resume, comparison with one process, refusals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from launch.preflight import check_initial_weights
 from models.architectures.pieces import Inputs
 from models.config import expand_size
 from models.generation.sampling import Sampling, generate, pad_prefixes
-from pipeline.checkpoint import checkpoint as checkpoints
+from pipeline.checkpoint.checkpoint import verify
 from pipeline.config import RunConfig
 from pipeline.data.batches import DataShard, Rows, TrainingBatches, objective_of
 from pipeline.eval.evaluate import evaluate, evaluate_sources, load_model
@@ -82,7 +82,7 @@ def straight(
 
 @pytest.fixture(scope="module")
 def resumed(straight: Path, dataset: Path, start_processes: Callable[..., None], tracking: str) -> Path:
-    """Five steps, then the same folder told to go to ten, with what a crash may leave lying about."""
+    """Five steps, then the same folder resumed to ten, with leftovers of a crash."""
     run = write_run(straight.with_name("resumed"), dataset, steps=5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", tracking)
@@ -139,7 +139,7 @@ def test_run_folder_holds_what_the_contract_says(straight: Path, dataset: Path) 
     assert rows[-1]["target_tokens"] < rows[-1]["raw_tokens"] <= 10 * 8 * 24
     assert rows[-1]["decoder_tokens"] == 10 * 8 * 8
     assert 0 < rows[-1]["target_tokens"] <= rows[-1]["decoder_tokens"]
-    checkpoints.verify(straight / "checkpoints/step_00000010")
+    verify(straight / "checkpoints/step_00000010")
 
 
 def test_one_process_finds_the_loss_of_four(straight: Path) -> None:
@@ -150,7 +150,7 @@ def test_one_process_finds_the_loss_of_four(straight: Path) -> None:
         assert result.target_tokens == validations[step]["validation_target_tokens"]
 
 
-def test_yardsticks_are_taken_over_the_target_text(straight: Path, dataset: Path) -> None:
+def test_reference_losses_and_bits_per_byte_are_over_the_target_text(straight: Path, dataset: Path) -> None:
     """Bytes by decoding the targets, the unigram model by counting in Python, bits per byte from both."""
     tokenizer = load_tokenizer(dataset / "tokenizer.json")
     ids, lengths = Rows(dataset, "val", 24).read(np.arange(21))
@@ -232,7 +232,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(straight: Path, tmp_path: Path) 
     data[-1] ^= 1
     part.write_bytes(data)
     with pytest.raises(ValueError, match=part.name):
-        checkpoints.verify(copy)
+        verify(copy)
 
 
 def test_sources_are_scored_on_suffixes_given_prefixes(straight: Path, dataset: Path) -> None:
@@ -262,8 +262,8 @@ def test_sources_are_scored_on_suffixes_given_prefixes(straight: Path, dataset: 
     assert found.bits_per_byte == pytest.approx(nll / math.log(2) / found.target_bytes, rel=1e-5)
 
 
-def test_a_damaged_checkpoint_is_passed_over(straight: Path, tmp_path: Path, start_processes: Callable[..., None]) -> None:
-    """The run goes on from the newest whole one, keeps the other under a name of its own, and ends where it would have."""
+def test_a_corrupt_checkpoint_is_skipped(straight: Path, tmp_path: Path, start_processes: Callable[..., None]) -> None:
+    """The run resumes from the newest intact one, renames the other, and ends with the same weights."""
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     config = json.loads((run / "config.json").read_text())
@@ -288,7 +288,7 @@ def test_a_damaged_checkpoint_is_passed_over(straight: Path, tmp_path: Path, sta
         torch.testing.assert_close(load_weights(find(run, 10))[name], value, rtol=1e-3, atol=1e-4)
     damage(5)
     damage(10)
-    with pytest.raises(AssertionError, match=r"no checkpoint of .* is whole: .* differs from its checksum"):
+    with pytest.raises(AssertionError, match=r"has no intact checkpoint: .* differs from its checksum"):
         start_processes(1, str(WORKER), run)
 
 
