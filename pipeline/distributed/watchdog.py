@@ -1,8 +1,8 @@
 """The watchdog: prints stacks when a step hangs, and ends all ranks when one has died.
 
 Each rank runs a watchdog thread. When the training loop makes no progress for `hang_seconds`, the thread prints the stack of
-every thread of its rank and, shortly after, ends the rank. Ranks that wait for each other all stand still, so the log of every
-rank shows where it was. The ranks also send heartbeats through the store of the process group: when a rank goes silent, or
+every thread of its rank and, shortly after, ends the rank. Ranks that wait for each other all hang, so the log of every rank
+shows where it was. The ranks also send heartbeats through the store of the process group: when a rank goes silent, or
 reports why it failed, all others end within a minute, each with the first reason.
 """
 

@@ -2,7 +2,7 @@
 
     info: 2026-11-30 14:42:28 [rank 3, step 120] saved step_00000120 in 1.4 s
 
-The level stands first, because `launch/local.py` shows the lines of a failed rank from its last `error: ` on.
+The level comes first, because `launch/local.py` shows the log of a failed rank from its last line with `error: ` on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 LOG_LEVEL_VARIABLE = "FNET_T5_LOG_LEVEL"
 LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_LEVEL = "info"
-# Ours, and what `warnings.warn` says. Other libraries set up their own loggers.
+# Our packages, and warnings of `warnings.warn`. Other libraries configure their own loggers.
 _LOGGERS = ("data_prep", "launch", "models", "pipeline", "py.warnings")
 
 

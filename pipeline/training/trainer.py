@@ -39,8 +39,8 @@ _log = logging.getLogger(__name__)
 def train(*runs: Path, hooks: Sequence[Hook] = ()) -> str:
     """Train run folders one after another, each to its last step from its latest checkpoint; returns the last status written.
 
-    Called by every process. `hooks` follow the default ones, on every rank. SIGTERM, SIGINT or SIGUSR1 ends a run after the
-    current step with a checkpoint, as `preempted`; the runs after it are not started.
+    Called by every process. `hooks` follow the default ones; each run gets the same objects. SIGTERM, SIGINT or SIGUSR1 ends a
+    run after the current step with a checkpoint, as `preempted`; the runs after it are not started.
     """
     stop = StopSignal()
     for run in runs:

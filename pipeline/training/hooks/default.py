@@ -25,11 +25,11 @@ def default_hooks(config: RunConfig, mesh: Mesh, watchdog: Watchdog, stop: StopS
     The order matters in five places:
 
     1. `Activity` is first, so that the watchdog and the log know what a rank does before any other hook does it.
-    2. Hooks that receive (console, files, MLflow) stand before those that report, so that they are open when a row arrives.
-       metrics.jsonl is written before MLflow is told.
+    2. Hooks that receive (console, files, MLflow) come before those that report, so that they are open when a row arrives.
+       metrics.jsonl gets a row before MLflow.
     3. At the end, STATUS is written before MLflow is closed, which may wait for a server.
     4. A skipped step is logged (`StepMetrics`) before too many of them fail the run (`SkippedSteps`).
-    5. `Validation` stands before `Checkpointing` and `StopOnSignal`: a checkpoint follows the validation of its step.
+    5. `Validation` comes before `Checkpointing` and `StopOnSignal`: a checkpoint follows the validation of its step.
     """
     train = config.train
     hooks: list[Hook] = [Activity(watchdog)]

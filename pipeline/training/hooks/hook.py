@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What a hook is told about a step that has just ended."""
+    """The result of a step that has just ended."""
 
     loss: float
     """Nats per target token over the global batch. Not finite for a step that was skipped for that reason."""

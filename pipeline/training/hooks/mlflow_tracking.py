@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class MlflowTracking(Hook):
-    """Sends rows and files to MLflow from a thread of its own; an MLflow that fails stops nothing. For the main rank."""
+    """Sends rows and files to MLflow in the background; an MLflow that fails stops nothing. For the main rank."""
 
     def on_start(self, trainer: Trainer) -> None:
         config = trainer.config
