@@ -82,7 +82,7 @@ def straight(
 
 @pytest.fixture(scope="module")
 def resumed(straight: Path, dataset: Path, start_processes: Callable[..., None], tracking: str) -> Path:
-    """Five steps, then the same folder resumed to ten, with leftovers of a crash."""
+    """Five steps, then the same folder told to go to ten, with what a crash may leave lying about."""
     run = write_run(straight.with_name("resumed"), dataset, steps=5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", tracking)
@@ -262,8 +262,8 @@ def test_sources_are_scored_on_suffixes_given_prefixes(straight: Path, dataset: 
     assert found.bits_per_byte == pytest.approx(nll / math.log(2) / found.target_bytes, rel=1e-5)
 
 
-def test_a_corrupt_checkpoint_is_skipped(straight: Path, tmp_path: Path, start_processes: Callable[..., None]) -> None:
-    """The run resumes from the newest intact one, renames the other, and ends with the same weights."""
+def test_a_damaged_checkpoint_is_passed_over(straight: Path, tmp_path: Path, start_processes: Callable[..., None]) -> None:
+    """The run goes on from the newest whole one, keeps the other under a name of its own, and ends where it would have."""
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     config = json.loads((run / "config.json").read_text())
