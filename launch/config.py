@@ -32,7 +32,7 @@ _MAY_CHANGE = {
     *("train.steps", "train.skip_steps", "train.micro_batch_size", "train.zero_stage", "train.recompute"),
     *("tracking.parent_run", "train.log_every", "train.validate_every", "train.samples", "train.sample_tokens"),
     *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_last", "train.keep_every", "train.checkpoint_steps"),
-    *("train.spike_sigma", "train.spike_window", "train.max_skips", "train.agreement_every", "train.hang_minutes"),
+    *("train.spike_sigma", "train.spike_window", "train.max_skips", "train.consistency_check_every", "train.hang_minutes"),
 }
 
 

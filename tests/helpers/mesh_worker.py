@@ -1,7 +1,9 @@
-"""Run by 4 (then 2, then 1) processes: checkpoints across meshes, guards, agreement and memory, many in one process start.
+"""Run by 4 (then 2, then 1) processes: checkpoints across meshes, the skip-step guard, replica consistency and memory.
+
+Many cases share one start of the processes.
 
     mesh_worker.py OUTPUT reshard     4 processes: train, save, continue on every mesh; fewer: continue what 4 have saved
-    mesh_worker.py OUTPUT guard       hurt a step, a copy and the data's order; measure bytes
+    mesh_worker.py OUTPUT guard       damage a step, a copy and the data order; measure bytes
 
 Writes OUTPUT/<what>_<processes>.json.
 """
@@ -21,15 +23,16 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 
-from pipeline.checkpoint import checkpoint as checkpoints
-from pipeline.checkpoint.checkpoint import Position
+from pipeline.checkpoint.checkpoint import Position, load_state, mesh_shape
+from pipeline.checkpoint.checkpoint import save as save_checkpoint
 from pipeline.config import RunConfig
-from pipeline.distributed.consistency import check_agreement
+from pipeline.distributed.consistency import check_replica_consistency
 from pipeline.distributed.mesh import Mesh, join
 from pipeline.distributed.rng import seed_dropout
 from pipeline.optim.zero_fragments import inner_optimizer
 from pipeline.planner.hardware import gpu
 from pipeline.planner.plan import make_plan
+from pipeline.run_folder import checkpoints_of
 from pipeline.tracking.metrics import Counters
 from pipeline.training.engine import Engine
 from tests.helpers.meshes import MESHES, SAVED_AT, SETTINGS, STEPS, result_name
@@ -49,7 +52,7 @@ def build(
 
 def steps(engine: Engine, config: RunConfig, first: int, last: int) -> list[float]:
     return [
-        engine.train_step(micro_batches(step, engine.share), config.optimizer.learning_rate).loss
+        engine.train_step(micro_batches(step, engine.shard), config.optimizer.learning_rate).loss
         for step in range(first, last + 1)
     ]
 
@@ -65,14 +68,21 @@ def bits(engine: Engine) -> list[torch.Tensor]:
 
 
 def save(run: Path, engine: Engine, mesh: Mesh) -> None:
-    position = Position(SAVED_AT, 3, "data", Counters(), checkpoints.mesh_shape(mesh), engine.guard.spikes.state())
-    checkpoints.save(run, engine, position, micro_batches(1000, engine.share)[0])
+    position = Position(
+        step=SAVED_AT,
+        seed=3,
+        dataset_fingerprint="data",
+        counters=Counters(),
+        mesh=mesh_shape(mesh),
+        guards=engine.skip_step.spikes.state(),
+    )
+    save_checkpoint(run, engine, position, micro_batches(1000, engine.shard)[0])
 
 
 def resharding(output: Path, world_size: int, results: dict[str, Any]) -> None:
     for setting in SETTINGS:
         run = output / setting
-        checkpoint = checkpoints.checkpoints_of(run) / "step_00000003"
+        checkpoint = checkpoints_of(run) / "step_00000003"
         if world_size == 4:
             engine, config, mesh = build(setting, 2, 2)
             steps(engine, config, 1, SAVED_AT)
@@ -82,7 +92,7 @@ def resharding(output: Path, world_size: int, results: dict[str, Any]) -> None:
             results[f"{setting}_straight"] = steps(engine, config, SAVED_AT + 1, STEPS)
         for tensor, pipeline in MESHES[world_size]:
             engine, config, mesh = build(setting, tensor, pipeline)
-            checkpoints.load_state(checkpoint, engine, micro_batches(1000, engine.share)[0])
+            load_state(checkpoint, engine, micro_batches(1000, engine.shard)[0])
             name = result_name(setting, tensor, pipeline, mesh.data_parallel)
             if world_size == 4 and (tensor, pipeline) == (2, 2):
                 same = all(torch.equal(a, b) for a, b in zip(bits(engine), saved, strict=True))
@@ -97,16 +107,16 @@ def guarding(results: dict[str, Any]) -> None:
         before = bits(engine)
         found = {}
         for name, value in (("nan_gradient", math.nan), ("infinite_gradient", math.inf), ("spike", 1e4)):
-            batches = micro_batches(5, engine.share)
+            batches = micro_batches(5, engine.shard)
             if mesh.rank == bad_rank:  # of one replica's last stage: its labels carry the weights of the loss
                 batches[-1][1][1].mul_(value)
             result = engine.train_step(batches, config.optimizer.learning_rate)
             same = all(torch.equal(a, b) for a, b in zip(before, bits(engine), strict=True))
             found[name] = {"skipped": result.skipped, "bit_equal": not mesh.any(not same)[0]}
-        asked = engine.train_step(micro_batches(5, engine.share), config.optimizer.learning_rate, skip=True)
+        asked = engine.train_step(micro_batches(5, engine.shard), config.optimizer.learning_rate, skip=True)
         same = all(torch.equal(a, b) for a, b in zip(before, bits(engine), strict=True))
         found["asked"] = {"skipped": asked.skipped, "bit_equal": not mesh.any(not same)[0]}
-        taken = engine.train_step(micro_batches(6, engine.share), config.optimizer.learning_rate)
+        taken = engine.train_step(micro_batches(6, engine.shard), config.optimizer.learning_rate)
         changed = any(not torch.equal(a, b) for a, b in zip(before, bits(engine), strict=True))
         found["next"] = {"skipped": taken.skipped, "bit_equal": not changed}
         # what would have come of it without the steps that were skipped
@@ -117,7 +127,7 @@ def guarding(results: dict[str, Any]) -> None:
         results[f"guards_{setting}"] = found
 
 
-def agreeing(results: dict[str, Any]) -> None:
+def checking_consistency(results: dict[str, Any]) -> None:
     engine, _, mesh = build("fp32", 2, 1)
     rows = np.arange(8)
     named = {entry.name: entry.parameter for entry in engine.stages.canonical_parameters()}
@@ -126,26 +136,26 @@ def agreeing(results: dict[str, Any]) -> None:
 
     def complaint(samples: Any) -> str:
         try:
-            check_agreement(engine.stages, mesh, samples)
+            check_replica_consistency(engine.stages, mesh, samples)
         except ValueError as error:
             return str(error)
         return ""
 
-    results["agreement_clean"] = complaint(rows)
-    results["agreement_data"] = complaint(rows + (mesh.rank == 1))
+    results["consistency_clean"] = complaint(rows)
+    results["consistency_data"] = complaint(rows + (mesh.rank == 1))
     for name, parameter in (("replicated", norm), ("replica", embedding)):
         kept = parameter.detach().clone()
         if mesh.rank == 1:
             with torch.no_grad():
                 parameter.view(-1).view(torch.int32)[0] ^= 1  # the last bit
-        results[f"agreement_{name}"] = complaint(rows)
+        results[f"consistency_{name}"] = complaint(rows)
         with torch.no_grad():
             parameter.copy_(kept)
     engine, _, mesh = build("fp32", 1, 2)
     if mesh.pipeline_rank == 1:
         with torch.no_grad():
             engine.stages.tied_modules["embedding"].module.weight.view(-1).view(torch.int32)[0] ^= 1
-    results["agreement_tied"] = complaint(rows)
+    results["consistency_tied"] = complaint(rows)
 
 
 def dropping(results: dict[str, Any]) -> None:
@@ -154,7 +164,7 @@ def dropping(results: dict[str, Any]) -> None:
     for step in (1, 2, 3):
         seed_dropout(config.train.seed, step, mesh)
         steps(engine, config, step, step)
-    check_agreement(engine.stages, mesh, np.arange(8))  # replicated weights that saw other masks would have drifted
+    check_replica_consistency(engine.stages, mesh, np.arange(8))  # replicated weights that saw other masks would have drifted
     seen: dict[str, torch.Tensor] = {}
     (layer,) = [module for module in engine.stages.modules() if type(module).__name__ == "DecoderLayer"][:1]
     hooks = [
@@ -292,7 +302,7 @@ def saving(results: dict[str, Any]) -> None:
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                engine.train_step(micro_batches(1, engine.share, task), 0.001)
+                engine.train_step(micro_batches(1, engine.shard, task), 0.001)
             measured = sum(storage.nbytes() for storage in saved.values())
             if mesh.pipeline_rank == pipeline - 1:  # the engine keeps the logits, which autograd does not know of
                 vocabulary = config.model.padded_vocab_size // tensor
@@ -313,7 +323,7 @@ def main() -> None:
         resharding(output, world_size, results)
     else:
         guarding(results)
-        agreeing(results)
+        checking_consistency(results)
         dropping(results)
         measuring(results)
         saving(results)

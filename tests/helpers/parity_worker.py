@@ -45,7 +45,7 @@ def plant(bug: str | None, engine: Engine) -> None:
         for parameter in engine.stages.parameters():
             parameter.ds_pipe_replicated = False  # type: ignore[attr-defined]
     elif bug == "every replica reads the data of the first":
-        engine.share = replace(engine.share, data_rank=0)
+        engine.shard = replace(engine.shard, data_rank=0)
     else:
         assert bug is None
 
@@ -63,11 +63,11 @@ def main() -> None:
         plant(plan.bug, engine)
         losses, norms = [], []
         for step in range(1, STEPS + 1):
-            result = engine.train_step(micro_batches(step, engine.share, task), config.optimizer.learning_rate)
+            result = engine.train_step(micro_batches(step, engine.shard, task), config.optimizer.learning_rate)
             assert result.skipped is None
             losses.append(result.loss)
             norms.append(result.grad_norm)
-        validation = engine.evaluate(micro_batches(1000, engine.share, task))
+        validation = engine.evaluate(micro_batches(1000, engine.shard, task))
         parameters = gather_full(engine.stages, mesh)
         stages: list[Any] = [None] * mesh.world_size
         torch.distributed.all_gather_object(stages, parameters)

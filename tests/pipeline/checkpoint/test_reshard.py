@@ -10,7 +10,7 @@ import torch
 
 from launch.cli import _GlobalOptions, build_app
 from pipeline.checkpoint.branch import branch
-from pipeline.checkpoint.optimizer_state import ENGINE, KINDS, StoredState
+from pipeline.checkpoint.optimizer_state import KINDS, OPTIMIZER_FOLDER, StoredState
 from pipeline.checkpoint.reshard import reshard
 from pipeline.config import MeshConfig
 from pipeline.run_folder import STATE, describe, find, latest, load_weights
@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
 def test_every_number_moves_bit_by_bit(run: Path, tmp_path: Path, tensor: int, pipeline: int, data: int) -> None:
     moved = tmp_path / "moved"
     checkpoint = reshard(run, moved, MeshConfig(tensor_parallel=tensor, pipeline_parallel=pipeline), data)
-    before, after = StoredState(find(run) / STATE / ENGINE), StoredState(checkpoint / STATE / ENGINE)
+    before, after = StoredState(find(run) / STATE / OPTIMIZER_FOLDER), StoredState(checkpoint / STATE / OPTIMIZER_FOLDER)
     assert after.layouts == before.layouts
     assert after.step == before.step == 4
     assert after.tensor_parallel == tensor
@@ -52,14 +52,14 @@ def test_every_number_moves_bit_by_bit(run: Path, tmp_path: Path, tensor: int, p
     assert all(torch.equal(after.shard(name, "master", 0, 1), value) for name, value in weights.items())
 
 
-def test_what_cannot_be_is_refused(run: Path, tmp_path: Path) -> None:
+def test_impossible_meshes_and_used_folders_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a multiple of train"):
         reshard(run, tmp_path / "three", MeshConfig(), 3)
     with pytest.raises(ValueError, match="is not empty"):
         reshard(run, run, MeshConfig(), 1)
 
 
-def test_a_branch_begins_where_its_parent_stood(run: Path, tmp_path: Path) -> None:
+def test_a_branch_starts_at_a_checkpoint_of_its_parent(run: Path, tmp_path: Path) -> None:
     assert branch(run, tmp_path, step=2) == 2
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row] == [1, 2]
     found = latest(tmp_path)

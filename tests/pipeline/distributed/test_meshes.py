@@ -1,4 +1,4 @@
-"""One checkpoint continued on every mesh; guards, agreement and planned bytes on real ranks."""
+"""One checkpoint resumed on every mesh; skip-step guard, replica consistency and planned bytes on real ranks."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def test_a_bad_step_of_one_rank_is_skipped_by_all(guarded: dict[str, Any], setti
 
 
 def test_copies_that_drifted_by_one_bit_are_found(guarded: dict[str, Any]) -> None:
-    assert guarded["agreement_clean"] == ""
-    assert "the order of the data differs between ranks" in guarded["agreement_data"]
-    assert "mixing_norm.weight differs between tensor ranks" in guarded["agreement_replicated"]
-    assert "differs between replicas" in guarded["agreement_replica"]
-    assert "the tied embedding differs between stages" in guarded["agreement_tied"]
+    assert guarded["consistency_clean"] == ""
+    assert "the order of the data differs between ranks" in guarded["consistency_data"]
+    assert "mixing_norm.weight differs between tensor ranks" in guarded["consistency_replicated"]
+    assert "differs between replicas" in guarded["consistency_replica"]
+    assert "the tied embedding differs between stages" in guarded["consistency_tied"]
 
 
 def test_dropout_masks_are_shared_where_activations_are(guarded: dict[str, Any]) -> None:

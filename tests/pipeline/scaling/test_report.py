@@ -9,6 +9,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,11 @@ def write_run(ladder: Ladder, folder: Path, run: PlannedRun, end: End, name: str
     loss = loss_of(run, end) * float(np.exp(0.002 * noise.standard_normal()))
     metrics = MetricsFile(path / "metrics.jsonl", 0)
     for share in (0.25, 0.5, 1.0):
-        spent = Counters(*(int(part * end.tokens * share) for part in (1, 2 / 3, 1 / 3, 1 / 3)), end.flops * share, 100 * share)
-        metrics.write(max(1, round(end.steps * share)), spent, validation_loss=loss / share**0.1, source="all")
+        names = ("raw_tokens", "encoder_tokens", "decoder_tokens", "target_tokens")
+        tokens = {name: int(part * end.tokens * share) for name, part in zip(names, (1, 2 / 3, 1 / 3, 1 / 3), strict=True)}
+        spent = asdict(Counters(**tokens, flops=end.flops * share, seconds=100 * share))
+        step = max(1, round(end.steps * share))
+        metrics.write({"step": step, "validation_loss": loss / share**0.1, "source": "all", **spent})
     metrics.close()
     state = path / "checkpoints" / f"step_{end.steps:08d}" / "state"
     state.mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,9 @@ def make_run(tmp_path: Path) -> MakeRun:
             share = number / len(losses)
             step = int(4 * share)
             spent = Counters(raw_tokens=int(raw_tokens * share), flops=1e12 * share, seconds=8.0 * share)
-            metrics.write(step, spent, loss=1.0)
-            metrics.write(step, spent, validation_loss=9.0, source="Python topics")
-            metrics.write(step, spent, validation_loss=loss, source="all")
+            metrics.write({"step": step, "loss": 1.0, **asdict(spent)})
+            metrics.write({"step": step, "validation_loss": 9.0, "source": "Python topics", **asdict(spent)})
+            metrics.write({"step": step, "validation_loss": loss, "source": "all", **asdict(spent)})
         metrics.close()
         state = run / "checkpoints" / "step_00000004" / "state"
         state.mkdir(parents=True)

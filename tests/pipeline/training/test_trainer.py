@@ -1,4 +1,4 @@
-"""Training a run folder with four real processes: files, exact resume, the one-process check, refusals."""
+"""Training a run folder with four real processes: files, exact resume, comparison with one process, refusals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from launch.preflight import check_initial_weights
 from models.architectures.pieces import Inputs
 from models.config import expand_size
 from models.generation.sampling import Sampling, generate, pad_prefixes
-from pipeline.checkpoint import checkpoint as checkpoints
+from pipeline.checkpoint.checkpoint import verify
 from pipeline.config import RunConfig
 from pipeline.data.batches import DataShard, Rows, TrainingBatches, objective_of
 from pipeline.eval.evaluate import evaluate, evaluate_sources, load_model
@@ -122,7 +122,7 @@ def test_run_folder_holds_what_the_contract_says(straight: Path, dataset: Path) 
     assert rows[-1]["target_tokens"] < rows[-1]["raw_tokens"] <= 10 * 8 * 24
     assert rows[-1]["decoder_tokens"] == 10 * 8 * 8
     assert 0 < rows[-1]["target_tokens"] <= rows[-1]["decoder_tokens"]
-    checkpoints.verify(straight / "checkpoints/step_00000010")
+    verify(straight / "checkpoints/step_00000010")
 
 
 def test_one_process_finds_the_loss_of_four(straight: Path) -> None:
@@ -133,7 +133,7 @@ def test_one_process_finds_the_loss_of_four(straight: Path) -> None:
         assert result.target_tokens == validations[step]["validation_target_tokens"]
 
 
-def test_yardsticks_are_taken_over_the_target_text(straight: Path, dataset: Path) -> None:
+def test_reference_losses_and_bits_per_byte_are_over_the_target_text(straight: Path, dataset: Path) -> None:
     """Bytes by decoding the targets, the unigram model by counting in Python, bits per byte from both."""
     tokenizer = load_tokenizer(dataset / "tokenizer.json")
     ids, lengths = Rows(dataset, "val", 24).read(np.arange(21))
@@ -215,7 +215,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(straight: Path, tmp_path: Path) 
     data[-1] ^= 1
     part.write_bytes(data)
     with pytest.raises(ValueError, match=part.name):
-        checkpoints.verify(copy)
+        verify(copy)
 
 
 def test_sources_are_scored_on_suffixes_given_prefixes(straight: Path, dataset: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_damaged_checkpoint_is_passed_over(straight: Path, tmp_path: Path) -> 
         torch.testing.assert_close(load_weights(find(run, 10))[name], value, rtol=1e-3, atol=1e-4)
     damage(5)
     damage(10)
-    with pytest.raises(AssertionError, match=r"no checkpoint of .* is whole: .* differs from its checksum"):
+    with pytest.raises(AssertionError, match=r"has no intact checkpoint: .* differs from its checksum"):
         start_processes(1, WORKER, run)
 
 
