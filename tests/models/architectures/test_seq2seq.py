@@ -8,7 +8,7 @@ import torch
 from models.architectures.pieces import Inputs, pieces
 from models.architectures.seq2seq import Seq2Seq
 from models.config import ModelConfig, expand_size
-from models.generation.sampling import Sampling, generate, pad_prefixes, sample_token, sample_token
+from models.generation.sampling import Sampling, generate, pad_prefixes, sample_token
 from models.layers.factory import TorchLayers
 from models.layers.initialization import initialize
 
