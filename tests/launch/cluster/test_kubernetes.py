@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from launch.cluster import kubernetes
+from launch.cluster.platform import PrepareJob, TrainJob
 from launch.cluster.record import read_record
-from launch.cluster.spec import LaunchSpec
+from launch.cluster.spec.load import launch_spec_class
 from launch.config import load_config
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
@@ -67,14 +68,20 @@ def manifest(kind: str, *changes: str) -> dict[str, Any]:
         *changes,
     ]
     name = "configs/cluster/kubernetes-prepare.yaml" if kind == "RayJob" else "configs/cluster/kubernetes.yaml"
-    spec = load_config(LaunchSpec, name, full)
+    spec = load_config(launch_spec_class(), name, full)
     if kind == "RayJob":
-        text = kubernetes.prepare_manifest(spec, Path("/data/pile"), "input: [a]\n")
+        data = Path("/data/pile")
+        text = kubernetes.prepare_manifest(
+            PrepareJob(cluster=spec, folder=data, record_folder=data, recipe="input: [a]\n", workers=1)
+        )
     else:
-        text = kubernetes.train_manifest(spec, Path("/runs/base"), "model: {size: nano}\n", ["train.steps=3"])
+        run, recipe = Path("/runs/base"), "model: {size: nano}\n"
+        text = kubernetes.train_manifest(
+            TrainJob(cluster=spec, folder=run, record_folder=run, recipe=recipe, overrides=("train.steps=3",))
+        )
     assert kubernetes.kind_of(text) == kind
-    recipe, found = yaml.safe_load_all(text)
-    kubernetes_validate.validate(recipe, CORE_VERSION, strict=True)
+    recipe_map, found = yaml.safe_load_all(text)
+    kubernetes_validate.validate(recipe_map, CORE_VERSION, strict=True)
     assert isinstance(found, dict)
     return found
 
@@ -108,7 +115,7 @@ def pods(kind: str, found: dict[str, Any]) -> list[dict[str, Any]]:
         groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
         templates = [spec["submitterPodTemplate"], *(group["template"] for group in groups)]
     else:  # the runtime, the patch and the trainer make a pod together
-        cluster = load_config(LaunchSpec, "configs/cluster/kubernetes.yaml", ["kubernetes.priority_class=high"])
+        cluster = load_config(launch_spec_class(), "configs/cluster/kubernetes.yaml", ["kubernetes.priority_class=high"])
         runtime = yaml.safe_load(kubernetes.runtime_manifest(cluster))
         base = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
         patch = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]["template"]
@@ -166,7 +173,7 @@ def test_pods_have_what_the_work_needs_and_no_more_rights(kind: str) -> None:
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         assert volumes[mounted["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
         assert volumes[mounted["/data"]]["persistentVolumeClaim"]["claimName"] == "datasets"
-        assert spec["terminationGracePeriodSeconds"] >= 300  # save_seconds
+        assert spec["terminationGracePeriodSeconds"] >= 300  # preemption_grace_seconds
         token = next(variable for variable in container["env"] if variable["name"] == "TOKEN")
         assert token["valueFrom"] == {"secretKeyRef": {"name": "mlflow", "key": "token"}}
         if kind != "RayJob":
@@ -309,8 +316,11 @@ def test_an_object_that_exists_is_said_with_the_remedy(
     launch = ["launch", "kubernetes", "train", "train/base", "--cluster", "configs/cluster/kubernetes.yaml"]
     assert command(*launch, "data.path=/data/pile") == 1
     error = capsys.readouterr().err
-    assert "already exists; the manifest is kept in runs/base/launch/manifest.yaml: give another --output, or end" in error
-    assert "by `kubectl delete --ignore-not-found --filename runs/base/launch/manifest.yaml`" in error
+    assert (
+        "already exists; the manifest is kept in runs/base/launch/manifest.yaml: give another --output, or end and remove"
+        in error
+    )
+    assert "with `kubectl delete --ignore-not-found --filename runs/base/launch/manifest.yaml`" in error
     assert not (tmp_path / "runs/base/launch/record.json").exists()
 
 

@@ -57,7 +57,7 @@ def test_two_pods_train(
     cluster.write_text(
         yaml.safe_dump(
             {
-                **{"nodes": 2, "cpus_per_node": 1, "image": "fnet-t5:test", "save_seconds": 60},
+                **{"nodes": 2, "cpus_per_node": 1, "image": "fnet-t5:test", "preemption_grace_seconds": 60},
                 "environment": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": 1},
                 "kubernetes": {"kind": kind, "volumes": volumes},
             }

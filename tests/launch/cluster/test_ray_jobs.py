@@ -180,5 +180,5 @@ def test_a_head_whose_agent_is_still_starting_is_asked_again(tmp_path: Path) -> 
 
 
 def test_nodes_that_do_not_come_are_said() -> None:
-    with pytest.raises(TimeoutError, match=r"no Ray head answers at 127.0.0.1:9 .*the log of its `ray start` says why"):
+    with pytest.raises(TimeoutError, match=r"no Ray head answers at 127.0.0.1:9 .*see the log of its `ray start`"):
         await_nodes("127.0.0.1:9", 2, seconds=0.5)

@@ -47,7 +47,13 @@ def cluster(tmp_path: Path) -> Callable[..., str]:
 
     def write(**changes: object) -> str:
         path = tmp_path / "cluster.yaml"
-        values = {"nodes": 2, "cpus_per_node": 2, "save_seconds": 60, "environment": ENVIRONMENT, "slurm": {"exclusive": False}}
+        values = {
+            "nodes": 2,
+            "cpus_per_node": 2,
+            "preemption_grace_seconds": 60,
+            "environment": ENVIRONMENT,
+            "slurm": {"exclusive": False},
+        }
         path.write_text(yaml.safe_dump({**values, **changes}))
         return str(path)
 

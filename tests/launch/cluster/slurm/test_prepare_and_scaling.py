@@ -96,7 +96,7 @@ def test_a_ladder_is_two_arrays_its_sweeps_and_then_its_runs(
     )
     stand_in.chmod(0o755)
     file = cluster(nodes=1, python=str(tmp_path / "python"))
-    assert command("launch", "slurm", "scaling", ladder, "--cluster", file, "--at-once", "2") == 0
+    assert command("launch", "slurm", "scaling", ladder, "--cluster", file, "--max-concurrent", "2") == 0
     record = read_record(ladder)
     sweeps, mains = record.job_id.split(",")
     assert "--array=0-0%2" in record.file.read_text()
@@ -104,6 +104,6 @@ def test_a_ladder_is_two_arrays_its_sweeps_and_then_its_runs(
         log = ladder / "logs" / f"slurm-{job}_{task}.out"
         assert jobs.ended(f"{job}_{task}", log) == "COMPLETED", log.read_text()
     assert sorted(path.stem for path in ladder.glob("*.done")) == sorted(names)
-    assert "Saved; requeued to go on (restart 1" in (ladder / "logs" / f"slurm-{sweeps}_0.out").read_text()
+    assert "Saved; requeued to resume (restart 1" in (ladder / "logs" / f"slurm-{sweeps}_0.out").read_text()
     assert command("launch", "status", ladder) == 0
     assert command("launch", "cancel", ladder) == 0

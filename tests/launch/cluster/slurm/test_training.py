@@ -72,7 +72,7 @@ def test_a_job_that_saved_on_sigusr1_is_requeued_and_ends_equal_to_a_local_run(
     assert jobs.ended(job_id, log) == "COMPLETED", log.read_text()
     assert read_status(run) == "finished"
     written = log.read_text()
-    assert "Saved; requeued to go on (restart 1 of at most 20)." in written
+    assert "Saved; requeued to resume (restart 1 of at most 20)." in written
     assert f"Job {job_id}, start 2: 2 nodes x 1 ranks" in written  # appended to the first start's log
     assert_equals_a_local_run(run)
 
@@ -112,8 +112,8 @@ def test_the_time_limit_comes_after_a_save_and_the_run_ends_equal_to_a_local_run
 ) -> None:
     # SLURM may signal up to a minute early: 60 to 120 s after the start. Until then no machine is fast enough to finish.
     endless = ("train.steps=1000000", "optimizer.decay_steps=1000000")
-    run, job_id, log = submit(*endless, time_limit="00:03:00", save_seconds=60)
-    jobs.wait(lambda: log.exists() and "Saved; requeued to go on" in log.read_text(), log, timeout=500)
+    run, job_id, log = submit(*endless, time_limit="00:03:00", preemption_grace_seconds=60)
+    jobs.wait(lambda: log.exists() and "Saved; requeued to resume" in log.read_text(), log, timeout=500)
     subprocess.run(["scancel", job_id], check=True)
     assert jobs.ended(job_id, log) == "CANCELLED"
     saved = latest(run)
@@ -152,7 +152,7 @@ def test_after_max_restarts_a_job_is_not_requeued(submit: Callable[..., Any], jo
     subprocess.run(["scancel", "--signal=USR1", job_id], check=True)
     assert jobs.ended(job_id, log) == "FAILED"
     assert read_status(run) == "preempted"
-    assert f"go on with sbatch {run}/launch/train.sbatch" in log.read_text().splitlines()[-1]
+    assert f"resume with sbatch {run}/launch/train.sbatch" in log.read_text().splitlines()[-1]
 
 
 @pytest.mark.slow

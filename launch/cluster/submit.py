@@ -1,0 +1,36 @@
+"""Submission of a rendered job, the same for every platform: keep the files, submit, write the record."""
+
+from __future__ import annotations
+
+from launch.cluster.platform import Job, RenderedScript, Submission
+from launch.cluster.record import LaunchRecord, find_record, now, write_files, write_record
+from launch.cluster.registry import find_platform
+
+
+def submit_job(job: Job, scripts: tuple[RenderedScript, ...]) -> Submission:
+    """Submit the scripts of a job and keep them with its record.
+
+    Raises ValueError where an earlier job of the folder must end first, or the platform refuses; no record is written then.
+    """
+    platform = find_platform(job.cluster.platform)
+    if earlier := find_record(job.launch_folder):
+        platform.check_earlier(earlier)
+    for script in scripts:
+        write_files(job.launch_folder, {script.name: script.text, **script.companions})
+    submission = platform.submit(job, scripts)
+    write_record(job.launch_folder, _record(job, scripts[-1], submission))
+    return submission
+
+
+def _record(job: Job, script: RenderedScript, submission: Submission) -> LaunchRecord:
+    values = {
+        "platform": job.cluster.platform,
+        "what": job.kind,
+        "name": job.folder.name,
+        "file": (job.launch_folder / script.name).absolute(),
+        "folder": job.folder,
+        "job_id": submission.job_id,
+        "logs": submission.logs,
+        "submitted": now(),
+    }
+    return LaunchRecord.model_validate({**values, **submission.details})
