@@ -51,6 +51,8 @@ def write(tmp_path: Path) -> Callable[..., Path]:
             {"time_limit": "4", "preemption_grace_seconds": 300},
             r"time_limit '4' is 240 s, not more than preemption_grace_seconds 300.*raise time_limit",
         ),
+        ({"save_seconds": 300}, r"save_seconds is now named preemption_grace_seconds: rename the key"),
+        ({"slurm": {"at_once": 4}}, r"at_once is now named slurm.max_concurrent: rename the key"),
         ({"processes_per_node": 16}, r"processes_per_node 16 exceeds gpus_per_node 8: ranks do not share a GPU"),
         ({"cpus_per_node": 4}, r"cpus_per_node 4 is less than the 8 ranks of a node: raise it"),
         ({"environment": {"MASTER_ADDR": "n1"}}, r"environment sets MASTER_ADDR, which every job computes for itself"),
