@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from launch.cluster.platform import Job, Platform, PrepareJob, RenderedScript, Submission, TrainJob
+from launch.cluster.platform import ClusterJob, Platform, PrepareJob, RenderedScript, Submission, TrainJob
 from launch.cluster.record import LaunchRecord
 from launch.cluster.rendering import render
 from launch.cluster.spec.kubernetes_section import KubernetesSection
@@ -41,7 +41,7 @@ class KubernetesError(ValueError):
     """kubectl is not installed here, or a command of kubectl failed."""
 
 
-class _Details(BaseModel):
+class _ObjectAccess(BaseModel):
     """What kubectl needs to find an object again, besides its name."""
 
     model_config = ConfigDict(extra="ignore")
@@ -56,7 +56,7 @@ class KubernetesPlatform(Platform):
 
     section = KubernetesSection
 
-    def render(self, job: Job) -> tuple[RenderedScript, ...]:
+    def render(self, job: ClusterJob) -> tuple[RenderedScript, ...]:
         spec = job.cluster
         if isinstance(job, TrainJob):
             text, size = train_manifest(job), f"{spec.nodes} pods x {spec.ranks_per_node} ranks"
@@ -66,7 +66,7 @@ class KubernetesPlatform(Platform):
             raise ValueError(f"{job.kind} jobs do not run on Kubernetes: use SLURM")
         return (RenderedScript(name=MANIFEST, text=text, size=size),)
 
-    def submit(self, job: Job, scripts: tuple[RenderedScript, ...]) -> Submission:
+    def submit(self, job: ClusterJob, scripts: tuple[RenderedScript, ...]) -> Submission:
         """Create the manifest's objects. Raises KubernetesError with the cluster's message, the manifest and the remedy."""
         (manifest,) = scripts
         section = job.cluster.section(KubernetesSection)
@@ -186,9 +186,9 @@ def _create(manifest: Path, context: str | None) -> None:
         raise KubernetesError(f"{error}; the manifest is kept in {manifest}: {remedy} with `{remove}`") from error
 
 
-def _details(record: LaunchRecord) -> _Details:
+def _details(record: LaunchRecord) -> _ObjectAccess:
     try:
-        return _Details.model_validate(record.details)
+        return _ObjectAccess.model_validate(record.details)
     except ValidationError as error:
         raise ValueError(f"the record of {record.folder} lacks the object's kind or namespace: launch again") from error
 

@@ -19,7 +19,7 @@ Kind: TypeAlias = Literal["train", "prepare", "scaling"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class ClusterJob:
     """The common part of a job."""
 
     kind: ClassVar[Kind]
@@ -39,7 +39,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainJob(Job):
+class TrainJob(ClusterJob):
     """One training run."""
 
     kind = "train"
@@ -50,7 +50,7 @@ class TrainJob(Job):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareJob(Job):
+class PrepareJob(ClusterJob):
     """One data preparation."""
 
     kind = "prepare"
@@ -61,7 +61,7 @@ class PrepareJob(Job):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScalingJob(Job):
+class ScalingJob(ClusterJob):
     """The runs of a ladder. All runs of a phase finish before the next phase starts."""
 
     kind = "scaling"
@@ -93,7 +93,7 @@ class Submission:
     title: str
     """For the person who submits: "job 17"."""
     logs: str = ""
-    """Glob of the job's log files; empty where the platform keeps the logs."""
+    """Glob of the job's log files; empty if the platform keeps the logs."""
     details: Mapping[str, str | None] = field(default_factory=dict)
     """What the platform needs to find the job again, besides its id."""
 
@@ -104,7 +104,7 @@ class Platform(Protocol):
     section: type[PlatformSection]
     """The platform's section of the cluster file."""
 
-    def render(self, job: Job) -> tuple[RenderedScript, ...]:
+    def render(self, job: ClusterJob) -> tuple[RenderedScript, ...]:
         """The scripts of a job, in the order in which they run. Raises ValueError for a kind of job that it cannot run."""
         ...
 
@@ -112,7 +112,7 @@ class Platform(Protocol):
         """Raise ValueError if the earlier job of this folder must end first. Not needed if the platform refuses by itself."""
         return
 
-    def submit(self, job: Job, scripts: tuple[RenderedScript, ...]) -> Submission:
+    def submit(self, job: ClusterJob, scripts: tuple[RenderedScript, ...]) -> Submission:
         """Submit the scripts, which lie in `job.launch_folder`."""
         ...
 
@@ -121,7 +121,7 @@ class Platform(Protocol):
         ...
 
     def cancel(self, record: LaunchRecord) -> None:
-        """End the job. A training run gets the time to save, where the platform allows it."""
+        """End the job. A training run gets time to save, if the platform allows it."""
         ...
 
     def logs(self, record: LaunchRecord, *, lines: int, follow: bool) -> int:

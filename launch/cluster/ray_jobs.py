@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from launch.cluster.platform import Job, Platform, PrepareJob, RenderedScript, Submission
+from launch.cluster.platform import ClusterJob, Platform, PrepareJob, RenderedScript, Submission
 from launch.cluster.record import LaunchRecord
 from launch.cluster.spec.ray_section import RaySection
 
@@ -35,7 +35,7 @@ class RayClusterError(ValueError):
     """The cluster does not answer, refuses the request, or cannot run jobs."""
 
 
-class _Details(BaseModel):
+class _ClusterAccess(BaseModel):
     """What Ray's client needs to find a job again, besides its id."""
 
     model_config = ConfigDict(extra="ignore")
@@ -49,14 +49,14 @@ class RayPlatform(Platform):
 
     section = RaySection
 
-    def render(self, job: Job) -> tuple[RenderedScript, ...]:
+    def render(self, job: ClusterJob) -> tuple[RenderedScript, ...]:
         if not isinstance(job, PrepareJob):
             raise ValueError(f"{job.kind} jobs do not run on a Ray cluster: use SLURM or Kubernetes")
         section = job.cluster.section(RaySection)
         text = job_file(job.recipe, section.auth_mode, job.cluster.environment)
         return (RenderedScript(name=JOB, text=text, size=f"{job.workers} workers on {section.address}"),)
 
-    def submit(self, job: Job, scripts: tuple[RenderedScript, ...]) -> Submission:
+    def submit(self, job: ClusterJob, scripts: tuple[RenderedScript, ...]) -> Submission:
         section = job.cluster.section(RaySection)
         assert section.address is not None
         job_id = submit(section.address, section.auth_mode, job.launch_folder / scripts[0].name)
@@ -140,7 +140,7 @@ def submit(address: str, auth_mode: str, job: Path) -> str:
 @contextmanager
 def _client_of(record: LaunchRecord) -> Iterator[JobSubmissionClient]:
     try:
-        own = _Details.model_validate(record.details)
+        own = _ClusterAccess.model_validate(record.details)
     except ValidationError as error:
         raise ValueError(f"the record of {record.folder} lacks the cluster's address or auth_mode: launch again") from error
     with _client(own.address, own.auth_mode) as client:

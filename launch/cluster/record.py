@@ -34,7 +34,7 @@ class LaunchRecord(BaseModel):
     job_id: str
     """SLURM's number, the object's name in Kubernetes, Ray's submission id."""
     logs: str = ""
-    """Glob of the job's log files; empty where the platform keeps the logs."""
+    """Glob of the job's log files; empty if the platform keeps the logs."""
     submitted: str
     """UTC, in ISO format."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.cluster.checks import check_plain
-from launch.cluster.platform import Job, Platform, PrepareJob, RenderedScript, ScalingJob, Submission, TrainJob
+from launch.cluster.platform import ClusterJob, Platform, PrepareJob, RenderedScript, ScalingJob, Submission, TrainJob
 from launch.cluster.record import LaunchRecord
 from launch.cluster.rendering import render
 from launch.cluster.spec.launch_spec import LaunchSpec
@@ -34,7 +34,7 @@ class SlurmPlatform(Platform):
 
     section = SlurmSection
 
-    def render(self, job: Job) -> tuple[RenderedScript, ...]:
+    def render(self, job: ClusterJob) -> tuple[RenderedScript, ...]:
         if isinstance(job, TrainJob):
             return (_train_script(job),)
         if isinstance(job, PrepareJob):
@@ -49,7 +49,7 @@ class SlurmPlatform(Platform):
                 f"{earlier.folder}` first"
             )
 
-    def submit(self, job: Job, scripts: tuple[RenderedScript, ...]) -> Submission:
+    def submit(self, job: ClusterJob, scripts: tuple[RenderedScript, ...]) -> Submission:
         """One job for each script; a job starts after all tasks of the one before it have succeeded."""
         log = _log_pattern(job)
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def _scaling_scripts(job: ScalingJob) -> tuple[RenderedScript, ...]:
     return tuple(scripts)
 
 
-def _common_values(job: Job) -> dict[str, Any]:
+def _common_values(job: ClusterJob) -> dict[str, Any]:
     return {
         "spec": job.cluster,
         "name": job.folder.name,
@@ -169,7 +169,7 @@ def _common_values(job: Job) -> dict[str, Any]:
     }
 
 
-def _log_pattern(job: Job) -> Path:
+def _log_pattern(job: ClusterJob) -> Path:
     """The log in sbatch's notation: %j is the job's number, %A_%a those of an array and its task."""
     if isinstance(job, PrepareJob):
         return job.launch_folder / "slurm-%j.out"

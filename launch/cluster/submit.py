@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from launch.cluster.platform import Job, RenderedScript, Submission
+from launch.cluster.platform import ClusterJob, RenderedScript, Submission
 from launch.cluster.record import LaunchRecord, find_record, now, write_files, write_record
 from launch.cluster.registry import find_platform
 
 
-def submit_job(job: Job, scripts: tuple[RenderedScript, ...]) -> Submission:
+def submit_job(job: ClusterJob, scripts: tuple[RenderedScript, ...]) -> Submission:
     """Submit the scripts of a job and keep them with its record.
 
-    Raises ValueError where an earlier job of the folder must end first, or the platform refuses; no record is written then.
+    Raises ValueError if an earlier job of the folder must end first, or if the platform refuses; then no record is written.
     """
     platform = find_platform(job.cluster.platform)
     if earlier := find_record(job.launch_folder):
@@ -22,7 +22,7 @@ def submit_job(job: Job, scripts: tuple[RenderedScript, ...]) -> Submission:
     return submission
 
 
-def _record(job: Job, script: RenderedScript, submission: Submission) -> LaunchRecord:
+def _record(job: ClusterJob, script: RenderedScript, submission: Submission) -> LaunchRecord:
     values = {
         "platform": job.cluster.platform,
         "what": job.kind,

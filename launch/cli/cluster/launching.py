@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from launch.cluster.platform import Job
+    from launch.cluster.platform import ClusterJob
 
 
-def launch_job(job: Job, *, dry_run: bool, note: str | None = None) -> None:
+def launch_job(job: ClusterJob, *, dry_run: bool, note: str | None = None) -> None:
     """Show the scripts of a job on stdout, and their sizes and the note on stderr; then submit it, unless it is a dry run."""
     from launch.cluster.registry import find_platform
     from launch.cluster.submit import submit_job

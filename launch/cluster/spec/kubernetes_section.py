@@ -176,7 +176,7 @@ class KubernetesSection(PlatformSection):
     def _check_mount_paths(self) -> KubernetesSection:
         paths = [volume.path for volume in self.volumes]
         if twice := next((path for path in paths if paths.count(path) > 1), None):
-            raise ValueError(f"kubernetes.volumes mounts two claims at {twice}: give each a path of its own")
+            raise ValueError(f"kubernetes.volumes mounts two claims at {twice}: give each a separate path")
         return self
 
     def check_spec(self, spec: LaunchSpec) -> None:

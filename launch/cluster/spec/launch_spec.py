@@ -167,7 +167,7 @@ class LaunchSpec(ClusterSection):
         return self
 
     def refuse_slurm_keys(self) -> None:
-        """Raise ValueError where a key is given that has a meaning on SLURM only."""
+        """Raise ValueError if a key is given that has a meaning on SLURM only."""
         given = {"mounts": self.mounts, "setup": self.setup, "python": self.python}
         if unused := next((name for name, value in given.items() if value), None):
             raise ValueError(f"{unused} has no meaning on {self.platform}: leave it out (volumes: kubernetes.volumes)")

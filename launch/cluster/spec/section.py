@@ -39,7 +39,7 @@ class PlatformSection(ClusterSection):
     """Whether a job has just the nodes of the cluster file. A running Ray cluster has its own number of nodes."""
 
     def check_spec(self, spec: LaunchSpec) -> None:
-        """Raise ValueError where a common key of the cluster file is missing, or has no meaning on this platform."""
+        """Raise ValueError if a common key of the cluster file is missing, or has no meaning on this platform."""
 
 
 def check_variable(key: str, name: str) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from launch.cli.cluster.launching import launch_job
 from launch.cli.cluster.options import Cluster, DryRun, Set
-from launch.cluster.platform import Job, Platform, PrepareJob, RenderedScript, ScalingJob, Submission, TrainJob
+from launch.cluster.platform import ClusterJob, Platform, PrepareJob, RenderedScript, ScalingJob, Submission, TrainJob
 from launch.cluster.record import LaunchRecord, read_record
 from launch.cluster.registry import PLATFORMS, PlatformModules, find_platform
 from launch.cluster.spec.load import launch_spec_class, load_cluster
@@ -33,7 +33,7 @@ class FakePlatform(Platform):
     def __init__(self) -> None:
         self.states: dict[str, str] = {}
 
-    def render(self, job: Job) -> tuple[RenderedScript, ...]:
+    def render(self, job: ClusterJob) -> tuple[RenderedScript, ...]:
         assert isinstance(job, TrainJob)
         text = f"train in {job.folder}, queue {job.cluster.section(FakeSection).queue}\n"
         size = f"{job.cluster.nodes} machines"
@@ -44,7 +44,7 @@ class FakePlatform(Platform):
         if self.states[earlier.job_id] == "running":
             raise ValueError(f"job {earlier.job_id} still runs")
 
-    def submit(self, job: Job, scripts: tuple[RenderedScript, ...]) -> Submission:
+    def submit(self, job: ClusterJob, scripts: tuple[RenderedScript, ...]) -> Submission:
         for script in scripts:
             assert (job.launch_folder / script.name).read_text() == script.text
         job_id = f"fake-{len(self.states)}"
@@ -166,7 +166,7 @@ def test_a_platform_that_is_not_registered_is_named(
         ("ray", TrainJob, "train jobs do not run on a Ray cluster: use SLURM or Kubernetes"),
     ],
 )
-def test_a_kind_of_job_that_a_platform_cannot_run_is_refused(name: str, kind: type[Job], expected: str) -> None:
+def test_a_kind_of_job_that_a_platform_cannot_run_is_refused(name: str, kind: type[ClusterJob], expected: str) -> None:
     spec = load_config(launch_spec_class(), f"configs/cluster/{name}.yaml")
     own = {"phases": {}, "max_concurrent": 1} if kind is ScalingJob else {"recipe": ""}
     with pytest.raises(ValueError, match=expected):

@@ -1,6 +1,6 @@
-"""Rendered scripts and manifests, compared with golden files that a person has read, and read by shells and linters.
+"""Rendered scripts and manifests: equal to golden files that a person has reviewed, and accepted by shells and linters.
 
-After a change that is meant, FNET_T5_WRITE_GOLDEN=1 writes them anew; read the difference before you commit it.
+After an intended change, FNET_T5_WRITE_GOLDEN=1 writes the golden files again; review the difference before you commit it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What SLURM, Pyxis and Ray would only notice on the nodes is refused, or said, on the login node."""
+"""Errors that SLURM, Pyxis and Ray would report only on the nodes are reported on the login node."""
 
 from __future__ import annotations
 

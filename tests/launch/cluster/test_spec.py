@@ -1,4 +1,4 @@
-"""Cluster files: the shipped ones, and what a person reads when one is wrong; nothing is submitted then."""
+"""Cluster files: the shipped ones load, and each error in a file is reported with its remedy before anything is submitted."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_a_wrong_file_of_kubernetes(changes: dict[str, Any], expected: str, writ
     assert "cluster.yaml" in str(caught.value)
 
 
-def test_yaml_takes_an_unquoted_time_for_a_number(tmp_path: Path) -> None:
+def test_yaml_reads_an_unquoted_time_as_a_number(tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text("cpus_per_node: 8\ntime_limit: 24:00:00\nslurm: {}\n")
     with pytest.raises(ConfigError, match="YAML reads 24:00:00 as a number"):
@@ -214,7 +214,7 @@ def test_a_file_of_another_platform_is_refused(write: Callable[..., Path]) -> No
         ),
     ],
 )
-def test_a_mesh_that_the_cluster_does_not_hold_stops_before_submission(
+def test_a_mesh_that_does_not_fit_the_cluster_stops_before_submission(
     overrides: list[str],
     expected: str,
     write: Callable[..., Path],
@@ -359,7 +359,7 @@ def test_without_slurm_the_command_says_where_to_run_it(
     assert not (tmp_path / "made.launch" / "record.json").exists()
 
 
-def test_a_folder_that_is_no_ladder_or_was_never_launched_is_said(
+def test_a_folder_that_is_not_a_ladder_or_was_not_launched_is_reported(
     write: Callable[..., str], command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scaling = ["launch", "slurm", "scaling", tmp_path, "--cluster", write(), "--dry-run"]

@@ -1,4 +1,4 @@
-"""Training as jobs of a real SLURM: the losses of a local run, whatever SLURM does to the job meanwhile."""
+"""Training as jobs of a real SLURM: the losses equal those of a local run, even if SLURM interrupts the job."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_job_that_saved_on_sigusr1_is_requeued_and_ends_equal_to_a_local_run(
     assert command(*again) == 1
     assert f"{run} has job {job_id}, which waits or runs" in capsys.readouterr().err
     jobs.logged(run / "metrics.jsonl", 3, log)
-    # What --signal sends before the limit, to the same processes.
+    # The signal that --signal sends before the limit, to the same processes.
     subprocess.run(["scancel", "--signal=USR1", job_id], check=True)
     assert jobs.ended(job_id, log) == "COMPLETED", log.read_text()
     assert read_status(run) == "finished"
@@ -110,7 +110,7 @@ def test_a_job_that_scontrol_requeues_ends_equal_to_a_local_run(
 def test_the_time_limit_comes_after_a_save_and_the_run_ends_equal_to_a_local_run(
     submit: Callable[..., Any], assert_equals_a_local_run: Callable[..., None], jobs: Any
 ) -> None:
-    # SLURM may signal up to a minute early: 60 to 120 s after the start. Until then no machine is fast enough to finish.
+    # SLURM may signal up to a minute early, 60 to 120 s after the start. The run is long enough not to finish before that.
     endless = ("train.steps=1000000", "optimizer.decay_steps=1000000")
     run, job_id, log = submit(*endless, time_limit="00:03:00", preemption_grace_seconds=60)
     jobs.wait(lambda: log.exists() and "Saved; requeued to resume" in log.read_text(), log, timeout=500)
@@ -128,7 +128,7 @@ def test_the_time_limit_comes_after_a_save_and_the_run_ends_equal_to_a_local_run
 def test_where_torchrun_cannot_pass_signals_on_srun_starts_the_ranks(
     submit: Callable[..., Any], assert_equals_a_local_run: Callable[[Path], None], jobs: Any, tmp_path: Path
 ) -> None:
-    # A Python whose torchrun does not know the two options, as before they came; `fnet-t5` stands beside it.
+    # A Python whose torchrun lacks the two options, as in older versions; `fnet-t5` is in the same folder.
     folder = tmp_path / "bin"
     folder.mkdir()
     python = folder / "python"
@@ -156,7 +156,7 @@ def test_after_max_restarts_a_job_is_not_requeued(submit: Callable[..., Any], jo
 
 
 @pytest.mark.slow
-def test_a_cancelled_job_saves_itself_and_goes_on_when_it_is_launched_again(
+def test_a_cancelled_job_saves_and_resumes_when_it_is_launched_again(
     submit: Callable[..., Any], assert_equals_a_local_run: Callable[[Path], None], jobs: Any, command: Callable[..., int]
 ) -> None:
     run, job_id, log = submit()
