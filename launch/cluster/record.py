@@ -75,7 +75,9 @@ def find_record(folder: Path) -> LaunchRecord | None:
     try:
         return LaunchRecord.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise ValueError(f"{path} is not a record of a launch ({error.error_count()} problems): launch again") from error
+        raise ValueError(
+            f"{path} is not a record of a launch ({error.error_count()} problems): remove it and launch again"
+        ) from error
 
 
 def read_record(folder: Path) -> LaunchRecord:

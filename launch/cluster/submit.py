@@ -13,7 +13,8 @@ def submit_job(job: ClusterJob, scripts: tuple[RenderedScript, ...]) -> Submissi
     Raises ValueError if an earlier job of the folder must end first, or if the platform refuses; then no record is written.
     """
     platform = find_platform(job.cluster.platform)
-    if earlier := find_record(job.launch_folder):
+    earlier = find_record(job.launch_folder)
+    if earlier is not None and earlier.platform == job.cluster.platform:
         platform.check_earlier(earlier)
     for script in scripts:
         write_files(job.launch_folder, {script.name: script.text, **script.companions})

@@ -190,5 +190,5 @@ def test_records_of_earlier_versions_are_read(tmp_path: Path) -> None:
     record = read_record(tmp_path)
     assert (record.job_id, record.logs) == ("17", "/runs/base/logs/slurm-17.out")
     (tmp_path / "launch" / "record.json").write_text(json.dumps({**earlier, "kind": 3}))
-    with pytest.raises(ValueError, match=r"record.json is not a record of a launch \(1 problems\): launch again"):
+    with pytest.raises(ValueError, match=r"record.json is not a record of a launch \(1 problems\): remove it and launch again"):
         read_record(tmp_path)
