@@ -1,4 +1,4 @@
-"""The section `kubernetes:` of a cluster file: what only Kubernetes knows."""
+"""The section `kubernetes:` of a cluster file: keys that only Kubernetes has."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
-from launch.cluster import kubernetes_names as names
-from launch.cluster.section import Section, check_variable
+from launch.cluster.spec import kubernetes_names as names
+from launch.cluster.spec.launch_spec import LaunchSpec
+from launch.cluster.spec.section import ClusterSection, PlatformSection, check_variable
 
 
-class Volume(Section):
-    """A persistent volume claim, and where the containers see it."""
+class Volume(ClusterSection):
+    """A persistent volume claim, and the path at which the containers mount it."""
 
     claim: str
     path: str
@@ -32,7 +33,7 @@ class Volume(Section):
         return str(PurePosixPath(path))
 
 
-class Secret(Section):
+class Secret(ClusterSection):
     """An environment variable whose value stays in a Secret of the cluster."""
 
     variable: str
@@ -58,26 +59,26 @@ class Secret(Section):
         return key
 
 
-class Toleration(Section):
+class Toleration(ClusterSection):
     key: str
     operator: Literal["Exists", "Equal"] = "Exists"
     value: str | None = None
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
 
     @model_validator(mode="after")
-    def _api_takes_it(self) -> Toleration:
+    def _check_value(self) -> Toleration:
         names.check_qualified("kubernetes.tolerations", self.key)
         names.check_label_value("kubernetes.tolerations", self.value or "")
         if self.value is not None and self.operator == "Exists":
             raise ValueError(
-                f"kubernetes.tolerations gives {self.key} a value, which Exists ignores: add operator: Equal, or drop it"
+                f"kubernetes.tolerations gives {self.key} a value, which Exists ignores: add operator: Equal, or remove it"
             )
         return self
 
 
-class Kubernetes(Section):
+class KubernetesSection(PlatformSection):
     kind: Literal["jobset", "trainjob"] = "jobset"
-    """What trains: a JobSet, or a TrainJob of Kubeflow Trainer v2. Data is prepared by KubeRay's RayJob with either."""
+    """The object that trains: a JobSet, or a TrainJob of Kubeflow Trainer v2. Data preparation uses KubeRay's RayJob."""
     namespace: str = "default"
     context: str | None = None
     """kubectl's context. Default: the current one."""
@@ -91,11 +92,11 @@ class Kubernetes(Section):
     image_pull_secret: str | None = None
     user_id: PositiveInt = 1000
     group_id: PositiveInt = 1000
-    """Of the processes, and of the files that they write to the volumes."""
+    """User and group of the processes, and of the files that they write to the volumes."""
     shared_memory_gb: Annotated[float, Field(ge=0.1)] = 16.0
-    """Size of /dev/shm, taken from the pod's memory: the container engine's own 64 MB are too little for NCCL and Ray.
+    """Size of /dev/shm, part of the pod's memory: the container engine's default of 64 MB is too small for NCCL and Ray.
 
-    Ray's object store is nine tenths of it, and never less than 75 MiB.
+    Ray's object store takes nine tenths of it, and needs at least 75 MiB.
     """
     gpu_resource: str = "nvidia.com/gpu"
     node_selector: dict[str, str] = Field(default_factory=dict)
@@ -103,11 +104,11 @@ class Kubernetes(Section):
     priority_class: str | None = None
     """PriorityClass of the pods."""
     annotations: dict[str, str] = Field(default_factory=dict)
-    """Of the pods, such as k8s.v1.cni.cncf.io/networks for a second network."""
+    """Annotations of the pods, such as k8s.v1.cni.cncf.io/networks for a second network."""
     resources: dict[str, int | str] = Field(default_factory=dict)
-    """What a pod has besides CPUs, memory and GPUs, as request and limit alike: rdma/hca: 1."""
+    """Further resources of a pod, besides CPUs, memory and GPUs, as both request and limit: rdma/hca: 1."""
     capabilities: tuple[str, ...] = ()
-    """Of the training containers, which drop all others: IPC_LOCK."""
+    """Capabilities added to the training containers, which drop all others: IPC_LOCK."""
 
     @field_validator("namespace")
     @classmethod
@@ -119,7 +120,7 @@ class Kubernetes(Section):
     @classmethod
     def _are_names(cls, name: str | None, info: ValidationInfo) -> str | None:
         if name is not None:
-            # A queue is said by a label, whose values are shorter.
+            # The queue becomes the value of a label, which is limited to 63 characters.
             names.check_subdomain(f"kubernetes.{info.field_name}", name, 63 if info.field_name == "queue" else 253)
         return name
 
@@ -158,12 +159,13 @@ class Kubernetes(Section):
         return capabilities
 
     @model_validator(mode="after")
-    def _says_once(self) -> Kubernetes:
+    def _check_duplicates(self) -> KubernetesSection:
         if self.gpu_resource in self.resources:
-            raise ValueError(f"kubernetes.resources holds {self.gpu_resource}: that is said by gpus_per_node")
+            raise ValueError(f"kubernetes.resources holds {self.gpu_resource}: give gpus_per_node instead")
         if self.priority_class and self.kind == "trainjob" and self.runtime:
             raise ValueError(
-                f"kubernetes.priority_class {self.priority_class} is not a TrainJob's to say: its runtime {self.runtime} has it"
+                f"kubernetes.priority_class {self.priority_class} has no effect on a TrainJob: set it in "
+                f"its runtime {self.runtime}"
             )
         variables = [secret.variable for secret in self.secrets]
         if twice := next((name for name in variables if variables.count(name) > 1), None):
@@ -171,8 +173,21 @@ class Kubernetes(Section):
         return self
 
     @model_validator(mode="after")
-    def _mounts_once(self) -> Kubernetes:
+    def _check_mount_paths(self) -> KubernetesSection:
         paths = [volume.path for volume in self.volumes]
         if twice := next((path for path in paths if paths.count(path) > 1), None):
-            raise ValueError(f"kubernetes.volumes mounts two claims at {twice}: give each a path of its own")
+            raise ValueError(f"kubernetes.volumes mounts two claims at {twice}: give each a separate path")
         return self
+
+    def check_spec(self, spec: LaunchSpec) -> None:
+        if spec.image is None:
+            raise ValueError("image is missing: on Kubernetes every process runs in a container; build one from the Dockerfile")
+        spec.refuse_slurm_keys()
+        if twice := next((secret.variable for secret in self.secrets if secret.variable in spec.environment), None):
+            raise ValueError(f"kubernetes.secrets sets {twice}, and so does environment: leave one out")
+        memory = spec.memory_gb_per_node
+        if memory is not None and self.shared_memory_gb >= memory:
+            raise ValueError(
+                f"kubernetes.shared_memory_gb {self.shared_memory_gb:g} is part of memory_gb_per_node {memory:g}: no memory "
+                "would be left for the processes; raise memory_gb_per_node or lower shared_memory_gb"
+            )

@@ -1,16 +1,16 @@
-"""The section `slurm:` of a cluster file: what only SLURM knows."""
+"""The section `slurm:` of a cluster file: keys that only SLURM has."""
 
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import PositiveInt, field_validator, model_validator
 
-from launch.cluster.section import Section
+from launch.cluster.spec.section import PlatformSection
 
-# Options of sbatch that were checked, or that the scripts rely on; behind them the remedy.
-_SCRIPTS_OWN = {
+# Options of sbatch that the scripts set themselves, and the key to give instead.
+_SET_BY_SCRIPTS = {
     **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node"), "give nodes and processes_per_node"),
     **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "give cpus_per_node"),
     **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task", "ntasks-per-gpu"), "give gpus_per_node and slurm.gpu_type"),
@@ -18,33 +18,35 @@ _SCRIPTS_OWN = {
     **{name: f"give slurm.{name}" for name in ("partition", "account", "qos", "constraint", "reservation", "exclusive")},
     **dict.fromkeys(("time", "time-min"), "give time_limit"),
     **dict.fromkeys(("requeue", "no-requeue"), "give max_restarts; 0 for none"),
-    "signal": "give save_seconds",
+    "signal": "give preemption_grace_seconds",
     **dict.fromkeys(("output", "error", "open-mode", "chdir", "job-name", "array", "wrap"), "leave it out"),
 }
 
 
-class Slurm(Section):
+class SlurmSection(PlatformSection):
+    renamed_keys: ClassVar = {"at_once": "slurm.max_concurrent"}
+
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
     reservation: str | None = None
     exclusive: bool = True
-    """Whole nodes: no other job's work beside ours."""
+    """Whole nodes, without other jobs on them."""
     gpu_option: Literal["gpus-per-node", "gres"] = "gpus-per-node"
-    """How this SLURM is asked for GPUs: --gpus-per-node=8 or --gres=gpu:8."""
+    """The option that requests GPUs on this cluster: --gpus-per-node=8 or --gres=gpu:8."""
     gpu_type: str | None = None
-    """As the cluster names it, where it must be named: h100."""
+    """The cluster's name of the GPU type, such as h100, on clusters that require one."""
     options: tuple[str, ...] = ()
-    """Further options of sbatch, as written there: --comment=pretraining."""
-    at_once: PositiveInt = 4
-    """Most jobs of an array that run at the same time."""
+    """Further options of sbatch, written as on its command line: --comment=pretraining."""
+    max_concurrent: PositiveInt = 4
+    """The largest number of jobs of an array that run at the same time."""
 
     @field_validator("partition", "account", "qos", "constraint", "reservation", "gpu_type")
     @classmethod
     def _is_word(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"[^\s\"'#\\]+", value):
-            raise ValueError(f"{value!r} is no name that SLURM can read: no blanks, quotes, backslashes or #")
+            raise ValueError(f"{value!r} is not a name that SLURM can read: remove blanks, quotes, backslashes and #")
         return value
 
     @field_validator("options")
@@ -53,19 +55,19 @@ class Slurm(Section):
         for option in options:
             if not re.fullmatch(r"--[a-z][-a-z]*(=([^\s\"'#\\]+|\"[^\"\n\\]*\"))?", option):
                 raise ValueError(
-                    f"slurm.options holds {option!r}: write one of sbatch's options in full, as --comment=text, and blanks in "
+                    f"slurm.options holds {option!r}: write an option of sbatch in full, as --comment=text; put blanks in "
                     'double quotes: --comment="a text"'
                 )
             name, _, value = option[2:].partition("=")
-            if key := _SCRIPTS_OWN.get("gpus" if name == "gres" and value.strip('"').startswith("gpu") else name):
-                raise ValueError(f"slurm.options holds {option!r}, which the script says itself: {key}")
+            if key := _SET_BY_SCRIPTS.get("gpus" if name == "gres" and value.strip('"').startswith("gpu") else name):
+                raise ValueError(f"slurm.options holds {option!r}, which the script sets itself: {key}")
         return options
 
     @model_validator(mode="after")
-    def _one_gres(self) -> Slurm:
+    def _one_gres(self) -> SlurmSection:
         if self.gpu_option == "gres" and (second := next((text for text in self.options if text.startswith("--gres")), None)):
             raise ValueError(
-                f"slurm.options holds {second!r}, and SLURM would take it instead of the GPUs that slurm.gpu_option gres asks "
-                "for: leave gpu_option out"
+                f"slurm.options holds {second!r}, and it would replace the GPUs that slurm.gpu_option gres "
+                "requests: leave gpu_option out"
             )
         return self
