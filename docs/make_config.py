@@ -197,7 +197,11 @@ def _descriptions(section: type[Any]) -> dict[str, str]:
     for owner in reversed(section.__mro__):
         if owner in (object, BaseModel) or not (issubclass(owner, BaseModel) or is_dataclass(owner)):
             continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        try:
+            source = inspect.getsource(owner)
+        except (OSError, TypeError):  # a class made by a function, whose bases have the docstrings
+            continue
+        body = ast.parse(textwrap.dedent(source)).body[0]
         assert isinstance(body, ast.ClassDef)
         for field, below in zip(body.body, body.body[1:], strict=False):
             if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr)):
