@@ -32,7 +32,7 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{(folder / 'mlflow.db').resolve()}")
     raw, data = folder / "raw", folder / "data"
 
-    if not (raw / "val.jsonl.zst").is_file():
+    if not any(raw.rglob("*.jsonl.zst")):
         print(f"Collecting {options.megabytes:g} MB of text from this Python installation", flush=True)
         raw.mkdir(parents=True, exist_ok=True)
         write_corpus(raw, max_bytes=int(options.megabytes * 1e6))
@@ -48,12 +48,11 @@ def main() -> None:
 
 
 def prepare(raw: Path, data: Path) -> None:
-    """Tokenize and pack the text into rows of encoder and decoder length together."""
+    """Tokenize and pack the text into rows of encoder and decoder length together; a tenth of the documents is held out."""
     rows = f"packing.lengths=[{ENCODER_LENGTH + DECODER_LENGTH}]"
-    inputs = sorted((raw / "train").glob("*.jsonl.zst"))
-    fnet_t5(
-        "prepare", "--input", *inputs, "--val", raw / "val.jsonl.zst", "--output", data, "--workers", 2, "vocab_size=1024", rows
-    )
+    inputs = sorted(raw.rglob("*.jsonl.zst"))
+    shares = ("val_share=0.1", "test_share=0")
+    fnet_t5("prepare", "--input", *inputs, "--output", data, "--workers", 2, "vocab_size=1024", rows, *shares)
 
 
 def train(architecture: str, data: Path, run: Path, steps: int) -> None:

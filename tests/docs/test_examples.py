@@ -12,7 +12,7 @@ import pytest
 
 @pytest.mark.slow  # two starts of training and one of Ray: over a minute on a busy machine
 def test_two_encoders(repository: Path, tmp_path: Path) -> None:
-    command = [sys.executable, repository / "examples/two_encoders.py", "--output", "out", "--steps", "3", "--megabytes", "0.6"]
+    command = [sys.executable, repository / "examples/two_encoders.py", "--output", "out", "--steps", "3", "--megabytes", "1"]
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "MLFLOW_TRACKING_URI")}
     environment |= {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
 
