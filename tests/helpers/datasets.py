@@ -29,7 +29,7 @@ from data_prep.dataset.packing import rows_file
 from data_prep.dataset.row_index import write_row_index
 from data_prep.files import sha256_file
 from data_prep.readers.input_files import Split
-from data_prep.tokenization.backends import ReferenceEngine
+from data_prep.tokenization.backends import ReferenceBackend
 from data_prep.tokenization.tokenizer import eos_id, load_tokenizer, num_ids, save_tokenizer, train_tokenizer
 
 
@@ -87,7 +87,7 @@ def write_text_dataset(
     folder.mkdir(parents=True)
     save_tokenizer(tokenizer or train_tokenizer([text for text, _ in texts["train"]], vocab_size), folder / "tokenizer.json")
     tokenizer = load_tokenizer(folder / "tokenizer.json")
-    engine, end = ReferenceEngine(tokenizer), eos_id(tokenizer)
+    engine, end = ReferenceBackend(tokenizer), eos_id(tokenizer)
     dtype = token_dtype(num_ids(tokenizer))
     splits = {}
     for split, pairs in texts.items():
