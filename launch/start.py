@@ -155,6 +155,9 @@ def start_run(run: PreparedRun, then: Sequence[PreparedRun] = ()) -> int:
 
 def _join(run: PreparedRun) -> int:
     """Train as one rank of an outer launcher's job."""
+    from pipeline.tracking.logs import configure_logging
+
+    configure_logging()  # with the rank; before libraries that log are imported
     from pipeline.training.trainer import train
 
     assert run.processes is not None

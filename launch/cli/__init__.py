@@ -16,6 +16,7 @@ from launch.cli.cluster import commands as cluster
 from launch.cli.data import commands as data
 from launch.cli.data import prepare, tokenizer
 from launch.cli.scaling import commands as scaling
+from pipeline.tracking.logs import LOG_LEVEL_VARIABLE
 
 # A command file has `register(app)`; the order is that of `fnet-t5 --help`. What is slow to import (torch, ray, mlflow)
 # is imported inside its commands, so that help stays fast.
@@ -38,8 +39,6 @@ COMMAND_FILES = (
 )
 
 
-LOG_LEVEL = "FNET_T5_LOG_LEVEL"
-"""The environment variable that hands --log-level to the processes that a command starts."""
 _OUR_PACKAGES = ("launch", "pipeline", "models", "data_prep")
 
 
@@ -62,7 +61,7 @@ def configure_logging(level: LogLevel) -> None:
 
     Of libraries, warnings and errors are logged.
     """
-    os.environ[LOG_LEVEL] = level.value
+    os.environ[LOG_LEVEL_VARIABLE] = level.value
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for package in _OUR_PACKAGES:
         logging.getLogger(package).setLevel(level.value.upper())
@@ -86,7 +85,7 @@ def build_app(options: _GlobalOptions) -> typer.Typer:
         log_level: Annotated[
             LogLevel,
             typer.Option(
-                envvar=LOG_LEVEL, case_sensitive=False, help="Least severe log messages to write, here and in workers."
+                envvar=LOG_LEVEL_VARIABLE, case_sensitive=False, help="Least severe log messages to write, here and in workers."
             ),
         ] = LogLevel.INFO,
     ) -> None:
