@@ -28,7 +28,7 @@ from data_prep.readers import remote
 from data_prep.readers.blocks import num_ranges, read_range
 from data_prep.readers.input_files import InputError, expand, plan
 from data_prep.readers.locations import names, sha256_location
-from data_prep.readers.remote import RemoteError, RemoteFile, expand_url, shown
+from data_prep.readers.remote import RemoteError, RemoteFile, expand_url, public_url
 from data_prep.readers.streams import read_chunks
 from data_prep.units.job_progress import Progress
 
@@ -309,7 +309,7 @@ def test_names_keep_no_host_and_no_secret() -> None:
 
     files = [remote_file("https://me:pw@host/pile/train/0.jsonl?key=1"), remote_file("https://host/pile/val.jsonl")]
     assert names(files) == ["train/0.jsonl", "val.jsonl"]
-    assert str(files[0]) == shown(files[0].url) == "https://host/pile/train/0.jsonl"
+    assert str(files[0]) == public_url(files[0].url) == "https://host/pile/train/0.jsonl"
     mixed = [Path("/data/a/0.jsonl"), Path("/data/b/0.jsonl"), remote_file("s3://bucket/pile/0.jsonl")]
     assert names(mixed) == ["a/0.jsonl", "b/0.jsonl", "s3://bucket/0.jsonl"]
     assert names([Path("/data/a/0.jsonl")]) == ["0.jsonl"]
