@@ -16,8 +16,11 @@ class Volume(ClusterSection):
     """A persistent volume claim, and the path at which the containers mount it."""
 
     claim: str
+    """Name of the persistent volume claim."""
     path: str
+    """Absolute path at which the containers mount it."""
     read_only: bool = False
+    """Whether the containers may only read it."""
 
     @field_validator("claim")
     @classmethod
@@ -37,8 +40,11 @@ class Secret(ClusterSection):
     """An environment variable whose value stays in a Secret of the cluster."""
 
     variable: str
+    """Environment variable that gets the value."""
     name: str
+    """Name of the Secret."""
     key: str
+    """Key of the value within the Secret."""
 
     @field_validator("name")
     @classmethod
@@ -60,10 +66,16 @@ class Secret(ClusterSection):
 
 
 class Toleration(ClusterSection):
+    """A taint of nodes that the pods tolerate."""
+
     key: str
+    """Key of the taint."""
     operator: Literal["Exists", "Equal"] = "Exists"
+    """Exists tolerates every value of the taint, Equal only the given one."""
     value: str | None = None
+    """Value of the taint, with Equal."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Effect of the taint. Default: all effects."""
 
     @model_validator(mode="after")
     def _check_value(self) -> Toleration:
@@ -80,6 +92,7 @@ class KubernetesSection(PlatformSection):
     kind: Literal["jobset", "trainjob"] = "jobset"
     """The object that trains: a JobSet, or a TrainJob of Kubeflow Trainer v2. Data preparation uses KubeRay's RayJob."""
     namespace: str = "default"
+    """Namespace that the job and its pods are created in."""
     context: str | None = None
     """kubectl's context. Default: the current one."""
     volumes: tuple[Volume, ...] = ()
@@ -89,17 +102,22 @@ class KubernetesSection(PlatformSection):
     runtime: str | None = None
     """The ClusterTrainingRuntime that a TrainJob refers to. Default: the one of `fnet-t5 launch kubernetes runtime`."""
     service_account: str | None = None
+    """Service account of the pods. Default: the namespace's default account."""
     image_pull_secret: str | None = None
+    """Secret with the registry's credentials, to pull `image`."""
     user_id: PositiveInt = 1000
+    """User of the processes, and of the files that they write to the volumes."""
     group_id: PositiveInt = 1000
-    """User and group of the processes, and of the files that they write to the volumes."""
+    """Group of the processes, and of the files that they write to the volumes."""
     shared_memory_gb: Annotated[float, Field(ge=0.1)] = 16.0
     """Size of /dev/shm, part of the pod's memory: the container engine's default of 64 MB is too small for NCCL and Ray.
 
     Ray's object store takes nine tenths of it, and needs at least 75 MiB.
     """
     gpu_resource: str = "nvidia.com/gpu"
+    """Name of the resource that counts GPUs."""
     node_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels that a node must have to run the pods."""
     tolerations: tuple[Toleration, ...] = ()
     priority_class: str | None = None
     """PriorityClass of the pods."""
