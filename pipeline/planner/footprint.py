@@ -24,8 +24,10 @@ from pipeline.objectives.loss import token_logits
 _REGION = "encoder.layers."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PieceFootprint:
+    """Sizes of one piece of the model."""
+
     name: str
     flops: float
     """Forward, one sequence, all tensor ranks together."""
