@@ -19,7 +19,7 @@ from launch.config import check_same_run, write_resolved
 from launch.local import STOPPED_EXITS, run_local
 from launch.preflight import check_data, check_folder
 from pipeline.config import RunConfig
-from pipeline.eval.suffix_bpb import ALL, SUFFIX_BPB_FILE, overall, write_suffix_bpb
+from pipeline.eval.suffix_bpb import ALL, overall, suffix_bpb_file, write_suffix_bpb
 from pipeline.run_folder import read_status, settle_status
 from pipeline.scaling.ladder.ladder import Ladder, PlannedRun
 from pipeline.scaling.ladder.learning_rates import has_diverged, next_rate, rate_for, read_optimum, tries_of, write_optimum
@@ -141,10 +141,10 @@ def _train(folders: Sequence[Path], ladder: Ladder, run: PlannedRun, may_diverge
 
 def _measure(path: Path, ladder: Ladder) -> None:
     """Score a finished run on the yardstick; the prefix is as long as the encoder, the suffix as the decoder."""
-    if (path / SUFFIX_BPB_FILE).is_file():
+    if suffix_bpb_file(path) is not None:
         return
     data = ladder.recipe.data
-    measure(path, data.encoder_length, data.decoder_length, ladder.recipe.yardstick.rows_per_source)
+    measure(path, data.encoder_length, data.decoder_length, ladder.recipe.suffix_bpb.rows_per_source)
 
 
 def measure(run: Path, prefix: int, suffix: int, rows: int) -> float:
@@ -158,8 +158,8 @@ def measure(run: Path, prefix: int, suffix: int, rows: int) -> float:
     scores = evaluate_sources(run, prefix_length=prefix, suffix_length=suffix, rows_per_source=rows)
     if not all(math.isfinite(one.nll) for one in scores.values()):
         raise ValueError(f"{run} scores no finite number on held-out text: it has diverged")
-    path = run / SUFFIX_BPB_FILE
-    if path.is_file():
+    path = suffix_bpb_file(run)
+    if path is not None:
         kept = json.loads(path.read_bytes())
         text = kept["sources"][ALL]["text_sha256"]
         if (kept["prefix"], kept["suffix"], text) != (prefix, suffix, overall(scores).text_sha256):

@@ -129,7 +129,7 @@ def evaluate_sources(
     suffix_length: int = 128,
     rows_per_source: int = 256,
 ) -> dict[str, Score]:
-    """The common yardstick on each source's fixed rows: suffixes given prefixes, whatever the run was trained on.
+    """Suffix bits per byte on fixed rows of each source, whatever the run was trained on.
 
     The prefix is as long as the run's encoder by default. Two runs compare where the lengths and the dataset folder are
     the same. A GPU is used where there is one.

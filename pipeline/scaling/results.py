@@ -1,8 +1,7 @@
 """The results of ladders and of single run folders, each a point with what else a report shows of it, or left out by name.
 
-Arms of one objective form a set. On prefix-LM all arms, gpt2 among them, are measured by the yardstick: bits per byte of the
-same suffixes given the same prefixes. On other objectives encoder-decoders are measured by their own loss, never on one axis
-with another objective's.
+Arms of one objective form a set. On prefix-LM all arms, gpt2 among them, are measured by suffix bits per byte on the same text.
+On other objectives encoder-decoders are measured by their own loss, never on one axis with another objective's.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.eval.suffix_bpb import ALL, SUFFIX_BPB_FILE
+from pipeline.eval.suffix_bpb import ALL, suffix_bpb_file
 from pipeline.run_folder import METRICS
 from pipeline.scaling.fit.points import CheckedRuns, Excluded, Point, check_runs
 from pipeline.scaling.ladder.ladder import LADDER_FILE, End, Ladder, PlannedRun, read_ladder
@@ -38,7 +37,7 @@ class RunResult:
     own_loss: float
     """Last validation loss, nats per target token of its own objective."""
     sources: dict[str, float]
-    """Bits per byte by source; empty where the yardstick was not applied."""
+    """Bits per byte by source; empty if suffix bits per byte were not evaluated."""
     steps: int
     rows: int
     learning_rate: float
@@ -116,13 +115,13 @@ def _of_ladder(place: Path, name: str, ladder: Ladder, run: PlannedRun, end: End
             return Excluded(str(folder), f"is not the run that was planned: its {key} differs")
     result = _result(folder, run.arm, end.budget, run.size, True)
     if isinstance(result, RunResult) and result.point.problem is None and _set_of(result) == "prefix_lm" and not result.sources:
-        return Excluded(str(folder), "was not scored on the yardstick yet: bring it to its end by `fnet-t5 scaling run`")
+        return Excluded(str(folder), "has no suffix bits per byte yet: complete it with `fnet-t5 scaling run`")
     return result
 
 
 def _singles(folders: Sequence[Path]) -> list[RunResult | Excluded]:
     """Run folders that no ladder planned: the arm from the model, the budget from what was spent."""
-    are_measured = all((folder / SUFFIX_BPB_FILE).is_file() for folder in folders)
+    are_measured = all(suffix_bpb_file(folder) for folder in folders)
     found: list[RunResult | Excluded] = []
     for folder in folders:
         model = _config_of(folder / "config.json").get("model", {})
@@ -171,7 +170,7 @@ def _arm_of(model: dict[str, Any]) -> str:
 
 
 def _result(folder: Path, arm: str, budget: float, size: str, by_suffix_bpb: bool) -> RunResult | Excluded:
-    """The end of a run, measured by the yardstick where that is asked for and was applied, else by its own loss."""
+    """The end of a run, measured by suffix bits per byte if asked for and evaluated, else by its own loss."""
     try:
         return _read_result(folder, arm, budget, size, by_suffix_bpb)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -186,25 +185,14 @@ def _read_result(folder: Path, arm: str, budget: float, size: str, by_suffix_bpb
     rows = read_metrics(folder / METRICS)
     last = rows[-1]
     objective = str(config["data"]["objective"]["name"])
-    own_loss, sources = point.loss, {}
-    if (
-        by_suffix_bpb
-        and objective in ("prefix_lm", "causal_lm")
-        and (folder / SUFFIX_BPB_FILE).is_file()
-        and point.problem is None
-    ):
-        measured = json.loads((folder / SUFFIX_BPB_FILE).read_bytes())
-        for name, one in measured["sources"].items():
-            if not math.isclose(one["bits_per_byte"], one["nll"] / math.log(2) / one["target_bytes"], rel_tol=1e-9):
-                return Excluded(
-                    str(folder), f"{SUFFIX_BPB_FILE} was changed: bits_per_byte of {name} is not nll / ln 2 / target_bytes"
-                )
-        sources = {name: float(one["bits_per_byte"]) for name, one in measured["sources"].items() if name != ALL}
-        whole = measured["sources"][ALL]
-        measure = (
-            f"bits per byte of {measured['suffix']} tokens given {measured['prefix']} tokens, text {whole['text_sha256'][:8]}"
-        )
-        point = replace(point, loss=float(whole["bits_per_byte"]), measure=measure)
+    own_loss = point.loss
+    sources: dict[str, float] = {}
+    scores = suffix_bpb_file(folder)
+    if by_suffix_bpb and objective in ("prefix_lm", "causal_lm") and scores is not None and point.problem is None:
+        measured = _with_suffix_bpb(point, scores)
+        if isinstance(measured, Excluded):
+            return measured
+        point, sources = measured
     provenance = folder / "provenance.json"
     memory = [row["memory_gb"] for row in rows if row.get("memory_gb") is not None]
     return RunResult(
@@ -224,6 +212,18 @@ def _read_result(folder: Path, arm: str, budget: float, size: str, by_suffix_bpb
         config=config,
         provenance=json.loads(provenance.read_bytes()) if provenance.is_file() else {},
     )
+
+
+def _with_suffix_bpb(point: Point, scores: Path) -> tuple[Point, dict[str, float]] | Excluded:
+    """The point with suffix bits per byte as its loss, and bits per byte by source. Excluded if the file was edited."""
+    measured = json.loads(scores.read_bytes())
+    for name, one in measured["sources"].items():
+        if not math.isclose(one["bits_per_byte"], one["nll"] / math.log(2) / one["target_bytes"], rel_tol=1e-9):
+            return Excluded(point.run, f"{scores.name} was changed: bits_per_byte of {name} is not nll / ln 2 / target_bytes")
+    whole = measured["sources"][ALL]
+    measure = f"bits per byte of {measured['suffix']} tokens given {measured['prefix']} tokens, text {whole['text_sha256'][:8]}"
+    sources = {name: float(one["bits_per_byte"]) for name, one in measured["sources"].items() if name != ALL}
+    return replace(point, loss=float(whole["bits_per_byte"]), measure=measure), sources
 
 
 def _non_embedding(num_parameters: int, model: dict[str, Any]) -> int:

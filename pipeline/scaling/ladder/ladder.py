@@ -235,6 +235,11 @@ def planned_at(folder: Path) -> str:
     return str(json.loads((folder / LADDER_FILE).read_bytes())["planned_at"])
 
 
+def stored_sha256(folder: Path) -> str:
+    """The hash in the plan's file, over the plan as it was written. A plan of an earlier version may hash differently now."""
+    return str(json.loads((folder / LADDER_FILE).read_bytes())["sha256"])
+
+
 def objective_for(recipe: LadderRecipe, number: int, architecture: str) -> AnyObjective:
     """The objective of an arm in the `number`-th ladder: gpt2 reads the text of prefix_lm as one stream."""
     objective = recipe.objectives[number]

@@ -69,10 +69,11 @@ class ScheduleConfig(Section):
     """Share of each budget's steps."""
 
 
-class YardstickConfig(Section):
-    """Suffixes given prefixes of held-out text, by source: the one measure that all arms share."""
+class SuffixBPBConfig(Section):
+    """Evaluation of suffix bits per byte on held-out text, the measure that all arms share."""
 
     rows_per_source: PositiveInt = 256
+    """Rows of each source of the validation split that are scored."""
 
 
 class AssumedConfig(Section):
@@ -138,11 +139,22 @@ class LadderRecipe(Section):
     train: dict[str, Any] = Field(default_factory=dict)
     """Keys of a recipe's `train` section that all runs share."""
     optimizer: dict[str, Any] = Field(default_factory=dict)
-    yardstick: YardstickConfig = YardstickConfig()
+    suffix_bpb: SuffixBPBConfig = SuffixBPBConfig()
+    """How suffix bits per byte are evaluated."""
     tracking: TrackingConfig = TrackingConfig()
     hypotheses: tuple[str, ...] = ()
     assumed: AssumedConfig | None = None
     device: DeviceConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_key(cls, values: Any) -> Any:
+        """Read `yardstick`, the earlier name of `suffix_bpb`, from old recipes and ladder files."""
+        if not isinstance(values, dict) or "yardstick" not in values:
+            return values
+        if "suffix_bpb" in values:
+            raise ValueError("yardstick is the earlier name of suffix_bpb, and both are given: leave yardstick out")
+        return {("suffix_bpb" if key == "yardstick" else key): value for key, value in values.items()}
 
     @model_validator(mode="before")
     @classmethod

@@ -16,7 +16,7 @@ import numpy as np
 
 from data_prep.files import atomic_write
 from pipeline.scaling.analysis import Analysis
-from pipeline.scaling.ladder.ladder import EXCLUSION_RULES, Ladder, planned_at
+from pipeline.scaling.ladder.ladder import EXCLUSION_RULES, Ladder, planned_at, stored_sha256
 from pipeline.scaling.report.figures import Figure, figures
 from pipeline.scaling.report.tables import (
     RUN_COLUMNS,
@@ -102,7 +102,7 @@ def _plan_section(ladders: Sequence[tuple[Path, Ladder]]) -> Section:
     for folder, ladder in ladders:
         recipe = ladder.recipe
         texts.append(
-            f"{recipe.name} was planned on {planned_at(folder)}, before its runs; SHA-256 of the plan {ladder.sha256}."
+            f"{recipe.name} was planned on {planned_at(folder)}, before its runs; SHA-256 of the plan {stored_sha256(folder)}."
         )
         texts += recipe.hypotheses
         if ladder.detectable is not None and recipe.assumed is not None:

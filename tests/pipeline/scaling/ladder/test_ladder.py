@@ -12,12 +12,21 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep.files import canonical_json, sha256_bytes
 from launch.config import load_config
 from launch.recipes import packaged_recipes
 from models.architectures.build import build_model
 from pipeline.optim.lr_schedule import learning_rate
 from pipeline.scaling.ladder.costs import costs_of
-from pipeline.scaling.ladder.ladder import EQUAL_PARAMETERS, Ladder, make_ladder, model_of, read_ladder, write_ladder
+from pipeline.scaling.ladder.ladder import (
+    EQUAL_PARAMETERS,
+    Ladder,
+    make_ladder,
+    model_of,
+    read_ladder,
+    stored_sha256,
+    write_ladder,
+)
 from pipeline.scaling.ladder.learning_rates import next_rate, power_law, vertex
 from pipeline.scaling.ladder.recipe import LadderRecipe, SweepConfig
 from pipeline.scaling.ladder.run_configs import run_config
@@ -148,6 +157,25 @@ def test_a_plan_that_was_changed_is_not_read(make: MakeLadder, tmp_path: Path) -
     path.write_text(json.dumps(values))
     with pytest.raises(ValueError, match="was changed after it was planned"):
         read_ladder(tmp_path / "ladder")
+
+
+def test_recipes_and_plans_with_the_earlier_key_are_read(make: MakeLadder, tmp_path: Path) -> None:
+    """`yardstick` became `suffix_bpb`. A stored plan is checked against its own bytes, with the key that it has."""
+    now, folder = make(suffix_bpb={"rows_per_source": 7}), tmp_path / "ladder"
+    assert make(yardstick={"rows_per_source": 7}) == now
+    with pytest.raises(ValueError, match="earlier name of suffix_bpb"):
+        make(yardstick={"rows_per_source": 7}, suffix_bpb={"rows_per_source": 7})
+    path = write_ladder(now, folder)
+    values = json.loads(path.read_bytes())
+    values["recipe"]["yardstick"] = values["recipe"].pop("suffix_bpb")
+    planned = {key: value for key, value in values.items() if key not in ("sha256", "planned_at")}
+    values["sha256"] = sha256_bytes(canonical_json(planned))
+    path.write_text(json.dumps(values))
+    assert read_ladder(folder) == now
+    assert stored_sha256(folder) == values["sha256"] != now.sha256
+    before = path.read_bytes()
+    write_ladder(now, folder)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
