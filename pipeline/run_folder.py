@@ -124,7 +124,7 @@ def settle_status(run: Path) -> None:
         write_status(run, "failed")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stored:
     step: int
     mesh: str

@@ -42,13 +42,6 @@ class SampleOrder:
             rows[chosen] = self.first_row[source] + permute(places[chosen], int(self.num_rows[source]), key)
         return rows
 
-    def epoch_of(self, sample: int) -> Ints:
-        """How many whole epochs of each source lie before a sample (D,)."""
-        counted = self.blend.shares * (sample // self.blend.period)
-        rest = np.arange(sample - sample % self.blend.period, sample, dtype=np.int64)
-        counted = counted + np.bincount(self.blend(rest)[0], minlength=len(self.num_rows))
-        return counted // self.num_rows
-
 
 class Skipping:
     """Consecutive samples with ranges left out: what diverged on them once need not meet them again."""

@@ -31,7 +31,7 @@ from pipeline.run_folder import find, load_weights
 _COUNTED_AT_ONCE = 1 << 22
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Results on the validation rows of a run."""
 

@@ -70,11 +70,23 @@ def suffix_bpb_objective(
         raise ValueError(f"model.architecture {architecture} writes no text: bits per byte of a suffix are not defined for it")
     row_length = prefix_length + suffix_length
     if form == "decoder_only":
-        pair = PrefixLM(prefix_length, suffix_length, start_id, (prefix_length,), row_length)
+        pair = PrefixLM(
+            encoder_length=prefix_length,
+            decoder_length=suffix_length,
+            start_id=start_id,
+            prefix_lengths=(prefix_length,),
+            row_length=row_length,
+        )
         return DecoderOnlyAdapter(pair, start_id, bidirectional_prefix=architecture == "prefix_decoder")
     if prefix_length > encoder_length:
         raise ValueError(f"a prefix of {prefix_length} tokens exceeds data.encoder_length {encoder_length}: shorten the prefix")
-    return PrefixLM(encoder_length, suffix_length, start_id, (prefix_length,), row_length)
+    return PrefixLM(
+        encoder_length=encoder_length,
+        decoder_length=suffix_length,
+        start_id=start_id,
+        prefix_lengths=(prefix_length,),
+        row_length=row_length,
+    )
 
 
 def score(

@@ -29,8 +29,8 @@ _FILE = "model-00001-of-00001.safetensors"
 MODEL, REPORT = "model.json", "import_report.json"
 
 
-@dataclass
-class Report:
+@dataclass(kw_only=True)
+class ImportReport:
     """Every tensor of the checkpoint, and every one of the new model, in exactly one list."""
 
     used: dict[str, str] = field(default_factory=dict)
@@ -72,7 +72,7 @@ def import_fnet(
     max_length: int | None = None,
     decoder_layers: int | None = None,
     seed: int = 0,
-) -> Report:
+) -> ImportReport:
     """Write `output` with weights by canonical name, model.json and import_report.json.
 
     Rows of the vocabulary, positions and segment types are cut, or filled up with initial values, where the sizes differ.
@@ -100,8 +100,8 @@ def import_fnet(
     return report
 
 
-def _take(config: ModelConfig, theirs: Mapping[str, Tensor], weights: dict[str, Tensor]) -> Report:
-    report, entries = Report(), encoder_entries(config)
+def _take(config: ModelConfig, theirs: Mapping[str, Tensor], weights: dict[str, Tensor]) -> ImportReport:
+    report, entries = ImportReport(), encoder_entries(config)
     for one in entries:
         (ours,) = one.ours
         if one.theirs not in theirs:

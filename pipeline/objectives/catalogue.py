@@ -70,7 +70,7 @@ class MixtureConfig(ObjectiveConfig):
             built.append(
                 Part(part.objective.build(row_length, room, decoder_length, vocabulary, f"{seed}/{number}"), share, mode)
             )
-        return Mixture(tuple(built), encoder_length, decoder_length, seed)
+        return Mixture(parts=tuple(built), encoder_length=encoder_length, decoder_length=decoder_length, seed=seed)
 
 
 PairObjective = Annotated[

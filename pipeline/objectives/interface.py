@@ -28,7 +28,7 @@ Loss = tuple[Ints, Ints]
 """Targets, and 1 where the loss is taken on them: of one shape."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Rows as an encoder-decoder takes them, all int64. Padding has mask 0; its ids are 0 and never read."""
 
@@ -49,7 +49,7 @@ class Batch:
         return ((self.targets, self.target_mask),)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TextBatch:
     """Rows as a decoder alone takes them, all int64."""
 
@@ -69,7 +69,7 @@ class TextBatch:
         return ((self.targets, self.target_mask),)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EncoderBatch:
     """Rows as an encoder alone takes them, all int64. A predicted position that is not used is 0, with mask 0."""
 
@@ -96,7 +96,7 @@ class EncoderBatch:
 AnyBatch = Batch | TextBatch | EncoderBatch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cost:
     """What a full row spends: raw tokens of the corpus, positions computed (padding included), and target tokens."""
 

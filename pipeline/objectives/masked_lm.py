@@ -72,10 +72,19 @@ class MaskedLMConfig(ObjectiveConfig):
                 f"rows of {row_length} tokens and 3 specials exceed data.encoder_length {encoder_length}: raise it"
             )
         cls_id, sep_id, mask_id = (vocabulary.token(name, self.name) for name in ("[CLS]", "[SEP]", "[MASK]"))
-        return MaskedLM(row_length, encoder_length, self, vocabulary, cls_id, sep_id, mask_id, seed)
+        return MaskedLM(
+            row_length=row_length,
+            encoder_length=encoder_length,
+            config=self,
+            vocabulary=vocabulary,
+            cls_id=cls_id,
+            sep_id=sep_id,
+            mask_id=mask_id,
+            seed=seed,
+        )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class MaskedLM(Objective):
     row_length: int
     encoder_length: int
@@ -94,7 +103,7 @@ class MaskedLM(Objective):
     @property
     def cost(self) -> Cost:
         full = np.array([self.row_length])
-        return Cost(self.row_length, self.encoder_length, 0, int(self.num_targets(full, full)[0]))
+        return Cost(raw=self.row_length, encoder=self.encoder_length, decoder=0, target=int(self.num_targets(full, full)[0]))
 
     def num_targets(self, row_lengths: Ints, samples: Ints) -> Ints:
         wanted = np.maximum(1, ((row_lengths + _SPECIALS) * self.config.rate).astype(np.int64))
@@ -122,14 +131,14 @@ class MaskedLM(Objective):
         shown = self._shown(targets, draws)
         np.put_along_axis(ids, np.where(target_mask, positions, 0), np.where(target_mask, shown, ids[:, :1]), axis=1)
         return EncoderBatch(
-            ids * mask,
-            mask.astype(np.int64),
-            type_ids,
-            positions,
-            targets,
-            target_mask.astype(np.int64),
-            swapped,
-            self._has_order(row_lengths),
+            ids=ids * mask,
+            mask=mask.astype(np.int64),
+            type_ids=type_ids,
+            positions=positions,
+            targets=targets,
+            target_mask=target_mask.astype(np.int64),
+            order=swapped,
+            order_mask=self._has_order(row_lengths),
         )
 
     def _shown(self, targets: Ints, draws: CounterRNG) -> Ints:

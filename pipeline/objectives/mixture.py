@@ -27,7 +27,7 @@ class Part:
     mode_id: int | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Mixture(Objective):
     parts: tuple[Part, ...]
     encoder_length: int
@@ -40,7 +40,7 @@ class Mixture(Objective):
     @property
     def cost(self) -> Cost:
         target = sum(part.share * part.objective.cost.target for part in self.parts)
-        return Cost(self.row_length, self.encoder_length, self.decoder_length, target)
+        return Cost(raw=self.row_length, encoder=self.encoder_length, decoder=self.decoder_length, target=target)
 
     def part_of(self, samples: Ints) -> Ints:
         """(B,) which part each sample draws."""
@@ -72,7 +72,13 @@ class Mixture(Objective):
                 encoder_ids[chosen, 0] = part.mode_id * encoder_mask[chosen, 0]
             decoder_ids[chosen], targets[chosen] = batch.decoder_ids, batch.targets
             target_mask[chosen] = batch.target_mask
-        return Batch(encoder_ids, encoder_mask, decoder_ids, targets, target_mask)
+        return Batch(
+            encoder_ids=encoder_ids,
+            encoder_mask=encoder_mask,
+            decoder_ids=decoder_ids,
+            targets=targets,
+            target_mask=target_mask,
+        )
 
 
 @dataclass(frozen=True)

@@ -72,10 +72,17 @@ class PrefixLMConfig(ObjectiveConfig):
                 f"data.encoder_length is {encoder_length}, data.decoder_length {decoder_length}; "
                 "give target_share or prefix_lengths that fit them"
             )
-        return PrefixLM(encoder_length, decoder_length, vocabulary.start, prefixes, row_length, seed)
+        return PrefixLM(
+            encoder_length=encoder_length,
+            decoder_length=decoder_length,
+            start_id=vocabulary.start,
+            prefix_lengths=prefixes,
+            row_length=row_length,
+            seed=seed,
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrefixLM(Objective):
     encoder_length: int
     decoder_length: int
@@ -93,7 +100,7 @@ class PrefixLM(Objective):
     @property
     def cost(self) -> Cost:
         target = self.row_length - sum(self.prefix_lengths) / len(self.prefix_lengths)
-        return Cost(self.row_length, self.encoder_length, self.decoder_length, target)
+        return Cost(raw=self.row_length, encoder=self.encoder_length, decoder=self.decoder_length, target=target)
 
     def prefixes(self, samples: Ints) -> Ints:
         """The length of each sample's prefix (B,)."""
@@ -119,11 +126,11 @@ class PrefixLM(Objective):
             places = np.minimum(prefixes[:, None] + np.arange(m), n + m - 1)
             targets = np.take_along_axis(padded, places, axis=1) * target_mask
         return Batch(
-            encoder_ids,
-            encoder_mask.astype(np.int64),
-            shift_right(targets, self.start_id),
-            targets,
-            target_mask.astype(np.int64),
+            encoder_ids=encoder_ids,
+            encoder_mask=encoder_mask.astype(np.int64),
+            decoder_ids=shift_right(targets, self.start_id),
+            targets=targets,
+            target_mask=target_mask.astype(np.int64),
         )
 
 

@@ -39,15 +39,15 @@ class SpanCorruptionConfig(FittedConfig):
         self.check_fit(row_length, encoder_length, decoder_length)
         num_spans = span_counts(row_length, self.noise_density, self.mean_span_length)[1]
         return SpanCorruption(
-            row_length,
-            encoder_length,
-            decoder_length,
-            self.noise_density,
-            self.mean_span_length,
-            vocabulary.span_ids(num_spans, self.repeat_sentinels, self.name),
-            vocabulary.start,
-            vocabulary.end,
-            seed,
+            row_length=row_length,
+            encoder_length=encoder_length,
+            decoder_length=decoder_length,
+            noise_density=self.noise_density,
+            mean_span_length=self.mean_span_length,
+            sentinels=vocabulary.span_ids(num_spans, self.repeat_sentinels, self.name),
+            start_id=vocabulary.start,
+            end_id=vocabulary.end,
+            seed=seed,
         )
 
 
@@ -63,14 +63,7 @@ def span_counts(num_tokens: int, noise_density: float, mean_span_length: float) 
     return num_noise, min(num_spans, num_tokens - num_noise)
 
 
-def raw_length(encoder_length: int, noise_density: float = 0.15, mean_span_length: float = 3.0) -> tuple[int, int]:
-    """(raw tokens, target tokens) of the longest row whose encoder text takes `encoder_length` places: (568, 114) for 512."""
-    config = SpanCorruptionConfig(noise_density=noise_density, mean_span_length=mean_span_length)
-    raw = config.row_length(encoder_length, 1 << 40)
-    return raw, config.needs(raw)[1]
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SpanCorruption(Objective):
     row_length: int
     encoder_length: int
@@ -85,7 +78,7 @@ class SpanCorruption(Objective):
     @property
     def cost(self) -> Cost:
         target = self._counts(self.row_length)[2]
-        return Cost(self.row_length, self.encoder_length, self.decoder_length, target)
+        return Cost(raw=self.row_length, encoder=self.encoder_length, decoder=self.decoder_length, target=target)
 
     def num_targets(self, row_lengths: Ints, samples: Ints) -> Ints:
         lengths, inverse = np.unique(row_lengths, return_inverse=True)
@@ -105,7 +98,13 @@ class SpanCorruption(Objective):
             # Rows that fill their places, as almost all do: nothing to pad, nothing to mask.
             encoder_ids, targets = self._corrupt(rows[:, : lengths[0]], CounterRNG(self.seed, "spans", samples))
             encoder_mask, target_mask = np.ones_like(encoder_ids), np.ones_like(targets)
-            return Batch(encoder_ids, encoder_mask, shift_right(targets, self.start_id), targets, target_mask)
+            return Batch(
+                encoder_ids=encoder_ids,
+                encoder_mask=encoder_mask,
+                decoder_ids=shift_right(targets, self.start_id),
+                targets=targets,
+                target_mask=target_mask,
+            )
         encoder_ids = np.zeros((len(rows), self.encoder_length), dtype=np.int64)
         targets = np.zeros((len(rows), self.decoder_length), dtype=np.int64)
         num_encoder, num_targets = np.zeros((2, len(rows)), dtype=np.int64)
@@ -117,11 +116,11 @@ class SpanCorruption(Objective):
             kept, cut = self._corrupt(rows[chosen, :length], CounterRNG(self.seed, "spans", samples[chosen]))
             encoder_ids[chosen, : counts[0]], targets[chosen, : counts[2]] = kept, cut
         return Batch(
-            encoder_ids,
-            valid(num_encoder, self.encoder_length).astype(np.int64),
-            shift_right(targets, self.start_id),
-            targets,
-            valid(num_targets, self.decoder_length).astype(np.int64),
+            encoder_ids=encoder_ids,
+            encoder_mask=valid(num_encoder, self.encoder_length).astype(np.int64),
+            decoder_ids=shift_right(targets, self.start_id),
+            targets=targets,
+            target_mask=valid(num_targets, self.decoder_length).astype(np.int64),
         )
 
     def _corrupt(self, rows: Ints, draws: CounterRNG) -> tuple[Ints, Ints]:

@@ -50,7 +50,15 @@ class TextInfillingConfig(FittedConfig):
                 f"{self.name} takes rows of at most {_LONGEST_ROW} tokens, not {row_length}: shorten data.decoder_length"
             )
         mask_id = vocabulary.token("[MASK]", self.name)
-        return TextInfilling(row_length, encoder_length, decoder_length, self, vocabulary, mask_id, seed)
+        return TextInfilling(
+            row_length=row_length,
+            encoder_length=encoder_length,
+            decoder_length=decoder_length,
+            config=self,
+            vocabulary=vocabulary,
+            mask_id=mask_id,
+            seed=seed,
+        )
 
 
 def most_spans(num_masked: int, mean_span_length: float) -> int:
@@ -61,7 +69,7 @@ def most_spans(num_masked: int, mean_span_length: float) -> int:
     return math.ceil(mean + _DEVIATIONS * math.sqrt(mean / mean_span_length) + _DEVIATIONS**2 / mean_span_length)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TextInfilling(Objective):
     row_length: int
     encoder_length: int
@@ -73,7 +81,7 @@ class TextInfilling(Objective):
 
     @property
     def cost(self) -> Cost:
-        return Cost(self.row_length, self.encoder_length, self.decoder_length, self.row_length)
+        return Cost(raw=self.row_length, encoder=self.encoder_length, decoder=self.decoder_length, target=self.row_length)
 
     def num_targets(self, row_lengths: Ints, samples: Ints) -> Ints:
         return row_lengths
@@ -88,7 +96,13 @@ class TextInfilling(Objective):
         targets = np.zeros_like(target_mask)
         targets[:, : self.row_length] = rows[:, : self.row_length]
         targets *= target_mask
-        return Batch(encoder_ids, encoder_mask, shift_right(targets, self.vocabulary.start), targets, target_mask)
+        return Batch(
+            encoder_ids=encoder_ids,
+            encoder_mask=encoder_mask,
+            decoder_ids=shift_right(targets, self.vocabulary.start),
+            targets=targets,
+            target_mask=target_mask,
+        )
 
     def _permuted(self, rows: Ints, row_lengths: Ints, samples: Ints) -> Ints:
         """The rows (B, L) with the sentences of each document in random order."""

@@ -56,7 +56,7 @@ class UL2Config(ObjectiveConfig):
             )
             for number, ((config, _, mode), share) in enumerate(zip(parts, shares, strict=True))
         ]
-        return Mixture(tuple(built), encoder_length, decoder_length, seed)
+        return Mixture(parts=tuple(built), encoder_length=encoder_length, decoder_length=decoder_length, seed=seed)
 
     def _parts(self) -> list[tuple[ObjectiveConfig, float, str]]:
         spans: list[tuple[ObjectiveConfig, float, str]] = [

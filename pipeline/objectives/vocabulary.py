@@ -19,7 +19,7 @@ _STANDING_IN = ("[CLS]", "[SEP]", "[NLU]", "[NLG]", "[S2S]")
 _SENTENCE_ENDS = (".", "!", "?")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Vocabulary:
     start: int
     """What a decoder starts from."""
@@ -56,7 +56,15 @@ class Vocabulary:
         ends_sentence, ends_line = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
         ends_sentence[ids] = [text.rstrip().endswith(_SENTENCE_ENDS) for text in texts]
         ends_line[ids] = ["\n" in text for text in texts]
-        return cls(start_id(tokenizer), eos_id(tokenizer), tuple(sentinels), named, ids, ends_sentence, ends_line)
+        return cls(
+            start=start_id(tokenizer),
+            end=eos_id(tokenizer),
+            sentinels=tuple(sentinels),
+            named=named,
+            ordinary=ids,
+            ends_sentence=ends_sentence,
+            ends_line=ends_line,
+        )
 
     def span_ids(self, num_spans: int, repeat: bool, objective: str) -> NDArray[np.int64]:
         """The sentinels (num_spans,) of a row's spans. Raises ValueError where there are too few and they may not repeat."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GPU:
     name: str
     peak_flops: float
@@ -25,10 +25,24 @@ class GPU:
 
 
 GPUS = {
-    "a100": GPU("A100 80GB", 312e12, 80e9, 2.0e12, 300e9, network_bandwidth=25e9),
-    "a100-40g": GPU("A100 40GB", 312e12, 40e9, 1.55e12, 300e9, network_bandwidth=25e9),
-    "h100": GPU("H100 SXM", 989e12, 80e9, 3.35e12, 450e9),
-    "h200": GPU("H200", 989e12, 141e9, 4.8e12, 450e9),
+    "a100": GPU(
+        name="A100 80GB",
+        peak_flops=312e12,
+        memory_bytes=80e9,
+        memory_bandwidth=2.0e12,
+        link_bandwidth=300e9,
+        network_bandwidth=25e9,
+    ),
+    "a100-40g": GPU(
+        name="A100 40GB",
+        peak_flops=312e12,
+        memory_bytes=40e9,
+        memory_bandwidth=1.55e12,
+        link_bandwidth=300e9,
+        network_bandwidth=25e9,
+    ),
+    "h100": GPU(name="H100 SXM", peak_flops=989e12, memory_bytes=80e9, memory_bandwidth=3.35e12, link_bandwidth=450e9),
+    "h200": GPU(name="H200", peak_flops=989e12, memory_bytes=141e9, memory_bandwidth=4.8e12, link_bandwidth=450e9),
 }
 
 MATMUL_EFFICIENCY = 0.5

@@ -27,7 +27,7 @@ _ONE_BUDGET = 1.05
 """Run folders without a ladder whose FLOPs lie within 5 % of each other count as one budget."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunResult:
     """A run that ended, beside its point."""
 
@@ -51,7 +51,7 @@ class RunResult:
     provenance: dict[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResultSet:
     """Everything that may be compared with each other."""
 
@@ -90,7 +90,7 @@ def collect(folders: Sequence[Path]) -> Collected:
         excluded += checked.excluded
         if checked.points:
             chosen = tuple(members[point.run] for point in checked.points)
-            sets.append(ResultSet(name, checked.points[0].measure, checked, chosen))
+            sets.append(ResultSet(name=name, measure=checked.points[0].measure, checked=checked, results=chosen))
     return Collected(tuple(ladders), tuple(sets), tuple(excluded))
 
 

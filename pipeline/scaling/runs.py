@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_prep.dataset.manifest import ManifestError, load_manifest
 from data_prep.files import canonical_json, sha256_file
 from data_prep.tokenization.tokenizer import TOKENIZER_FILE
 from models.config import ModelConfig
 from models.cost.parameters import num_parameters
-from pipeline.scaling.fit.points import Curve, Excluded, Point
+from pipeline.scaling.fit.points import Excluded, Point
 from pipeline.tracking.metrics import read_metrics
 
 _CONFIG, _METRICS, _STATUS, _ALL = "config.json", "metrics.jsonl", "STATUS", "all"
@@ -58,19 +56,6 @@ def read_run(
         tokenizer=tokenizer,
         epochs=epochs,
         problem=_problem(status, int(last["step"]), int(config["train"]["steps"]), rows),
-    )
-
-
-def read_curve(folder: Path) -> Curve:
-    """The validation losses of a run that `read_run` takes. Raises ValueError where it has none."""
-    try:
-        config = _read_json(folder / _CONFIG)
-        rows = [row for row in _validations(folder) if row["validation_loss"] is not None]
-    except _MissingError as missing:
-        raise ValueError(f"{folder} has no loss curve: {missing}") from missing
-    return Curve(
-        num_parameters(ModelConfig(**config["model"])),
-        *(np.array([row[name] for row in rows], dtype=np.float64) for name in ("raw_tokens", "flops", "validation_loss")),
     )
 
 

@@ -89,7 +89,7 @@ def objective(plan: dict[str, Any]) -> Objective:
     )
 
 
-PREFIX_LM = PrefixLM(*LENGTHS, start_id=0)
+PREFIX_LM = PrefixLM(encoder_length=LENGTHS[0], decoder_length=LENGTHS[1], start_id=0)
 
 
 def global_batch(step: int, objective: Objective = PREFIX_LM) -> tuple[AnyBatch, tuple[int, ...]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.scaling.fit.arms import Arm
+from pipeline.scaling.fit.bootstrap import FittedArm
 from pipeline.scaling.fit.frontier import frontier
 from pipeline.scaling.fit.intervals import NUM_DRAWS, Interval, check_failures, pivotal
 from pipeline.scaling.fit.points import Curve, Floats
@@ -26,7 +26,7 @@ NUM_BUDGETS = 1500
 _FEWEST_SIZES = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Envelope:
     """The lowest curve at each budget where it is neither of the smallest nor of the largest size: (G',)."""
 
@@ -49,11 +49,13 @@ def fit_envelope(curves: Sequence[Curve]) -> Envelope:
             "there a slope; add sizes, or train the small ones longer"
         )
     flops, loss, best_n, best_d = (np.exp(values[inside]) for values in (grid, log_l.min(axis=0), log_n, log_tokens))
-    return Envelope(flops, loss, best_n, best_d, float(slopes[0]), float(slopes[1]))
+    return Envelope(
+        flops=flops, loss=loss, num_parameters=best_n, tokens=best_d, n_exponent=float(slopes[0]), d_exponent=float(slopes[1])
+    )
 
 
 def envelope_intervals(
-    arm: Arm, curves: Sequence[Curve], generator: np.random.Generator, num_draws: int = NUM_DRAWS
+    arm: FittedArm, curves: Sequence[Curve], generator: np.random.Generator, num_draws: int = NUM_DRAWS
 ) -> tuple[Interval, Interval]:
     """95 % intervals of the exponents of N_opt and D_opt, from curves drawn around the arm's surface.
 

@@ -33,9 +33,6 @@ class CostLaw:
         return log_c - self.log_k - self.q * log_n
 
 
-CHINCHILLA_COST = CostLaw(float(np.log(6.0)), 1.0)
-
-
 def fit_cost(runs: Columns) -> CostLaw:
     """The power law through the FLOPs per token of the runs. Raises ValueError where they have one size only."""
     log_n, log_cost = np.log(runs.num_parameters), np.log(runs.flops / runs.tokens)
@@ -45,7 +42,7 @@ def fit_cost(runs: Columns) -> CostLaw:
     return CostLaw(float(log_k), float(q), float(np.abs(np.expm1(q * log_n + log_k - log_cost)).max()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Frontier:
     """The best that budgets can buy on P surfaces: all attributes (P,)."""
 
@@ -84,4 +81,11 @@ def frontier(coefficients: Floats, cost: CostLaw) -> Frontier:
     log_d_scale = cost.log_tokens(0.0, log_n_scale)
     # at C = 1; both terms then fall as C^-gamma
     log_g = np.logaddexp(log_a - alpha * log_n_scale, log_b - beta * log_d_scale)
-    return Frontier(n_exponent, d_exponent, log_n_scale, log_e, log_g, alpha * beta / total)
+    return Frontier(
+        n_exponent=n_exponent,
+        d_exponent=d_exponent,
+        log_n_scale=log_n_scale,
+        log_e=log_e,
+        log_g=log_g,
+        gamma=alpha * beta / total,
+    )

@@ -41,31 +41,29 @@ def minimise(
     observed: Floats,
     start: Floats,
     delta: float,
-    weights: Floats | None = None,
     tolerance: float = 1e-9,
     max_iterations: int = 500,
 ) -> Minimum:
-    """Minimise sum(weights * huber(model(coefficients) - observed)) for every problem.
+    """Minimise sum(huber(model(coefficients) - observed)) for every problem.
 
-    observed (P, R) or (R,); start (P, K); weights (P, R), default 1. The sum and not the mean is minimised, and the end is
+    observed (P, R) or (R,); start (P, K). The sum and not the mean is minimised, and the end is
     relative to it: with a mean, stopping rules end too early (Besiroglu et al. 2024). `converged` is false where an iteration
     limit or a number that is not finite ended the search.
     """
     coefficients = start.astype(np.float64, copy=True)  # (P, K)
     num_problems, width = coefficients.shape
     observed = np.broadcast_to(observed, (num_problems, observed.shape[-1]))
-    weights = np.broadcast_to(1.0 if weights is None else weights, observed.shape)
     damping = np.full(num_problems, 1e-3)
     values, slopes = model(coefficients)
     residuals = values - observed
-    objective = (weights * huber(residuals, delta)).sum(1)
+    objective = huber(residuals, delta).sum(1)
     converged = np.zeros(num_problems, dtype=bool)
     active = np.flatnonzero(np.isfinite(objective))
     for _ in range(max_iterations):
         if not len(active):
             break
-        r, j, w = residuals[active], slopes[active], weights[active]
-        w = w * np.minimum(1.0, delta / np.maximum(np.abs(r), 1e-300))
+        r, j = residuals[active], slopes[active]
+        w = np.minimum(1.0, delta / np.maximum(np.abs(r), 1e-300))
         weighted = j * w[..., None]  # (P, R, K)
         curvature = np.matmul(np.swapaxes(j, 1, 2), weighted)  # (P, K, K)
         gradient = np.matmul(np.swapaxes(weighted, 1, 2), r[..., None])  # (P, K, 1)
@@ -74,7 +72,7 @@ def minimise(
         tried = coefficients[active] - np.linalg.solve(damped, gradient)[..., 0]
         values, new_slopes = model(tried)
         new_residuals = values - observed[active]
-        new_objective = (weights[active] * huber(new_residuals, delta)).sum(1)
+        new_objective = huber(new_residuals, delta).sum(1)
         better = new_objective < objective[active]  # false where it is not a number
         gained = objective[active] - new_objective
         ended = better & (gained <= tolerance * objective[active])

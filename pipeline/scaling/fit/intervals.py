@@ -51,14 +51,6 @@ def pivotal(value: float, draws: Floats, truth: float) -> Interval:
     return Interval(value, value - high, value - low)
 
 
-def resampled_counts(num_runs: int, num_draws: int, generator: np.random.Generator) -> Floats:
-    """How often each run stands in each sample with replacement, (B, R): the weights of a bootstrap over cases.
-
-    Give both arms of a comparison the same counts, and it is paired.
-    """
-    return generator.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=num_draws).astype(np.float64)
-
-
 def _bounds(draws: Floats) -> tuple[float, float]:
     # no interpolation: between a number and infinity there is none
     low, high = np.quantile(draws, [0.025, 0.975], method="inverted_cdf")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.scaling.fit.arms import Arm, Draws
+from pipeline.scaling.fit.bootstrap import FittedArm, SurfaceDraws
 from pipeline.scaling.fit.frontier import CostLaw, fit_cost, frontier
 from pipeline.scaling.fit.intervals import Interval, check_failures, pivotal
 from pipeline.scaling.fit.points import Columns, Floats
@@ -25,7 +25,7 @@ from pipeline.scaling.fit.points import Columns, Floats
 FEWEST_SIZES = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Isoflops:
     """Minima of the parabolas by budget, and the power laws through them. `budgets` (K,) ascend; all else (P, K) or (P,)."""
 
@@ -116,18 +116,18 @@ def parabolas(design: Design, log_losses: Floats) -> Isoflops:
     centred = log_c - log_c.mean()
     slope = centred / (centred**2).sum()
     return Isoflops(
-        budgets,
-        minima,
-        np.stack(low, axis=1),
-        log_d,
-        np.stack(bent, axis=1),
-        np.stack(inside, axis=1),
-        minima @ slope,
-        log_d @ slope,
+        budgets=budgets,
+        log_n=minima,
+        log_loss=np.stack(low, axis=1),
+        log_d=log_d,
+        curvature=np.stack(bent, axis=1),
+        inside=np.stack(inside, axis=1),
+        n_exponent=minima @ slope,
+        d_exponent=log_d @ slope,
     )
 
 
-def exponent_intervals(arm: Arm, found: Isoflops, design: Design, draws: Draws) -> tuple[Interval, Interval]:
+def exponent_intervals(arm: FittedArm, found: Isoflops, design: Design, draws: SurfaceDraws) -> tuple[Interval, Interval]:
     """95 % intervals of a in N_opt ~ C^a and b in D_opt ~ C^b, from ladders drawn by "noise" around approach 3's surface.
 
     On the surface the exponents are known, so the draws show both the scatter and the bias of parabolas in this design. The

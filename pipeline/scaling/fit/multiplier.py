@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.scaling.fit.arms import Arm, Draws, expected, refit
+from pipeline.scaling.fit.bootstrap import FittedArm, SurfaceDraws, expected, refit
 from pipeline.scaling.fit.frontier import frontier
 from pipeline.scaling.fit.intervals import NUM_DRAWS, Interval, percentile
 from pipeline.scaling.fit.noise import detectable_shift
@@ -20,10 +20,10 @@ from pipeline.scaling.fit.points import Floats
 
 
 def difference(
-    baseline: Arm,
-    arm: Arm,
-    draws: tuple[Draws, Draws],
-    statistic: Callable[[Arm, Floats], Floats],
+    baseline: FittedArm,
+    arm: FittedArm,
+    draws: tuple[SurfaceDraws, SurfaceDraws],
+    statistic: Callable[[FittedArm, Floats], Floats],
 ) -> Interval:
     """arm - baseline, with a 95 % interval from paired draws. `statistic(arm, coefficients (P, 5))` → (P,)."""
     value = statistic(arm, arm.surface.coefficients[None]) - statistic(baseline, baseline.surface.coefficients[None])
@@ -31,19 +31,19 @@ def difference(
     return percentile(float(value[0]), statistic(arm, of_arm) - statistic(baseline, of_baseline))
 
 
-def n_exponent(arm: Arm, coefficients: Floats) -> Floats:
+def n_exponent(arm: FittedArm, coefficients: Floats) -> Floats:
     """a of N_opt ~ C^a; for `difference`."""
     return frontier(coefficients, arm.cost).n_exponent
 
 
-def compute_multiplier(baseline: Arm, arm: Arm, draws: tuple[Draws, Draws], flops: float) -> Interval:
+def compute_multiplier(baseline: FittedArm, arm: FittedArm, draws: tuple[SurfaceDraws, SurfaceDraws], flops: float) -> Interval:
     """From the fitted surfaces, at a budget of the baseline. The upper bound is infinite where the arm may never get there."""
     of_baseline, of_arm = _sound(draws)
     value = _log_multiplier(baseline, arm, baseline.surface.coefficients[None], arm.surface.coefficients[None], flops)
     return percentile(float(value[0]), _log_multiplier(baseline, arm, of_baseline, of_arm, flops)).exp()
 
 
-def crossover(baseline: Arm, arm: Arm, low: float, high: float) -> float | None:
+def crossover(baseline: FittedArm, arm: FittedArm, low: float, high: float) -> float | None:
     """The budget in FLOPs between `low` and `high` at which the arms' best losses are equal, or None where one leads.
 
     The first one, should the fitted frontiers meet twice. Outside of the budgets that were trained this is an extrapolation.
@@ -61,7 +61,7 @@ def crossover(baseline: Arm, arm: Arm, low: float, high: float) -> float | None:
 
 
 def detectable_multiplier(
-    design: Arm, deviation: float, flops: float, generator: np.random.Generator, num_draws: int = NUM_DRAWS
+    design: FittedArm, deviation: float, flops: float, generator: np.random.Generator, num_draws: int = NUM_DRAWS
 ) -> float:
     """The smallest advantage, as a compute multiplier below 1, that two arms of this design would show with a power of 80 %.
 
@@ -74,12 +74,12 @@ def detectable_multiplier(
     return math.exp(-detectable_shift(shifts, 2 * design.dof))
 
 
-def _log_multiplier(baseline: Arm, arm: Arm, of_baseline: Floats, of_arm: Floats, flops: float) -> Floats:
+def _log_multiplier(baseline: FittedArm, arm: FittedArm, of_baseline: Floats, of_arm: Floats, flops: float) -> Floats:
     log_c = math.log(flops)
     reached = frontier(of_baseline, baseline.cost).loss(log_c)
     return frontier(of_arm, arm.cost).log_compute(reached) - log_c
 
 
-def _sound(draws: tuple[Draws, Draws]) -> tuple[Floats, Floats]:
+def _sound(draws: tuple[SurfaceDraws, SurfaceDraws]) -> tuple[Floats, Floats]:
     both: NDArray[np.bool_] = draws[0].sound & draws[1].sound
     return draws[0].coefficients[both], draws[1].coefficients[both]

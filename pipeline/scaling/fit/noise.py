@@ -26,7 +26,7 @@ FEWEST_PAIRS = 8
 _CLOSEST = 1 - 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NoiseFloor:
     """Scatter of log loss between runs that differ in the seed alone."""
 
@@ -51,7 +51,7 @@ def noise_floor(points: Sequence[Point]) -> NoiseFloor:
     if dof == 0:
         raise ValueError("no place of the ladder has two seeds, so the noise is not known: train one with 3 seeds")
     low, high = (math.sqrt(squares / stats.chi2.ppf(share, dof)) for share in (0.975, 0.025))
-    return NoiseFloor(math.sqrt(squares / dof), dof, low, high)
+    return NoiseFloor(deviation=math.sqrt(squares / dof), dof=dof, low=low, high=high)
 
 
 def smallest_difference(

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
-from pipeline.scaling.fit.arms import Arm, expected
+from pipeline.scaling.fit.bootstrap import FittedArm, expected
 from pipeline.scaling.fit.frontier import frontier
 from pipeline.scaling.fit.intervals import NUM_DRAWS, Interval, check_failures, percentile
 from pipeline.scaling.fit.isoflop import Design, fit_isoflops, parabolas
@@ -72,7 +72,7 @@ def overlap_multiplier(
     return percentile(float(value[0]) - bias, distances[sound] - bias).exp()
 
 
-def minima_bias(arms: tuple[Arm, Arm], designs: tuple[Design, Design]) -> float:
+def minima_bias(arms: tuple[FittedArm, FittedArm], designs: tuple[Design, Design]) -> float:
     """What the method gets wrong on ladders without noise that lie on the arms' fitted surfaces, in log compute.
 
     Not a number where the lines of those ladders do not fall or have too little in common.

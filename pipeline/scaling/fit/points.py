@@ -22,7 +22,7 @@ MOST_EPOCHS = 4.0
 arXiv:2305.16264)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Point:
     """One run, at its end."""
 
@@ -69,16 +69,8 @@ class CheckedRuns:
     points: tuple[Point, ...]
     excluded: tuple[Excluded, ...]
 
-    def arm(self, name: str) -> tuple[Point, ...]:
-        """The points of one arm. Raises ValueError where there are none."""
-        found = tuple(point for point in self.points if point.arm == name)
-        if not found:
-            there = ", ".join(sorted({point.arm for point in self.points})) or "none"
-            raise ValueError(f"no run of arm {name!r} is left to compare (there are: {there}): see the excluded runs")
-        return found
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Columns:
     """Points as arrays (R,), R runs in the order given."""
 
@@ -92,16 +84,21 @@ class Columns:
 
     def take(self, chosen: NDArray[Any]) -> Columns:
         """The runs where `chosen` (R,) is true, or whose numbers it holds."""
-        return Columns(self.num_parameters[chosen], self.tokens[chosen], self.flops[chosen], self.loss[chosen])
+        return Columns(
+            num_parameters=self.num_parameters[chosen],
+            tokens=self.tokens[chosen],
+            flops=self.flops[chosen],
+            loss=self.loss[chosen],
+        )
 
 
 def columns(points: Sequence[Point]) -> Columns:
     """The numbers of the points that fits read."""
     return Columns(
-        np.array([point.num_parameters for point in points], dtype=np.float64),
-        np.array([point.tokens for point in points], dtype=np.float64),
-        np.array([point.flops for point in points], dtype=np.float64),
-        np.array([point.loss for point in points], dtype=np.float64),
+        num_parameters=np.array([point.num_parameters for point in points], dtype=np.float64),
+        tokens=np.array([point.tokens for point in points], dtype=np.float64),
+        flops=np.array([point.flops for point in points], dtype=np.float64),
+        loss=np.array([point.loss for point in points], dtype=np.float64),
     )
 
 
@@ -171,7 +168,7 @@ def _refuse_mixed(points: Sequence[Point], what: str, key: Callable[[Point], str
         raise ValueError(f"mixed {what} cannot be compared ({found}): {remedy}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Curve:
     """Validation losses of one run while it trained: arrays (T,) by step."""
 

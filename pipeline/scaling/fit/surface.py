@@ -25,7 +25,7 @@ _STEEPEST = 4.0
 _AGREEING = 1e-4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Surface:
     """A fitted surface. `coefficients` are (log A, log B, log E, alpha, beta), unrounded."""
 
@@ -78,11 +78,11 @@ def fit_surface(runs: Columns, delta: float = HUBER_DELTA) -> Surface:
     agreeing = float((objective <= (1 + _AGREEING) * objective[best]).mean())
     coefficients = found.coefficients[best]
     residuals = log_loss(coefficients[None], np.log(runs.num_parameters), np.log(runs.tokens))[0] - log_l
-    return Surface(coefficients, float(objective[best]), residuals, agreeing)
+    return Surface(coefficients=coefficients, objective=float(objective[best]), residuals=residuals, starts_agreeing=agreeing)
 
 
-def fit_many(runs: Columns, log_losses: Floats, start: Floats, delta: float, weights: Floats | None = None) -> Minimum:
-    """Surfaces of P problems at once: log_losses (P, R) or (R,), start (P, 5), weights (P, R) as in `minimise`."""
+def fit_many(runs: Columns, log_losses: Floats, start: Floats, delta: float) -> Minimum:
+    """Surfaces of P problems at once: log_losses (P, R) or (R,), start (P, 5)."""
     # About the middle of the logarithms A and B part from alpha and beta, and the steps become well conditioned.
     log_n, log_d = np.log(runs.num_parameters), np.log(runs.tokens)
     shift_n, shift_d = log_n.mean(), log_d.mean()
@@ -92,7 +92,6 @@ def fit_many(runs: Columns, log_losses: Floats, start: Floats, delta: float, wei
         log_losses,
         _shifted(start, shift_n, shift_d),
         delta,
-        weights,
     )
     return found._replace(coefficients=_shifted(found.coefficients, -shift_n, -shift_d))
 

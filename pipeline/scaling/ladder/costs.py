@@ -10,7 +10,7 @@ _KEPT_BYTES = 16
 """A parameter in a checkpoint: fp32 weights, and the optimizer's copy and two moments."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Costs:
     flops: float
     sweep_flops: float

@@ -21,7 +21,6 @@ from data_prep.dataset.manifest import MANIFEST_FILE, load_manifest
 from data_prep.files import atomic_write, canonical_json, sha256_bytes, sha256_file
 from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer, num_ids
 from models.architectures.pieces import forward_flops
-from models.config import ModelConfig
 from models.cost.parameters import num_parameters
 from models.layers.factory import TorchLayers
 from models.sizes import DECODER_ONLY
@@ -46,7 +45,7 @@ EXCLUSION_RULES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class End:
     """Where one budget ends: a run folder of its own."""
 
@@ -59,7 +58,7 @@ class End:
     tokens: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlannedRun:
     name: str
     phase: Literal["sweep", "main"]
@@ -94,7 +93,7 @@ class PlannedRun:
         return self.ends[-1].flops + sum(step * (end.steps - end.decay_begin) for end in self.ends[:-1])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pair:
     """Two results that will be compared, decided before either is known."""
 
@@ -107,7 +106,7 @@ class Pair:
     """Whether the two also have equally many parameters, within 3 %."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ladder:
     recipe: LadderRecipe
     vocab_size: int
@@ -172,14 +171,14 @@ def make_ladder(recipe: LadderRecipe) -> Ladder:
         raise ValueError(f"vocab_size is {recipe.vocab_size}, {data / TOKENIZER_FILE} has {vocab_size} ids: leave it out")
     runs = tuple(_runs(recipe, vocab_size))
     return Ladder(
-        recipe,
-        vocab_size,
-        sha256_file(data / MANIFEST_FILE) if is_there else None,
-        sha256_file(data / TOKENIZER_FILE) if is_there else None,
-        float(manifest.splits["train"].total.tokens) if manifest else recipe.train_tokens,
-        runs,
-        tuple(_pairs(recipe, runs)),
-        _detectable(recipe, runs),
+        recipe=recipe,
+        vocab_size=vocab_size,
+        data_sha256=sha256_file(data / MANIFEST_FILE) if is_there else None,
+        tokenizer_sha256=sha256_file(data / TOKENIZER_FILE) if is_there else None,
+        train_tokens=float(manifest.splits["train"].total.tokens) if manifest else recipe.train_tokens,
+        runs=runs,
+        pairs=tuple(_pairs(recipe, runs)),
+        detectable=_detectable(recipe, runs),
     )
 
 
@@ -219,14 +218,14 @@ def read_ladder(folder: Path) -> Ladder:
         for run in values["runs"]
     )
     return Ladder(
-        LadderRecipe.model_validate(values["recipe"]),
-        values["vocab_size"],
-        values["data_sha256"],
-        values["tokenizer_sha256"],
-        values["train_tokens"],
-        runs,
-        tuple(Pair(**pair) for pair in values["pairs"]),
-        values["detectable_multiplier"],
+        recipe=LadderRecipe.model_validate(values["recipe"]),
+        vocab_size=values["vocab_size"],
+        data_sha256=values["data_sha256"],
+        tokenizer_sha256=values["tokenizer_sha256"],
+        train_tokens=values["train_tokens"],
+        runs=runs,
+        pairs=tuple(Pair(**pair) for pair in values["pairs"]),
+        detectable=values["detectable_multiplier"],
     )
 
 
@@ -302,7 +301,14 @@ def _run(recipe: LadderRecipe, vocab_size: int, phase: str, number: int, arm: st
 def _end(recipe: LadderRecipe, label: int, budget: float, rows: int, flops_per_row: float, row_length: int) -> End:
     steps = round(budget / (rows * flops_per_row))
     decay = max(1, round(recipe.schedule.decay * steps))
-    return End(f"b{label}", budget, steps, steps - decay, steps * rows * flops_per_row, float(steps * rows * row_length))
+    return End(
+        label=f"b{label}",
+        budget=budget,
+        steps=steps,
+        decay_begin=steps - decay,
+        flops=steps * rows * flops_per_row,
+        tokens=float(steps * rows * row_length),
+    )
 
 
 def _rows(recipe: LadderRecipe, size: SizeConfig, parameters: int, row_length: int) -> int:
@@ -327,7 +333,9 @@ def _pairs(recipe: LadderRecipe, runs: tuple[PlannedRun, ...]) -> Iterator[Pair]
             continue
         is_equal = abs(run.num_parameters / other.num_parameters - 1) <= EQUAL_PARAMETERS
         for end, _ in zip(run.ends, other.ends, strict=False):
-            yield Pair(run.objective, run.arm, run.size, end.budget, run.seed, is_equal)
+            yield Pair(
+                objective=run.objective, arm=run.arm, size=run.size, budget=end.budget, seed=run.seed, equal_parameters=is_equal
+            )
 
 
 def _detectable(recipe: LadderRecipe, runs: tuple[PlannedRun, ...]) -> float | None:
@@ -336,7 +344,3 @@ def _detectable(recipe: LadderRecipe, runs: tuple[PlannedRun, ...]) -> float | N
     chosen = [run for run in runs if run.phase == "main" and run.objective == 0 and run.arm == recipe.baseline]
     places = [(run.num_parameters, end.tokens, end.flops) for run in chosen for end in run.ends]
     return detectable(recipe.assumed, places)
-
-
-def model_of(run: PlannedRun) -> ModelConfig:
-    return ModelConfig(**run.model)

@@ -23,7 +23,7 @@ from pipeline.tracking.metrics import read_metrics
 SWEEP_FILE = "sweep.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Optimum:
     """The outcome of one sweep."""
 
@@ -91,7 +91,7 @@ def has_diverged(run_folder: Path) -> bool:
 def write_optimum(folder: Path, run: PlannedRun, tries: Mapping[float, float]) -> Optimum:
     """Settle a sweep whose best try lies inside."""
     shown = {f"{rate:.6g}": loss if math.isfinite(loss) else None for rate, loss in sorted(tries.items())}
-    found = Optimum(run.arm, run.size, run.num_parameters, vertex(tries), shown)
+    found = Optimum(arm=run.arm, size=run.size, num_parameters=run.num_parameters, rate=vertex(tries), tries=shown)
     path = _sweep_file(folder, run)
     path.parent.mkdir(exist_ok=True)
     write_json_atomically(path, asdict(found))

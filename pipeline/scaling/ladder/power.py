@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.scaling.fit.arms import fit_columns
+from pipeline.scaling.fit.bootstrap import fit_columns
 from pipeline.scaling.fit.multiplier import detectable_multiplier
 from pipeline.scaling.fit.points import Columns
 from pipeline.scaling.fit.surface import FEWEST_RUNS, log_loss
@@ -24,6 +24,6 @@ def detectable(assumed: AssumedConfig, places: Sequence[tuple[float, float, floa
         return None
     coefficients = np.array([*np.log([assumed.A, assumed.B, assumed.E]), assumed.alpha, assumed.beta])
     losses = np.exp(log_loss(coefficients[None], np.log(n), np.log(d))[0])
-    design = fit_columns("assumed", Columns(n, d, c, losses))
+    design = fit_columns("assumed", Columns(num_parameters=n, tokens=d, flops=c, loss=losses))
     found = detectable_multiplier(design, assumed.deviation, float(c.max()), np.random.default_rng(_SEED), _DRAWS)
     return float(found) if math.isfinite(found) else None

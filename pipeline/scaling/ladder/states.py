@@ -13,13 +13,13 @@ from pipeline.scaling.ladder.learning_rates import read_optimum
 from pipeline.scaling.ladder.run_configs import runs_of
 from pipeline.tracking.metrics import read_metrics
 
-State = Literal["complete", "started", "failed", "ready", "waiting"]
+RunStatus = Literal["complete", "started", "failed", "ready", "waiting"]
 
 
 @dataclass(frozen=True)
 class RunState:
     run: PlannedRun
-    state: State
+    state: RunStatus
     detail: str
 
 
@@ -45,7 +45,7 @@ def sweeps_done(folder: Path, ladder: Ladder, run: PlannedRun) -> bool:
     return all(read_optimum(folder, sweep) is not None for sweep in ladder.sweeps_of(run))
 
 
-def _unfinished(folder: Path, run: PlannedRun, names: list[str], otherwise: State) -> RunState:
+def _unfinished(folder: Path, run: PlannedRun, names: list[str], otherwise: RunStatus) -> RunState:
     for name in reversed(names):
         path = runs_of(folder) / name
         status = read_status(path)

@@ -40,8 +40,8 @@ NOTICE = "notice.txt"
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
-@dataclass(frozen=True)
-class Section:
+@dataclass(frozen=True, kw_only=True)
+class ReportSection:
     title: str
     texts: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
@@ -50,7 +50,7 @@ class Section:
 
 
 def write_report(
-    output: Path, collected: Collected, analyses: Sequence[Analysis], command: str, extra: Sequence[Section] = ()
+    output: Path, collected: Collected, analyses: Sequence[Analysis], command: str, extra: Sequence[ReportSection] = ()
 ) -> list[Path]:
     """Write the four files into `output`, which is made; returns them. `extra` sections stand before the excluded runs.
 
@@ -74,7 +74,9 @@ def write_report(
     return [output / name for name in texts]
 
 
-def _sections(collected: Collected, analyses: Sequence[Analysis], command: str, extra: Sequence[Section]) -> list[Section]:
+def _sections(
+    collected: Collected, analyses: Sequence[Analysis], command: str, extra: Sequence[ReportSection]
+) -> list[ReportSection]:
     sections = []
     if collected.ladders:
         sections.append(_plan_section(collected.ladders))
@@ -83,21 +85,27 @@ def _sections(collected: Collected, analyses: Sequence[Analysis], command: str, 
         sources = source_table(results, analysis)
         tables = [comparison_table(analysis), *pair_tables(analysis), *fit_tables(analysis), speed_table(results)]
         sections += [
-            Section(f"Results{where}", (f"Measure: {results.measure}.",), tuple(tables + ([sources] if sources else []))),
-            Section(f"Figures{where}", figures=tuple(figures(results, analysis))),
-            Section(f"What this cannot say{where}", tuple(limits(results, analysis))),
+            ReportSection(
+                title=f"Results{where}",
+                texts=(f"Measure: {results.measure}.",),
+                tables=tuple(tables + ([sources] if sources else [])),
+            ),
+            ReportSection(title=f"Figures{where}", figures=tuple(figures(results, analysis))),
+            ReportSection(title=f"What this cannot say{where}", texts=tuple(limits(results, analysis))),
         ]
     sections += extra
     sweeps = sweep_table(collected.ladders)
     sections.append(
-        Section("Learning rates", tables=(sweeps,)) if sweeps else Section("Learning rates", ("As each run's recipe.",))
+        ReportSection(title="Learning rates", tables=(sweeps,))
+        if sweeps
+        else ReportSection(title="Learning rates", texts=("As each run's recipe.",))
     )
-    sections.append(Section("Excluded runs", tables=(excluded_table(collected.excluded),)))
-    sections += [Section("Runs", tables=tuple(run_table(results) for results in collected.sets))]
+    sections.append(ReportSection(title="Excluded runs", tables=(excluded_table(collected.excluded),)))
+    sections += [ReportSection(title="Runs", tables=tuple(run_table(results) for results in collected.sets))]
     return [*sections, _provenance(collected, command)]
 
 
-def _plan_section(ladders: Sequence[tuple[Path, Ladder]]) -> Section:
+def _plan_section(ladders: Sequence[tuple[Path, Ladder]]) -> ReportSection:
     texts = []
     for folder, ladder in ladders:
         recipe = ladder.recipe
@@ -111,10 +119,10 @@ def _plan_section(ladders: Sequence[tuple[Path, Ladder]]) -> Section:
                 f"{1 / ladder.detectable:.3f} 4 times in 5, assuming {recipe.assumed.source}."
             )
     texts.append("Left out, by rules fixed before: " + "; ".join(EXCLUSION_RULES) + ".")
-    return Section("What was planned", tuple(texts))
+    return ReportSection(title="What was planned", texts=tuple(texts))
 
 
-def _provenance(collected: Collected, command: str) -> Section:
+def _provenance(collected: Collected, command: str) -> ReportSection:
     results = [one for group in collected.sets for one in group.results]
     rows = []
     for name, values in (
@@ -124,14 +132,20 @@ def _provenance(collected: Collected, command: str) -> Section:
         *((f"{package}", {one.provenance.get(package, "unknown") for one in results}) for package in ("torch", "deepspeed")),
     ):
         rows.append((name, ", ".join(sorted(values))))
-    table = Table("Code and data", "Of all runs that were read.", ("what", "value"), tuple(rows))
+    table = Table(title="Code and data", note="Of all runs that were read.", columns=("what", "value"), rows=tuple(rows))
     commands = [
         f"fnet-t5 scaling plan RECIPE.yaml --output {folder}\nfnet-t5 scaling run {folder}" for folder, _ in collected.ladders
     ]
     configs = {one.point.arm: one.config["model"] for one in results}
     models = "\n".join(f"{arm}: {json.dumps(model)}" for arm, model in configs.items())
     recipes = [json.dumps(_portable(ladder), indent=1) for _, ladder in collected.ladders]
-    return Section("Configurations, and how to reproduce", (), (table,), (), (*commands, command, models, *recipes))
+    return ReportSection(
+        title="Configurations, and how to reproduce",
+        texts=(),
+        tables=(table,),
+        figures=(),
+        code=(*commands, command, models, *recipes),
+    )
 
 
 def _portable(ladder: Ladder) -> dict[str, Any]:
@@ -149,7 +163,7 @@ def _notice(path: Path) -> list[str]:
     return [paragraph for paragraph in paragraphs if paragraph]
 
 
-def _html(title: str, opening: Sequence[str], sections: Sequence[Section], notice: Sequence[str]) -> str:
+def _html(title: str, opening: Sequence[str], sections: Sequence[ReportSection], notice: Sequence[str]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
@@ -157,7 +171,7 @@ def _html(title: str, opening: Sequence[str], sections: Sequence[Section], notic
     return template.render(title=title, answer=opening, sections=sections, notice=notice)
 
 
-def _markdown(title: str, opening: Sequence[str], sections: Sequence[Section], notice: Sequence[str]) -> str:
+def _markdown(title: str, opening: Sequence[str], sections: Sequence[ReportSection], notice: Sequence[str]) -> str:
     lines = [line for paragraph in notice for line in (f"> {paragraph}", ">")][:-1]
     lines += [""] if notice else []
     lines += [f"# {title}", "", *(line for sentence in opening for line in (sentence, ""))]

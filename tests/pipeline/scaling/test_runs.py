@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pipeline.config import RunConfig
 from pipeline.run_folder import write_status
 from pipeline.scaling.fit.points import Excluded, Point
-from pipeline.scaling.runs import read_curve, read_run
+from pipeline.scaling.runs import read_run
 from pipeline.tracking.metrics import Counters, MetricsFile
 
 MakeRun = Callable[..., Path]
@@ -133,16 +132,3 @@ def test_damaged_files_are_errors_and_no_missing_results(make_run: MakeRun) -> N
     (run / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not JSON .*restore it"):
         read(run)
-
-
-def test_a_curve_holds_every_finite_validation(make_run: MakeRun) -> None:
-    curve = read_curve(make_run((5.0, None, 4.5, 4.0)))
-    assert np.array_equal(curve.loss, [5.0, 4.5, 4.0])
-    assert np.array_equal(curve.flops, [0.25e12, 0.75e12, 1e12])
-    assert np.array_equal(curve.tokens, [75, 225, 300])
-
-
-def test_a_run_without_validations_has_no_curve(make_run: MakeRun) -> None:
-    run = make_run(())
-    with pytest.raises(ValueError, match=r"no loss curve: metrics\.jsonl holds no validation loss"):
-        read_curve(run)

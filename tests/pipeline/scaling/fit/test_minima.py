@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.scaling.fit.arms import draw, fit_arm, paired_runs
+from pipeline.scaling.fit.bootstrap import draw, fit_arm, paired_runs
 from pipeline.scaling.fit.envelope import envelope_intervals, fit_envelope
 from pipeline.scaling.fit.isoflop import Design, exponent_intervals, fit_isoflops, isoflop_design, parabolas
 from pipeline.scaling.fit.overlap import overlap_multiplier
@@ -26,7 +26,9 @@ def curves_of(truth: Any, points: Any) -> list[Curve]:
         tokens = point.tokens * np.geomspace(1 / 50, 1, 60)
         shift = point.loss / truth.loss(np.array(point.num_parameters), np.array(point.tokens))
         losses = shift * truth.loss(np.full(60, point.num_parameters), tokens)
-        curves.append(Curve(point.num_parameters, tokens, point.flops * tokens / point.tokens, losses))
+        curves.append(
+            Curve(num_parameters=point.num_parameters, tokens=tokens, flops=point.flops * tokens / point.tokens, loss=losses)
+        )
     return curves
 
 

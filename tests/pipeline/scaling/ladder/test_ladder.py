@@ -16,13 +16,13 @@ from data_prep.files import canonical_json, sha256_bytes
 from launch.config import load_config
 from launch.recipes import packaged_recipes
 from models.architectures.build import build_model
+from models.config import ModelConfig
 from pipeline.optim.lr_schedule import learning_rate
 from pipeline.scaling.ladder.costs import costs_of
 from pipeline.scaling.ladder.ladder import (
     EQUAL_PARAMETERS,
     Ladder,
     make_ladder,
-    model_of,
     read_ladder,
     stored_sha256,
     write_ladder,
@@ -82,7 +82,7 @@ def test_arms_are_matched_by_counting_their_parameters_and_their_products(make: 
 
     def parameters(arm: str) -> int:
         with torch.device("meta"):
-            return sum(weight.numel() for weight in build_model(model_of(runs[arm])).parameters())
+            return sum(weight.numel() for weight in build_model(ModelConfig(**runs[arm].model)).parameters())
 
     assert all(parameters(arm) == runs[arm].num_parameters for arm in runs)
     assert parameters("fnet_t5") < parameters("t5")
@@ -91,7 +91,7 @@ def test_arms_are_matched_by_counting_their_parameters_and_their_products(make: 
     assert parameters("ff_only") == parameters("fnet_t5")
     assert runs["fnet_t5_equal_flops"].flops_per_row == pytest.approx(runs["t5"].flops_per_row, rel=0.1)
     assert runs["fnet_t5"].flops_per_row < runs["fnet_t5_top2"].flops_per_row < runs["t5"].flops_per_row
-    assert model_of(runs["fnet_t5_top2"]).num_attention_layers == 2
+    assert ModelConfig(**runs["fnet_t5_top2"].model).num_attention_layers == 2
     for arm in ("gpt2", "prefix_decoder"):
         one_layer_more = parameters("t5") / 5  # no depth comes nearer
         assert abs(parameters(arm) - parameters("t5")) < one_layer_more
