@@ -34,10 +34,11 @@ class MixturePartConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weight: PositiveFloat = 1.0
-    """Share of samples, relative to the other parts'."""
+    """Share of samples, relative to the other parts' weights."""
     objective: PairObjective
+    """An encoder-decoder objective: its name, or a mapping of `name` and its settings."""
     mode_token: str | None = None
-    """A special token of the tokenizer, put before the encoder's text."""
+    """Special token of the tokenizer that is put before the encoder's text. Default: none."""
 
     _short = field_validator("objective", mode="before")(named)
 
@@ -45,6 +46,7 @@ class MixturePartConfig(BaseModel):
 class MixtureConfig(ObjectiveConfig):
     name: Literal["mixture"] = "mixture"
     parts: tuple[MixturePartConfig, ...]
+    """The objectives, one of which is drawn for each sample."""
 
     @field_validator("parts")
     @classmethod

@@ -36,12 +36,13 @@ class MaskedLMConfig(ObjectiveConfig):
     rate: float = Field(default=0.15, gt=0, lt=1)
     """Share of a row's tokens that are predicted."""
     mask_share: float = Field(default=0.8, ge=0, le=1)
-    """Of the predicted, those that show [MASK]."""
+    """Share of the predicted tokens that are replaced by [MASK]."""
     random_share: float = Field(default=0.1, ge=0, le=1)
-    """Of the predicted, those that show a random token; what is left shows itself."""
+    """Share of the predicted tokens that are replaced by a random token; the rest stay as they are."""
     max_predictions: PositiveInt | None = None
-    """Most predictions of a row. Default: as many as a full row has. FNet's 80 for 512 tokens leaves 4 unused."""
+    """Most predictions of a row. Default: as many as a full row has. FNet's 80 for 512 tokens leave 4 unused."""
     sentence_order: bool = True
+    """Whether the model also predicts if the row's two segments were swapped."""
 
     @model_validator(mode="after")
     def _shares(self) -> MaskedLMConfig:

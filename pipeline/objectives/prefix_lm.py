@@ -25,9 +25,9 @@ __all__ = ["Batch", "PrefixLM", "PrefixLMConfig"]
 class PrefixLMConfig(ObjectiveConfig):
     name: Literal["prefix_lm"] = "prefix_lm"
     prefix_lengths: tuple[PositiveInt, ...] = ()
-    """Lengths that the prefix is drawn from, each as likely. Default: always data.encoder_length."""
+    """Prefix lengths in tokens, one of which is drawn for each row, all equally likely. Default: always data.encoder_length."""
     target_share: float | None = Field(default=None, gt=0, lt=1)
-    """The share of the row that the decoder writes, instead of a set of prefix lengths."""
+    """Share of each row that the decoder writes. Give it instead of prefix_lengths."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> PrefixLMConfig:

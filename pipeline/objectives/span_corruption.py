@@ -24,10 +24,11 @@ from pipeline.objectives.vocabulary import Vocabulary
 class SpanCorruptionConfig(FittedConfig):
     name: Literal["span_corruption"] = "span_corruption"
     noise_density: float = Field(default=0.15, gt=0, lt=1)
-    """Share of tokens that are cut out."""
+    """Share of tokens that are cut out of the encoder's text."""
     mean_span_length: float = Field(default=3.0, ge=1)
+    """Mean length of the cut spans in tokens."""
     repeat_sentinels: bool = False
-    """Where a row has more spans than the tokenizer has sentinels, start again from the first."""
+    """If a row has more spans than the tokenizer has sentinels, start again from the first; otherwise that is an error."""
 
     def needs(self, row_length: int) -> tuple[int, int]:
         num_noise, num_spans = span_counts(row_length, self.noise_density, self.mean_span_length)

@@ -35,7 +35,9 @@ class TextInfillingConfig(FittedConfig):
     mask_share: float = Field(default=0.3, ge=0, lt=1)
     """Share of tokens that are covered by spans."""
     mean_span_length: float = Field(default=3.0, ge=1)
+    """Mean of the Poisson distribution that span lengths in tokens are drawn from."""
     permute_sentences: bool = True
+    """Whether the sentences of the encoder's text change places."""
 
     def needs(self, row_length: int) -> tuple[int, int]:
         num_masked = round(row_length * self.mask_share)

@@ -30,12 +30,14 @@ _SPANS = (
 class UL2Config(ObjectiveConfig):
     name: Literal["ul2"] = "ul2"
     prefix_weight: float = Field(default=1.0, ge=0)
-    """Weight of prefix-LM, where each of the six span denoisers has 1; the ports that give it half of all samples have 6."""
+    """Weight of prefix-LM relative to each of the six span denoisers, which have 1. Ports that give prefix-LM half of all
+    samples have 6."""
     target_share: float = Field(default=0.25, gt=0, lt=1)
-    """Share of the row that prefix-LM writes."""
+    """Share of the row that the decoder writes under prefix-LM."""
     mode_tokens: bool = True
+    """Whether the encoder's text begins with the mode's token: [NLU], [NLG] or [S2S]."""
     repeat_sentinels: bool = False
-    """Where a row has more spans than the tokenizer has sentinels (50 % in spans of 3), start again from the first."""
+    """If a row has more spans than the tokenizer has sentinels (50 % in spans of 3), start again from the first."""
 
     def row_length(self, encoder_length: int, decoder_length: int) -> int:
         parts = [PartConfig(config, self.mode_tokens) for config, _, _ in self._parts()]

@@ -141,9 +141,7 @@ def _provenance(collected: Collected, command: str) -> ReportSection:
     recipes = [json.dumps(_portable(ladder), indent=1) for _, ladder in collected.ladders]
     return ReportSection(
         title="Configurations, and how to reproduce",
-        texts=(),
         tables=(table,),
-        figures=(),
         code=(*commands, command, models, *recipes),
     )
 

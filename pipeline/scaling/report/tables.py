@@ -14,7 +14,7 @@ from pipeline.scaling.report.words import at_anchor, percent, shown, verdict
 from pipeline.scaling.results import ResultSet, RunResult
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Table:
     title: str
     note: str
@@ -69,7 +69,7 @@ def run_table(results: ResultSet) -> Table:
         *("FLOPs", results.measure, "own validation loss, nats", "steps x rows", "learning rate", "minutes", "epochs"),
     )
     note = "Everything that fits and comparisons read. The CSV beside this page has it unrounded, with more columns."
-    return Table(title="Runs", note=note, columns=columns, rows=tuple(rows))
+    return Table("Runs", note, columns, tuple(rows))
 
 
 def fit_tables(analysis: Analysis) -> Iterator[Table]:
@@ -86,7 +86,7 @@ def fit_tables(analysis: Analysis) -> Iterator[Table]:
             "L = E + A / N^alpha + B / D^beta, with 95 % intervals. E, A and B lie in a long valley and are not to be read one "
             "by one; scatter is of the measure around the surface, lack of fit included."
         )
-        yield Table(title="Loss surfaces (approach 3)", note=note, columns=columns, rows=tuple(rows))
+        yield Table("Loss surfaces (approach 3)", note, columns, tuple(rows))
     yield _exponents(analysis.fits)
     held: list[tuple[str, ...]] = [
         (
@@ -104,7 +104,7 @@ def fit_tables(analysis: Analysis) -> Iterator[Table]:
     if held:
         note = "The surface fitted without the largest size, and what it says of it: does the law hold where it was not fitted?"
         heads = ("arm", "parameters", "tokens", "measured", "predicted, with the interval of a new run", "error")
-        yield Table(title="The largest size, held out and predicted", note=note, columns=heads, rows=tuple(held))
+        yield Table("The largest size, held out and predicted", note, heads, tuple(held))
 
 
 def _exponents(fits: Sequence[ArmFit]) -> Table:
@@ -123,9 +123,7 @@ def _exponents(fits: Sequence[ArmFit]) -> Table:
         "N_opt ~ C^a and D_opt ~ C^b. Intervals of approaches 1 and 2 have their bias in this design taken off "
         "(docs/scaling.md)."
     )
-    return Table(
-        title="How size and tokens should grow with compute", note=note, columns=("arm", "approach", "a", "b"), rows=tuple(rows)
-    )
+    return Table("How size and tokens should grow with compute", note, ("arm", "approach", "a", "b"), tuple(rows))
 
 
 def comparison_table(analysis: Analysis) -> Table:
@@ -144,7 +142,7 @@ def comparison_table(analysis: Analysis) -> Table:
         "both reach."
     )
     columns = ("arm", "multiplier, surfaces", "multiplier, minima", "difference of a", "budget at which they change places")
-    return Table(title=f"Compute multipliers over {analysis.baseline}", note=note, columns=columns, rows=tuple(rows))
+    return Table(f"Compute multipliers over {analysis.baseline}", note, columns, tuple(rows))
 
 
 def pair_tables(analysis: Analysis) -> Iterator[Table]:
@@ -157,18 +155,15 @@ def pair_tables(analysis: Analysis) -> Iterator[Table]:
     )
     note = f"Difference of the measure from {analysis.baseline} at the same size, FLOPs and seeds, below 0 is better; {floor}."
     columns = ("arm", "size", "parameters, of the baseline's", "by budget (seeds)", "95 % interval", "verdict")
-    yield Table(title="Equal FLOPs", note=note, columns=columns, rows=tuple(rows))
+    yield Table("Equal FLOPs", note, columns, tuple(rows))
     equal = tuple(row for row, pair in zip(rows, analysis.pairs, strict=True) if pair.has_equal_parameters)
     if equal:
         yield Table(
-            title="Equal parameters and equal FLOPs",
-            note="Those of the above with as many parameters, within 3 %.",
-            columns=columns,
-            rows=equal,
+            "Equal parameters and equal FLOPs", "Those of the above with as many parameters, within 3 %.", columns, equal
         )
     if analysis.controls:
         note = f"The same from {HYBRID}: ff_only has no mixing in its encoder, fnet_t5_top2 attention in its two last layers."
-        yield Table(title="What mixing is worth", note=note, columns=columns, rows=tuple(_pair_rows(analysis.controls)))
+        yield Table("What mixing is worth", note, columns, tuple(_pair_rows(analysis.controls)))
     note = (
         f"At the seconds that {analysis.baseline}'s runs took, read between the arm's own budgets (in logarithms); nothing "
         "is extended. On a machine that did other work these are no better than its clock."
@@ -195,7 +190,7 @@ def _readings(
         if found
     ]
     if rows:
-        yield Table(title=title, note=note, columns=("arm", "size", "difference"), rows=tuple(rows))
+        yield Table(title, note, ("arm", "size", "difference"), tuple(rows))
 
 
 def _pair_rows(pairs: Sequence[PairView]) -> list[tuple[str, ...]]:
@@ -217,9 +212,7 @@ def speed_table(results: ResultSet) -> Table:
         cells = f"{point.tokens / point.seconds:,.0f}", f"{point.flops / point.seconds:.3g}", memory
         rows.append((arm, size, f"{point.num_parameters / 1e6:.3f}", f"{point.flops / point.tokens:.3g}", *cells))
     columns = ("arm", "size", "M parameters", "FLOPs a raw token", "raw tokens a second", "model FLOP/s", "peak memory, GB")
-    return Table(
-        title="Throughput and memory", note="Of the longest run of each place, steps alone.", columns=columns, rows=tuple(rows)
-    )
+    return Table("Throughput and memory", "Of the longest run of each place, steps alone.", columns, tuple(rows))
 
 
 def source_table(results: ResultSet, analysis: Analysis) -> Table | None:
@@ -235,7 +228,7 @@ def source_table(results: ResultSet, analysis: Analysis) -> Table | None:
     names = sorted({name for one in chosen for name in one.sources})
     rows = tuple((name, *(f"{one.sources[name]:.3f}" if name in one.sources else "" for one in chosen)) for name in names)
     note = f"At {chosen[0].point.size} and {top:.3g} FLOPs, seed 0. A source is a small sample: read rows, not cells."
-    return Table(title="Bits per byte by source", note=note, columns=("source", *(one.point.arm for one in chosen)), rows=rows)
+    return Table("Bits per byte by source", note, ("source", *(one.point.arm for one in chosen)), rows)
 
 
 def sweep_table(ladders: Sequence[tuple[Path, Ladder]]) -> Table | None:
@@ -254,14 +247,9 @@ def sweep_table(ladders: Sequence[tuple[Path, Ladder]]) -> Table | None:
         "Last validation loss by learning rate; the optimum is the vertex of the parabola through the best and its neighbours. "
         "Every best one lies inside. Other sizes take the power law through the two."
     )
-    return Table(title="Learning rates", note=note, columns=("arm", "size", "optimum", "tries"), rows=tuple(rows))
+    return Table("Learning rates", note, ("arm", "size", "optimum", "tries"), tuple(rows))
 
 
 def excluded_table(excluded: Sequence[Excluded]) -> Table:
     rows = tuple((one.run, one.reason) for one in excluded)
-    return Table(
-        title="Excluded runs",
-        note="No run was left out." if not rows else "Read by no fit.",
-        columns=("run", "reason"),
-        rows=rows,
-    )
+    return Table("Excluded runs", "No run was left out." if not rows else "Read by no fit.", ("run", "reason"), rows)
