@@ -108,7 +108,7 @@ def micro_batches(step: int, share: DataShard, objective: Objective = PREFIX_LM)
     weights = [GLOBAL_BATCH // share.micro_batch_size / max(1, count) for count in counts]
     result = []
     for rows in share.micro_batches(np.arange(GLOBAL_BATCH)):
-        portion = type(batch)(*(getattr(batch, name)[rows] for name in batch.__dataclass_fields__))
+        portion = type(batch)(**{name: getattr(batch, name)[rows] for name in batch.__dataclass_fields__})
         result.append(as_tensors(portion, *weights))
     return result
 
