@@ -29,7 +29,10 @@ class RunComparison:
 
 
 def compare_runs(first: Path, second: Path, prefix: int | None, suffix: int, rows: int) -> RunComparison:
-    """Raises ValueError where one is no run, or where the two cannot be measured on the same text."""
+    """Compare two run folders; `prefix` and `suffix` in tokens, `rows` of each source.
+
+    Raises ValueError if one is no run, or if the two cannot be evaluated on the same text.
+    """
     configs = RunConfig.load(first), RunConfig.load(second)
     given = prefix or min(config.data.encoder_length for config in configs)
     scores = [evaluate_sources(run, prefix_length=given, suffix_length=suffix, rows_per_source=rows) for run in (first, second)]

@@ -1,7 +1,7 @@
-"""Causal language modelling for a decoder alone (GPT-2): every token of the row is a target, the first behind the start token.
+"""Causal language modelling for decoder-only models (GPT-2): every token of the row is a target.
 
-`DecoderOnlyAdapter` turns any encoder-decoder batch into one for a decoder alone: the encoder's text becomes a prefix without
-loss (Raffel et al. 2020, figure 4, "prefix LM").
+`DecoderOnlyAdapter` turns any encoder-decoder batch into a decoder-only one: the encoder's text becomes a prefix without loss
+(Raffel et al. 2020, figure 4, "prefix LM").
 
 Shapes: B rows, L tokens.
 """
@@ -18,7 +18,7 @@ from pipeline.objectives.vocabulary import Vocabulary
 
 
 class CausalLMConfig(ObjectiveConfig):
-    """Rows have data.encoder_length + data.decoder_length tokens: those of the prefix-LM that it is compared with."""
+    """Rows have data.encoder_length + data.decoder_length tokens, as those of the prefix-LM that it is compared with."""
 
     name: Literal["causal_lm"] = "causal_lm"
     form: ClassVar[Form] = "decoder_only"
@@ -53,12 +53,12 @@ class CausalLM(Objective):
 
 @dataclass(frozen=True)
 class DecoderOnlyAdapter(Objective):
-    """An encoder-decoder's objective for a decoder alone."""
+    """An encoder-decoder's objective in decoder-only form."""
 
     pair: Objective
     start_id: int
     bidirectional_prefix: bool = False
-    """Mark the prefix as readable in both directions (a prefix decoder), or read it causally (GPT-2)."""
+    """Whether attention reads the prefix in both directions (a prefix decoder) or causally (GPT-2)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "row_length", self.pair.row_length)

@@ -1,8 +1,8 @@
 """Prefix language modelling: the encoder reads the start of a row, the decoder writes the rest.
 
-(Raffel et al. 2020, section 3.2.1.) The split is constant by default, so that every shape is; or it is drawn for each sample
-from a stated set of prefix lengths, and encoder and decoder are padded to the longest prefix and the longest rest, as
-`docs/architecture.md` says of padding; or the decoder writes a fixed share of the row.
+(Raffel et al. 2020, section 3.2.1.) The split is constant by default, and so is every shape. Or it is drawn for each sample
+from a set of prefix lengths, and encoder and decoder are padded to the longest prefix and the longest rest
+(`docs/architecture.md` has the padding rule). Or the decoder writes a fixed share of the row.
 
 Shapes: B rows, N encoder length, M decoder length, L raw tokens of a row.
 """
@@ -34,13 +34,15 @@ class PrefixLMConfig(ObjectiveConfig):
         if self.prefix_lengths and self.target_share is not None:
             raise ValueError("prefix_lengths and target_share exclude each other: give one of them")
         if len(set(self.prefix_lengths)) != len(self.prefix_lengths):
-            raise ValueError(f"prefix_lengths {list(self.prefix_lengths)} repeats a length: each is as likely as any other")
+            raise ValueError(
+                f"prefix_lengths {list(self.prefix_lengths)} repeats a length: all are equally likely, so give each once"
+            )
         return self
 
     def row_length(self, encoder_length: int, decoder_length: int) -> int:
         if self.target_share is not None:
             length = encoder_length + decoder_length
-            while True:  # at most a few steps: the two bounds below differ from the truth by rounding alone
+            while True:  # at most a few steps: the two bounds below differ from the exact ones by rounding only
                 rest = _rest(length, self.target_share)
                 excess = max(length - rest - encoder_length, rest - decoder_length)
                 if excess <= 0:

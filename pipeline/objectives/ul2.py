@@ -1,4 +1,4 @@
-"""UL2's mixture of denoisers: span corruption mild (R) and extreme (X), and prefix-LM (S), each announced by a mode token.
+"""UL2's mixture of denoisers: mild (R) and extreme (X) span corruption and prefix-LM (S), each with a mode token.
 
 (Tay et al. 2022, arXiv:2205.05131: R has spans of 3 and 8 tokens at 15 %; X of 3, 8 and 64 at 50 %, and of 64 at 15 %; S a
 suffix of a quarter. Their tokens are [NLU], [NLG], [S2S].) All seven are equally likely by default.
@@ -44,7 +44,7 @@ class UL2Config(ObjectiveConfig):
         return shared_row_length(parts, encoder_length, decoder_length)
 
     def default_decoder_length(self, encoder_length: int) -> int:
-        """As long as the encoder: what a denoiser takes from the encoder's text, it gives to the decoder's."""
+        """The encoder length: a denoiser moves text from the encoder to the decoder."""
         return encoder_length
 
     def build(self, row_length: int, encoder_length: int, decoder_length: int, vocabulary: Vocabulary, seed: str) -> Objective:

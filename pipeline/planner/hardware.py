@@ -1,7 +1,7 @@
-"""What the planner knows of accelerators: published dense peaks, and two plain assumptions about what is reached of them.
+"""Accelerators of the planner: published dense peaks, and assumed shares of them that runs reach.
 
 Peaks are dense bf16 (the sparse figures of data sheets are twice as high). Sources: NVIDIA's data sheets of A100, H100 SXM and
-H200. Nothing here was measured by us.
+H200. None was measured by this project.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 class GPU:
     name: str
     peak_flops: float
-    """Dense bf16 multiply-adds counted as 2, per second."""
+    """Dense bf16 FLOPs per second; a multiply-add counts 2."""
     memory_bytes: float
     memory_bandwidth: float
     """Bytes per second."""
@@ -49,11 +49,11 @@ MATMUL_EFFICIENCY = 0.5
 """Share of the peak that matrix products reach, norms and look-ups included (nanoT5's compiled T5-base comes to about that)."""
 LINK_EFFICIENCY = 0.7
 USABLE_MEMORY = 0.9
-"""The rest is the CUDA context, communication buffers and fragmentation."""
+"""Share of the memory for the model. The rest is the CUDA context, communication buffers and fragmentation."""
 
 
 def peak_flops(device_name: str) -> float | None:
-    """The dense bf16 peak of a device by the name that CUDA gives it; None for one that is not in the table."""
+    """The dense bf16 peak (FLOPs per second) of a device by its CUDA name; None if it is not in the table."""
     for word, known in (("H200", "h200"), ("H100", "h100"), ("A100", "a100")):
         if word in device_name and "PCIe" not in device_name:
             return GPUS[known].peak_flops
@@ -61,7 +61,7 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def gpu(name: str) -> GPU:
-    """Raises ValueError, naming those known, for another."""
+    """The GPU of a name. Raises ValueError, with the known names, for an unknown one."""
     if name not in GPUS:
         raise ValueError(f"--gpu {name!r} is unknown: choose one of {', '.join(GPUS)}")
     return GPUS[name]

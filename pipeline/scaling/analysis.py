@@ -1,7 +1,7 @@
-"""All that a set of results allows to say, computed at once and written down as plain numbers.
+"""The analysis of a set of results: all fits and comparisons, as plain numbers.
 
-What the runs do not carry is refused with its reason, and the reason is a part of the result. The random draws have a fixed
-seed, so the same runs give the same numbers.
+A fit that the runs do not support is refused, and the reason is a part of the result. The random draws have a fixed seed, so
+the same runs give the same numbers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.scaling.results import ResultSet
 
 HYBRID, NO_MIXING = "fnet_t5", "ff_only"
 CONTROLS = (NO_MIXING, "fnet_t5_top2")
-"""Arms that differ from the hybrid in one thing, and are the answer to what that thing is worth."""
+"""Arms that differ from the hybrid in one thing: the differences from them show the effect of that thing."""
 
 _SEED = 0
 _BAND = 33
@@ -40,14 +40,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Refused:
-    """What was not computed, and what would make it possible."""
+    """The reason why something was not computed, with the remedy."""
 
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """A line with its 95 % band over compute: all (K,)."""
+    """A line with its 95 % band over training FLOPs: all (K,)."""
 
     flops: Floats
     value: Floats
@@ -63,13 +63,13 @@ class SurfaceFit:
     n_exponent: Interval
     d_exponent: Interval
     deviation: float
-    """Of log loss around the surface, lack of fit included."""
+    """Standard deviation of log loss around the surface, lack of fit included."""
     objective: float
     starts_agreeing: float
     cost_error: float
-    """Worst relative error of the k N^q FLOPs a token."""
+    """Largest relative error of the fitted FLOPs per token, k N^q."""
     residuals: tuple[tuple[str, float], ...]
-    """Run and measured over fitted loss, less 1."""
+    """(run, measured loss / fitted loss - 1)."""
     best_size: Band
     best_tokens: Band
     best_loss: Band
@@ -77,14 +77,14 @@ class SurfaceFit:
 
 @dataclass(frozen=True, kw_only=True)
 class MinimaFit:
-    """Approach 2 of one arm: all (K,) by ascending budget."""
+    """Approach 2 of one arm: all (K,), by ascending budget."""
 
     budgets: tuple[float, ...]
     sizes: tuple[float, ...]
     tokens: tuple[float, ...]
     losses: tuple[float, ...]
     curvatures: tuple[float, ...]
-    """Of log loss by log size."""
+    """Second derivative of log loss by log size."""
     n_exponent: Interval
     d_exponent: Interval
 
@@ -99,6 +99,8 @@ class EnvelopeFit:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmFit:
+    """All fits of one arm."""
+
     arm: str
     num_runs: int
     surface: SurfaceFit | Refused
@@ -114,28 +116,28 @@ class Comparison:
     arm: str
     flops: float
     multiplier: Interval | Refused
-    """From surfaces, at the largest budget."""
+    """From the surfaces, at the largest budget."""
     multiplier_of_minima: Interval | Refused
     n_exponent_difference: Interval | Refused
     crossover: float | Refused | None
-    """The budget at which the two change places, None where one leads within all budgets."""
+    """The budget in FLOPs at which the better one changes; None if one is better at all budgets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairView:
-    """An arm against the baseline at one size: relative difference of the measure, below 0 where the arm is better."""
+    """An arm against the baseline at one size: relative difference of the measure, below 0 if the arm is better."""
 
     arm: str
     size: str
     parameters_ratio: float
     by_budget: tuple[tuple[float, float, int], ...]
-    """(budget, mean difference over its seeds, how many seeds)."""
+    """(budget, mean difference over its seeds, number of seeds)."""
     difference: Interval | None
-    """At the budget with the most seeds (the largest of those), with a 95 % interval; None where the noise is not known."""
+    """At the budget with the most seeds (the largest of those), with a 95 % interval; None if the noise is unknown."""
     budget: float
     """Of `difference`."""
     equal_seconds: tuple[tuple[float, float], ...]
-    """(seconds of the baseline's runs, difference at that time read off the arm's budgets); none outside of them."""
+    """(seconds of a run of the baseline, difference at that time), interpolated between the arm's budgets, not beyond."""
     equal_tokens: tuple[tuple[float, float], ...]
     """The same at the raw tokens of the baseline's runs."""
 
@@ -146,21 +148,23 @@ class PairView:
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
+    """All fits and comparisons of one set of results."""
+
     name: str
     measure: str
     baseline: str
     noise: NoiseFloor | Refused
     smallest: float | None
-    """Relative difference at one place that single runs of two arms would show 4 times in 5."""
+    """Smallest relative difference at one size and budget that single runs of two arms show with a power of 80 %."""
     fits: tuple[ArmFit, ...]
     comparisons: tuple[Comparison, ...]
     pairs: tuple[PairView, ...]
     controls: tuple[PairView, ...]
-    """Against the hybrid: what its mixing, and attention on top of it, are worth. None where the hybrid is the baseline."""
+    """The controls against the hybrid: the effect of mixing, and of attention on top. Empty if the hybrid is the baseline."""
 
 
 def analyse(results: ResultSet, baseline: str, num_draws: int = NUM_DRAWS) -> Analysis:
-    """Fit every arm and compare each with the baseline."""
+    """Fit every arm and compare each arm with the baseline."""
     points = results.checked.points
     arms = list(dict.fromkeys(point.arm for point in points))
     by_arm = {arm: [point for point in points if point.arm == arm] for arm in arms}
@@ -191,7 +195,7 @@ def _try(compute: Callable[[], T]) -> T | Refused:
 
 
 def _independent(points: Sequence[Point]) -> list[Point]:
-    """Of each arm and size the largest budget that has several seeds: the ends of one run share its plateau, and its noise."""
+    """For each arm and size the largest budget with several seeds only: the ends of one run share its plateau and its noise."""
     kept = []
     for arm, size in dict.fromkeys((point.arm, point.size) for point in points):
         here = [point for point in points if (point.arm, point.size) == (arm, size)]
@@ -277,7 +281,7 @@ def _design(arm: FittedArm, points: Sequence[Point]) -> Design:
 
 
 def _envelope(arm: FittedArm, points: Sequence[Point], num_draws: int) -> EnvelopeFit:
-    """Over curves of ends: what a size reaches at each budget, decayed. Plateaus lie above what they could be."""
+    """Over curves of decayed ends: the loss of a size at each budget. Losses on a plateau are higher than decayed ones."""
     ends = _end_curves(points)
     fit_envelope(ends)
     return EnvelopeFit(*envelope_intervals(arm, ends, _generator(), num_draws))
@@ -317,7 +321,7 @@ def _compare(
         pairs, both = paired_runs(first, second), (_design(first, baseline), _design(second, points))
         bias = minima_bias((first, second), both)
         if not math.isfinite(bias):
-            raise ValueError("what parabolas get wrong in this design is not known: the fitted surfaces' minima do not overlap")
+            raise ValueError("the bias of parabolas in this design is unknown: the fitted surfaces' minima do not overlap")
         return overlap_multiplier((first.name, second.name), both, pairs, _generator(), num_draws, bias)
 
     low = max(min(point.flops for point in group) for group in (baseline, points))
@@ -371,7 +375,7 @@ def _against_the_hybrid(points: Sequence[Point], noise: NoiseFloor | Refused) ->
 
 
 def _with_noise(entry: tuple[float, float, int], noise: NoiseFloor | Refused) -> Interval | None:
-    """Student's t with the noise floor; the noise of two arms is taken as independent, which is the careful side."""
+    """Student's t interval from the noise floor. The noise of two arms is assumed to be independent, which is conservative."""
     if isinstance(noise, Refused):
         return None
     _, value, num_seeds = entry
@@ -381,7 +385,7 @@ def _with_noise(entry: tuple[float, float, int], noise: NoiseFloor | Refused) ->
 
 
 def _at_equal(spent: str, ours: Sequence[Point], theirs: Sequence[Point]) -> tuple[tuple[float, float], ...]:
-    """(spent, relative difference) at what each run of the baseline had spent, read off a line through the arm's budgets."""
+    """(spent, relative difference) for each run of the baseline, interpolated in logarithms between the arm's budgets."""
     own = sorted((point for point in ours if point.seed == 0), key=lambda point: float(getattr(point, spent)))
     if len(own) < 2:
         return ()

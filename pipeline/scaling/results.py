@@ -1,4 +1,5 @@
-"""The results of ladders and of single run folders, each a point with what else a report shows of it, or left out by name.
+"""The results of ladders and of single run folders: each is a point with further columns of the report, or excluded with
+a reason.
 
 Arms of one objective form a set. On prefix-LM all arms, gpt2 among them, are measured by suffix bits per byte on the same text.
 On other objectives encoder-decoders are measured by their own loss, never on one axis with another objective's.
@@ -24,12 +25,12 @@ from pipeline.scaling.runs import read_run
 from pipeline.tracking.metrics import read_metrics
 
 _ONE_BUDGET = 1.05
-"""Run folders without a ladder whose FLOPs lie within 5 % of each other count as one budget."""
+"""Run folders without a ladder whose FLOPs are within 5 % of each other have one budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """A run that ended, beside its point."""
+    """A finished run: its point and what else a report shows."""
 
     point: Point
     folder: Path
@@ -45,7 +46,7 @@ class RunResult:
     decoder_tokens: float
     target_tokens: float
     memory_gb: float | None
-    """Peak of the process, or of the device."""
+    """Peak memory of the process, or of the device, in GB."""
     non_embedding: int
     config: dict[str, Any]
     provenance: dict[str, str]
@@ -53,14 +54,14 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ResultSet:
-    """Everything that may be compared with each other."""
+    """Results that may be compared with each other."""
 
     name: str
-    """The objective: of prefix-LM, gpt2's causal text included."""
+    """The objective. prefix_lm includes gpt2's causal_lm."""
     measure: str
     checked: CheckedRuns
     results: tuple[RunResult, ...]
-    """One for each point, in their order."""
+    """One for each point, in the order of the points."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _of_ladder(place: Path, name: str, ladder: Ladder, run: PlannedRun, end: End
         return Excluded(str(folder), "was not started yet")
     try:
         rate = rate_for(place, ladder, run)
-    except ValueError:  # the sweeps are not at hand
+    except ValueError:  # the sweeps are not in this folder
         rate = None
     planned = run_config(ladder, run, end, rate or 1.0, None).model_dump(mode="json")
     there = _config_of(folder / "config.json")
@@ -120,7 +121,7 @@ def _of_ladder(place: Path, name: str, ladder: Ladder, run: PlannedRun, end: End
 
 
 def _singles(folders: Sequence[Path]) -> list[RunResult | Excluded]:
-    """Run folders that no ladder planned: the arm from the model, the budget from what was spent."""
+    """Run folders without a ladder: the arm follows from the model, the budget from the FLOPs that were spent."""
     are_measured = all(suffix_bpb_file(folder) for folder in folders)
     found: list[RunResult | Excluded] = []
     for folder in folders:
@@ -141,14 +142,14 @@ def _singles(folders: Sequence[Path]) -> list[RunResult | Excluded]:
 
 
 def _config_of(config_file: Path) -> dict[str, Any]:
-    """Empty where there is none; `read_run` then says what is wrong with the file."""
+    """The values of a config.json; empty if it is unreadable, which `read_run` then reports."""
     with suppress(OSError, ValueError, TypeError):
         return dict(json.loads(config_file.read_bytes()))
     return {}
 
 
 def _differences(planned: Mapping[str, Any], there: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    """Keys with other values; what only one of the two has was added to the code since."""
+    """Keys with different values. A key that only one of the two has was added to the code later, and is ignored."""
     for key in planned.keys() & there.keys():
         mine, its = planned[key], there[key]
         if isinstance(mine, Mapping) and isinstance(its, Mapping):
@@ -227,7 +228,7 @@ def _with_suffix_bpb(point: Point, scores: Path) -> tuple[Point, dict[str, float
 
 
 def _non_embedding(num_parameters: int, model: dict[str, Any]) -> int:
-    """Without the table of tokens and, where it is not the same, the head."""
+    """Parameters without the embedding table and an untied head."""
     multiple = model["vocab_multiple"]
     rows = math.ceil(model["vocab_size"] / multiple) * multiple
     return num_parameters - rows * model["d_model"] * (1 if model["tie_embeddings"] else 2)

@@ -1,4 +1,4 @@
-"""One arm of a comparison, fitted, and its bootstrap: ladders that the noise of its runs might have given as well.
+"""One arm of a comparison, fitted, and its bootstrap: ladders with the same places and other noise.
 
 Every run's loss is drawn again around the fitted surface (a parametric bootstrap, see `noise.py`). Drawing runs with
 replacement needs hundreds of runs: samples of a planned ladder, which has few runs at fixed places, lose whole sizes.
@@ -25,17 +25,17 @@ NUM_COEFFICIENTS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class FittedArm:
-    """The runs of an arm with what was fitted to them."""
+    """The runs of an arm and the fits to them."""
 
     name: str
     runs: Columns
     places: tuple[tuple[str, float, int], ...]
-    """(size, budget, seed) of every run, by which runs of two arms are paired; empty: there are no pairs."""
+    """(size, budget, seed) of every run, by which the runs of two arms are paired; empty: no pairs."""
     surface: Surface
     cost: CostLaw
     noise: Floats
-    """Residuals in log loss of a least-squares surface, (R,): Huber's own are no measure of noise, being nearly 0 at several
-    runs."""
+    """Residuals in log loss of a least-squares surface, (R,): those of the Huber fit do not measure noise, as several of them
+    are nearly 0."""
     delta: float
 
     @property
@@ -98,7 +98,7 @@ def paired_runs(first: FittedArm, second: FittedArm) -> NDArray[np.int64]:
 
 
 def interval(arm: FittedArm, draws: SurfaceDraws, statistic: Callable[[Floats], Floats]) -> Interval:
-    """95 % interval of what `statistic` makes of coefficients: (P, 5) → (P,)."""
+    """95 % interval of a statistic of the coefficients, (P, 5) → (P,)."""
     value = float(statistic(arm.surface.coefficients[None])[0])
     return percentile(value, statistic(draws.coefficients[draws.sound]))
 

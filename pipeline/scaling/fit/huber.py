@@ -1,7 +1,7 @@
 """Many small robust regressions at once: Huber's loss minimised by reweighted, damped Gauss-Newton steps.
 
-The same function that Chinchilla's approach 3 minimises, but for a whole stack of problems (starts, bootstraps) in one go, and
-to a tighter end than L-BFGS on this long flat valley: `tests/pipeline/scaling/fit/test_surface.py` compares the two.
+The function is that of Chinchilla's approach 3. A whole stack of problems (starts, bootstraps) is minimised at once, and closer
+to the minimum than by L-BFGS, as the valley is long and flat: `tests/pipeline/scaling/fit/test_surface.py` compares the two.
 
 Shapes: P problems, R runs, K coefficients.
 """
@@ -23,13 +23,15 @@ _RIDGE = 1e-14
 
 
 class Minimum(NamedTuple):
+    """The minima of P problems."""
+
     coefficients: Floats  # (P, K)
     objective: Floats  # (P,)
     converged: NDArray[np.bool_]  # (P,)
 
 
 def huber(residuals: Floats, delta: float) -> Floats:
-    """r^2 / 2 up to delta, a line beyond; delta infinity is least squares."""
+    """r^2 / 2 up to delta, linear beyond; infinite delta is least squares."""
     size = np.abs(residuals)
     if not np.isfinite(delta):
         return 0.5 * size**2
@@ -46,9 +48,9 @@ def minimise(
 ) -> Minimum:
     """Minimise sum(huber(model(coefficients) - observed)) for every problem.
 
-    observed (P, R) or (R,); start (P, K). The sum and not the mean is minimised, and the end is
-    relative to it: with a mean, stopping rules end too early (Besiroglu et al. 2024). `converged` is false where an iteration
-    limit or a number that is not finite ended the search.
+    observed (P, R) or (R,); start (P, K). The sum and not the mean is minimised, and the tolerance is relative to it: with a
+    mean, stopping rules stop too early (Besiroglu et al. 2024). `converged` is false if the iteration limit or a number that is
+    not finite ended the search.
     """
     coefficients = start.astype(np.float64, copy=True)  # (P, K)
     num_problems, width = coefficients.shape
@@ -77,7 +79,7 @@ def minimise(
         gained = objective[active] - new_objective
         ended = better & (gained <= tolerance * objective[active])
         damping[active] = np.where(better, np.maximum(0.2 * damping[active], 1e-12), 5 * damping[active])
-        ended |= damping[active] > 1e9  # no step, however short, is better: this is the bottom
+        ended |= damping[active] > 1e9  # no step, however short, is better: this is the minimum
         moved = active[better]
         coefficients[moved], residuals[moved], slopes[moved] = tried[better], new_residuals[better], new_slopes[better]
         objective[moved] = new_objective[better]

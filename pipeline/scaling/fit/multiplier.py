@@ -1,7 +1,7 @@
-"""Two arms side by side: differences of what was fitted, and the compute multiplier.
+"""Comparison of two arms: differences of fitted quantities, and the compute multiplier.
 
-The multiplier of an arm at a budget C of the baseline: how many times C the arm needs for the loss that the baseline reaches
-with C, both at their best size. Below 1 the arm is the cheaper one.
+The multiplier of an arm at a budget C of the baseline is the compute that the arm needs for the baseline's loss, divided by C,
+both at their best size. Below 1 the arm is cheaper.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ def n_exponent(arm: FittedArm, coefficients: Floats) -> Floats:
 
 
 def compute_multiplier(baseline: FittedArm, arm: FittedArm, draws: tuple[SurfaceDraws, SurfaceDraws], flops: float) -> Interval:
-    """From the fitted surfaces, at a budget of the baseline. The upper bound is infinite where the arm may never get there."""
+    """From the fitted surfaces, at a budget of the baseline. The upper bound is infinite if the loss may be out of reach."""
     of_baseline, of_arm = _sound(draws)
     value = _log_multiplier(baseline, arm, baseline.surface.coefficients[None], arm.surface.coefficients[None], flops)
     return percentile(float(value[0]), _log_multiplier(baseline, arm, of_baseline, of_arm, flops)).exp()
 
 
 def crossover(baseline: FittedArm, arm: FittedArm, low: float, high: float) -> float | None:
-    """The budget in FLOPs between `low` and `high` at which the arms' best losses are equal, or None where one leads.
+    """The budget in FLOPs between `low` and `high` at which the arms' best losses are equal; None if one is better throughout.
 
-    The first one, should the fitted frontiers meet twice. Outside of the budgets that were trained this is an extrapolation.
+    If the fitted frontiers meet twice, it is the first one. Outside of the trained budgets this is an extrapolation.
     """
     grid = np.linspace(math.log(low), math.log(high), 513)
     ours = frontier(arm.surface.coefficients[None], arm.cost).loss(grid)
@@ -63,10 +63,10 @@ def crossover(baseline: FittedArm, arm: FittedArm, low: float, high: float) -> f
 def detectable_multiplier(
     design: FittedArm, deviation: float, flops: float, generator: np.random.Generator, num_draws: int = NUM_DRAWS
 ) -> float:
-    """The smallest advantage, as a compute multiplier below 1, that two arms of this design would show with a power of 80 %.
+    """The smallest advantage, as a compute multiplier below 1, that two arms of this design show with a power of 80 %.
 
-    `design` holds the places of the runs, and the surface that losses are assumed to follow (a pilot's, or a published one);
-    `deviation` is the noise floor in log loss. Noise is taken as independent between arms.
+    `design` has the places of the runs, and the surface that losses are assumed to follow (of a pilot, or published).
+    `deviation` is the noise floor in log loss. Noise is assumed to be independent between arms.
     """
     shape = (num_draws, len(design.runs))
     pair = [refit(design, expected(design) + deviation * generator.standard_normal(shape)) for _ in range(2)]

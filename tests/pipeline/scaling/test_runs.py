@@ -108,7 +108,7 @@ def test_data_that_is_gone_is_named(make_run: MakeRun) -> None:
     (run.parent / "data" / "manifest.json").unlink()
     found = read(run, train_tokens=None)
     assert isinstance(found, Excluded)
-    assert found.reason.startswith("how often it repeats its data is not known")
+    assert found.reason.startswith("how often it repeats its data is unknown")
     assert "train_tokens" in found.reason
 
 
@@ -117,8 +117,8 @@ def test_data_that_is_gone_is_named(make_run: MakeRun) -> None:
     [
         ((5.0, None), "finished", "diverged: no finite validation loss at step 4"),
         ((4.0, 4.3), "finished", "diverged: validation loss 4.3000 at its end, 4.0000 before"),
-        ((5.0, 4.0), "failed", "its status is failed, at step 4 of 4: continue it first"),
-        ((5.0, 4.0), "running", "its status is running, at step 4 of 4: continue it first"),
+        ((5.0, 4.0), "failed", "its status is failed, at step 4 of 4: resume it first"),
+        ((5.0, 4.0), "running", "its status is running, at step 4 of 4: resume it first"),
     ],
 )
 def test_a_run_that_is_no_result_says_why(make_run: MakeRun, losses: Any, status: str, problem: str) -> None:

@@ -21,7 +21,7 @@ def test_sound_runs_are_kept_in_order(attention: Any, fourier: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"problem": "its status is failed, at step 3 of 9: continue it first"}, "its status is failed"),
+        ({"problem": "its status is failed, at step 3 of 9: resume it first"}, "its status is failed"),
         ({"loss": math.nan}, "diverged: its loss is nan"),
         ({"loss": math.inf}, "diverged: its loss is inf"),
         ({"flops": 0.0}, "its flops is 0.0"),

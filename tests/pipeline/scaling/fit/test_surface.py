@@ -128,7 +128,7 @@ def test_too_few_runs_are_refused(attention: Any) -> None:
 
 def test_too_few_sizes_are_refused(attention: Any) -> None:
     runs = columns(attention.ladder("t5", sizes=(1e6, 3e6), budgets=(1e14, 2e14, 4e14, 8e14, 2e15)))
-    with pytest.raises(ValueError, match="under 3 different sizes"):
+    with pytest.raises(ValueError, match="less than 3 different sizes"):
         fit_surface(runs)
 
 
