@@ -1,4 +1,4 @@
-"""What a design would see, from an assumed loss surface and noise, before any run is started."""
+"""The power of a design before any run, from an assumed loss surface and noise."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _SEED, _DRAWS = 0, 1000
 
 
 def detectable(assumed: AssumedConfig, places: Sequence[tuple[float, float, float]]) -> float | None:
-    """The compute multiplier below 1 that two arms with runs at these (parameters, tokens, FLOPs) would show 4 times in 5, at
-    the largest budget; None where the runs are too few for a surface."""
+    """The compute multiplier below 1 that two arms with runs at these (parameters, tokens, FLOPs) show with a power of 80 %,
+    at the largest budget; None if the runs are too few for a surface."""
     n, d, c = (np.array(column, dtype=np.float64) for column in zip(*places, strict=True))
     if len(n) < FEWEST_RUNS or len(np.unique(n)) < 3:
         return None

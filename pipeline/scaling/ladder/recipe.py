@@ -220,9 +220,9 @@ class LadderRecipe(Section):
         if seeds and not set(seeds.arms) <= set(self.arms):
             raise ValueError(f"seeds.arms {list(seeds.arms)} are not all among the arms: {', '.join(self.arms)}")
         if list(self.budgets) != sorted(set(self.budgets)):
-            raise ValueError(f"budgets {list(self.budgets)} do not ascend: sort them")
+            raise ValueError(f"budgets {list(self.budgets)} are not in ascending order: sort them")
         if len(set(self.learning_rate.sizes)) < 2:
-            raise ValueError("learning_rate.sizes names one size twice: the rates of the others need two")
+            raise ValueError("learning_rate.sizes has one size twice: the rates of the others need two sizes")
         return self
 
     def sizes_of(self, arm: str) -> tuple[str, ...]:

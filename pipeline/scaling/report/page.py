@@ -36,7 +36,7 @@ from pipeline.scaling.results import Collected, ResultSet
 
 PAGE, MARKDOWN, RUNS, FITS = "index.html", "report.md", "runs.csv", "fits.json"
 NOTICE = "notice.txt"
-"""Written by hand beside the page: what its readers must know first, for example that its answer is withdrawn."""
+"""A file written by hand beside the page, with what readers must know first, such as that its answer is withdrawn."""
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
@@ -52,7 +52,7 @@ class ReportSection:
 def write_report(
     output: Path, collected: Collected, analyses: Sequence[Analysis], command: str, extra: Sequence[ReportSection] = ()
 ) -> list[Path]:
-    """Write the four files into `output`, which is made; returns them. `extra` sections stand before the excluded runs.
+    """Write the four files into `output` and return them. `extra` sections come before the excluded runs.
 
     A `notice.txt` in `output` (UTF-8, paragraphs separated by blank lines) opens the page and its Markdown.
     """
@@ -91,14 +91,14 @@ def _sections(
                 tables=tuple(tables + ([sources] if sources else [])),
             ),
             ReportSection(title=f"Figures{where}", figures=tuple(figures(results, analysis))),
-            ReportSection(title=f"What this cannot say{where}", texts=tuple(limits(results, analysis))),
+            ReportSection(title=f"Limits{where}", texts=tuple(limits(results, analysis))),
         ]
     sections += extra
     sweeps = sweep_table(collected.ladders)
     sections.append(
         ReportSection(title="Learning rates", tables=(sweeps,))
         if sweeps
-        else ReportSection(title="Learning rates", texts=("As each run's recipe.",))
+        else ReportSection(title="Learning rates", texts=("Each run has the one of its recipe.",))
     )
     sections.append(ReportSection(title="Excluded runs", tables=(excluded_table(collected.excluded),)))
     sections += [ReportSection(title="Runs", tables=tuple(run_table(results) for results in collected.sets))]
@@ -116,9 +116,9 @@ def _plan_section(ladders: Sequence[tuple[Path, Ladder]]) -> ReportSection:
         if ladder.detectable is not None and recipe.assumed is not None:
             texts.append(
                 f"The design was expected to show a compute multiplier below {ladder.detectable:.3f} or above "
-                f"{1 / ladder.detectable:.3f} 4 times in 5, assuming {recipe.assumed.source}."
+                f"{1 / ladder.detectable:.3f} with a power of 80 %, assuming {recipe.assumed.source}."
             )
-    texts.append("Left out, by rules fixed before: " + "; ".join(EXCLUSION_RULES) + ".")
+    texts.append("Excluded, by rules fixed in advance: " + "; ".join(EXCLUSION_RULES) + ".")
     return ReportSection(title="What was planned", texts=tuple(texts))
 
 
@@ -132,7 +132,7 @@ def _provenance(collected: Collected, command: str) -> ReportSection:
         *((f"{package}", {one.provenance.get(package, "unknown") for one in results}) for package in ("torch", "deepspeed")),
     ):
         rows.append((name, ", ".join(sorted(values))))
-    table = Table(title="Code and data", note="Of all runs that were read.", columns=("what", "value"), rows=tuple(rows))
+    table = Table(title="Code and data", note="Of all runs in this report.", columns=("what", "value"), rows=tuple(rows))
     commands = [
         f"fnet-t5 scaling plan RECIPE.yaml --output {folder}\nfnet-t5 scaling run {folder}" for folder, _ in collected.ladders
     ]
@@ -140,21 +140,21 @@ def _provenance(collected: Collected, command: str) -> ReportSection:
     models = "\n".join(f"{arm}: {json.dumps(model)}" for arm, model in configs.items())
     recipes = [json.dumps(_portable(ladder), indent=1) for _, ladder in collected.ladders]
     return ReportSection(
-        title="Configurations, and how to reproduce",
+        title="Configurations and commands",
         tables=(table,),
         code=(*commands, command, models, *recipes),
     )
 
 
 def _portable(ladder: Ladder) -> dict[str, Any]:
-    """The recipe as others can use it: the fingerprint tells which data it was, not the folder where they lay."""
+    """The recipe without folders of this machine: the fingerprint identifies the data."""
     recipe: dict[str, Any] = ladder.recipe.model_dump(mode="json")
     recipe["data"]["path"] = Path(recipe["data"]["path"]).name
     return recipe
 
 
 def _notice(path: Path) -> list[str]:
-    """The paragraphs of the notice, each on one line; none where there is no such file."""
+    """The paragraphs of the notice, each on one line; none if there is no such file."""
     if not path.is_file():
         return []
     paragraphs = (" ".join(block.split()) for block in path.read_text(encoding="utf-8").split("\n\n"))
@@ -199,7 +199,7 @@ def _csv(sets: Sequence[ResultSet]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses and arrays as JSON, which knows no infinity and no NaN: they are null."""
+    """Dataclasses and arrays as JSON values. Infinity and NaN, which JSON does not have, become null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kind = {"refused": True} if type(value).__name__ == "Refused" else {}
         return {**kind, **{field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}}

@@ -83,7 +83,7 @@ def fit_tables(analysis: Analysis) -> Iterator[Table]:
     if rows:
         columns = ("arm", "runs", "E", "A", "alpha", "B", "beta", "scatter", "starts that agree", "worst error of cost")
         note = (
-            "L = E + A / N^alpha + B / D^beta, with 95 % intervals. E, A and B lie in a long valley and are not to be read one "
+            "L = E + A / N^alpha + B / D^beta, with 95 % intervals. E, A and B lie in a long valley: do not interpret them one "
             "by one; scatter is of the measure around the surface, lack of fit included."
         )
         yield Table("Loss surfaces (approach 3)", note, columns, tuple(rows))
@@ -102,7 +102,7 @@ def fit_tables(analysis: Analysis) -> Iterator[Table]:
         for one in fit.held_out
     ]
     if held:
-        note = "The surface fitted without the largest size, and what it says of it: does the law hold where it was not fitted?"
+        note = "The surface fitted without the largest size, and its prediction for that size: does the law extrapolate?"
         heads = ("arm", "parameters", "tokens", "measured", "predicted, with the interval of a new run", "error")
         yield Table("The largest size, held out and predicted", note, heads, tuple(held))
 
@@ -120,7 +120,7 @@ def _exponents(fits: Sequence[ArmFit]) -> Table:
             else:
                 rows.append((fit.arm, name, shown(one.n_exponent), shown(one.d_exponent)))
     note = (
-        "N_opt ~ C^a and D_opt ~ C^b. Intervals of approaches 1 and 2 have their bias in this design taken off "
+        "N_opt ~ C^a and D_opt ~ C^b. In the intervals of approaches 1 and 2 their bias in this design is subtracted "
         "(docs/scaling.md)."
     )
     return Table("How size and tokens should grow with compute", note, ("arm", "approach", "a", "b"), tuple(rows))
@@ -137,11 +137,11 @@ def comparison_table(analysis: Analysis) -> Table:
         found = shown(one.multiplier), shown(one.multiplier_of_minima), shown(one.n_exponent_difference)
         rows.append((one.arm, *found, crossing))
     note = (
-        f"Compute that an arm needs over what {analysis.baseline} needs for the same loss, each at its best size; below 1 the "
-        "arm is cheaper. Two methods: from the surfaces at the largest budget, and between isoFLOP minima over the losses that "
+        f"Compute that an arm needs for the same loss, divided by that of {analysis.baseline}, each at its best size; below 1 "
+        "the arm is cheaper. Two methods: from the surfaces at the largest budget, and between isoFLOP minima over the losses that "
         "both reach."
     )
-    columns = ("arm", "multiplier, surfaces", "multiplier, minima", "difference of a", "budget at which they change places")
+    columns = ("arm", "multiplier, surfaces", "multiplier, minima", "difference of a", "budget at which the better one changes")
     return Table(f"Compute multipliers over {analysis.baseline}", note, columns, tuple(rows))
 
 
@@ -166,14 +166,14 @@ def pair_tables(analysis: Analysis) -> Iterator[Table]:
         yield Table("What mixing is worth", note, columns, tuple(_pair_rows(analysis.controls)))
     note = (
         f"At the seconds that {analysis.baseline}'s runs took, read between the arm's own budgets (in logarithms); nothing "
-        "is extended. On a machine that did other work these are no better than its clock."
+        "is extrapolated. On a machine with other load they are unreliable."
     )
     yield from _readings(
         "Equal wall-clock", note, [(pair, pair.equal_seconds) for pair in analysis.pairs], lambda at: f"{at:,.0f} s"
     )
     note = (
-        f"At the raw tokens that {analysis.baseline}'s runs read, interpolated in the same way: what is left of a "
-        "difference when the cheaper arm gets no more text."
+        f"At the raw tokens that {analysis.baseline}'s runs read, interpolated in the same way: the "
+        "difference if the cheaper arm gets no more text."
     )
     yield from _readings(
         "Equal text", note, [(pair, pair.equal_tokens) for pair in analysis.pairs], lambda at: f"{at / 1e6:,.1f} M"
