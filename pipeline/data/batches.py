@@ -134,12 +134,12 @@ def objective_of(config: RunConfig, seed: str | None = None) -> Objective:
 
 
 def open_rows(data: DataConfig, folder: Path, split: str) -> RowSource:
-    """The rows of one split of a folder, in the recipe's layout and row length."""
+    """The rows of one split of a folder as a recipe wants them."""
     return (StreamRows if data.layout == "stream" else Rows)(folder, split, data.row_length)
 
 
 def training_rows(data: DataConfig) -> tuple[list[RowSource], list[float]]:
-    """The sources of the training text and their weights. Raises ValueError if their tokenizers differ."""
+    """The sources of the training text and their weights. Raises ValueError where their tokenizers differ."""
     if not data.blend:
         return [open_rows(data, data.path, "train")], [1]
     expected = load_manifest(data.path).tokenizer.sha256

@@ -157,7 +157,7 @@ class ChosenRows(RowSource):
 
 
 def open_tokens(folder: Path, split: str) -> tuple[NDArray[Any], Manifest]:
-    """The tokens of a split (T,), mapped, and the folder's manifest. Raises ValueError if a file is missing or changed."""
+    """The tokens of a split (T,), mapped, and the folder's manifest. Raises ValueError where they are missing or not of it."""
     if not folder.is_dir():
         raise ValueError(f"data.path {folder} does not exist: make it with `fnet-t5 prepare --output {folder}`")
     manifest = load_manifest(folder)

@@ -138,8 +138,8 @@ def comparison_table(analysis: Analysis) -> Table:
         rows.append((one.arm, *found, crossing))
     note = (
         f"Compute that an arm needs for the same loss, divided by that of {analysis.baseline}, each at its best size; below 1 "
-        "the arm is cheaper. Two methods: from the surfaces at the largest budget, and between isoFLOP minima over the losses that "
-        "both reach."
+        "the arm is cheaper. Two methods: from the surfaces at the largest budget, and between isoFLOP minima over the losses "
+        "that both reach."
     )
     columns = ("arm", "multiplier, surfaces", "multiplier, minima", "difference of a", "budget at which the better one changes")
     return Table(f"Compute multipliers over {analysis.baseline}", note, columns, tuple(rows))

@@ -150,7 +150,7 @@ def test_one_process_finds_the_loss_of_four(straight: Path) -> None:
         assert result.target_tokens == validations[step]["validation_target_tokens"]
 
 
-def test_reference_losses_are_taken_over_the_target_text(straight: Path, dataset: Path) -> None:
+def test_yardsticks_are_taken_over_the_target_text(straight: Path, dataset: Path) -> None:
     """Bytes by decoding the targets, the unigram model by counting in Python, bits per byte from both."""
     tokenizer = load_tokenizer(dataset / "tokenizer.json")
     ids, lengths = Rows(dataset, "val", 24).read(np.arange(21))
