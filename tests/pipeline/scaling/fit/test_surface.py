@@ -72,8 +72,9 @@ def test_the_published_constants_are_no_better_a_fit(chinchilla: Columns) -> Non
 
 def resampled(arm: FittedArm, generator: np.random.Generator, num_draws: int) -> SurfaceDraws:
     """Surfaces of samples of the runs with replacement, as the replication draws them: each fitted from the arm's surface."""
-    chosen = generator.integers(len(arm.runs), size=(num_draws, len(arm.runs)))
-    samples = [arm.runs.take(numbers) for numbers in chosen]
+    numbers = np.arange(len(arm.runs))
+    counts = generator.multinomial(len(numbers), np.full(len(numbers), 1 / len(numbers)), size=num_draws)
+    samples = [arm.runs.take(np.repeat(numbers, count)) for count in counts]
     start = arm.surface.coefficients[None]
     fits = [fit_many(sample, np.log(sample.loss), start, arm.delta) for sample in samples]
     losses = np.log([sample.loss for sample in samples])
