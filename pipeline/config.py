@@ -109,7 +109,7 @@ class MeshConfig(Section):
     no limit."""
 
     def data_parallel(self, num_processes: int) -> int:
-        """Raises ValueError where the processes do not divide into whole replicas of the model."""
+        """Number of replicas. Raises ValueError if the processes do not divide into whole replicas of the model."""
         model_parallel = self.tensor_parallel * self.pipeline_parallel
         if num_processes % model_parallel:
             raise ValueError(
@@ -183,7 +183,7 @@ class TrainConfig(Section):
         return values
 
     def accumulation_steps(self, data_parallel: int) -> int:
-        """Micro-batches of one replica in one step. Raises ValueError where the batch does not divide."""
+        """Micro-batches of one replica in one step. Raises ValueError if the batch does not divide."""
         rows = self.micro_batch_size * data_parallel
         if self.global_batch_size % rows:
             raise ValueError(
@@ -317,7 +317,7 @@ class RunConfig(Section):
     def resolved(self) -> RunConfig:
         """The same run with the data's absolute paths, and model.vocab_size taken from the data's tokenizer.
 
-        Raises ValueError where the recipe gives a vocabulary that the tokenizer exceeds.
+        Raises ValueError if the recipe gives a smaller vocabulary than the tokenizer has.
         """
         num_tokens = num_ids(load_tokenizer(self.data.path / TOKENIZER_FILE))
         if self.model.vocab_size and self.model.vocab_size < num_tokens:
@@ -334,7 +334,7 @@ class RunConfig(Section):
 
     @classmethod
     def load(cls, run: Path) -> RunConfig:
-        """The resolved configuration of a run folder. Raises ValueError where there is none or it is not ours."""
+        """The resolved configuration of a run folder. Raises ValueError if it is missing or invalid."""
         path = run / "config.json"
         if not path.is_file():
             raise ValueError(f"{run} is no run folder: it holds no config.json. Give the --output of a `fnet-t5 train`")

@@ -19,7 +19,7 @@ def boundary_bytes(model: Sequence[PieceFootprint], begin: int, end: int) -> int
 
 
 def tied_gradient_bytes(model: Sequence[PieceFootprint], bounds: list[int]) -> int:
-    """Bytes sent once a step to sum the fp32 gradients of a weight that two stages share; 0 where one stage holds both."""
+    """Bytes sent once a step to sum the fp32 gradients of a weight that two stages share; 0 if one stage holds both."""
     place = {piece.name: index for index, piece in enumerate(model)}
     for index, piece in enumerate(model):
         if piece.tied_to is not None:

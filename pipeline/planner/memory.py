@@ -68,7 +68,7 @@ def stage_bytes(
 def memory_check(config: RunConfig, model: list[PieceFootprint], data_parallel: int) -> Callable[[int, int, int], bool]:
     """Whether stage `stage` stays within mesh.stage_memory_gb with the pieces [begin, end): a function (stage, begin, end).
 
-    Always true where the recipe sets no limit.
+    Always true if the recipe sets no limit.
     """
     gigabytes = config.mesh.stage_memory_gb
     if gigabytes is None:

@@ -30,7 +30,7 @@ def partition_stages(
     """Bounds [0, …, len(model)] of the contiguous partition whose most expensive stage costs the fewest FLOPs.
 
     A stage starts only at a piece that allows it; `fits(stage, begin, end)` says whether it may hold these pieces. Raises
-    ValueError where the model has too few places to start a stage, or no partition fits.
+    ValueError if the model has too few places to start a stage, or no partition fits.
     """
     starts = [0] + [index for index, piece in enumerate(model) if piece.starts_stage and index > 0]
     if len(starts) < num_stages:
@@ -66,7 +66,7 @@ def partition_stages(
 
 
 def stage_bounds(config: RunConfig, data_parallel: int) -> list[int]:
-    """The stage bounds of a recipe's model on its mesh. Raises ValueError where there is no such partition."""
+    """The stage bounds of a recipe's model on its mesh. Raises ValueError if there is no such partition."""
     if config.mesh.stage_memory_gb is None:  # FLOPs are known without running the model on shapes
         return partition_stages(pieces(config.model, TorchLayers(), config.data.lengths), config.mesh.pipeline_parallel)
     model = recipe_footprints(config)

@@ -78,7 +78,7 @@ class Plan:
 def make_plan(config: RunConfig, data_parallel: int, device: GPU) -> Plan:
     """Plan a recipe on its own mesh with `data_parallel` replicas.
 
-    Raises ValueError where the batch does not divide, or the model has no partition into the mesh's stages.
+    Raises ValueError if the batch does not divide, or if the model has no partition into the mesh's stages.
     """
     mesh, train = config.mesh, config.train
     num_micro_batches = train.accumulation_steps(data_parallel)
@@ -175,7 +175,7 @@ def _pipeline_seconds(stages: Sequence[StagePlan], num_micro_batches: int) -> tu
 
 
 def propose(config: RunConfig, num_gpus: int, device: GPU) -> Plan:
-    """The fastest plan on `num_gpus` GPUs that fits in their memory. Raises ValueError where none does."""
+    """The fastest plan on `num_gpus` GPUs that fits in their memory. Raises ValueError if none does."""
     plans = []
     for tp in (1, 2, 4, 8):
         for pp in (1, 2, 4, 8, 16, 32):
