@@ -192,7 +192,7 @@ def check_size(folder: Path, manifest: Manifest, name: str) -> None:
 
 
 def read_packed(packed: PackedRows, tokens: NDArray[Any], rows: Ints) -> tuple[Ints, Ints]:
-    """Token ids (B, row_length), padded with 0, and lengths (B,) of `rows` (B,), in few passes over memory; NO_ROW is empty."""
+    """What `PackedRows.gather` gives, NO_ROW being empty, in half the passes over memory."""
     chosen = np.maximum(rows, 0)
     first, width = packed.first_piece[chosen], packed.row_length
     num_pieces = packed.first_piece[chosen + 1] - first  # (B,)
