@@ -103,7 +103,7 @@ def check_form(config: ObjectiveConfig, architecture: str) -> None:
             "decoder_only": "causal_lm, or any objective of encoder-decoders",
             "encoder_only": "masked_lm",
         }[form]
-        raise ValueError(f"data.objective {config.name} cannot train model.architecture {architecture}: use {fitting}")
+        raise ValueError(f"data.objective {config.name} cannot train model.architecture {architecture}: take {fitting}")
 
 
 def build_objective(

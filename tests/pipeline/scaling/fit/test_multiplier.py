@@ -54,9 +54,9 @@ def test_shared_noise_makes_differences_sharper(attention: Any, fourier: Any) ->
         fit_arm("t5", attention.ladder("t5", common + own[0])),
         fit_arm("fnet_t5", fourier.ladder("fnet_t5", common + own[1])),
     )
-    strangers = arms[0], replace(arms[1], places=())
+    unpaired = arms[0], replace(arms[1], places=())
     widths = []
-    for pair in (arms, strangers):
+    for pair in (arms, unpaired):
         found = difference(*pair, draw_pair(*pair, np.random.default_rng(5), 500), n_exponent)
         widths.append(found.high - found.low)
     assert widths[0] < 0.5 * widths[1]

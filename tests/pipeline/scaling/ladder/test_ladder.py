@@ -106,7 +106,7 @@ def test_a_plateau_is_paid_for_once(make: MakeLadder) -> None:
     assert costs_of(make()).flops == pytest.approx(sum(run.flops for run in make().runs))
 
 
-def test_a_branch_has_the_trunks_rates_up_to_where_it_leaves(make: MakeLadder) -> None:
+def test_a_branch_has_the_main_runs_rates_until_its_decay(make: MakeLadder) -> None:
     ladder = make()
     run = next(run for run in ladder.runs if run.phase == "main")
     branch, main_run = (run_config(ladder, run, end, 0.003, None) for end in run.ends)
@@ -184,7 +184,7 @@ def test_recipes_and_plans_with_the_earlier_key_are_read(make: MakeLadder, tmp_p
         ({"arms": {"t5": {}, "fnet": {}}}, r"arms \['fnet'\] are unknown"),
         ({"arms": {"fnet_t5": {}}}, "baseline 't5' is none of the arms"),
         ({"arms": {"t5": {"sizes": ["l"]}}}, "arms.t5.sizes names 'l'"),
-        ({"budgets": [8e9, 4e9]}, "do not ascend"),
+        ({"budgets": [8e9, 4e9]}, "are not in ascending order"),
         ({"budgets": [1e7]}, "raise the budget"),
         ({"learning_rate": {"values": [1e-3, 2e-3], "sizes": ["s", "m"], "budget": 1e9}}, "at least 3"),
         ({"learning_rate": {"values": [1e-3, 2e-3, 4e-3], "sizes": ["s", "s"], "budget": 1e9}}, "one size twice"),
