@@ -28,7 +28,7 @@ def num_parameters(config: RunConfig) -> int:
 def state_bytes(held: list[PieceFootprint], data_parallel: int, precision: str, stage: int = 1) -> tuple[int, int, int]:
     """Bytes of (weights, gradients, optimizer state) of a rank that holds these pieces: exact, padding included.
 
-    `stage` is DeepSpeed's ZeRO stage: 0 or 1.
+    `stage` is DeepSpeed's ZeRO stage: 0 is without ZeRO, all others are counted as stage 1.
     """
     multiple = _ALIGNMENT * data_parallel
     groups = [sum(piece.decayed for piece in held), sum(piece.plain for piece in held)]
