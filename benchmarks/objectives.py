@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -25,16 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.dataset.indexed_dataset import write_index
-from data_prep.dataset.manifest import (
-    EngineRecord,
-    FileRecord,
-    Manifest,
-    PackingRecord,
-    SourceCounts,
-    SplitRecord,
-    TokenizerRecord,
-    write_manifest,
-)
+from data_prep.dataset.manifest import FileRecord, PackingRecord, SourceCounts, SplitRecord, TokenizerRecord, write_manifest
 from data_prep.dataset.packing import rows_file
 from data_prep.dataset.row_index import write_row_index
 from data_prep.files import sha256_bytes
@@ -42,6 +34,9 @@ from pipeline.data.batches import DataShard, Rows, StreamRows, TrainingBatches
 from pipeline.objectives.catalogue import ObjectiveField, build_objective
 from pipeline.objectives.interface import Objective
 from pipeline.objectives.vocabulary import Vocabulary
+
+sys.path.append(str(Path(__file__).parents[1]))  # for `tests`, which no installation holds
+from tests.helpers.datasets import synthetic_manifest
 
 Ints = NDArray[np.int64]
 
@@ -134,23 +129,11 @@ def synthetic_folder(folder: Path, num_tokens: int, row_lengths: Sequence[int], 
     ]
     files = {p.name: FileRecord(bytes=p.stat().st_size, sha256=sha256_bytes(p.name.encode())) for p in folder.iterdir()}
     counts = SourceCounts(documents=len(lengths), tokens=num_tokens, bytes=4 * num_tokens)
-    manifest = Manifest(
+    manifest = synthetic_manifest(
+        TokenizerRecord(sha256="", vocab_size=32_100, eos_id=1),
+        "uint16",
+        {"train": SplitRecord(sources={"random": counts}, length_histogram={}, packing=packing)},
         command="benchmarks/objectives.py",
-        config={},
-        config_sha256="",
-        tokenizer=TokenizerRecord(sha256="", vocab_size=32_100, eos_id=1),
-        token_dtype="uint16",
-        inputs=[],
-        splits={"train": SplitRecord(sources={"random": counts}, length_histogram={}, packing=packing)},
-        records=len(lengths),
-        rejected={},
-        dropped={},
-        blank_lines=0,
-        skipped_inputs={},
-        engine=EngineRecord(name="none", note=None, checked_documents=0),
-        units=0,
-        retokenized_units=0,
-        stage_seconds={},
         files=files,
     )
     write_manifest(folder, manifest)

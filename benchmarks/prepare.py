@@ -34,7 +34,7 @@ from data_prep.dataset.packing import pack
 from data_prep.readers.blocks import cut_blocks, lines_of, read_lines
 from data_prep.readers.records import parse_record
 from data_prep.readers.streams import read_chunks
-from data_prep.tokenization.backends import FastEngine, ReferenceEngine
+from data_prep.tokenization.backends import FastBackend, ReferenceBackend
 from data_prep.tokenization.tokenizer import load_tokenizer
 
 _START_RAY = "start Ray"
@@ -209,7 +209,7 @@ def floors(shard: Path, tokenizer: Path) -> dict[str, float]:
     texts = [parse_record(line)[0].encode() for line in lines if line]
     rates["parse"] = sum(map(len, lines)) / (time.perf_counter() - begin)
     loaded = load_tokenizer(tokenizer)
-    fast, reference = FastEngine(loaded), ReferenceEngine(loaded)
+    fast, reference = FastBackend(loaded), ReferenceBackend(loaded)
     for name in ("gigatoken, first time", "gigatoken, again"):
         begin = time.perf_counter()
         for start in range(0, len(texts), 256):

@@ -1,4 +1,4 @@
-"""What a person decides about a preparation run, validated before anything is read."""
+"""The settings of a preparation run, validated before any input is read."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,7 +9,7 @@ PackingMethod = Literal["best_fit", "concatenate", "document"]
 
 
 class PackingConfig(BaseModel):
-    """How documents become rows: one row index a length, in tokens, for every split."""
+    """How documents are packed into rows: one row index per length (in tokens) and split."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -23,16 +23,17 @@ class PackingConfig(BaseModel):
     @classmethod
     def _distinct(cls, lengths: list[int]) -> list[int]:
         if len(set(lengths)) != len(lengths):
-            raise ValueError(f"packing.lengths names a length twice: {lengths}")
+            raise ValueError(f"packing.lengths has a length twice: {lengths}; remove one")
         return sorted(lengths)
 
 
-class MixtureConfig(BaseModel):
-    """How often training reads each source: `epochs`, or `weights` (shares of bytes) that epochs follow from, by source.
+class SourceMixtureConfig(BaseModel):
+    """How often training reads each source. Exactly one of `epochs` and `weights` is set, both are tables by source.
 
-    Either may be "pile", The Pile's official 22. Sources that `epochs` does not name are read once; `weights` must name all.
-    With weights no source is read more than `max_epochs` times: up to 4 repetitions are nearly as good as new text
-    (Muennighoff et al. 2023, arXiv 2305.16264).
+    `epochs` is the number of times that a source is read; a source that is not in the table is read once. `weights` are
+    shares of bytes, from which epochs are computed; the table must have every source. "pile" stands for The Pile's official
+    table of 22 sources. With weights, no source is read more than `max_epochs` times: up to 4 repetitions are nearly as
+    good as new text (Muennighoff et al. 2023, arXiv 2305.16264).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,20 +46,23 @@ class MixtureConfig(BaseModel):
     """Most repetitions of a source under `weights`."""
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> "MixtureConfig":
+    def _validate_one_table(self) -> "SourceMixtureConfig":
         if (self.epochs is None) == (self.weights is None):
-            raise ValueError("mixture takes epochs or weights, one of them: a table by source, or `pile` for the official one")
+            raise ValueError("mixture takes either epochs or weights: a table by source, or `pile` for the official one")
         return self
 
     @property
     def is_official(self) -> bool:
-        """True for the mixture of The Pile's authors."""
+        """True for the mixture that The Pile's authors published."""
         return "pile" in (self.epochs, self.weights)
 
 
 class LanguageConfig(BaseModel):
-    """Keep documents whose first `first_characters` are in one of the languages `keep`, by py3langid's codes: "en", …,
-    "zxx" for what is no language (numbers, much code), "und" for those below `min_confidence`."""
+    """Keep only documents in one of the languages `keep`, as py3langid detects them from the first `first_characters`.
+
+    Languages are py3langid's codes: "en", "fr", …; "zxx" for text that is no language (numbers, much code); "und" if the
+    confidence is below `min_confidence`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -71,7 +75,7 @@ class LanguageConfig(BaseModel):
 
 
 class DecontaminateConfig(BaseModel):
-    """Drop training documents that share `ngram` words in a row with any record of the files that `against` names."""
+    """Drop training documents that share `ngram` consecutive words with any record of the files in `against`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -82,15 +86,16 @@ class DecontaminateConfig(BaseModel):
 
 
 class PrepareConfig(BaseModel):
-    """Everything `prepare` takes: what to read, how to tokenize and pack it, where to write, on how many processes.
+    """All settings of `prepare`: what to read, how to tokenize and pack it, where to write, and with how many processes.
 
-    `input`, `val` and `test` are globs, URLs or datasets. With `val` or `test` given, files decide the split; without, a
-    hash of each document's text and `seed` sends `val_share` and `test_share` of the documents there. With no `tokenizer`
-    one of `vocab_size` ids is trained on the input. `workers`, `ray_address`, `unit_bytes`, `engine`, `max_worker_bytes` and
-    `max_bad_share` change no output byte. `on_unreadable: skip` leaves out files that cannot be read or that change
-    during the job. `deduplicate` keeps one of each exact duplicate text, in a held-out split where there is one.
-    `mixture` repeats or thins out the sources of the training split.
-    `expected_sources`, or The Pile's 22, are said aloud where no document of theirs is kept.
+    - `input`, `val` and `test` are globs, URLs or datasets. If `val` or `test` is given, files decide the split. Otherwise a
+      hash of each document's text and `seed` sends `val_share` and `test_share` of the documents to val and test.
+    - Without `tokenizer`, one with `vocab_size` ids is trained on the input.
+    - `workers`, `ray_address`, `unit_bytes`, `engine`, `max_worker_bytes` and `max_bad_share` do not change the output.
+    - `on_unreadable: skip` skips files that cannot be read or that change during the job.
+    - `deduplicate` keeps one copy of each text, in a held-out split if one of the copies is there.
+    - `mixture` repeats or thins out the sources of the training split.
+    - `expected_sources` (or "pile" for its 22): a source in the list without a kept document is reported.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -138,14 +143,14 @@ class PrepareConfig(BaseModel):
     decontaminate: DecontaminateConfig | None = None
     """Filter by overlap with evaluation data. Default: off."""
     deduplicate: bool = False
-    mixture: MixtureConfig | None = None
+    mixture: SourceMixtureConfig | None = None
     val_share: Annotated[float, Field(ge=0, lt=1)] = 0.005
     """Share of documents that the hash sends to the validation split."""
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.005
     """Share of documents that the hash sends to the test split."""
 
     @model_validator(mode="after")
-    def _leaves_something_to_train_on(self) -> "PrepareConfig":
+    def _validate_shares(self) -> "PrepareConfig":
         if self.val_share + self.test_share >= 1:
             raise ValueError(
                 f"val_share {self.val_share} and test_share {self.test_share} leave no document for training: "
@@ -155,12 +160,15 @@ class PrepareConfig(BaseModel):
 
     @property
     def splits_by_hash(self) -> bool:
-        """True where documents, not files, are sent to val and test."""
+        """True if a hash of each document, not its file, decides the split."""
         return not self.val and not self.test
 
     def identity(self) -> dict[str, Any]:
-        """The decisions that output bytes depend on, as JSON values; input and tokenizer files are named by their
-        hashes in the manifest instead. `filters.Filters.identity` adds what these depend on."""
+        """The settings that output bytes depend on, as JSON values.
+
+        Input files and the tokenizer are not here: the manifest records their hashes. `filters.rules.FilterPlan` adds what
+        the filters depend on.
+        """
         decisions: dict[str, Any] = {
             "seed": self.seed,
             "packing": self.packing.model_dump(),

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, a lock, canonical JSON and SHA-256, for data_prep and pipeline."""
+"""Atomic writes, a folder lock, canonical JSON and SHA-256, for data_prep and pipeline."""
 
 import fcntl
 import hashlib
@@ -15,10 +15,10 @@ _CHUNK_BYTES = 1 << 20
 
 @contextmanager
 def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
-    """Open a binary file that takes the name `path` only when the block ends without an exception.
+    """Open a binary file that gets the name `path` only if the block ends without an exception.
 
-    The bytes go to a hidden temporary file in the same folder, which must exist; they are on disk (fsync of file and
-    folder) before the call returns. After an exception `path` is what it was before.
+    The bytes are written to a hidden temporary file (its path is the file's `name`) in the same folder, which must exist.
+    File and folder are synced to disk before the block is left. After an exception `path` is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
@@ -35,7 +35,7 @@ def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
 
 
 def fsync_folder(folder: Path | str) -> None:
-    """Make renames and new names in `folder` survive a power cut."""
+    """Sync a folder to disk, so that new names and renames in it survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -49,19 +49,19 @@ class FolderInUseError(ValueError):
 
 @contextmanager
 def only_writer(folder: Path | str) -> Iterator[None]:
-    """Hold `folder` against other processes that ask for it too; the operating system lets go when we die.
+    """Hold an exclusive lock on `folder`; the operating system releases it if this process dies.
 
-    Raises FolderInUseError at once where another holds it. The lock is a hidden file that is gone afterwards.
+    Raises FolderInUseError immediately if another process holds it. The lock is a hidden file, deleted afterwards.
     """
     path = Path(folder) / ".lock"
     with open(path, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The holder before us may have removed the file between our opening and our locking it.
+            # The previous holder may have deleted the file after we opened it and before we locked it.
             if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 raise BlockingIOError
         except BlockingIOError:
-            raise FolderInUseError(f"{folder}: another process is writing here; wait for it or end it") from None
+            raise FolderInUseError(f"{folder}: another process is writing here; wait for it or stop it") from None
         try:
             yield
         finally:
@@ -69,21 +69,21 @@ def only_writer(folder: Path | str) -> Iterator[None]:
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one spelling of a JSON value that hashes are taken over: ASCII, sorted keys, no spaces.
+    """The canonical bytes of a JSON value, used for hashing: ASCII, sorted keys, no spaces.
 
-    Raises ValueError for NaN and infinities, which JSON does not have.
+    Raises ValueError for NaN and infinities, which are not JSON.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def readable_json(value: Any) -> bytes:
-    """The one spelling of a JSON value that people read: UTF-8, sorted keys, indented, newline at the end."""
+    """The readable bytes of a JSON value: UTF-8, sorted keys, indented, newline at the end."""
     text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def write_json_atomically(path: Path | str, value: Any) -> None:
-    """Write `value` to `path` as indented JSON, whole or not at all."""
+    """Write `value` to `path` as indented JSON, atomically."""
     with atomic_write(path) as file:
         file.write(readable_json(value))
 
@@ -94,9 +94,14 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path | str) -> str:
-    """SHA-256 of a file's bytes in hexadecimal, read in chunks of 1 MiB."""
-    digest = hashlib.sha256()
+    """SHA-256 of a file's bytes in hexadecimal."""
     with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+        return sha256_stream(file)
+
+
+def sha256_stream(file: BinaryIO) -> str:
+    """SHA-256 in hexadecimal of the rest of a binary stream, read in chunks of 1 MiB."""
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
     return digest.hexdigest()

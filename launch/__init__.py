@@ -1,1 +1,1 @@
-"""Where a person starts things: the command line, configuration from YAML and overrides, and local processes."""
+"""The command line, configuration from YAML and overrides, and the start of processes, local and on clusters."""

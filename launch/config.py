@@ -1,4 +1,4 @@
-"""From YAML and `key=value` overrides to a checked, typed configuration, and from there to a run folder."""
+"""From YAML and `key=value` overrides to a validated, typed configuration, and from there to a run folder."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:  # imports torch, which preparing data does without
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
-# What may change between two starts of one run: how long it goes on, how it reports and guards itself, and the mesh it runs on,
-# not what it computes.
+# What may change between two starts of one run: its number of steps, its reports and safeguards, and its mesh; not what it
+# computes.
 _MAY_CHANGE = {
     *("mesh.tensor_parallel", "mesh.pipeline_parallel", "mesh.stage_memory_gb"),
     *("data.skip_ranges", "data.prefetch_steps", "data.loader_workers", "data.validation_rows_per_source"),
     *("train.steps", "train.skip_steps", "train.micro_batch_size", "train.zero_stage", "train.recompute"),
     *("tracking.parent_run", "train.log_every", "train.validate_every", "train.samples", "train.sample_tokens"),
     *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_last", "train.keep_every", "train.checkpoint_steps"),
-    *("train.spike_sigma", "train.spike_window", "train.max_skips", "train.agreement_every", "train.hang_minutes"),
+    *("train.spike_sigma", "train.spike_window", "train.max_skips", "train.consistency_check_every", "train.hang_minutes"),
 }
 
 
@@ -50,12 +50,12 @@ def load_config(
     extra: Mapping[str, Any] | None = None,
     kind: str = "",
 ) -> ConfigT:
-    """Merge a recipe, command-line options and `key=value` overrides, later ones winning, and check the result.
+    """Merge a recipe, command-line options and `key=value` overrides, of which later ones win, and validate the result.
 
-    `recipe` is a path or the name of a shipped recipe (`kind` names their folder in messages), `extra` holds the values
+    `recipe` is a path or the name of a shipped recipe (`kind` is their folder, for messages), `extra` holds the values
     of options by key (`ray_address` is `--ray-address` in messages; None means not given), and override values are YAML:
     `optimizer.betas=[0.9,0.99]`.
-    Raises ConfigError, naming each offending key, where it came from and the remedy.
+    Raises ConfigError, which names each wrong key, where its value came from, and the remedy.
     """
     origins = Origins()
     merged = OmegaConf.create({})
@@ -80,9 +80,9 @@ def load_config(
 
 
 def write_resolved(config: BaseModel, run_dir: Path) -> None:
-    """Write `config.yaml` and `config.json` into a run folder, made where it does not exist.
+    """Write `config.yaml` and `config.json` into a run folder, which is created if it does not exist.
 
-    Each file is whole or absent, and one that already says the same is left alone, so every process of a job may call it.
+    Each file is written atomically, and not rewritten if its content is the same, so every process of a job may call it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     values = config.model_dump(mode="json")
@@ -98,9 +98,9 @@ def write_resolved(config: BaseModel, run_dir: Path) -> None:
 
 
 def check_same_run(config: BaseModel, run_dir: Path) -> bool:
-    """Whether `run_dir` already holds this run: True to go on with it, False where nothing was started there.
+    """Whether `run_dir` already holds this run: True to resume it, False if nothing was started there.
 
-    Raises ConfigError where it holds another run: any key but the number of steps and the reporting intervals differs.
+    Raises ConfigError if it holds another run: a key differs that is not in `_MAY_CHANGE`.
     """
     from pipeline.config import flatten
 
@@ -149,7 +149,7 @@ def _read(recipe: str | Path, kind: str, origins: Origins) -> DictConfig:
 
 
 def _key_lines(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Dotted key and line (from 1) of every key in a YAML mapping."""
+    """The dotted key and the line (counted from 1) of every key in a YAML mapping."""
     for key, value in node.value:
         name = f"{prefix}{key.value}"
         yield name, key.start_mark.line + 1
@@ -163,12 +163,12 @@ def _override(merged: DictConfig, text: str, origins: Origins) -> DictConfig:
         raise ConfigError(f"override {text!r} has no '=': write key=value, for example train.steps=100")
     if not _KEY.fullmatch(key):
         raise ConfigError(f"override {text!r}: {key!r} is not a dotted key such as train.steps")
-    origins.given.pop(key, None)  # re-inserted last: the order of `given` is the order in which values win
+    origins.given.pop(key, None)  # re-inserted last: in `given`, later entries win
     origins.given[key] = f"override {text!r}"
     section = key.rpartition(".")[0]
     try:
         if section and isinstance(short := OmegaConf.select(merged, section), str):
-            # `objective: ul2` is short for `objective: {name: ul2}`: a setting of it must not lose the name
+            # `objective: ul2` is short for `objective: {name: ul2}`: an override inside it must keep the name
             OmegaConf.update(merged, section, {"name": short})
         return OmegaConf.merge(merged, OmegaConf.from_dotlist([text]))
     except yaml.YAMLError as error:

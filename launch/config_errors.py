@@ -1,4 +1,4 @@
-"""What a person reads when a configuration is wrong: one line a problem, with its origin, the key and the remedy."""
+"""Messages for a wrong configuration: one line a problem, with its origin, the key and the remedy."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _EXPECTED = {
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message is meant for the person who wrote it."""
+    """A configuration that cannot be used; the message is for the person who wrote it."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class Origins:
-    """Which text gave a key its value: the line of a file, a command-line option, or an override (the last one wins)."""
+    """Where each key got its value: a line of a file, a command-line option, or an override (the last one wins)."""
 
     file: str | None = None
     lines: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -42,14 +42,14 @@ class Origins:
     """Dotted key to the command-line option that could set it, given or not."""
 
     def of(self, key: str) -> str:
-        """The place to look at for `key`; for a section, the command-line text that touched it last."""
+        """Where `key` got its value; for a section, the last command-line text that set a key of it."""
         for name, text in reversed(self.given.items()):
             if name == key or name.startswith(f"{key}.") or key.startswith(f"{name}."):
                 return text
         return self.in_file(key)
 
     def in_file(self, key: str) -> str:
-        """The nearest line of the file, walking outwards from `key`; "the command line" where there is no file."""
+        """The line of `key` in the file, or of the nearest section around it; "the command line" if there is no file."""
         if self.file is None:
             return "the command line"
         while key:
@@ -60,7 +60,7 @@ class Origins:
 
 
 def explain(error: ValidationError, model_class: type[BaseModel], origins: Origins) -> ConfigError:
-    """The same problems as pydantic's `error`, said for people."""
+    """A ConfigError with the problems of pydantic's `error` in words for people."""
     details = error.errors(include_url=False)
     suggested: set[str] = set()
     lines: list[str] = []
@@ -90,7 +90,7 @@ def explain(error: ValidationError, model_class: type[BaseModel], origins: Origi
 
 def _wrong_value(problem: ErrorDetails, key: str, model_class: type[BaseModel], origins: Origins) -> str:
     context = problem.get("ctx", {})
-    if problem["type"] in ("value_error", "assertion_error"):  # our own validators: their message is already for people
+    if problem["type"] in ("value_error", "assertion_error"):  # our own validators, whose messages are already for people
         message = str(context["error"])
         mentioned = sorted((name for name in all_keys(model_class) if _mentions(message, name)), key=message.index)
         places = dict.fromkeys(origins.of(name) for name in mentioned if name in origins.given)
@@ -105,7 +105,7 @@ def _wrong_value(problem: ErrorDetails, key: str, model_class: type[BaseModel], 
         family = problem["type"].partition("_")[0]
         expected = _EXPECTED.get(family, problem["msg"].removeprefix("Input should be "))
     value = problem["input"]
-    if problem["type"] == "union_tag_invalid":  # a section of several kinds, told apart by their names
+    if problem["type"] == "union_tag_invalid":  # a section of several kinds, distinguished by their names
         value, expected = context["tag"], f"one of {context['expected_tags']}"
     shown = "empty" if value is None else repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
     return f"{origins.of(key)}: {key} is {shown}; expected {expected}{_near_value(value, expected)}"
@@ -132,9 +132,9 @@ def _nearest(model_class: type[BaseModel], section: str, name: str, keys: list[s
 
 
 def _located(model_class: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], Any]:
-    """The parts of the dotted key as people write it, and the section that holds its last part (None where that is no section).
+    """The parts of the dotted key as people write it, and the section that its last part is in (None if that is no section).
 
-    Pydantic puts the name of the chosen kind after a section that has several.
+    Pydantic puts the name of the chosen kind behind a section that has several kinds.
     """
     parts: list[str] = []
     owner: Any = model_class
@@ -178,7 +178,7 @@ def _annotations(section: Any) -> dict[str, Any]:
 
 
 def _section_class(annotation: Any) -> Any:
-    """The configuration class inside an annotation such as `Section | None`, or None where it holds plain values."""
+    """The configuration class inside an annotation such as `Section | None`, or None if it has plain values."""
     if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)):
         return annotation
     if get_origin(annotation) in (list, tuple, dict):  # no dotted key reaches into these

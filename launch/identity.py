@@ -1,4 +1,4 @@
-"""The start-up check that `models`, `pipeline` and `data_prep` are ours: many packages use such names, the first one wins."""
+"""The start-up check that `models`, `pipeline` and `data_prep` are ours: other packages use these common names too."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class ForeignPackageError(ValueError):
 
 
 def check_identity(home: Path = HOME, packages: tuple[str, ...] = PACKAGES) -> None:
-    """Nothing is imported: only where an import would find each package is looked up.
+    """Look up where an import would find each package, without importing it.
 
-    Raises ForeignPackageError, naming the foreign path and the remedy, where one lies outside the folder `home`.
+    Raises ForeignPackageError, which names the foreign path and the remedy, if one is outside the folder `home`.
     """
     for name in packages:
         found = _location(name)
@@ -31,7 +31,7 @@ def check_identity(home: Path = HOME, packages: tuple[str, ...] = PACKAGES) -> N
 
 
 def _location(name: str) -> Path | None:
-    """The folder (or single file) that `import name` would take."""
+    """The folder (or single file) that `import name` would load."""
     try:
         spec = find_spec(name)
     except ValueError:  # already in sys.modules without a spec, as an embedding program may leave it

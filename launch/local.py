@@ -1,4 +1,4 @@
-"""Several ranks on this machine: started together, ended together, each with its log, none left behind."""
+"""Several ranks on this machine: started together, ended together, each with its log, none left running."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ _SHOWN_LINES = 20
 _SHOW_CURSOR = "\x1b[?25h"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Rank:
     number: int
     process: subprocess.Popen[bytes]
     log: Path
     log_start: int
-    """Bytes that earlier starts of this run left in the log."""
+    """Bytes in the log from earlier starts of this run."""
 
     def has_exited(self) -> bool:
-        # WNOWAIT leaves the zombie, and with it the process group's number, until `reap`: killpg cannot hit a stranger.
+        # WNOWAIT keeps the zombie, and with it the process group's number, until `reap`: killpg cannot hit another process.
         return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def terminate(self) -> None:
-        """Ask the rank itself, not what it started: its own children may be needed for an orderly end."""
+        """Signal the rank itself, not its child processes: it may need them to shut down."""
         os.kill(self.process.pid, signal.SIGTERM)
 
     def reap(self) -> int:
-        """Kill whatever is left of the rank and of the processes it started, and return its exit code (-N for signal N)."""
+        """Kill what remains of the rank and of the processes it started, and return its exit code (-N for signal N)."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         return self.process.wait()
 
 
 class _StopRequest:
-    """The first SIGINT, SIGTERM, SIGHUP or SIGUSR1 asks for an orderly stop, the second one for an immediate one."""
+    """The first SIGINT, SIGTERM, SIGHUP or SIGUSR1 asks for a clean shutdown, the second one for an immediate end."""
 
     def __init__(self) -> None:
         self.signal = 0
-        self.at_once = False
+        self.is_immediate = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.at_once = self.signal != 0
+        self.is_immediate = self.signal != 0
         self.signal = self.signal or number
 
     @contextmanager
@@ -83,16 +83,17 @@ def run_local(
 ) -> int:
     """Run `worker RUN_DIR` as ranks 0 … num_processes - 1 and return an exit code: 0 when all of them end with 0.
 
-    `then` are further run folders for the same processes, whose start takes longer than a small run; logs are the first one's.
+    `then` are further run folders for the same processes: their start takes longer than a small run. All logs go to the first
+    run's folder.
 
-    Rank 0's stdout stays on the terminal; everything else is appended to `run_dir/logs/rank_<r>.log`. When a rank fails
+    Rank 0's stdout stays on the terminal; everything else is appended to `run_dir/logs/rank_<r>.log`. When a rank fails,
     the others get SIGTERM and, `failure_grace` seconds later, SIGKILL; its last lines are shown on stderr and its exit
     code is returned. Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 become SIGTERM for every rank, SIGKILL after `stop_grace` seconds
-    (`failure_grace` where a rank ends badly meanwhile) or at the second Ctrl-C, and the exit code 128 + signal. If this
+    (`failure_grace` if a rank fails meanwhile) or at the second Ctrl-C, and the exit code 128 + signal. If this
     process is killed, the kernel kills the ranks.
 
-    Must be called from the main thread: only it may set signal handlers, and the kernel takes the end of the thread
-    that started a rank for its launcher's. Raises ValueError for fewer than one process.
+    Must be called from the main thread: only it may set signal handlers, and the kernel kills a rank when the thread that
+    started it ends. Raises ValueError for fewer than one process.
     """
     if num_processes < 1:
         raise ValueError(f"{num_processes} processes: start at least one")
@@ -109,11 +110,11 @@ def run_local(
             if failed:
                 _end(ranks, failure_grace, stop)
             elif stop.signal:
-                print(f"stopping: up to {stop_grace:.0f} s for an orderly end, Ctrl-C again to kill", file=sys.stderr)
+                print(f"stopping: waiting up to {stop_grace:.0f} s for a clean shutdown; Ctrl-C again kills", file=sys.stderr)
                 _end(ranks, stop_grace, stop, failure_grace)
         finally:
             codes = [rank.reap() for rank in ranks]
-            if sys.stdout.isatty():  # a rank that was killed inside its progress bar left the cursor hidden
+            if sys.stdout.isatty():  # a rank that is killed inside its progress bar leaves the cursor hidden
                 print(_SHOW_CURSOR, end="", flush=True)
     if failed:
         code = codes[failed.number]
@@ -145,19 +146,19 @@ def _start(number: int, num_processes: int, port: int, worker: Path, run_dirs: S
             stdout=None if number == 0 else file,
             stderr=file,
             env=environment,
-            start_new_session=True,  # the terminal's Ctrl-C reaches this process alone, which passes it on once
+            start_new_session=True,  # Ctrl-C in the terminal then reaches only this process, which passes it on once
         )
-        return _Rank(number, process, log, log_start)
+        return _Rank(number=number, process=process, log=log, log_start=log_start)
 
 
 def _wait(ranks: list[_Rank], stop: _StopRequest) -> _Rank | None:
-    """Return when a stop is asked for or all ranks ended well (None), or else the rank that failed first."""
+    """Wait until a stop is asked for or all ranks succeeded (None), or until one fails; returns the first that failed."""
     running = list(ranks)
     while running and not stop.signal:
         ended = [rank for rank in running if rank.has_exited()]
         failures = {rank.number: code for rank in ended if (code := _peek(rank)) != 0}
         if failures:
-            # Peers of a killed rank fail within milliseconds of it: of those found together, a signal is the likelier cause.
+            # Peers of a killed rank fail within milliseconds of it: of failures found together, a signal is the likelier cause.
             first = min(failures, key=lambda number: (failures[number] > 0, number))
             return ranks[first]
         running = [rank for rank in running if rank not in ended]
@@ -166,7 +167,7 @@ def _wait(ranks: list[_Rank], stop: _StopRequest) -> _Rank | None:
 
 
 def _peek(rank: _Rank) -> int:
-    """Exit code of a rank that has exited, which stays unreaped; -N for signal N."""
+    """Exit code of a rank that has exited, -N for signal N; the rank stays unreaped."""
     result = os.waitid(os.P_PID, rank.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     assert result is not None
     return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
@@ -175,15 +176,15 @@ def _peek(rank: _Rank) -> int:
 def _end(ranks: list[_Rank], grace: float, stop: _StopRequest, grace_after_failure: float = math.inf) -> None:
     """SIGTERM to every rank, then wait until all have exited, `grace` seconds have passed or a second Ctrl-C comes.
 
-    Once a rank has ended badly the others, which may wait for it in a collective, get `grace_after_failure` seconds more.
+    Once a rank has failed, the others, which may wait for it in a collective, get `grace_after_failure` seconds more.
     """
     for rank in ranks:
         rank.terminate()
     deadline = time.monotonic() + grace
-    someone_failed = False
-    while time.monotonic() < deadline and not stop.at_once and not all(rank.has_exited() for rank in ranks):
-        if not someone_failed and any(rank.has_exited() and _peek(rank) != 0 for rank in ranks):
-            someone_failed = True
+    has_failure = False
+    while time.monotonic() < deadline and not stop.is_immediate and not all(rank.has_exited() for rank in ranks):
+        if not has_failure and any(rank.has_exited() and _peek(rank) != 0 for rank in ranks):
+            has_failure = True
             deadline = min(deadline, time.monotonic() + grace_after_failure)
         time.sleep(_POLL_SECONDS)
 
@@ -194,7 +195,7 @@ def _report(failed: _Rank, num_processes: int, code: int) -> None:
         lines = file.read().decode("utf-8", "replace").splitlines()
     how = f"exit code {code}" if code > 0 else f"signal {-code} ({signal.Signals(-code).name})"
     errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
-    shown = lines[errors[-1] :] if errors and code > 0 else lines[-_SHOWN_LINES:]  # the traceback before it stays in the log
+    shown = lines[errors[-1] :] if errors and code > 0 else lines[-_SHOWN_LINES:]  # the traceback above it stays in the log
     introduction = f"its last lines ({failed.log}):" if shown else f"it wrote nothing to {failed.log}"
     print(f"error: rank {failed.number} of {num_processes} ended with {how}; {introduction}", file=sys.stderr)
     for line in shown:
@@ -209,8 +210,8 @@ def _free_port() -> int:
 
 
 SIGNAL_EXIT = 128
-"""Exit codes above this one stand for a signal, as in a shell."""
+"""Exit codes above this one mean a signal, as in a shell."""
 STOPPED_EXITS = frozenset(SIGNAL_EXIT + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1))
-"""Somebody asked for the end."""
+"""Exit codes after a request to stop."""
 PREEMPTED_EXIT = 75
-"""sysexits.h's "temporary failure, try again": what saved itself when it was asked to stop, and waits to be started again."""
+"""EX_TEMPFAIL of sysexits.h, "try again": a run that saved itself when it was asked to stop, and can be started again."""

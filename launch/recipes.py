@@ -1,4 +1,4 @@
-"""Where recipes are found: a path that exists, else the `configs` folder that is installed beside this package."""
+"""Finding a recipe: an existing path, or a file in the `configs` folder that is installed next to this package."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def packaged_recipes() -> list[str]:
 
 
 def find_recipe(recipe: str | Path, kind: str = "") -> Path:
-    """The file that `recipe` names: an existing path wins, then a shipped recipe, with or without the leading `configs/`.
+    """The file that `recipe` names: an existing path, or else a shipped recipe, with or without the leading `configs/`.
 
-    Raises FileNotFoundError where there is neither, with the shipped recipes in its message, those of one `kind` (the
-    folder they lie in) where it is given.
+    Raises FileNotFoundError if there is neither; its message lists the shipped recipes, of one `kind` (their folder) if it
+    is given.
     """
     path = Path(recipe)
     if path.is_file():
@@ -29,7 +29,7 @@ def find_recipe(recipe: str | Path, kind: str = "") -> Path:
     for candidate in (name, f"configs/{name}", f"configs/{name}.yaml"):
         if candidate in shipped:
             return PACKAGED.parent / candidate
-    # Compared by the part after the folder too: `train/dmeo.yaml` should still meet `configs/train/demo.yaml`.
+    # Also compared without the folders: `train/dmeo.yaml` should still find `configs/train/demo.yaml`.
     shipped = [full for full in shipped if full.startswith(f"configs/{kind}")]
     spellings = {spelling: full for full in shipped for spelling in (full, full.removeprefix("configs/"), Path(full).name)}
     near = get_close_matches(name, spellings, n=1)

@@ -1,6 +1,7 @@
-"""One rank of a local training run, started by path from `launch/local.py`: bound to its parent's life, then the trainer.
+"""One rank of a local training run, started by path from `launch/local.py`. It ends when its launcher ends.
 
-Usage: worker.py RUN_FOLDER…, one after another, with torchrun's variables (RANK, WORLD_SIZE, …) in the environment.
+Usage: worker.py RUN_FOLDER…, trained one after another. The environment holds torchrun's variables (RANK, WORLD_SIZE, …), and
+FNET_T5_LOG_LEVEL (debug, info, warning, error; default info) for the log records on stderr.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ _PR_SET_PDEATHSIG = 1
 def die_with_launcher() -> None:
     """Have the kernel kill this process when its launcher ends, even by kill -9 (Linux only).
 
-    Leaves at once if the launcher, whose pid is in FNET_T5_LAUNCHER_PID, has already gone.
+    Exits immediately if the launcher, whose pid is in FNET_T5_LAUNCHER_PID, has already ended.
     """
     launcher = os.environ.get(LAUNCHER_PID)
     if launcher is None or sys.platform != "linux":
         return
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed: this worker would outlive its launcher")
-    # The signal is sent on the parent's death, not on its being dead: close the window before prctl.
+    # The kernel sends the signal when the parent dies; one that died before prctl must be found by its pid.
     if os.getppid() != int(launcher):
         os._exit(1)
 
@@ -38,14 +39,17 @@ def die_with_launcher() -> None:
 def main() -> None:
     """Train the run folders of the command line; exit code 1, with the traceback on stderr, if that raises."""
     die_with_launcher()
-    # Started by path, Python 3.10 puts this folder first (PYTHONSAFEPATH came with 3.11): our `config` would hide others'.
+    # Python 3.10 puts the folder of a script first (PYTHONSAFEPATH came with 3.11): our `config` would hide other modules.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
     try:
-        _refuse_other_launch()
+        _validate_launch_package()
         from launch.identity import check_identity
 
         check_identity()
-        with redirect_stdout(sys.stderr):  # rank 0's stdout is the terminal: what libraries say at import goes to the log
+        from pipeline.tracking.logs import configure_logging
+
+        configure_logging()
+        with redirect_stdout(sys.stderr):  # rank 0's stdout is the terminal: output of libraries at import goes to the log
             from pipeline.training.trainer import train
 
         train(*map(Path, sys.argv[1:]))
@@ -57,18 +61,18 @@ def main() -> None:
         _leave(f"error: {type(error).__name__}: {error}")
 
 
-def _refuse_other_launch() -> None:
+def _validate_launch_package() -> None:
     spec = find_spec("launch")
     folder = Path(next(iter(spec.submodule_search_locations))).resolve() if spec and spec.submodule_search_locations else None
     if folder != _HERE:
         raise ValueError(
             f"a worker of {_HERE} would import `launch` from {folder or 'nowhere'}: "
-            "install the project with `pip install -e .`, and take other folders off PYTHONPATH"
+            "install the project with `pip install -e .`, and remove other folders from PYTHONPATH"
         )
 
 
 def _leave(message: str) -> NoReturn:
-    """End without Python's teardown: destructors of process groups wait for peers, and the launcher waits for this exit."""
+    """Exit without Python's teardown, in which process groups wait for other ranks: the launcher waits for this exit."""
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(1)

@@ -1,6 +1,6 @@
-"""What a model is: one frozen record of dimensions and choices, checked where it is made.
+"""The configuration of a model: one frozen record of dimensions and choices, validated when it is made.
 
-Attention layouts as FNet names them (arXiv:2105.03824, `f_net/configs/base.py`). Sizes and styles by name: `sizes.py`.
+Attention layouts have FNet's names (arXiv:2105.03824, `f_net/configs/base.py`). Sizes and blocks by name: `sizes.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
-from models.sizes import DECODER_ONLY, ENCODER_ONLY, SIZES, STYLES, expand_size
+from models.sizes import BLOCKS, DECODER_ONLY, ENCODER_ONLY, SIZES, expand_size, shape_of
 
 __all__ = ["SIZES", "BlockConfig", "ModelConfig", "architectures", "expand_size"]
 
@@ -29,7 +29,7 @@ GATED = ("gated_gelu", "swiglu")
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """How the blocks of one stack are built: what encoder and decoder may differ in."""
+    """The choices of one stack: encoder and decoder may have different ones."""
 
     d_ff: int
     norm: NormKind
@@ -54,12 +54,12 @@ class BlockConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Dimensions and choices of a model. Raises ValueError, naming the key, where they cannot be built.
+    """Dimensions and choices of a model. Raises ValueError, naming the key, for a model that cannot be built.
 
-    `vocab_size` 0 means "the tokenizer's": the trainer fills it in before it builds anything.
+    `vocab_size` 0 means the tokenizer's size: the trainer sets it before it builds the model.
     """
 
-    # Read by pydantic where a recipe is validated; a plain attribute, so that this floor does not import pydantic.
+    # pydantic reads this when it validates a recipe; a plain attribute, so that models/ does not import pydantic
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     d_model: int
@@ -98,35 +98,35 @@ class ModelConfig:
     """Term in the denominator of the norms against division by 0."""
 
     encoder_d_ff: int = 0
-    """Feed-forward width of the encoder where it differs from d_ff; 0 is d_ff."""
+    """Feed-forward width of the encoder; 0 means d_ff."""
     decoder_mixing: Literal["attention", "causal_fourier"] = "attention"
     """What mixes tokens in the decoder layers: causal self-attention or the causal Fourier transform."""
     fourier_norm: FourierNorm = "ortho"
-    """backward is FNet's unnormalised transform: only behind a post-norm."""
+    """backward is FNet's unnormalised transform: use it with a post-norm only."""
     fourier_backend: FourierBackend = "fft"
     """How the Fourier transform is computed; auto measures which is fastest and is for benchmarks only."""
     mix_within_documents: bool = False
-    """Transform and attend inside each document of a packed row: masks then number the documents 1, 2, …"""
+    """Transform and attend inside each document of a packed row; masks then number the documents 1, 2, …"""
     norm: NormKind = "rms"
     """rms: root mean square norm without a bias; layer: layer norm."""
     norm_position: NormPosition = "pre"
     """pre: each sublayer's input is normalised; post: the sum after it."""
     bias: bool = False
-    """Biases in every linear layer."""
+    """Whether every linear layer has a bias."""
     position: PositionKind = "relative"
     """How positions enter: relative (T5's bias), learned (added vectors), rope (rotary) or none."""
     scale_scores: bool = False
-    """Divide attention scores by sqrt(d_kv); T5 does not."""
+    """Whether attention scores are divided by sqrt(d_kv); T5 does not do it."""
     dropout: float = 0.0
     """Share of features that dropout sets to 0 in training, from 0 up to but not including 1."""
     max_length: int = 512
-    """Longest input: of learnt positions, of linear and random mixing, and the period of causal Fourier mixing."""
+    """Longest input of learnt positions, linear mixing and random mixing, and the period of causal Fourier mixing."""
     type_vocab_size: int = 0
-    """Segment types added to the embedding of an encoder-only model."""
+    """Number of segment types whose vectors an encoder-only model adds to its embedding."""
     project_input: bool = False
-    """FNet's linear layer between embedding and first layer."""
+    """FNet's linear layer between the embedding and the first layer."""
     encoder_block: Literal["same", "fnet"] = "same"
-    """fnet: the encoder is FNet's (post-norm, unnormalised transform, learnt positions), so that its checkpoints fit."""
+    """fnet: the encoder has FNet's blocks (post-norm, unnormalised, learnt positions), so that its checkpoints load."""
     heads: tuple[HeadName, ...] = ("mlm", "order")
     """Heads of an encoder-only model."""
     num_labels: int = 2
@@ -134,15 +134,15 @@ class ModelConfig:
     num_token_labels: int = 2
     """Classes of the token classification head."""
     init_std: float = 0.0
-    """Standard deviation of every initial weight; 0 is T5's rule by fan-in."""
+    """Standard deviation of every initial weight; 0 means T5's rule by fan-in."""
     rope_base: float = 10000.0
     """Base of the rotary positions' wavelengths."""
     vocab_multiple: int = 128
-    """The embedding's rows are a multiple of this: 128, as Megatron pads, fits every tensor-parallel degree up to 128."""
+    """The embedding's rows are a multiple of this. 128 is Megatron's padding and fits tensor-parallel degrees 2, 4, … 128."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", tuple(self.heads))
-        if self.architecture in ("t5", "bert"):  # a recipe of a hybrid, with the architecture alone changed
+        if self.architecture in ("t5", "bert"):  # so that a hybrid's recipe needs no other change
             object.__setattr__(self, "mixing", "attention")
         for name in ("d_model", "d_ff", "d_kv", "num_heads", "max_length", "vocab_multiple", "num_labels", "num_token_labels"):
             if getattr(self, name) < 1:
@@ -194,7 +194,7 @@ class ModelConfig:
         unknown = [head for head in self.heads if head not in get_args(HeadName)]
         if unknown or len(set(self.heads)) != len(self.heads):
             raise ValueError(f"model.heads is {list(self.heads)}: choose from {', '.join(get_args(HeadName))}, each once")
-        if self.architecture in STYLES and self.inner_dim != self.d_model:
+        if self.architecture in BLOCKS and self.inner_dim != self.d_model:
             raise ValueError(
                 f"model.num_heads {self.num_heads} x d_kv {self.d_kv} is {self.inner_dim}: "
                 f"in {self.architecture} it must equal d_model ({self.d_model})"
@@ -215,6 +215,11 @@ class ModelConfig:
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     @property
+    def shape(self) -> str:
+        """Layers x width and heads, for tables."""
+        return shape_of(vars(self))
+
+    @property
     def is_decoder_only(self) -> bool:
         return self.architecture in DECODER_ONLY
 
@@ -231,19 +236,19 @@ class ModelConfig:
     def encoder_block_config(self) -> BlockConfig:
         own = BlockConfig(**{name: getattr(self, name) for name in BlockConfig.__dataclass_fields__})
         if self.encoder_block == "fnet":
-            fnet = {name: value for name, value in STYLES["fnet"].items() if name in BlockConfig.__dataclass_fields__}
+            fnet = {name: value for name, value in BLOCKS["fnet"].items() if name in BlockConfig.__dataclass_fields__}
             own = replace(own, **fnet)
         return replace(own, d_ff=self.encoder_d_ff or self.d_ff)
 
     @property
-    def drops_inside(self) -> bool:
-        """T5 also drops features inside the feed-forward and behind the final norms; BERT, FNet and GPT-2 do not."""
-        return self.architecture not in STYLES
+    def has_inner_dropout(self) -> bool:
+        """Whether dropout also applies inside the feed-forward and after final norms: in T5, not in BERT, FNet and GPT-2."""
+        return self.architecture not in BLOCKS
 
     def std(self, by_fan_in: float, *, residual: bool = False) -> float:
-        """How far an initial weight scatters: `init_std`, or T5's rule where that is 0.
+        """Standard deviation of an initial weight: `init_std`, or `by_fan_in` (T5's rule) if that is 0.
 
-        `residual` marks the matrices that write into the residual stream; GPT-2 shrinks those by the square root of their
+        `residual` marks the matrices that write into the residual stream: GPT-2 divides theirs by the square root of their
         number.
         """
         if self.init_std and residual and self.architecture == "gpt2":

@@ -1,4 +1,4 @@
-"""The tables that recipes name: published sizes, and how each architecture differs from T5's blocks.
+"""The tables that recipes name: published sizes, and the blocks of the architectures that do not have T5's.
 
 T5 v1.0: Raffel et al. 2020 (arXiv:1910.10683); v1.1: google-research/text-to-text-transfer-transformer,
 `released_checkpoints.md`. FNet: arXiv:2105.03824 and `f_net/configs` of google-research. BERT: arXiv:1810.04805. GPT-2: Radford
@@ -73,8 +73,8 @@ _BERT_LIKE = {
     "tie_embeddings": True,
 }
 
-# What an architecture is beyond its dimensions, where that is not T5's block. A recipe's own keys win over these.
-STYLES: dict[str, dict[str, Any]] = {
+# The choices of an architecture's block, if it is not T5's. Keys of the recipe override them.
+BLOCKS: dict[str, dict[str, Any]] = {
     "bert": {**_BERT_LIKE, "feed_forward": "gelu", "type_vocab_size": 2, "mixing": "attention"},
     "fnet": {
         **_BERT_LIKE,
@@ -93,16 +93,27 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def expand_size(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's `model` section with the dimensions of its `size` and the style of its `architecture`; explicit keys win.
+def shape_of(section: Mapping[str, Any]) -> str:
+    """Layers x width and heads of a full `model` section, for tables: "12 + 12 x 768, 12 heads", "16 x 1024, 16 heads".
 
-    Raises ValueError for a size that the table does not hold.
+    A `num_heads` of None leaves the heads out.
+    """
+    layers = [section[f"num_{stack}_layers"] for stack in ("encoder", "decoder") if section[f"num_{stack}_layers"]]
+    heads = "" if section["num_heads"] is None else f", {section['num_heads']} heads"
+    return f"{' + '.join(map(str, layers))} x {section['d_model']}{heads}"
+
+
+def expand_size(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's `model` section with the dimensions of its `size` and the block of its `architecture`. Keys of the recipe
+    override both.
+
+    Raises ValueError for an unknown size.
     """
     size = section.get("size", "custom")
     if size != "custom" and size not in SIZES:
-        raise ValueError(f"model.size is {size!r}: choose one of {', '.join(SIZES)}, or give every dimension yourself")
+        raise ValueError(f"model.size is {size!r}: choose one of {', '.join(SIZES)}, or give every dimension")
     architecture = section.get("architecture", "fnet_t5")
-    values = {**SIZES.get(size, {}), **STYLES.get(architecture, {})}
+    values = {**SIZES.get(size, {}), **BLOCKS.get(architecture, {})}
     if architecture in DECODER_ONLY:
         values["num_encoder_layers"] = 0
     if architecture in ENCODER_ONLY:

@@ -168,10 +168,20 @@ class TrainConfig(Section):
     """Consecutive skipped steps after which the run fails; steps in skip_steps do not count."""
     skip_steps: tuple[PositiveInt, ...] = ()
     """Steps to go through without an update: data that was found to be harmful."""
-    agreement_every: PositiveInt = 100
-    """Compare copies of weights across ranks, and the data's order, every so many steps."""
+    consistency_check_every: PositiveInt = 100
+    """Steps between two checks that copies of weights and the order of the data are equal across ranks."""
     hang_minutes: PositiveFloat = 20.0
     """Minutes without progress after which a rank prints its stacks and ends the run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_key(cls, values: Any) -> Any:
+        """`agreement_every` in recipes and run folders of earlier versions is now consistency_check_every."""
+        if not isinstance(values, dict) or "agreement_every" not in values:
+            return values
+        if "consistency_check_every" in values:
+            raise ValueError("train.agreement_every is the old name of train.consistency_check_every: give only the new one")
+        return {("consistency_check_every" if key == "agreement_every" else key): value for key, value in values.items()}
 
     @model_validator(mode="before")
     @classmethod

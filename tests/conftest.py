@@ -4,9 +4,10 @@ import os
 import sys
 from pathlib import Path
 
-import orjson
 import pytest
 from hypothesis import settings
+
+from tests.helpers.datasets import write_python_topics
 
 # First examples import Megatron or fill caches, and shared machines stall: a time limit on each would only flake.
 settings.register_profile("fnet-t5", deadline=None)
@@ -26,32 +27,8 @@ def test_data() -> Path:
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared rows of 24 tokens (16 + 8) from the documentation that comes with Python."""
-    from pydoc_data.topics import topics
-
-    from data_prep.config import PrepareConfig
-    from data_prep.prepare import prepare
-
-    folder = tmp_path_factory.mktemp("corpus")
-    names = sorted(topics)
-    for split, chosen in (("train", names[:-12]), ("val", names[-12:])):
-        sources = ("Python documentation", "Python topics")  # by turns
-        lines = [
-            orjson.dumps({"text": topics[name], "meta": {"pile_set_name": sources[number % 2]}})
-            for number, name in enumerate(chosen)
-        ]
-        (folder / f"{split}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    prepare(
-        PrepareConfig(
-            input=[str(folder / "train.jsonl")],
-            val=[str(folder / "val.jsonl")],
-            output=folder / "data",
-            vocab_size=600,
-            workers=1,
-            packing={"lengths": [24]},
-        )
-    )
-    return folder / "data"
+    """Rows of 24 tokens (16 + 8) from the documentation that comes with Python."""
+    return write_python_topics(tmp_path_factory.mktemp("corpus") / "data")
 
 
 @pytest.fixture(autouse=True)

@@ -1,27 +1,25 @@
-"""Megatron-core's IndexedDataset pair, byte for byte: `.bin` holds token ids and nothing else, `.idx` says where
-each sequence lies.
+"""Megatron-core's IndexedDataset pair, byte for byte: `.bin` has the token ids, `.idx` the place of each sequence.
 
 `.idx`, little-endian: magic (9 bytes), version 1 (u64), dtype code (u8), sequences n (u64), documents + 1 d (u64), then
 lengths int32[n], byte offsets into `.bin` int64[n], and document starts int64[d], which for us are 0, 1, …, n.
 """
 
-import os
-import secrets
 import struct
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.files import atomic_write, fsync_folder
+from data_prep.files import atomic_write
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")
 _CODES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-_LARGEST_UINT16_VOCABULARY = 65500  # where Megatron's DType.optimal_dtype changes over
+_LARGEST_UINT16_VOCABULARY = 65500  # from here on, Megatron's DType.optimal_dtype is int32
 _BLOCK = 1 << 20
 
 
@@ -30,12 +28,12 @@ class TokenFileError(ValueError):
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The dtype that Megatron would choose: uint16 below 65,500 ids, int32 from there."""
+    """The dtype that Megatron chooses: uint16 below 65,500 ids, else int32."""
     return np.dtype("<u2" if vocab_size < _LARGEST_UINT16_VOCABULARY else "<i4")
 
 
 def sequence_offsets(lengths: npt.NDArray[np.integer[Any]], first: int = 0) -> npt.NDArray[np.int64]:
-    """Exclusive running sum of `lengths` from `first`, always in int64: int32 sums wrap from 2 GiB on."""
+    """Exclusive running sum of `lengths` from `first`: int64 (n,), because int32 sums overflow from 2 GiB on."""
     offsets = np.empty(len(lengths), dtype=np.int64)
     if len(lengths):
         offsets[0] = 0
@@ -44,7 +42,7 @@ def sequence_offsets(lengths: npt.NDArray[np.integer[Any]], first: int = 0) -> n
 
 
 def write_index(path: Path | str, lengths: npt.NDArray[np.int32], dtype: np.dtype[Any]) -> None:
-    """Write the `.idx` for sequences of `lengths` tokens, each one a document, that lie back to back in the `.bin`."""
+    """Write the `.idx` for sequences of `lengths` tokens (n,), each a document, stored one after another in the `.bin`."""
     code = next((code for code, name in _CODES.items() if np.dtype(name) == dtype), None)
     if code is None:
         raise TokenFileError(f"{path}: Megatron has no code for tokens of dtype {dtype}; use uint16 or int32")
@@ -61,24 +59,22 @@ def write_index(path: Path | str, lengths: npt.NDArray[np.int32], dtype: np.dtyp
 
 
 class TokenFileWriter:
-    """Streams sequences into `<prefix>.bin`, then names the `.bin` and last the `.idx`: a pair is whole or has no idx.
+    """Streams sequences into `<prefix>.bin` and writes `<prefix>.idx` last, so an incomplete pair has no `.idx`.
 
-    Use as a context manager; an exception inside leaves neither file. Tokens go to disk as they come, lengths stay in
-    memory (4 bytes a sequence).
+    Use as a context manager; after an exception inside, neither file exists. Tokens are written immediately, lengths stay in
+    memory (4 bytes per sequence).
     """
 
     def __init__(self, prefix: Path | str, dtype: np.dtype[Any]) -> None:
         self.prefix = Path(prefix)
         self.dtype = dtype
         self._lengths: list[npt.NDArray[np.int32]] = []
-        bin_path = _with_suffix(self.prefix, ".bin")
-        self._temporary = bin_path.with_name(f".{bin_path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-        self._file: BinaryIO = open(self._temporary, "xb")  # noqa: SIM115 (closed in __exit__)
+        self._stack = ExitStack()
 
     def add(self, tokens: npt.NDArray[np.integer[Any]], lengths: npt.NDArray[np.integer[Any]] | None = None) -> None:
-        """Append `tokens`, one sequence, or several back to back where `lengths` is given.
+        """Append `tokens` (T,): one sequence, or several if `lengths` (n,) is given.
 
-        Raises TokenFileError for an id that the dtype cannot hold or lengths that do not sum to the tokens.
+        Raises TokenFileError for an id that does not fit the dtype and for lengths that do not sum to T.
         """
         lengths = np.array([len(tokens)]) if lengths is None else lengths
         if int(lengths.sum(dtype=np.int64)) != len(tokens):
@@ -91,29 +87,21 @@ class TokenFileWriter:
         self._lengths.append(lengths.astype(np.int32))
 
     def __enter__(self) -> "TokenFileWriter":
+        self._file = self._stack.enter_context(atomic_write(_with_suffix(self.prefix, ".bin")))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-        finally:
-            self._file.close()
-            if kind is not None:
-                self._temporary.unlink(missing_ok=True)
+        self._stack.__exit__(kind, error, tb)
         if kind is None:
-            os.replace(self._temporary, _with_suffix(self.prefix, ".bin"))
-            fsync_folder(self.prefix.parent)
             lengths = np.concatenate(self._lengths) if self._lengths else np.empty(0, dtype=np.int32)
             write_index(_with_suffix(self.prefix, ".idx"), lengths, self.dtype)
 
 
 class TokenFile:
-    """Read access to a pair: `tokens` is the whole `.bin`, `file[i]` its i-th sequence; nothing is copied on opening.
+    """Memory-mapped read access to a pair: `tokens` is the whole `.bin`, `file[i]` its i-th sequence.
 
     tokens: (T,) in the file's dtype; lengths: int32 (n,) in tokens; starts: int64 (n,) token offset of each sequence.
-    Raises TokenFileError where the two files do not belong together; with no sequence the arrays are empty.
+    Without sequences the arrays are empty. Raises TokenFileError if the two files do not belong together.
     """
 
     def __init__(self, prefix: Path | str) -> None:
@@ -121,10 +109,10 @@ class TokenFile:
         bin_path, idx_path = _with_suffix(self.prefix, ".bin"), _with_suffix(self.prefix, ".idx")
         for path in (bin_path, idx_path):
             if not path.is_file():
-                raise TokenFileError(f"{path}: no such file; a token file is a .bin and an .idx of one name")
+                raise TokenFileError(f"{path}: no such file; a token file is a .bin and an .idx with the same name")
         idx_bytes, bin_bytes = idx_path.stat().st_size, bin_path.stat().st_size
         if idx_bytes < _HEADER.size:
-            raise TokenFileError(f"{idx_path}: {idx_bytes} bytes cannot hold the header of {_HEADER.size}; prepare again")
+            raise TokenFileError(f"{idx_path}: {idx_bytes} bytes are less than the header of {_HEADER.size}; prepare again")
         index = np.memmap(idx_path, dtype=np.uint8, mode="r")
         magic, version, code, n, d = _HEADER.unpack(index[: _HEADER.size].tobytes())
         if magic != _MAGIC or version != _VERSION:
@@ -144,7 +132,7 @@ class TokenFile:
         if bin_bytes != end:
             raise TokenFileError(f"{bin_path}: {bin_bytes} bytes, but {idx_path.name} describes {end}; prepare again")
         self.starts: npt.NDArray[np.int64] = offsets // self.dtype.itemsize
-        # mmap refuses an empty file.
+        # mmap does not accept an empty file.
         self.tokens: npt.NDArray[Any] = (
             np.memmap(bin_path, dtype=self.dtype, mode="r") if end else np.empty(0, dtype=self.dtype)
         )
@@ -158,5 +146,5 @@ class TokenFile:
 
 
 def _with_suffix(prefix: Path, suffix: str) -> Path:
-    # Not Path.with_suffix, which would take the dot of "train.v2" for a suffix to replace.
+    # Not Path.with_suffix, which would replace the ".v2" of "train.v2".
     return prefix.with_name(prefix.name + suffix)

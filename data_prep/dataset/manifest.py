@@ -1,4 +1,4 @@
-"""What a dataset folder says about itself: origin, counts, and a SHA-256 of every file, the manifest included."""
+"""The manifest of a dataset folder: origin, counts, and the SHA-256 of every file and of the manifest itself."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +18,16 @@ from data_prep.tokenization.tokenizer import TOKENIZER_FILE
 
 SCHEMA_VERSION = 3
 MANIFEST_FILE = "manifest.json"
+QUARANTINE_FILE = "quarantine.jsonl"
+_OUR_FILES = re.compile(
+    rf"({'|'.join(SPLITS)})\.(bin|idx|(rows_\d+|sources)\.npy)|{re.escape(QUARANTINE_FILE)}|{re.escape(TOKENIZER_FILE)}"
+    rf"|\.({'|'.join(SPLITS)}|{re.escape(MANIFEST_FILE)})\b.*\.tmp"
+)
 _THREADS = 4
 
 
 class ManifestError(ValueError):
-    """A folder whose manifest is missing, damaged, or of another schema."""
+    """A folder whose manifest is missing, damaged or of another schema version."""
 
 
 class _Record(BaseModel):
@@ -30,8 +35,8 @@ class _Record(BaseModel):
 
 
 class InputRecord(_Record):
-    """One input file; `split` is "hash" where each document's text decides. `version` is what a remote place gave: an
-    ETag, or a fingerprint of a dataset, whose `bytes` and `sha256` are of its rows as JSON lines."""
+    """One input file. `split` is "hash" if each document's text decides. `version`: for URLs the token that the server gave,
+    such as an ETag; for datasets a fingerprint. `bytes` and `sha256` of a dataset are of its rows as JSON lines."""
 
     name: str
     split: str
@@ -41,7 +46,7 @@ class InputRecord(_Record):
 
 
 class TokenizerRecord(_Record):
-    """The tokenizer beside the data. `vocab_size` counts ids before padding."""
+    """The tokenizer in the folder. `vocab_size` counts ids before padding."""
 
     sha256: str
     vocab_size: int
@@ -49,7 +54,7 @@ class TokenizerRecord(_Record):
 
 
 class SourceCounts(_Record):
-    """Documents, tokens (EOS included) and bytes (UTF-8, of the text alone)."""
+    """Documents, tokens (EOS included) and bytes of text (UTF-8)."""
 
     documents: int = 0
     tokens: int = 0
@@ -64,8 +69,8 @@ class SourceCounts(_Record):
 
 
 class PackingRecord(_Record):
-    """One row index of a split. `padding_share` is the share of places in rows that hold no token, and
-    `cut_documents` counts documents that lie in more than one piece."""
+    """One row index of a split. `padding_share`: share of the positions in rows without a token. `cut_documents`: documents
+    that are in more than one piece."""
 
     row_length: int
     method: PackingMethod
@@ -76,8 +81,8 @@ class PackingRecord(_Record):
 
 
 class SplitRecord(_Record):
-    """One split. Splits without documents are left out, and have no files. `length_histogram` counts the documents of
-    each source by length in tokens: bin i holds those of 2^i to 2^(i+1) - 1."""
+    """One split. A split without documents has no record and no files. `length_histogram`: by source, the number of documents
+    by length; bin i counts lengths of 2^i to 2^(i+1) - 1 tokens."""
 
     sources: dict[str, SourceCounts]
     length_histogram: dict[str, list[int]]
@@ -85,7 +90,7 @@ class SplitRecord(_Record):
 
     @property
     def total(self) -> SourceCounts:
-        """The counts summed over sources."""
+        """The counts of all sources together."""
         return sum(self.sources.values(), SourceCounts())
 
 
@@ -97,8 +102,8 @@ class FileRecord(_Record):
 
 
 class EngineRecord(_Record):
-    """What tokenized. `note` says why it was not the fast engine; `checked_documents` counts those that the reference
-    encoded too, with the same result."""
+    """The tokenizer backend. `note`: why it was not the fast one. `checked_documents`: documents that the reference encoded
+    too, with the same result."""
 
     name: str
     note: str | None
@@ -106,15 +111,15 @@ class EngineRecord(_Record):
 
 
 class Manifest(_Record):
-    """`manifest.json`. Between two runs on the same inputs only `stage_seconds`, `command`, `retokenized_units` and
-    `manifest_sha256` may differ. `config` holds the decisions that output bytes depend on.
+    """`manifest.json`. Two runs with the same inputs and settings may differ only in `stage_seconds`, `command`,
+    `retokenized_units` and `manifest_sha256`.
 
-    `notes` is for people: sources that were expected and are not there, references too short to look for.
-
-    `records` counts all that were read: documents of the splits - `repeated` + `rejected` + `dropped`, exactly. `repeated`
-    counts documents beyond their first copy and `epochs` is how often training reads each source, where a mixture was
-    asked for. `skipped_inputs` says why files were left out. `retokenized_units` were started more than once, because of
-    a crash or damage.
+    - `config`: the settings that output bytes depend on.
+    - `records`: all records read. Always: documents of the splits - `repeated` + `rejected` + `dropped`.
+    - `rejected`, `dropped`: counts by reason. `repeated`: copies of documents beyond the first, made by a mixture.
+    - `epochs`: how often training reads each source, if there is a mixture.
+    - `skipped_inputs`: by file, why it was skipped. `notes`: remarks for the user, such as missing sources.
+    - `retokenized_units`: units that were started again because of a crash or damage.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -140,37 +145,42 @@ class Manifest(_Record):
     files: dict[str, FileRecord]
     manifest_sha256: str = ""
 
+    @property
+    def ordered_splits(self) -> list[tuple[Split, SplitRecord]]:
+        """The splits that have documents, train first; the file sorts its keys."""
+        return [(split, self.splits[split]) for split in SPLITS if split in self.splits]
+
     def own_sha256(self) -> str:
-        """SHA-256 over the canonical JSON of everything but `manifest_sha256`."""
+        """SHA-256 of the canonical JSON of everything except `manifest_sha256`."""
         return sha256_bytes(canonical_json(self.model_dump(exclude={"manifest_sha256"})))
 
     def rendered(self) -> bytes:
-        """The bytes of `manifest.json`; `verify` accepts no other spelling, so no byte of the file can change."""
+        """The bytes of `manifest.json`. `load_manifest` accepts no other bytes, so any change of the file is found."""
         return readable_json(self.model_dump())
 
     def fingerprint(self, row_length: int | None = None) -> str:
-        """One hash over what training reads: tokens, tokenizer, and the row indexes of `row_length` (None: all).
+        """One hash of everything that training reads: tokens, tokenizer, and the row indexes of `row_length` (None: all).
 
-        Adding rows of another length leaves the fingerprint for this length as it was.
+        Adding rows of another length does not change the fingerprint for this length.
         """
         rows = {rows_file(split, row_length) for split in self.splits} if row_length is not None else set()
         read = {
             name: record.sha256
             for name, record in self.files.items()
-            if name.endswith((".bin", ".idx")) or name == "tokenizer.json" or name in rows
+            if name.endswith((".bin", ".idx")) or name == TOKENIZER_FILE or name in rows
             or (row_length is None and name.endswith(".npy"))
         }  # fmt: skip
         return sha256_bytes(canonical_json(read))
 
 
 def sources_file(split: str) -> str:
-    """The file that holds each document's source in a dataset folder: uint16 (documents,), places in the sorted names of
-    the split's sources."""
+    """The file name, in a dataset folder, of the source of each document: uint16 (documents,), indices into the sorted names
+    of the split's sources."""
     return f"{split}.sources.npy"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Write `manifest` with its own hash filled in, whole or not at all, and return it so."""
+    """Write `manifest` with its own hash filled in, atomically, and return it."""
     manifest = manifest.model_copy(update={"manifest_sha256": manifest.own_sha256()})
     with atomic_write(folder / MANIFEST_FILE) as file:
         file.write(manifest.rendered())
@@ -178,16 +188,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def load_manifest(folder: Path | str) -> Manifest:
-    """Read and check a folder's manifest (not the files beside it: that is `verify`). Raises ManifestError."""
+    """Read and check a folder's manifest; `verify` also checks the other files. Raises ManifestError."""
     path = Path(folder) / MANIFEST_FILE
     if not path.is_file():
-        raise ManifestError(f"{path}: no manifest, so no finished dataset is here; make one with `fnet-t5 prepare`")
+        raise ManifestError(f"{path}: no manifest, so this is no finished dataset; make one with `fnet-t5 prepare`")
     data = path.read_bytes()
     try:
         fields = orjson.loads(data)
         version = fields.get("schema_version") if isinstance(fields, dict) else None
         if version != SCHEMA_VERSION:
-            raise ManifestError(f"{path}: schema version {version!r}, but this program reads {SCHEMA_VERSION}; prepare again")
+            raise ManifestError(f"{path}: schema version {version!r}, but this version reads {SCHEMA_VERSION}; prepare again")
         manifest = Manifest.model_validate(fields)
     except (orjson.JSONDecodeError, ValidationError) as error:
         raise ManifestError(f"{path}: damaged ({str(error).splitlines()[0]}); restore it or prepare again") from error
@@ -197,9 +207,9 @@ def load_manifest(folder: Path | str) -> Manifest:
 
 
 def describe_files(folder: Path) -> dict[str, FileRecord]:
-    """Size and SHA-256 of every file that belongs in a manifest: all in the folder but hidden ones and the manifest."""
+    """Size and SHA-256 of every file in the folder, except hidden files and the manifest."""
     paths = [path for path in sorted(folder.iterdir()) if _belongs(path)]
-    with ThreadPoolExecutor(_THREADS) as threads:  # hashing lets go of the interpreter's lock
+    with ThreadPoolExecutor(_THREADS) as threads:  # hashing releases the interpreter lock
         hashes = threads.map(sha256_file, paths)
         return {
             path.name: FileRecord(bytes=path.stat().st_size, sha256=digest) for path, digest in zip(paths, hashes, strict=True)
@@ -207,7 +217,7 @@ def describe_files(folder: Path) -> dict[str, FileRecord]:
 
 
 def verify(folder: Path | str) -> list[str]:
-    """Compare a dataset folder with its manifest, reading every byte; one line a problem, none where all is well."""
+    """Compare a dataset folder with its manifest, reading every byte; returns one line per problem."""
     folder = Path(folder)
     try:
         manifest = load_manifest(folder)
@@ -222,29 +232,22 @@ def verify(folder: Path | str) -> list[str]:
             problems.append(f"{path}: {path.stat().st_size} bytes instead of {record.bytes}")
         elif sha256_file(path) != record.sha256:
             problems.append(f"{path}: its bytes changed since it was written")
-    strangers = {path.name for path in folder.iterdir() if _belongs(path)} - set(manifest.files)
-    return problems + [f"{folder / name}: not in the manifest" for name in sorted(strangers)]
+    unexpected_files = {path.name for path in folder.iterdir() if _belongs(path)} - set(manifest.files)
+    return problems + [f"{folder / name}: not in the manifest" for name in sorted(unexpected_files)]
 
 
 def _belongs(path: Path) -> bool:
     return path.is_file() and not path.name.startswith(".") and path.name != MANIFEST_FILE
 
 
-QUARANTINE_FILE = "quarantine.jsonl"
-_OURS = re.compile(
-    rf"({'|'.join(SPLITS)})\.(bin|idx|(rows_\d+|sources)\.npy)|{re.escape(QUARANTINE_FILE)}|{re.escape(TOKENIZER_FILE)}"
-    rf"|\.({'|'.join(SPLITS)}|{re.escape(MANIFEST_FILE)})\b.*\.tmp"
-)
-
-
 def write_sources(output: Path, split: Split, source_of: npt.NDArray[np.uint16]) -> None:
-    """Write `<split>.sources.npy`, what evaluation by source reads: see `SplitContent.source_of`."""
+    """Write `<split>.sources.npy`, which evaluation by source reads: `source_of` is uint16 (documents,), see `sources_file`."""
     with atomic_write(output / sources_file(split)) as file:
         np.save(file, source_of.astype("<u2", copy=False))
 
 
 def remove_leftovers(output: Path) -> None:
-    """Remove what an unfinished run left under names of ours; files of other names stay."""
+    """Delete the files of an unfinished run; files with other names are kept."""
     for path in output.iterdir():
-        if _OURS.fullmatch(path.name):
+        if _OUR_FILES.fullmatch(path.name):
             path.unlink()

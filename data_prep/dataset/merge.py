@@ -1,4 +1,4 @@
-"""Several finished dataset folders of one tokenizer to one folder: their documents one after another, packed anew."""
+"""Merges finished dataset folders with the same tokenizer: documents are concatenated and packed again."""
 
 import shutil
 from collections import Counter
@@ -36,39 +36,31 @@ _BLOCK_DOCUMENTS = 1 << 16
 
 
 class MergeError(ValueError):
-    """Folders that do not go together."""
+    """Folders that cannot be merged."""
 
 
 def merge(folders: Sequence[Path], output: Path, packing: PackingConfig, command: str = "") -> Manifest:
-    """Make `output` of `folders`, in the order given. Names of inputs and quarantined records get their folder's name.
+    """Merge `folders` into `output`, in the given order, and return its manifest.
 
-    Nothing is tokenized, and duplicates across folders stay. Raises MergeError for other tokenizers, equal folder names
-    an output that is finished or a folder whose files are not as they were written, ManifestError where there is none.
+    The names of inputs and of quarantined records get their folder's name as a prefix. Nothing is tokenized, and duplicates
+    across folders are kept. Raises MergeError for different tokenizers, equal folder names, a finished `output` and a folder
+    whose checksums do not match; ManifestError for a folder without a manifest.
     """
     manifests = [load_manifest(folder) for folder in folders]
     names = [folder.resolve().name for folder in folders]
-    if len(set(names)) != len(names):
-        raise MergeError(f"two folders have one name among {names}, which inputs are told apart by; rename one")
-    for folder, manifest in zip(folders, manifests, strict=True):
-        if manifest.tokenizer.sha256 != manifests[0].tokenizer.sha256:
-            raise MergeError(f"{folder} was made by another tokenizer than {folders[0]}; prepare it again with that one")
-    for folder in folders:
-        if problems := verify(folder):
-            raise MergeError(f"{problems[0]}: restore it, or prepare it again, before it is joined with others")
-    if (output / MANIFEST_FILE).exists():
-        raise MergeError(f"{output} holds a finished dataset; give another --output or delete it")
+    _validate_mergeable(folders, names, manifests, output)
     output.mkdir(parents=True, exist_ok=True)
     with only_writer(output):
         remove_leftovers(output)
         splits: dict[str, SplitRecord] = {}
         for split in SPLITS:
-            having = [(folder, m.splits[split]) for folder, m in zip(folders, manifests, strict=True) if split in m.splits]
-            if having:
-                _join(split, [folder for folder, _ in having], output, np.dtype(manifests[0].token_dtype).newbyteorder("<"))
-                write_sources(output, split, _joined_sources(split, having))
+            present = [(folder, m.splits[split]) for folder, m in zip(folders, manifests, strict=True) if split in m.splits]
+            if present:
+                _join(split, [folder for folder, _ in present], output, np.dtype(manifests[0].token_dtype).newbyteorder("<"))
+                write_sources(output, split, _joined_sources(split, present))
                 splits[split] = SplitRecord(
-                    sources=_summed_sources([record for _, record in having]),
-                    length_histogram=_summed_histograms([record for _, record in having]),
+                    sources=_summed_sources([record for _, record in present]),
+                    length_histogram=_summed_histograms([record for _, record in present]),
                     packing=pack_split(output, split, packing),
                 )
         shutil.copyfile(folders[0] / TOKENIZER_FILE, output / TOKENIZER_FILE)
@@ -76,6 +68,19 @@ def merge(folders: Sequence[Path], output: Path, packing: PackingConfig, command
         identity: dict[str, Any] = {"merged": [[name, m.manifest_sha256] for name, m in zip(names, manifests, strict=True)]}
         identity |= {"packing": packing.model_dump()}
         return write_manifest(output, _merged(manifests, names, command, identity, splits, output))
+
+
+def _validate_mergeable(folders: Sequence[Path], names: Sequence[str], manifests: Sequence[Manifest], output: Path) -> None:
+    if len(set(names)) != len(names):
+        raise MergeError(f"two folders have one name among {names}, which identifies their inputs; rename one")
+    for folder, manifest in zip(folders, manifests, strict=True):
+        if manifest.tokenizer.sha256 != manifests[0].tokenizer.sha256:
+            raise MergeError(f"{folder} was made with another tokenizer than {folders[0]}; prepare it again with that one")
+    for folder in folders:
+        if problems := verify(folder):
+            raise MergeError(f"{problems[0]}: restore it or prepare it again before merging")
+    if (output / MANIFEST_FILE).exists():
+        raise MergeError(f"{output} has a finished dataset; give another --output or delete it")
 
 
 def _merged(
@@ -124,10 +129,10 @@ def _join(split: Split, folders: Sequence[Path], output: Path, dtype: np.dtype[n
                 writer.add(file.tokens[first : first + int(lengths.sum(dtype=np.int64))], lengths)
 
 
-def _joined_sources(split: Split, having: Sequence[tuple[Path, SplitRecord]]) -> npt.NDArray[np.uint16]:
-    places = {source: place for place, source in enumerate(sorted(_summed_sources([record for _, record in having])))}
+def _joined_sources(split: Split, present: Sequence[tuple[Path, SplitRecord]]) -> npt.NDArray[np.uint16]:
+    places = {source: place for place, source in enumerate(sorted(_summed_sources([record for _, record in present])))}
     parts = []
-    for folder, record in having:
+    for folder, record in present:
         here = np.array([places[source] for source in sorted(record.sources)], dtype=np.uint16)
         parts.append(here[np.load(folder / sources_file(split))])
     return np.concatenate(parts)

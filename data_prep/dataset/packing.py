@@ -1,9 +1,9 @@
-"""Documents to rows of one length: which spans of the token stream share a row, as an index beside the tokens.
+"""Packing: documents to rows of one length. The result is an index of the spans of the token stream that form each row.
 
-`best_fit` cuts documents into full rows and places what is left by best-fit decreasing: almost no padding, and no
-document is cut that would fit a row (arXiv 2404.10830, "Fewer Truncations Improve Language Modeling"). `concatenate`
-chops the stream at every L tokens. `document` gives every document rows of its own. A piece is a span of one document;
-every token lies in exactly one piece.
+`best_fit` cuts documents into full rows and places the remainders by best-fit decreasing: almost no padding, and a document
+that fits a row is not cut (arXiv 2404.10830, "Fewer Truncations Improve Language Modeling"). `concatenate` cuts the token
+stream after every `row_length` tokens. `document` puts every document into separate rows. A piece is a span of one document
+in one row; every token is in exactly one piece.
 """
 
 from array import array
@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from data_prep.config import PackingMethod
 from data_prep.dataset.indexed_dataset import sequence_offsets
-from data_prep.files import atomic_write
 
 IntArray = npt.NDArray[np.integer[Any]]
 
@@ -25,14 +24,14 @@ _PLACED_AT_ONCE = 1 << 20
 
 
 class PackingError(ValueError):
-    """A row index that is damaged or does not belong to the tokens beside it."""
+    """A row index that is damaged, missing or impossible."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PackedRows:
-    """The rows of one split at one length. R rows, P pieces, row r owns pieces first_piece[r] to first_piece[r + 1].
+    """The rows of one split at one length: R rows and P pieces. Row r has the pieces first_piece[r] to first_piece[r + 1] - 1.
 
-    On disk one flat int64 array, so that one mmap serves every loader worker:
+    On disk it is one flat int64 array, so that all loader workers share one memory map:
     `[R, P, row_length, first_piece[R + 1], start[P], length[P]]`, starts and lengths in tokens of the split's `.bin`.
     """
 
@@ -50,73 +49,39 @@ class PackedRows:
         return len(self.start)
 
     @property
-    def row_lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens in each row, padding not counted: int64 (R,)."""
-        if not self.num_rows:
-            return np.empty(0, dtype=np.int64)
-        return np.add.reduceat(self.length, self.first_piece[:-1])
-
-    @property
     def padding_share(self) -> float:
-        """Share of the R · row_length places that hold no token."""
-        places = self.num_rows * self.row_length
-        return 1 - int(self.length.sum()) / places if places else 0.0
+        """The share of the R · row_length positions without a token."""
+        positions = self.num_rows * self.row_length
+        return 1 - int(self.length.sum()) / positions if positions else 0.0
 
     def num_cut(self, lengths: IntArray, first_token: int = 0) -> int:
-        """How many of the documents of `lengths` tokens, which these rows were made of, lie in more than one piece."""
+        """How many documents are in more than one piece. `lengths` (documents,) are those that these rows were packed from."""
         starts = sequence_offsets(lengths, first_token)
         document = np.searchsorted(starts, self.start, side="right") - 1
         return int((np.bincount(document, minlength=len(lengths)) > 1).sum())
 
     def pieces(self, row: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Starts and lengths of the spans that make up `row`, in their order in the corpus."""
+        """Starts and lengths (in tokens) of the pieces of `row`, in the order of the corpus: int64 (pieces,) each."""
         span = slice(self.first_piece[row], self.first_piece[row + 1])
         return self.start[span], self.length[span]
 
-    def gather(self, tokens: IntArray, rows: IntArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The ids of `rows`: int64 (B, row_length), 0 (<pad>) behind each row's end, and the valid lengths int64 (B,).
-
-        tokens: (T,), the split's whole `.bin`. No Python loop runs over rows, pieces or tokens.
-        """
-        piece, row_of_piece = self._pieces_of(np.asarray(rows, dtype=np.int64))
-        start, length = self.start[piece], self.length[piece]
-        place = np.arange(length.sum())  # each gathered token's place in the concatenation of all pieces
-        source = np.repeat(start - sequence_offsets(length), length) + place
-        valid = np.zeros(len(rows), dtype=np.int64)
-        np.add.at(valid, row_of_piece, length)
-        shift = np.arange(len(rows)) * self.row_length - sequence_offsets(valid)
-        out = np.zeros(len(rows) * self.row_length, dtype=np.int64)
-        out[np.repeat(shift, valid) + place] = tokens[source]
-        return out.reshape(len(rows), self.row_length), valid
-
     def lengths_of(self, rows: IntArray) -> npt.NDArray[np.int64]:
         """Tokens in each of `rows`, padding not counted: int64 (B,). Reads only the pieces of these rows."""
-        piece, row_of_piece = self._pieces_of(np.asarray(rows, dtype=np.int64))
-        lengths = np.zeros(len(rows), dtype=np.int64)
-        np.add.at(lengths, row_of_piece, self.length[piece])
-        return lengths
-
-    def _pieces_of(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The pieces of `rows`, row by row, and for each piece the place of its row among `rows`."""
+        rows = np.asarray(rows, dtype=np.int64)
         first = self.first_piece[rows]
         num_pieces = self.first_piece[rows + 1] - first  # (B,)
         piece = np.repeat(first - sequence_offsets(num_pieces), num_pieces) + np.arange(num_pieces.sum())
-        return piece, np.repeat(np.arange(len(rows)), num_pieces)
-
-    def save(self, path: Path | str) -> None:
-        """Write the index as a flat int64 `.npy`, whole or not at all."""
-        header = np.array([self.num_rows, self.num_pieces, self.row_length], dtype=np.int64)
-        flat = np.concatenate([header, self.first_piece, self.start, self.length]).astype("<i8", copy=False)
-        with atomic_write(path) as file:
-            np.save(file, flat)
+        lengths = np.zeros(len(rows), dtype=np.int64)
+        np.add.at(lengths, np.repeat(np.arange(len(rows)), num_pieces), self.length[piece])
+        return lengths
 
     @classmethod
     def load(cls, path: Path | str) -> "PackedRows":
-        """Memory-map an index; nothing but its header is read. Raises PackingError where the sizes disagree."""
+        """Memory-map an index; only its header is read. Raises PackingError for a missing or damaged file."""
         try:
             flat = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise PackingError(f"{path}: no readable row index ({error}); make it with `fnet-t5 data pack`") from error
+            raise PackingError(f"{path}: no readable row index ({error}); make one with `fnet-t5 data pack`") from error
         if flat.dtype != np.int64 or flat.ndim != 1 or len(flat) <= _HEADER:
             raise PackingError(f"{path}: {flat.dtype}{flat.shape} is not a flat int64 row index; pack again")
         num_rows, num_pieces, row_length = (int(value) for value in flat[:_HEADER])
@@ -126,22 +91,22 @@ class PackedRows:
                 f"{path}: {len(flat)} values, but {num_rows} rows and {num_pieces} pieces take {expected}; pack again"
             )
         first_piece, start, length = np.split(flat[_HEADER:], [num_rows + 1, num_rows + 1 + num_pieces])
-        return cls(row_length, first_piece, start, length)
+        return cls(row_length=row_length, first_piece=first_piece, start=start, length=length)
 
 
 def rows_file(split: str, row_length: int) -> str:
-    """The row index's file name in a dataset folder."""
+    """The file name of a row index in a dataset folder."""
     return f"{split}.rows_{row_length}.npy"
 
 
 def pack(lengths: IntArray, row_length: int, method: PackingMethod = "best_fit", first_token: int = 0) -> PackedRows:
-    """Pack documents of `lengths` tokens, back to back in the token stream from `first_token`, into rows of `row_length`.
+    """Pack documents of `lengths` tokens, stored one after another from `first_token` on, into rows of `row_length` tokens.
 
-    Pieces lie in their row, and rows by their first piece, in corpus order; the same lengths give the same rows. Takes
-    about 100 bytes of memory a piece: `row_index` packs what is larger part by part.
+    Pieces in a row, and rows by their first piece, are in corpus order; the same lengths give the same rows. Needs about
+    100 bytes of memory per piece; `row_index` packs large corpora in parts. Raises PackingError for a `row_length` below 1.
     """
     if row_length < 1:
-        raise PackingError(f"row length {row_length} holds no token; it must be at least 1")
+        raise PackingError(f"row length {row_length} has no token; it must be at least 1")
     documents: npt.NDArray[np.int64] = np.asarray(lengths, dtype=np.int64)
     starts = sequence_offsets(documents, first_token)
     if method == "concatenate":
@@ -159,7 +124,7 @@ def pack(lengths: IntArray, row_length: int, method: PackingMethod = "best_fit",
 def _cut(
     starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], row_length: int, phase: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Cut each document wherever (offset in document + phase) is a multiple of the row length."""
+    """Cut each document at every offset where (offset in the document + phase) is a multiple of the row length."""
     num_pieces = np.where(lengths > 0, -(-(phase + lengths) // row_length), 0)
     number = np.arange(num_pieces.sum()) - np.repeat(sequence_offsets(num_pieces), num_pieces)
     origin = np.repeat(starts - phase, num_pieces) + number * row_length
@@ -169,10 +134,10 @@ def _cut(
 
 
 def _best_fit_decreasing(length: npt.NDArray[np.int64], row_length: int) -> npt.NDArray[np.int64]:
-    """The row of each piece: longest first, each into the fullest row with room, else into a new row.
+    """The row of each piece: longest first, each into the fullest row that has space for it, else into a new row.
 
-    Rows wait on one stack for each free space, and bit s of an integer says whether stack s holds any: the smallest
-    space >= x is the lowest bit of `spaces >> x`.
+    There is one stack of rows per free space. Bit s of the integer `spaces` is set if stack s is not empty, so the smallest
+    free space >= x is given by the lowest set bit of `spaces >> x`.
     """
     row = np.empty(len(length), dtype=np.int64)
     order = np.argsort(-length, kind="stable")
@@ -208,11 +173,11 @@ def _best_fit_decreasing(length: npt.NDArray[np.int64], row_length: int) -> npt.
 def _in_corpus_order(
     row: npt.NDArray[np.int64], start: npt.NDArray[np.int64], length: npt.NDArray[np.int64], row_length: int
 ) -> PackedRows:
-    # Pieces come in corpus order, so a row's first occurrence is its first piece.
+    # Pieces are in corpus order, so the first occurrence of a row is its first piece.
     _, first_occurrence, row, count = np.unique(row, return_index=True, return_inverse=True, return_counts=True)
     by_first = np.argsort(first_occurrence)
     rank = np.empty_like(by_first)
     rank[by_first] = np.arange(len(by_first))
     order = np.argsort(rank[row], kind="stable")
     first_piece = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(count[by_first], dtype=np.int64)])
-    return PackedRows(row_length, first_piece, start[order], length[order])
+    return PackedRows(row_length=row_length, first_piece=first_piece, start=start[order], length=length[order])

@@ -1,4 +1,4 @@
-"""A dataset folder for people's eyes: counts by split and source, and rows decoded back to text."""
+"""A preview of a dataset folder: counts by split and source, and rows decoded to text."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +8,12 @@ import numpy as np
 from data_prep.dataset.indexed_dataset import TokenFile
 from data_prep.dataset.manifest import Manifest
 from data_prep.dataset.packing import PackedRows, rows_file
-from data_prep.readers.input_files import SPLITS
-from data_prep.tokenization.tokenizer import load_tokenizer
+from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SourceRow:
-    """One line of the table. `token_share` is of the split's tokens; bytes are UTF-8 bytes of text."""
+    """One line of the table. `token_share`: share of the split's tokens; `bytes`: UTF-8 bytes of text."""
 
     split: str
     source: str
@@ -22,13 +21,11 @@ class SourceRow:
     tokens: int
     bytes: int
     token_share: float
-    bytes_per_token: float
-    tokens_per_document: float
 
 
 @dataclass(frozen=True)
 class SampleRow:
-    """One packed row: the decoded text of each piece, and how many tokens they are."""
+    """One packed row: the decoded text of each piece, and the number of tokens in the row."""
 
     row: int
     num_tokens: int
@@ -36,12 +33,9 @@ class SampleRow:
 
 
 def source_table(manifest: Manifest) -> list[SourceRow]:
-    """Counts of every split and source, the sources of a split by falling number of tokens."""
+    """Counts of every split and source; the sources of a split are sorted by tokens, largest first."""
     table = []
-    for split in SPLITS:
-        if split not in manifest.splits:
-            continue
-        record = manifest.splits[split]
+    for split, record in manifest.ordered_splits:
         for source, counts in sorted(record.sources.items(), key=lambda item: (-item[1].tokens, item[0])):
             table.append(
                 SourceRow(
@@ -51,22 +45,20 @@ def source_table(manifest: Manifest) -> list[SourceRow]:
                     tokens=counts.tokens,
                     bytes=counts.bytes,
                     token_share=counts.tokens / record.total.tokens,
-                    bytes_per_token=counts.bytes / counts.tokens,
-                    tokens_per_document=counts.tokens / counts.documents,
                 )
             )
     return table
 
 
 def sample_rows(folder: Path | str, split: str, row_length: int, count: int, seed: int = 0) -> list[SampleRow]:
-    """`count` rows chosen by `seed`, in their order, decoded with specials shown.
+    """`count` rows chosen at random with `seed`, in corpus order, decoded with special tokens shown.
 
-    Raises TokenFileError, PackingError or TokenizerError for what is not in the folder.
+    Raises TokenFileError, PackingError or TokenizerError for a missing or damaged file.
     """
     folder = Path(folder)
     tokens = TokenFile(folder / split).tokens
     rows = PackedRows.load(folder / rows_file(split, row_length))
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
     chosen = np.random.default_rng(seed).choice(rows.num_rows, size=min(count, rows.num_rows), replace=False)
     samples = []
     for row in sorted(chosen.tolist()):

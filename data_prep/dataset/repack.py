@@ -1,4 +1,4 @@
-"""More row lengths for a finished dataset folder: new row indexes beside the tokens, which stay as they are."""
+"""Adds row indexes of further lengths to a finished dataset folder; the tokens are not changed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,36 +8,33 @@ from data_prep.dataset.manifest import FileRecord, Manifest, ManifestError, load
 from data_prep.dataset.packing import rows_file
 from data_prep.dataset.row_index import pack_split
 from data_prep.files import only_writer, sha256_file
-from data_prep.readers.input_files import SPLITS
 
 
 def pack_folder(folder: Path, lengths: Sequence[int], method: PackingMethod = "best_fit") -> Manifest:
-    """Write `<split>.rows_<length>.npy` for every split and new length, and last the manifest that lists them.
+    """Write `<split>.rows_<length>.npy` for every split and new length, then the manifest; return the manifest.
 
-    A length that is there already is left alone where its method is the same. Raises ManifestError where it is not, and
-    TokenFileError for tokens that are damaged.
+    A length that already exists with the same method is skipped. Raises ManifestError if it exists with another method, and
+    TokenFileError for damaged tokens.
     """
     with only_writer(folder):
         manifest = load_manifest(folder)
         splits, files = dict(manifest.splits), dict(manifest.files)
-        for split in SPLITS:
-            if split not in splits:
-                continue
+        for split, record in manifest.ordered_splits:
             index = folder / f"{split}.idx"
             if sha256_file(index) != files[index.name].sha256:
                 raise ManifestError(f"{index}: its bytes changed since it was written; restore it or prepare again")
-            there = {record.row_length: record.method for record in splits[split].packing}
+            there = {packed.row_length: packed.method for packed in record.packing}
             for length in lengths:
                 if there.get(length, method) != method:
                     raise ManifestError(
-                        f"{folder}: rows of {length} tokens are there, packed by {there[length]}; prepare another folder for "
-                        f"{method}"
+                        f"{folder}: rows of {length} tokens exist already, packed by {there[length]}; for {method}, prepare "
+                        "another folder"
                     )
             new = [length for length in sorted(set(lengths)) if length not in there]
             if not new:
                 continue
-            packing = [*splits[split].packing, *pack_split(folder, split, PackingConfig(lengths=new, method=method))]
-            splits[split] = splits[split].model_copy(update={"packing": sorted(packing, key=lambda record: record.row_length)})
+            packing = [*record.packing, *pack_split(folder, split, PackingConfig(lengths=new, method=method))]
+            splits[split] = record.model_copy(update={"packing": sorted(packing, key=lambda packed: packed.row_length)})
             for length in new:
                 path = folder / rows_file(split, length)
                 files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))

@@ -1,7 +1,7 @@
-"""The row index of a whole split in bounded memory: the corpus is packed part by part, and the parts are joined on disk.
+"""The row index of a split in bounded memory: the corpus is packed in parts, and the parts are joined on disk.
 
-A part holds so many documents that its last, unfilled rows do not count, and where it ends is a function of the lengths
-alone. Packing all of The Pile at once would take some 50 GB; a part takes a few hundred megabytes.
+A part has so many documents that the padding of its last rows is negligible. Where a part ends depends on the lengths
+alone. Packing the whole Pile at once would need about 50 GB of memory; a part needs a few hundred megabytes.
 """
 
 import shutil
@@ -34,22 +34,22 @@ def write_row_index(
     part_documents: int = PART_DOCUMENTS,
     part_tokens: int = PART_TOKENS,
 ) -> PackingRecord:
-    """Pack documents of `lengths` tokens into rows and write the file that `PackedRows.load` reads, whole or not at all.
+    """Pack documents of `lengths` tokens into rows and write, atomically, the file that `PackedRows.load` reads.
 
-    Spools beside `path` as much as the index will take: 8 bytes a row and 16 a piece.
+    Temporary files in the same folder need as much space as the index: 8 bytes per row and 16 per piece.
     """
     num_rows = num_pieces = num_cut = first_token = 0
     with ExitStack() as stack:
         first_pieces, starts, sizes = (stack.enter_context(TemporaryFile(dir=path.parent)) for _ in range(3))
         for part in _parts(lengths, part_documents, part_tokens):
             rows = pack(part, row_length, method, first_token)
-            # Concatenated rows go on across the end of a part: the row that is open already has its first piece.
-            goes_on = method == "concatenate" and first_token % row_length != 0 and rows.num_rows > 0
-            _append(first_pieces, rows.first_piece[int(goes_on) : -1] + num_pieces)
+            # With `concatenate`, the last row of a part continues in the next part; its first piece is already written.
+            continues = method == "concatenate" and first_token % row_length != 0 and rows.num_rows > 0
+            _append(first_pieces, rows.first_piece[int(continues) : -1] + num_pieces)
             _append(starts, rows.start)
             _append(sizes, rows.length)
             num_cut += rows.num_cut(part, first_token)
-            num_rows += rows.num_rows - goes_on
+            num_rows += rows.num_rows - continues
             num_pieces += rows.num_pieces
             first_token += int(part.sum(dtype=np.int64))
         _append(first_pieces, np.array([num_pieces]))
@@ -61,19 +61,19 @@ def write_row_index(
             for spool in (first_pieces, starts, sizes):
                 spool.seek(0)
                 shutil.copyfileobj(spool, file, 1 << 24)
-    places = num_rows * row_length
+    positions = num_rows * row_length
     return PackingRecord(
         row_length=row_length,
         method=method,
         rows=num_rows,
         pieces=num_pieces,
-        padding_share=1 - first_token / places if places else 0.0,
+        padding_share=1 - first_token / positions if positions else 0.0,
         cut_documents=num_cut,
     )
 
 
 def _parts(lengths: IntArray, documents: int, tokens: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Consecutive parts of `lengths`, of at most so many documents and, unless one document has more, tokens."""
+    """Consecutive parts of `lengths`: at most `documents` documents and `tokens` tokens, or a single longer document."""
     begin = 0
     while begin < len(lengths):
         part = np.asarray(lengths[begin : begin + documents], dtype=np.int64)
@@ -87,7 +87,7 @@ def _append(file: BinaryIO, values: IntArray) -> None:
 
 
 def pack_split(output: Path, split: Split, config: PackingConfig) -> list[PackingRecord]:
-    """Write `<split>.rows_<length>.npy` for each length and say how well they are filled."""
+    """Write `<split>.rows_<length>.npy` for each length; return the manifest's record of each."""
     lengths = TokenFile(output / split).lengths
     return [
         write_row_index(output / rows_file(split, row_length), lengths, row_length, config.method)

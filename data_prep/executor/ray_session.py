@@ -1,4 +1,4 @@
-"""A Ray session that is started or joined for one block and always let go."""
+"""A Ray session that is started or joined for one block and always shut down."""
 
 import os
 import secrets
@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
-# Blocks of raw text go through the object store, tokens through files. Pages are taken as they are first used.
+# Blocks of raw text go through the object store, tokens through files. Memory pages are allocated at their first use.
 MIN_OBJECT_STORE_BYTES = 200 * 2**20
 
 _CONNECT_SECONDS = 20
 
-# PYTHONSAFEPATH and the empty folder below: the current folder may hold some other `data_prep`, and Ray puts the
-# driver's current folder first on its workers' path. Each worker is one core's work, so the tokenizer may not start
-# threads of its own.
+# PYTHONSAFEPATH and the empty folder below: the current folder may contain another package called `data_prep`, and Ray
+# puts the driver's current folder first on its workers' path. Each worker uses one core, so the tokenizer must not start
+# threads.
 _WORKER_ENVIRONMENT = {"PYTHONSAFEPATH": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -23,12 +23,12 @@ _WORKER_ENVIRONMENT = {"PYTHONSAFEPATH": "1", "TOKENIZERS_PARALLELISM": "false"}
 def ray_session(
     num_workers: int, address: str | None = None, object_store_bytes: int = MIN_OBJECT_STORE_BYTES
 ) -> Iterator[None]:
-    """Make `ray` usable inside the block: at `address` if given, else embedded with `num_workers` CPUs.
+    """Connect to Ray inside the block: to the cluster at `address`, or else start Ray here with `num_workers` CPUs.
 
-    A Ray that this process already runs is used as it is and left running. The environment and the current folder are
-    as before once the session has started.
+    A Ray session that already runs in this process is used and left running. The environment and the current folder are
+    restored as soon as the session has started. Raises ValueError if no cluster answers at `address`.
     """
-    import ray  # late: 0.4 s that `--help` need not pay
+    import ray  # imported late: it takes 0.4 s, which `--help` does not need
 
     if ray.is_initialized():
         yield
@@ -36,12 +36,12 @@ def ray_session(
     with tempfile.TemporaryDirectory() as empty_folder:
         try:
             if address:
-                _refuse_silence(address)
+                _validate_address(address)
                 environment = {"env_vars": dict(_WORKER_ENVIRONMENT)}
                 ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=environment)
             else:
                 with _environment(_embedded_environment()), _current_folder(empty_folder):
-                    # "local", or Ray joins any cluster that was ever started on this machine and left its address.
+                    # Without "local", Ray would join any cluster whose address was left on this machine.
                     ray.init(
                         "local",
                         num_cpus=num_workers,
@@ -56,8 +56,8 @@ def ray_session(
             ray.shutdown()
 
 
-def _refuse_silence(address: str) -> None:
-    """Raise ValueError where nobody listens at `address`: Ray itself would try for minutes, or for ever."""
+def _validate_address(address: str) -> None:
+    """Raise ValueError if nothing listens at `address`. Ray itself would retry for minutes, or forever."""
     if address in ("auto", "local"):
         return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -67,8 +67,8 @@ def _refuse_silence(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
         raise ValueError(
-            f"--ray-address {address}: no Ray cluster answers there ({error}); start one with `ray start --head`, or leave "
-            "the option out to start one here"
+            f"--ray-address {address}: no Ray cluster answers ({error}); start one with `ray start --head`, or omit "
+            "the option to start Ray on this machine"
         ) from error
 
 
@@ -79,8 +79,8 @@ def _embedded_environment() -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_enable_metrics_collection": "false",
     }
-    # Ray listens on every interface and runs whatever it is sent, so it must ask for a token. Given none, recent
-    # versions write one into the user's home; given one, they use it and leave no trace.
+    # Ray listens on every network interface and runs the code that it receives, so it must require a token. Without one,
+    # recent versions write a token into the user's home folder; with one, they use it and write nothing.
     if "RAY_AUTH_MODE" not in os.environ:
         defaults["RAY_AUTH_TOKEN"] = _process_token()
     return environment | {name: value for name, value in defaults.items() if name not in os.environ}
@@ -88,7 +88,7 @@ def _embedded_environment() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def _process_token() -> str:
-    # One for the life of the process, because Ray's client reads it once.
+    # One per process, because Ray's client reads it only once.
     return secrets.token_hex(32)
 
 

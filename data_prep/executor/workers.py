@@ -1,4 +1,4 @@
-"""Worker processes on Ray that do one call at a time: a dead one is replaced and its call repeated, a fat one recycled."""
+"""Worker processes on Ray that do one call at a time: replaced when they die (the call is retried) or use too much memory."""
 
 import errno
 from collections import deque
@@ -7,26 +7,26 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-# Tries after the first for a worker that died, as opposed to one that raised. What runs here must bear repetition.
+# Retries of a call whose worker died; a call that raised is not retried. So calls must be safe to repeat.
 _RETRIES = 2
-# Workers that die before they have done anything, one after another, until we stop to replace them.
+# So many workers in a row that die while starting make the job fail.
 _FAILED_STARTS = 5
 _DEFAULT_MAX_BYTES = 2 * 2**30
 
 
 class WorkerError(ValueError):
-    """A call that raised on its worker, or whose worker died again and again."""
+    """A call that raised on its worker, or whose worker died at every try."""
 
 
 class DiskFullError(ValueError):
-    """No space left where outputs or temporary files go."""
+    """No space left for outputs or temporary files."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Call:
-    """`function(*arguments)` on some worker; object references among the arguments arrive as what they refer to.
+    """`function(*arguments)`, to be run on a worker. Ray object references among the arguments arrive as their values.
 
-    `function` must be importable by name there. `name` is what errors call the work.
+    `function` must be importable on the worker. `name` identifies the work in error messages.
     """
 
     function: Callable[..., Any]
@@ -36,7 +36,7 @@ class Call:
 
 
 class LostInputError(Exception):
-    """What a call was to work on went down with the node that held it; `call` is the call."""
+    """An input of `call` was lost together with the node that stored it."""
 
     def __init__(self, call: Call) -> None:
         super().__init__(call.name)
@@ -45,22 +45,22 @@ class LostInputError(Exception):
 
 class _Worker:
     def ready(self) -> None:
-        """Returns once the process is there."""
+        """Return as soon as the process has started."""
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
-        """The result, and the memory that this process alone holds, in bytes."""
+        """The result, and the memory in bytes that only this process uses (unique set size)."""
         import psutil
 
         return function(*arguments), psutil.Process().memory_full_info().uss
 
 
 class WorkerPool:
-    """`num_workers` processes (no more than the session has CPUs). Use as a context manager, inside a `ray_session`.
+    """`num_workers` processes (at most as many as the session has CPUs). Use as a context manager, inside a `ray_session`.
 
-    A worker that holds more than `max_worker_bytes` after a call is replaced by a fresh one: tokenizers' caches grow
-    without bound. Only workers whose process is there get calls: on a cluster that lost a node or is busy, the others do
-    them all. `on_start` sees every call as it is started, repetitions included. Exceptions of classes in `passed` come
-    out as they were raised; others as WorkerError naming the call, a full disk as DiskFullError.
+    A worker that uses more than `max_worker_bytes` after a call is replaced, because tokenizers' caches grow without
+    limit. Only workers that have started get calls, so on a cluster that lost a node or is busy the others do all the work.
+    `on_start` is called with every call that is started, retries included. Exceptions of the classes `passed` are raised
+    unchanged; a full disk becomes DiskFullError and any other exception becomes WorkerError, both naming the call.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class WorkerPool:
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}  # by the reference of `ready`
         self._running: dict[Any, tuple[Any, Call]] = {}
-        self._orphans: deque[Call] = deque()
+        self._retry_queue: deque[Call] = deque()
         self._failed_starts = 0
         for _ in range(self.num_workers):
             self._replace()
@@ -93,8 +93,8 @@ class WorkerPool:
 
     @property
     def awaited(self) -> list[Any]:
-        """References to wait for: one a running call, and where work waits for workers, one a worker that starts."""
-        return [*self._running, *(self._starting if self._orphans or not self._idle else ())]
+        """References to wait for: one per running call, and if calls wait for workers, one per starting worker."""
+        return [*self._running, *(self._starting if self._retry_queue or not self._idle else ())]
 
     def start(self, call: Call) -> None:
         """Give `call` to an idle worker."""
@@ -103,25 +103,25 @@ class WorkerPool:
         self._running[worker.call.remote(call.function, *call.arguments)] = (worker, call)
 
     def finish(self, reference: Any) -> tuple[Call, Any] | None:
-        """The call and result of a reference that is ready; None for a worker that started, or died and was replaced.
+        """The call and result of a ready reference; None if a worker has started, or has died and was replaced.
 
-        Raises LostInputError where an object that the call was given is gone.
+        Raises LostInputError if an object among the call's arguments was lost.
         """
         import ray
 
         if reference in self._starting:
-            self._greet(reference)
+            self._on_started(reference)
             return None
         worker, call = self._running.pop(reference)
         try:
             result, held_bytes = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            self._welcome(worker)
+            self._release(worker)
             if isinstance(error.cause, ray.exceptions.ObjectLostError):
                 raise LostInputError(call) from error
-            raise self._explained(call, error.cause) from error
+            raise self._as_error(call, error.cause) from error
         except ray.exceptions.ObjectLostError as error:
-            self._welcome(worker)
+            self._release(worker)
             raise LostInputError(call) from error
         except ray.exceptions.RayError as error:
             ray.kill(worker)
@@ -129,25 +129,27 @@ class WorkerPool:
             if call.tries == _RETRIES:
                 raise WorkerError(
                     f"{call.name}: its worker died {_RETRIES + 1} times ({type(error).__name__}), "
-                    "most often for want of memory: try fewer workers or smaller unit_bytes"
+                    "usually out of memory: use fewer workers or smaller unit_bytes"
                 ) from error
-            self._orphans.append(Call(call.function, call.arguments, call.name, call.tries + 1))
+            self._retry_queue.append(
+                Call(function=call.function, arguments=call.arguments, name=call.name, tries=call.tries + 1)
+            )
             if self._idle:
-                self.start(self._orphans.popleft())
+                self.start(self._retry_queue.popleft())
             return None
         if held_bytes > self._max_worker_bytes:
             self.num_recycled += 1
             ray.kill(worker)
             self._replace()
         else:
-            self._welcome(worker)
+            self._release(worker)
         return call, result
 
     def _replace(self) -> None:
         worker = self._actor.remote()
         self._starting[worker.ready.remote()] = worker
 
-    def _greet(self, reference: Any) -> None:
+    def _on_started(self, reference: Any) -> None:
         import ray
 
         worker = self._starting.pop(reference)
@@ -157,21 +159,21 @@ class WorkerPool:
             self._failed_starts += 1
             if self._failed_starts >= _FAILED_STARTS:
                 raise WorkerError(
-                    f"workers do not start ({str(error).splitlines()[0]}): every node needs this package, of this version, "
-                    "in the Python that Ray was started with"
+                    f"workers do not start ({str(error).splitlines()[0]}): install this version of the package on every node, "
+                    "in the Python that runs Ray"
                 ) from error
             self._replace()
             return
         self._failed_starts = 0
-        self._welcome(worker)
+        self._release(worker)
 
-    def _welcome(self, worker: Any) -> None:
+    def _release(self, worker: Any) -> None:
         self._idle.append(worker)
-        if self._orphans:
-            self.start(self._orphans.popleft())
+        if self._retry_queue:
+            self.start(self._retry_queue.popleft())
 
     def map(self, calls: Iterable[Call]) -> Iterator[tuple[Call, Any]]:
-        """Do all calls and give them with their results as these come."""
+        """Run all calls; yield each with its result as soon as it is finished."""
         import ray
 
         waiting = iter(calls)
@@ -183,7 +185,7 @@ class WorkerPool:
                     exhausted = True
                 else:
                     self.start(call)
-            if exhausted and not self._running and not self._orphans:
+            if exhausted and not self._running and not self._retry_queue:
                 return
             for reference in ray.wait(self.awaited, num_returns=1)[0]:
                 if finished := self.finish(reference):
@@ -198,7 +200,7 @@ class WorkerPool:
         for worker in [*self._idle, *self._starting.values(), *(worker for worker, _ in self._running.values())]:
             ray.kill(worker)
 
-    def _explained(self, call: Call, cause: BaseException) -> Exception:
+    def _as_error(self, call: Call, cause: BaseException) -> Exception:
         if isinstance(cause, self._passed):
             return cause
         if is_disk_full(cause):
@@ -207,5 +209,5 @@ class WorkerPool:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """True for the operating system's ways to say that there is no room."""
+    """True for the errors by which the operating system reports a full disk or an exceeded quota."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

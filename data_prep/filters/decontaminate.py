@@ -1,8 +1,8 @@
-"""Training documents that share an n-gram with given reference texts, as GPT-3 and The Pile's users look for test sets.
+"""Decontamination: find training documents that share an n-gram with reference texts, as GPT-3 did for its test sets.
 
-The references' n-gram hashes lie sorted in a folder that every worker maps: memory is that of the system's cache, and
-most n-grams of a corpus are turned away by one bit each. Among 10^11 n-grams and 10^7 of the references a false match has
-a chance of 5 %, and then costs one document.
+The references' n-gram hashes are stored sorted in a folder that every worker memory-maps, so all workers of a node share
+one copy. A bit table rejects most n-grams of a corpus by one bit each. With 10^11 n-grams in the corpus and 10^7 in the
+references, the probability of one false match is 5 %; it costs one document.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from data_prep.files import write_json_atomically
 from data_prep.filters.ngrams import Hashes, ngram_hashes, text_of_ngram, within_texts
 from data_prep.readers.input_files import InputFile, expand, input_files
 from data_prep.readers.locations import sha256_location
-from data_prep.readers.records import Document, RecordReader
+from data_prep.readers.records import Document, read_records
 
 _ENTRY = np.dtype([("hash", "<u8"), ("file", "<u4")])
 _NUM_BUCKETS = 64
@@ -29,12 +29,12 @@ _SMALLEST_BITS = 16
 
 
 class DecontaminationError(ValueError):
-    """References that hold nothing to compare with, or that cannot be read whole."""
+    """References without an n-gram, or that cannot be read completely."""
 
 
 @dataclass(frozen=True)
 class ReferenceFile:
-    """What was found in one file of references: records, and those too short to have an n-gram."""
+    """Counts of one reference file: its records, and those that are too `short` to have an n-gram."""
 
     name: str
     records: int
@@ -42,20 +42,20 @@ class ReferenceFile:
 
 
 def reference_files(globs: Sequence[str]) -> list[InputFile]:
-    """The files that references are in. Raises InputError."""
+    """The reference files that `globs` match. Raises InputError."""
     paths = expand(globs)
     return input_files(paths, [None] * len(paths))
 
 
 def identity(files: Sequence[InputFile], n: int) -> dict[str, object]:
-    """What outputs depend on, as JSON values: reads all files."""
+    """The part of the references that outputs depend on, as JSON values; reads all files."""
     return {"ngram": n, "against": [[file.name, sha256_location(file.path)] for file in files]}
 
 
 def build(files: Sequence[InputFile], n: int, max_record_bytes: int, folder: Path) -> list[ReferenceFile]:
-    """Write the references' n-grams to `folder`, one bucket of hashes in memory at a time.
+    """Write the references' n-gram hashes to `folder`, with one bucket of hashes in memory at a time.
 
-    Raises DecontaminationError for a record that cannot be read, because what it holds would go unseen, and where no
+    Raises DecontaminationError for a record that cannot be read, because its text would not be searched for, and if no
     record has `n` words.
     """
     folder.mkdir(exist_ok=True)
@@ -65,9 +65,9 @@ def build(files: Sequence[InputFile], n: int, max_record_bytes: int, folder: Pat
     found = [_scatter(file, n, max_record_bytes, buckets) for file in files]
     num_hashes = 0
     with open(folder / "hashes", "wb") as hashes, open(folder / "files", "wb") as numbers:
-        for bucket in buckets:  # by the top bits, so that bucket after bucket is sorted
+        for bucket in buckets:  # buckets are by the top bits, so their concatenation is sorted
             entries = np.fromfile(bucket, dtype=_ENTRY)
-            entries = entries[np.argsort(entries["hash"], kind="stable")]  # of equal ones the first file's stays first
+            entries = entries[np.argsort(entries["hash"], kind="stable")]  # stable: of equal hashes the first file is kept
             first = np.ones(len(entries), dtype=np.bool_)
             first[1:] = entries["hash"][1:] != entries["hash"][:-1]
             hashes.write(entries["hash"][first].tobytes())
@@ -97,10 +97,10 @@ def _scatter(file: InputFile, n: int, max_record_bytes: int, buckets: Sequence[P
                     rest.write(part.tobytes())
         return int((num_words < n).sum())
 
-    for record in RecordReader(file.path, file.name, max_record_bytes):
+    for record in read_records(file.path, file.name, max_record_bytes):
         if not isinstance(record, Document):
             raise DecontaminationError(
-                f"decontaminate: {file.path} line {record.line}: {record.reason}; mend it, or what it holds goes unseen"
+                f"decontaminate: {file.path} line {record.line}: {record.reason}; fix it, or its text is not searched for"
             )
         batch.append(record.text.encode("utf-8"))
         batch_bytes += len(batch[-1])
@@ -110,7 +110,7 @@ def _scatter(file: InputFile, n: int, max_record_bytes: int, buckets: Sequence[P
             batch, batch_bytes = [], 0
     if batch:
         short += flush()
-    file.refuse_change()
+    file.validate_unchanged()
     return ReferenceFile(file.name, records, short)
 
 
@@ -124,7 +124,7 @@ def _write_bits(folder: Path, num_bits: int) -> None:
 
 
 class References:
-    """The n-grams that `build` wrote, mapped."""
+    """The n-gram hashes that `build` wrote, memory-mapped."""
 
     def __init__(self, folder: Path) -> None:
         about = orjson.loads((folder / "about.json").read_bytes())
@@ -136,7 +136,7 @@ class References:
         self._files = np.memmap(folder / "files", dtype="<u4", mode="r")
 
     def matches(self, texts: Sequence[bytes]) -> dict[int, str]:
-        """Numbers of the texts (UTF-8) that share an n-gram with a reference, and the file of the first one shared."""
+        """The texts (UTF-8) that share an n-gram with a reference, by number, with the file name of the first shared n-gram."""
         hashes, num_words = ngram_hashes(texts, self._n)
         places, files = self._find(hashes)
         found: dict[int, str] = {}
@@ -155,14 +155,14 @@ class References:
 
 @lru_cache(maxsize=1)
 def cached_references(folder: Path, sha256: str) -> References:
-    """The references of a run; `sha256` names them, because a worker may outlive a run."""
+    """The references in `folder`. `sha256` is part of the cache key, because a worker may outlive a run."""
     return References(folder)
 
 
 def notes(found: Sequence[ReferenceFile], n: int) -> list[str]:
-    """What a person should know of the references, one sentence a file whose records are not all looked for."""
+    """Remarks for the user: one line per reference file with records that are too short."""
     return [
-        f"decontaminate: {file.short} of {file.records} records of {file.name} have fewer than {n} words and are not looked for"
+        f"decontaminate: {file.short} of {file.records} records of {file.name} have fewer than {n} words and are not compared"
         for file in found
         if file.short
     ]

@@ -1,7 +1,7 @@
-"""Which language a text is in, by its start: for the filter that keeps some languages and counts the rest.
+"""Language identification from the start of a text, for the filter that keeps some languages.
 
-py3langid (an optional extra) knows 139 languages by their ISO codes, and two more answers: "zxx" for what is no language
-(numbers, markup, much program code) and "und" where it is less sure than asked for.
+py3langid (an optional extra) knows 139 languages by their ISO codes. Two more codes are "zxx" for text that is no language
+(numbers, markup, much program code) and "und" if the confidence is below the minimum.
 """
 
 from functools import lru_cache
@@ -14,11 +14,11 @@ UNDETERMINED = "und"
 
 
 class LanguageError(ValueError):
-    """A language filter that cannot work: its library is missing, or a code is unknown to it."""
+    """A language filter that cannot work: its library is missing, or it does not know a code."""
 
 
 def check_filter(config: LanguageConfig) -> str:
-    """The name and version of the library that will decide. Raises LanguageError."""
+    """Check the settings and return the name and version of the library. Raises LanguageError."""
     known = {*_identifier(config.min_confidence).labels, UNDETERMINED}
     unknown = sorted(set(config.keep) - known)
     if unknown:
@@ -27,7 +27,7 @@ def check_filter(config: LanguageConfig) -> str:
 
 
 def language_of(text: str, config: LanguageConfig) -> str:
-    """The code of the language of the first `config.first_characters` characters. Raises LanguageError."""
+    """The language code of the first `config.first_characters` characters. Raises LanguageError."""
     code: str = _identifier(config.min_confidence).classify(text[: config.first_characters])[0]
     return code
 
@@ -35,7 +35,7 @@ def language_of(text: str, config: LanguageConfig) -> str:
 @lru_cache(maxsize=1)
 def _identifier(min_confidence: float) -> Any:
     try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier  # late: a second, and an optional extra
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier  # imported late: it takes a second and is optional
     except ImportError as error:
         raise LanguageError("language: the filter needs py3langid; pip install 'fnet-t5[language]'") from error
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=min_confidence or None)

@@ -1,11 +1,11 @@
-"""The 22 components of The Pile and the mixture that its authors chose (Gao et al. 2020, arXiv 2101.00027, table 1)."""
+"""The 22 components of The Pile and its official mixture (Gao et al. 2020, arXiv 2101.00027, table 1)."""
 
 from typing import NamedTuple
 
 
 class Component(NamedTuple):
-    """`epochs`: how often the official mixture reads it; `weight`: its share of the mixture's bytes, in percent;
-    `available`: whether it can still be had (monology/pile-uncopyrighted on the Hugging Face hub)."""
+    """One component. `epochs`: how often the official mixture reads it; `weight`: its share of the mixture's bytes in percent;
+    `available`: whether it can still be downloaded (monology/pile-uncopyrighted on the Hugging Face hub)."""
 
     epochs: float
     weight: float

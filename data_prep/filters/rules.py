@@ -1,7 +1,7 @@
-"""The optional filters of a run: made ready and described before anything is read, then asked about every document.
+"""The optional filters of a run: checked before any input is read, then applied to every document.
 
-Sources and languages leave documents out of every split. Decontamination only takes from training: what is held out is
-not changed by what it is compared with, so give held-out files as references too where they should be kept apart.
+Filters by source and language drop documents from every split. Decontamination drops documents from the training split
+only, so that evaluation data does not depend on it.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from data_prep.filters.language import check_filter, language_of
 from data_prep.readers.records import Document
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Filters:
-    """What every unit asks. `references` is a folder that all workers see, and a hash of what lies there."""
+    """The filters that every unit applies. `references`: a folder that all workers share, and the hash of its content."""
 
     include_sources: frozenset[str] | None = None
     exclude_sources: frozenset[str] = frozenset()
@@ -26,7 +26,7 @@ class Filters:
     references: tuple[Path, str] | None = None
 
     def why_dropped(self, document: Document) -> str | None:
-        """The reason to leave a document out whatever its split, or None."""
+        """The reason to drop a document from any split, or None to keep it."""
         source = document.source
         if source in self.exclude_sources or (self.include_sources is not None and source not in self.include_sources):
             return f"source {source}"
@@ -37,7 +37,7 @@ class Filters:
         return None
 
     def contaminated(self, texts: Sequence[bytes]) -> dict[int, str]:
-        """Reasons to leave training texts (UTF-8) out, by their numbers."""
+        """The training texts (UTF-8) to drop, by number, with the reason."""
         if self.references is None:
             return {}
         matches = cached_references(*self.references).matches(texts)
@@ -45,15 +45,15 @@ class Filters:
 
 
 class FilterPlan:
-    """The filters of a run before they are used: `decisions` are what outputs depend on, config included.
+    """The checked filters of a run. `decisions`: all settings that outputs depend on, those of the configuration included.
 
-    Raises LanguageError, InputError and what reading references raises.
+    Raises LanguageError and InputError.
     """
 
     def __init__(self, config: PrepareConfig) -> None:
         self._config = config
         self.decisions: dict[str, Any] = config.identity()
-        # All but the references.
+        # All except the references.
         self.filters = Filters(
             include_sources=frozenset(config.include_sources) if config.include_sources is not None else None,
             exclude_sources=frozenset(config.exclude_sources),
@@ -66,7 +66,7 @@ class FilterPlan:
             self.decisions["decontaminate"] = identity(self._files, config.decontaminate.ngram)
 
     def build(self, folder: Path) -> tuple[Filters, list[str]]:
-        """The filters, what they need written below `folder`, and what a person should know of them."""
+        """Write what the filters need below `folder`; return the filters and remarks for the user."""
         against = self._config.decontaminate
         if against is None:
             return self.filters, []

@@ -1,7 +1,8 @@
-r"""Raw bytes to blocks of whole lines, the units of work: cut at places that the bytes and `unit_bytes` alone decide.
+r"""Raw bytes to blocks of whole lines, the units of work. Where a file is cut depends on its bytes and `unit_bytes` alone.
 
-A line belongs to the block in whose cell of the grid 0, U, 2U, … of decompressed bytes it starts. So a plain file can
-be cut by workers that see only their own range, a compressed one by a reader that streams, and both cut alike.
+Decompressed bytes are divided into cells of U = `unit_bytes`: 0 to U, U to 2U, … A line belongs to the block of the cell in
+which it starts. So workers that see only their own range of a plain file and a reader that streams a compressed file cut
+the same blocks.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,7 @@ DEFAULT_UNIT_BYTES = 64_000_000
 
 @dataclass(frozen=True)
 class Line:
-    """One line without its newline, numbered from 1; `data` holds only the first bytes where `too_long`."""
+    """One line without its newline, numbered from 1. If it is `too_long`, `data` has only its first bytes."""
 
     number: int
     data: bytes
@@ -32,19 +33,19 @@ class Line:
 
 @dataclass(frozen=True)
 class LostTail:
-    """The end of a damaged file: where reading stopped, why, and the bytes of the line that was being read."""
+    """The end of a damaged file: the number and first bytes of the line at which reading stopped, and the reason."""
 
     number: int
     data: bytes
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Block:
-    """The lines that start in cell `index` of a file's grid. `data`: uint8, whole lines with their newlines.
+    """The lines that start in cell `index` of a file. `data`: uint8, whole lines with their newlines.
 
-    `too_long` numbers (from 0, in this block) the lines that `data` holds only the first bytes of; `damage` says why
-    the file ended in this block, whose last line is then unfinished, perhaps empty, and never a record.
+    `too_long`: the lines, numbered from 0 in this block, of which `data` has only the first bytes. `damage`: why the file
+    ended in this block; then the last line is incomplete, perhaps empty, and never a record.
     """
 
     index: int
@@ -53,15 +54,15 @@ class Block:
     damage: str | None = None
 
 
-def cut_blocks(pieces: Iterable[bytes], unit_bytes: int, max_record_bytes: int) -> Iterator[Block]:
-    """Cut a file's decompressed bytes; memory is bounded by `unit_bytes` + `max_record_bytes` + one piece.
+def cut_blocks(chunks: Iterable[bytes], unit_bytes: int, max_record_bytes: int) -> Iterator[Block]:
+    """Cut a file's decompressed bytes into blocks. Memory is at most `unit_bytes` + `max_record_bytes` + one chunk.
 
-    A DamagedStreamError that `pieces` raises becomes the `damage` of the last block.
+    A DamagedStreamError that `chunks` raises becomes the `damage` of the last block.
     """
-    builder = _BlockBuilder(unit_bytes, max_record_bytes, position=0)
+    builder = _BlockBuilder(unit_bytes=unit_bytes, max_record_bytes=max_record_bytes, position=0)
     try:
-        for piece in pieces:
-            yield from builder.add(piece)
+        for chunk in chunks:
+            yield from builder.add(chunk)
     except DamagedStreamError as error:
         yield builder.close(error.reason)
         return
@@ -70,12 +71,12 @@ def cut_blocks(pieces: Iterable[bytes], unit_bytes: int, max_record_bytes: int) 
 
 
 def read_range(path: Path | RemoteFile, index: int, unit_bytes: int, max_record_bytes: int) -> Block:
-    """Block `index` of a plain file of lines, read without what lies before it; perhaps empty."""
+    """Block `index` of a plain file of lines, perhaps empty. Earlier blocks are not read."""
     first, end = index * unit_bytes, (index + 1) * unit_bytes
     with open_location(path) as file:
         position = first
         if first:
-            position = first - 1  # a newline right before the cell starts a line in it
+            position = first - 1  # a newline just before the cell means that a line starts at its first byte
             file.seek(position)
             while tail := file.readline(_READ_BYTES):
                 position += len(tail)
@@ -84,17 +85,17 @@ def read_range(path: Path | RemoteFile, index: int, unit_bytes: int, max_record_
             else:
                 position = end
         if position < end:
-            builder = _BlockBuilder(unit_bytes, max_record_bytes, position)
-            while piece := file.read(_READ_BYTES):
-                for block in builder.add(piece):
+            builder = _BlockBuilder(unit_bytes=unit_bytes, max_record_bytes=max_record_bytes, position=position)
+            while chunk := file.read(_READ_BYTES):
+                for block in builder.add(chunk):
                     return block
             if builder.holds_bytes:
                 return builder.close()
-    return Block(index, np.empty(0, dtype=np.uint8))
+    return Block(index=index, data=np.empty(0, dtype=np.uint8))
 
 
 def lines_of(block: Block, max_record_bytes: int, first_number: int = 1) -> Iterator[Line | LostTail]:
-    r"""The lines of a block, cut at b"\n" alone: U+2028, U+0085 and lone CR are text."""
+    r"""The lines of a block. Only b"\n" ends a line: U+2028, U+0085 and a lone CR are text."""
     too_long = set(block.too_long)
     view = block.data.data
     start = 0
@@ -113,13 +114,13 @@ def lines_of(block: Block, max_record_bytes: int, first_number: int = 1) -> Iter
 
 
 def _newlines(data: npt.NDArray[np.uint8]) -> list[int]:
-    # In pieces that stay in the processor's cache: twice as fast as the whole at once.
+    # In chunks that fit the processor's cache: twice as fast as all at once.
     starts = range(0, len(data), _READ_BYTES)
     return [start + end for start in starts for end in np.flatnonzero(data[start : start + _READ_BYTES] == 0x0A).tolist()]
 
 
 def read_lines(path: Location, max_record_bytes: int, unit_bytes: int = DEFAULT_UNIT_BYTES) -> Iterator[Line | LostTail]:
-    """All lines of a file in order. A damaged file gives the lines before the damage and then one LostTail."""
+    """All lines of a file in order. A damaged file gives the lines before the damage, then one LostTail."""
     number = 1
     for block in cut_blocks(read_chunks(path), unit_bytes, max_record_bytes):
         for line in lines_of(block, max_record_bytes, number):
@@ -128,20 +129,20 @@ def read_lines(path: Location, max_record_bytes: int, unit_bytes: int = DEFAULT_
 
 
 def num_ranges(num_bytes: int, unit_bytes: int) -> int:
-    """How many blocks a plain file of `num_bytes` is cut into: none for an empty one."""
+    """The number of blocks of a plain file of `num_bytes`: 0 for an empty file."""
     return -(-num_bytes // unit_bytes)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _BlockBuilder:
-    """Collects one block after another. `position`: of the next byte in the file, which starts a line at first."""
+    """Collects one block after another. `position`: the offset in the file of the next byte; initially a line starts there."""
 
     unit_bytes: int
     max_record_bytes: int
     position: int
     held: bytearray = field(default_factory=bytearray)
     line_bytes: int = 0
-    passing_over: bool = False
+    skipping: bool = False
     too_long: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -151,39 +152,41 @@ class _BlockBuilder:
     def holds_bytes(self) -> bool:
         return bool(self.held)
 
-    def add(self, piece: bytes) -> Iterator[Block]:
-        while piece:
-            # The line with the last byte of the cell is the last of the block.
+    def add(self, chunk: bytes) -> Iterator[Block]:
+        while chunk:
+            # The line that contains the last byte of the cell is the last line of the block.
             last = (self.index + 1) * self.unit_bytes - 1
-            end = piece.find(_NEWLINE, max(0, last - self.position)) + 1
-            taken = piece[: end or len(piece)]
+            end = chunk.find(_NEWLINE, max(0, last - self.position)) + 1
+            taken = chunk[: end or len(chunk)]
             self._keep(taken)
             self.position += len(taken)
-            piece = piece[len(taken) :]
+            chunk = chunk[len(taken) :]
             if end:
                 yield self.close()
 
     def close(self, damage: str | None = None) -> Block:
-        # The block takes the buffer over: no copy, and nothing of it stays here.
-        block = Block(self.index, np.frombuffer(self.held, dtype=np.uint8), tuple(self.too_long), damage)
-        self.held, self.too_long, self.line_bytes, self.passing_over = bytearray(), [], 0, False
+        # The block takes the buffer without a copy.
+        block = Block(
+            index=self.index, data=np.frombuffer(self.held, dtype=np.uint8), too_long=tuple(self.too_long), damage=damage
+        )
+        self.held, self.too_long, self.line_bytes, self.skipping = bytearray(), [], 0, False
         self.index = self.position // self.unit_bytes
         return block
 
-    def _keep(self, piece: bytes) -> None:
-        if self.passing_over:
-            newline = piece.find(_NEWLINE)
+    def _keep(self, data: bytes) -> None:
+        if self.skipping:
+            newline = data.find(_NEWLINE)
             if newline < 0:
                 return
-            piece, self.passing_over = piece[newline:], False
-        self.held += piece
-        newline = piece.rfind(_NEWLINE)
-        self.line_bytes = len(piece) - newline - 1 if newline >= 0 else self.line_bytes + len(piece)
+            data, self.skipping = data[newline:], False
+        self.held += data
+        newline = data.rfind(_NEWLINE)
+        self.line_bytes = len(data) - newline - 1 if newline >= 0 else self.line_bytes + len(data)
         if self.line_bytes > self.max_record_bytes:
-            self._pass_over_line()
+            self._skip_line()
 
-    def _pass_over_line(self) -> None:
+    def _skip_line(self) -> None:
         shown = min(self.line_bytes, _SHOWN_BYTES)
         del self.held[len(self.held) - self.line_bytes + shown :]
         self.too_long.append(self.held.count(_NEWLINE))
-        self.line_bytes, self.passing_over = shown, True
+        self.line_bytes, self.skipping = shown, True

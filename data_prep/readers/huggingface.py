@@ -1,10 +1,10 @@
-"""Hugging Face datasets as input, from a folder or the hub: rows in their order become the JSON lines that we read.
+"""Hugging Face datasets as input, from a folder or the hub: rows become JSON lines, in order.
 
-Spelling: `datasets://NAME_OR_FOLDER?config=en&split=train&text=content&source=domain&revision=v1`, every part behind
-the "?" being optional; `data_dir` and `data_files` go to `load_dataset` as they are. Line numbers are row numbers.
+Syntax: `datasets://NAME_OR_FOLDER?config=en&split=train&text=content&source=domain&revision=v1`. Every setting after the
+"?" is optional; `data_dir` and `data_files` are passed to `load_dataset`. Line numbers are row numbers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
@@ -18,13 +18,16 @@ _ROWS = 1024
 
 
 class DatasetError(OSError, ValueError):
-    """A dataset that cannot be found or read, or lacks what was asked for."""
+    """A dataset that cannot be found or read, or that lacks the requested split or column."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DatasetRows:
-    """One split of one dataset. `folder` says that `name` is a local path. `source` is a column whose value names the
-    source of a document; without it a column `meta` is read as in The Pile's records."""
+    """One split of one dataset.
+
+    `folder`: `name` is a local path. `text`: the column with the documents. `source`: the column with the source of each
+    document; if None, a column `meta` is read as in The Pile's records.
+    """
 
     name: str
     folder: bool
@@ -41,7 +44,7 @@ class DatasetRows:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Folders, then the name with what was asked for: what a place shares with its neighbours."""
+        """The path from the root: folders or the hub and the owner, then the name with its settings."""
         if self.folder:
             path = Path(self.name)
             return (path.anchor, *path.parts[1:-1], path.name + self._query)
@@ -49,20 +52,20 @@ class DatasetRows:
         return (SCHEME, *owner, name + self._query)
 
     def state(self) -> tuple[None, str]:
-        """No size, and a token that changes with the data: the commit on the hub, or files with their times."""
+        """None, because the size is unknown, and a token that changes with the data: a hash of its files and commit."""
         try:
             return None, self._version()
         except DatasetError:
             raise
-        except Exception as error:  # the library's readers raise errors of no common class
-            raise self._explained(error) from error
+        except Exception as error:  # the library's readers raise errors without a common class
+            raise self._as_error(error) from error
 
     def check(self) -> None:
         """Read the first row. Raises DatasetError for a missing dataset, config, split or column."""
         next(self.lines(), b"")
 
     def lines(self) -> Iterator[bytes]:
-        """All rows as JSON lines, some hundreds at a time. Raises DatasetError."""
+        """All rows as JSON lines, many at a time. Raises DatasetError."""
         try:
             dataset = self._dataset()
             labels = getattr((dataset.features or {}).get(self.source), "names", None)
@@ -71,11 +74,11 @@ class DatasetRows:
         except DatasetError:
             raise
         except Exception as error:  # see `state`
-            raise self._explained(error) from error
+            raise self._as_error(error) from error
 
     @property
     def _query(self) -> str:
-        """What differs from the defaults, in the order of the fields."""
+        """The settings that differ from the defaults, in the order of the fields."""
         given = {
             field.name: getattr(self, field.name)
             for field in fields(self)
@@ -85,7 +88,7 @@ class DatasetRows:
 
     @property
     def _saved(self) -> Path | None:
-        """The folder of the split that `save_to_disk` wrote, or None for any other dataset."""
+        """The folder that `save_to_disk` wrote for the split; None for any other dataset."""
         if not self.folder:
             return None
         folder = Path(self.name)
@@ -97,7 +100,7 @@ class DatasetRows:
         return folder if (folder / "state.json").is_file() else None
 
     def _builder(self) -> Any:
-        import datasets  # late: a second, and only those who read datasets pay for it
+        import datasets  # imported late: it takes a second
 
         return datasets.load_dataset_builder(
             self.name, self.config, revision=self.revision, data_dir=self.data_dir, data_files=self.data_files
@@ -126,7 +129,7 @@ class DatasetRows:
         for column in (self.text, self.source):
             if column is not None and column not in table.column_names:
                 raise DatasetError(
-                    f"{self}: no column {column!r}; there are {', '.join(table.column_names)}: choose by ?text=… and &source=…"
+                    f"{self}: no column {column!r}; there are {', '.join(table.column_names)}: set ?text=… and &source=…"
                 )
         texts = table.column(self.text).to_pylist()
         meta_column = self.source or ("meta" if "meta" in table.column_names else None)
@@ -137,15 +140,20 @@ class DatasetRows:
             if self.source:
                 metas = [_as_meta(value, labels) for value in metas]
             rows = [{"text": text, "meta": meta} for text, meta in zip(texts, metas, strict=True)]
-        return b"".join(orjson.dumps(row, default=str) + b"\n" for row in rows)
+        return json_lines(rows)
 
-    def _explained(self, error: Exception) -> DatasetError:
+    def _as_error(self, error: Exception) -> DatasetError:
         reason = (str(error).splitlines() or [""])[0]
         return DatasetError(f"{self}: {reason or type(error).__name__}; check name, config, split and the network")
 
 
+def json_lines(rows: Iterable[Any]) -> bytes:
+    """Rows of a table as JSON lines; values that JSON does not have become strings."""
+    return b"".join(orjson.dumps(row, default=str) + b"\n" for row in rows)
+
+
 def _as_meta(value: Any, labels: list[str] | None) -> Any:
-    """A source column's value as the `meta` of a record; numbers of a class label become its names."""
+    """The value of a source column as the `meta` of a record; the number of a class label becomes its name."""
     if value is None or isinstance(value, dict):
         return value
     if labels and isinstance(value, int) and 0 <= value < len(labels):
@@ -154,7 +162,7 @@ def _as_meta(value: Any, labels: list[str] | None) -> Any:
 
 
 def parse_dataset(spelling: str) -> DatasetRows:
-    """The dataset that `datasets://…` names; a folder that exists wins over a name on the hub. Raises DatasetError."""
+    """The dataset that `datasets://…` names; an existing folder takes precedence over the hub. Raises DatasetError."""
     name, _, query = spelling.removeprefix(SCHEME).partition("?")
     known = [field.name for field in fields(DatasetRows) if field.name not in ("name", "folder")]
     given = dict(parse_qsl(query, keep_blank_values=True))
@@ -167,7 +175,7 @@ def parse_dataset(spelling: str) -> DatasetRows:
         raise DatasetError(f"{spelling}: no name; write {SCHEME}NAME?split=train or {SCHEME}/path/to/folder")
     path = Path(name).expanduser()
     if path.is_dir():
-        return DatasetRows(str(path.absolute()), folder=True, **given)
+        return DatasetRows(name=str(path.absolute()), folder=True, **given)
     if name.startswith(("/", ".", "~")):
         raise DatasetError(f"{spelling}: no such folder")
-    return DatasetRows(name, folder=False, **given)
+    return DatasetRows(name=name, folder=False, **given)

@@ -1,7 +1,6 @@
-"""The deterministic plan of a run: which input files there are, in which order, and which split their documents go to.
+"""The plan of a run: the input files, their order, and the split that their documents go to.
 
-Files are cut into units by `blocks`; everything behind the plan only knows that units, in the order of their keys,
-give the corpus in order.
+`blocks` cuts files into units. The order of the files, and of the units in each, is the order of the corpus.
 """
 
 import os
@@ -14,7 +13,7 @@ from typing import Literal
 
 from data_prep.config import PrepareConfig
 from data_prep.readers.huggingface import DatasetRows
-from data_prep.readers.locations import Location, State, can_enter, find, names, state, states
+from data_prep.readers.locations import Location, LocationState, can_enter, find, names, state, states
 from data_prep.readers.remote import RemoteError, RemoteFile
 from data_prep.readers.streams import PLAIN_SUFFIX, SUFFIXES
 
@@ -23,20 +22,19 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class InputError(ValueError):
-    """Input globs that name nothing, something unreadable, or one file for two splits."""
+    """Input globs that match nothing, something that is no input file, or one file for two splits."""
 
 
 class ChangedInputError(InputError):
-    """An input file that is not what it was when the job began."""
+    """An input file that changed after the job began."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InputFile:
-    """One input file: `split` is where all its documents go, or None where a hash of each text decides.
+    """One input file. All its documents go to `split`; if that is None, a hash of each text decides.
 
-    `name` is the path below the folder that all inputs share: it is what outputs mention, so that moving a corpus
-    changes no byte of them. `bytes` (0 where only reading tells) and `version` (time or checksum) are those of the start
-    of the job: a file that differs later changed.
+    `name` is the path below the folder that all inputs share. Outputs use this name, so that moving a corpus does not change
+    them. `bytes` (0 if unknown before reading) and `version` (time or checksum) were taken when the job began.
     """
 
     index: int
@@ -51,26 +49,31 @@ class InputFile:
 
     @property
     def is_plain(self) -> bool:
-        """True where a worker can read any range of it without what lies before."""
+        """True if a worker can read any byte range without reading what comes before."""
         return can_enter(self.path) and not isinstance(self.path, DatasetRows) and _is_named(self.path, PLAIN_SUFFIX)
 
-    def refuse_change(self) -> None:
-        """Raise ChangedInputError, or the OSError of a file that is gone, unless size and version are as they were."""
+    @property
+    def may_hold_training_text(self) -> bool:
+        """False if all documents go to val or test."""
+        return self.split in (None, "train")
+
+    def validate_unchanged(self) -> None:
+        """Raise ChangedInputError if size or version changed since the job began, OSError if the file is gone."""
         now = state(self.path)
-        if now != State(self.bytes, self.version):
+        if now != LocationState(self.bytes, self.version):
             raise ChangedInputError(f"{self.path}: changed during the job ({self.bytes} bytes before, {now.bytes} now)")
 
 
 @dataclass(frozen=True)
 class HashSplit:
-    """Sends documents to splits by a keyed hash of their text alone, so that exact duplicates stay on one side."""
+    """Assigns documents to splits by a keyed hash of their text, so that exact duplicates are in the same split."""
 
     val_share: float
     test_share: float
     seed: int
 
     def __call__(self, text: bytes) -> Split:
-        """The split of a document, from its text in UTF-8."""
+        """The split of a document with the given text (UTF-8)."""
         digest = blake2b(text, digest_size=8, salt=self.seed.to_bytes(16, "little")).digest()
         share = int.from_bytes(digest, "little") / 2**64
         if share < self.test_share:
@@ -79,8 +82,10 @@ class HashSplit:
 
 
 def plan(config: PrepareConfig) -> list[InputFile]:
-    """All files of a run: train files sorted by path, then val's, then test's. Raises InputError and what `find` raises;
-    reads no file."""
+    """All files of a run: train files sorted by path, then those of val, then those of test. No file is read.
+
+    Raises InputError and the errors of `find`.
+    """
     groups: list[tuple[Split | None, list[Location]]] = [(None if config.splits_by_hash else "train", expand(config.input))]
     if config.val:
         groups.append(("val", expand(config.val)))
@@ -96,11 +101,11 @@ def plan(config: PrepareConfig) -> list[InputFile]:
 
 
 def input_files(paths: Sequence[Location], splits: Sequence[Split | None]) -> list[InputFile]:
-    """InputFiles with their sizes and versions as they are now. Raises InputError where one is gone."""
+    """InputFiles with their current sizes and versions. Raises InputError if two have one name or one is gone."""
     named = names(paths)
     for name, number in Counter(named).items():
         if number > 1:
-            raise InputError(f"{number} inputs are all called {name}; give one of them another name")
+            raise InputError(f"{number} inputs have the name {name}; rename all but one")
     try:
         now = states(paths)
     except RemoteError:
@@ -108,14 +113,16 @@ def input_files(paths: Sequence[Location], splits: Sequence[Split | None]) -> li
     except OSError as error:
         raise InputError(f"{error.filename or error}: {error.strerror}; it was there a moment ago") from error
     return [
-        InputFile(index, split, path, name, found.bytes, found.version)
+        InputFile(index=index, split=split, path=path, name=name, bytes=found.bytes, version=found.version)
         for index, (split, path, name, found) in enumerate(zip(splits, paths, named, now, strict=True))
     ]
 
 
 def expand(globs: Sequence[str]) -> list[Location]:
-    """What globs, URLs and dataset spellings name (`**` crosses folders), each once, sorted. Raises InputError for one
-    that names nothing and for a file in no format that we read."""
+    """The locations that globs (`**` matches any number of folders), URLs and datasets name, sorted, without duplicates.
+
+    Raises InputError for a pattern that matches nothing and for a file of unknown format.
+    """
     paths: set[Location] = set()
     for pattern in globs:
         matches = find(pattern, SUFFIXES)

@@ -1,4 +1,4 @@
-"""Where inputs are: local paths, URLs and datasets behind the same few questions."""
+"""Locations of inputs: local paths, URLs and datasets behind one set of functions."""
 
 import glob
 import os
@@ -11,33 +11,32 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
+from data_prep.files import sha256_stream
 from data_prep.readers.huggingface import SCHEME, DatasetRows, parse_dataset
 from data_prep.readers.remote import URL, RemoteFile, expand_url
 
 Location = Path | RemoteFile | DatasetRows
 
-_CHUNK_BYTES = 1 << 20
 _THREADS = 8
 
 
 class LocationError(ValueError):
-    """A name that something else than a file has."""
+    """A path that is not a regular file."""
 
 
 @dataclass(frozen=True)
-class State:
-    """What tells that a location changed: `bytes`, 0 where only reading tells, and `version`, which changes with them."""
+class LocationState:
+    """Size and version of a location. `bytes`: 0 if unknown before reading. `version`: changes whenever the bytes change."""
 
     bytes: int
     version: str
 
 
 def find(pattern: str, suffixes: tuple[str, ...] = ()) -> list[Location]:
-    """What a glob, a URL or a dataset's spelling names, in no particular order; empty where a glob matches nothing.
+    """The locations that a glob, a URL or a dataset names, in any order; empty if a glob matches nothing.
 
-    What ends in one of `suffixes` ought to be a file.
-
-    Local paths come out absolute. Raises RemoteError, DatasetError or LocationError, all ValueErrors.
+    Local paths are made absolute. A match that ends in one of `suffixes` must be a file. Raises RemoteError, DatasetError or
+    LocationError, all ValueErrors.
     """
     if pattern.startswith(SCHEME):
         dataset = parse_dataset(pattern)
@@ -50,60 +49,60 @@ def find(pattern: str, suffixes: tuple[str, ...] = ()) -> list[Location]:
     pattern = os.path.expanduser(pattern)
     matches = glob.glob(pattern, recursive=True)
     for match in matches:
-        # Folders in between are what `**` is for; one that is named, or named like an input, is a mistake.
+        # `**` may match folders; a folder that is named explicitly, or named like an input file, is a mistake.
         if (match == pattern or match.lower().endswith(suffixes)) and not os.path.isfile(match):
             if os.path.isdir(match):
                 raise LocationError(f"{match}: a folder; name the files in it, as {match.rstrip('/')}/*.jsonl.zst")
-            raise LocationError(f"{match}: a broken link, or no regular file; mend it or narrow the glob")
+            raise LocationError(f"{match}: a broken link, or no regular file; fix it or narrow the glob")
     return [Path(os.path.abspath(match)) for match in matches if os.path.isfile(match)]
 
 
-def state(location: Location) -> State:
-    """Size and version as they are now. Raises OSError (RemoteError and DatasetError are such) where it is gone."""
+def state(location: Location) -> LocationState:
+    """Current size and version. Raises OSError if it is gone; RemoteError and DatasetError are OSErrors."""
     if isinstance(location, Path):
         status = os.stat(location)
-        return State(status.st_size, str(status.st_mtime_ns))
+        return LocationState(status.st_size, str(status.st_mtime_ns))
     size, version = location.state()
-    return State(size or 0, version)
+    return LocationState(size or 0, version)
 
 
-def states(locations: Sequence[Location]) -> list[State]:
-    """The states of many, several at a time: each may be a question over the network."""
+def states(locations: Sequence[Location]) -> list[LocationState]:
+    """The states of many locations, several at a time, because each may need a network request."""
     with ThreadPoolExecutor(_THREADS) as threads:
         return list(threads.map(state, locations))
 
 
 def open_location(location: Path | RemoteFile) -> BinaryIO:
-    """A binary reader of its bytes as they lie there."""
+    """A binary reader of the stored bytes."""
     return open(location, "rb") if isinstance(location, Path) else location.open()
 
 
 def sha256_location(location: Location) -> str:
     """SHA-256 in hexadecimal of a file's bytes, or of a dataset's rows as JSON lines."""
-    digest = sha256()
     if isinstance(location, DatasetRows):
-        for piece in location.lines():
-            digest.update(piece)
+        digest = sha256()
+        for lines in location.lines():
+            digest.update(lines)
         return digest.hexdigest()
     with open_location(location) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return sha256_stream(file)
 
 
 def can_enter(location: Location) -> bool:
-    """True where reading can begin anywhere."""
+    """True if reading can start at any byte."""
     return isinstance(location, Path) or (isinstance(location, RemoteFile) and location.ranges)
 
 
 def parts(location: Location) -> tuple[str, ...]:
-    """The steps to a location from its root: a disk, a host or bucket, the hub."""
+    """The path to a location, from its root: a disk, a host or bucket, or the hub."""
     return location.parts
 
 
 def names(locations: Sequence[Location]) -> list[str]:
-    """What outputs call each: its path below the folder that all of its root share, so that moving a corpus, to a
-    bucket even, changes no byte of them. Where there are several roots, URLs keep theirs."""
+    """The names that outputs use: the path below the folder that all locations of one root share.
+
+    So moving a corpus, even to a bucket, does not change the outputs. If there are several roots, URLs keep theirs.
+    """
     steps = [parts(location) for location in locations]
     roots = {path[0] for path in steps}
     shared = {root: _shared([path[:-1] for path in steps if path[0] == root]) for root in roots}
@@ -115,6 +114,6 @@ def names(locations: Sequence[Location]) -> list[str]:
 
 
 def _shared(folders: Sequence[tuple[str, ...]]) -> int:
-    """How many steps all have in common."""
+    """The number of leading folders that all have in common."""
     levels = takewhile(lambda level: len(set(level)) == 1, zip(*folders, strict=False))
     return sum(1 for _ in levels)

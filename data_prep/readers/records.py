@@ -1,4 +1,4 @@
-"""Records to documents: The Pile's JSON lines in all the spellings found in the wild, and a reason for each rejection."""
+"""Records to documents: The Pile's JSON lines in all forms that are published, and a reason for each rejected record."""
 
 import ast
 import json
@@ -15,15 +15,15 @@ from data_prep.readers.locations import Location
 UNKNOWN_SOURCE = "unknown"
 
 _FIRST_BYTES = 200
-# A `meta` in Python's spelling is a few dozen bytes; the parser is recursive, so larger ones are not worth its risks.
+# A `meta` written as a Python literal is a few dozen bytes; longer ones are not parsed, because the parser is recursive.
 _MAX_PYTHON_META_CHARACTERS = 1 << 16
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Document:
-    """One text and where it came from. `file` is the input's name in the plan, `line` counts from 1."""
+    """One text and its origin. `file` is the input's name in the plan, `line` counts from 1."""
 
     text: str
     source: str
@@ -31,9 +31,9 @@ class Document:
     line: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rejected:
-    """One record that is no document. `first_bytes` shows its start, undecodable bytes as backslash escapes."""
+    """One record that is not a document. `first_bytes` is its start, with undecodable bytes as backslash escapes."""
 
     file: str
     line: int
@@ -42,34 +42,27 @@ class Rejected:
 
 
 class BadRecordError(ValueError):
-    """A line that holds no document; the message is one of a few fixed reasons, so that they can be counted."""
+    """A line that has no document; the message is one of a few fixed reasons, so that they can be counted."""
 
 
-class RecordReader:
-    """The documents and rejected records of one file, in order; `num_blank_lines` is complete after the iteration."""
-
-    def __init__(self, path: Location, name: str, max_record_bytes: int) -> None:
-        self.path = path
-        self.name = name
-        self.max_record_bytes = max_record_bytes
-        self.num_blank_lines = 0
-
-    def __iter__(self) -> Iterator[Document | Rejected]:
-        self.num_blank_lines = 0
-        for line in read_lines(self.path, self.max_record_bytes):
-            record = read_record(line, self.name)
-            if record is None:
-                self.num_blank_lines += 1
-            else:
-                yield record
+def read_records(path: Location, name: str, max_record_bytes: int) -> Iterator[Document | Rejected]:
+    """The documents and rejected records of one file, in order; blank lines are skipped."""
+    for line in read_lines(path, max_record_bytes):
+        record = read_record(line, name)
+        if record is not None:
+            yield record
 
 
 def read_record(line: Line | LostTail, file: str, starts_file: bool | None = None) -> Document | Rejected | None:
-    """The document or rejected record of one line, None for a blank one. `starts_file` where `line.number` does not
-    say whether this is the file's first line, which alone may begin with a byte order mark."""
+    """The document or rejected record of one line; None for a blank line.
+
+    `starts_file`: whether this is the file's first line, which may begin with a byte order mark; None: if its number is 1.
+    """
 
     def reject(data: bytes, reason: str) -> Rejected:
-        return Rejected(file, line.number, reason, data[:_FIRST_BYTES].decode("utf-8", "backslashreplace"))
+        return Rejected(
+            file=file, line=line.number, reason=reason, first_bytes=data[:_FIRST_BYTES].decode("utf-8", "backslashreplace")
+        )
 
     if isinstance(line, LostTail):
         return reject(line.data, line.reason)
@@ -85,14 +78,14 @@ def read_record(line: Line | LostTail, file: str, starts_file: bool | None = Non
         text, source = parse_record(data)
     except BadRecordError as error:
         return reject(data, str(error))
-    return Document(text, source, file, line.number)
+    return Document(text=text, source=source, file=file, line=line.number)
 
 
 def parse_record(data: bytes) -> tuple[str, str]:
-    r"""Text and source of one record; both are valid Unicode, lone surrogates having become U+FFFD.
+    r"""Text and source of one record. Both are valid Unicode: lone surrogates are replaced by U+FFFD.
 
-    A record is an object with `text` (a string, or paragraphs to join with a blank line) and perhaps `meta`, or a bare
-    JSON string. Raises BadRecordError with the reason.
+    A record is a JSON string, or an object with `text` (a string, or a list of paragraphs, which are joined by a blank line)
+    and optionally `meta`. Raises BadRecordError with the reason.
     """
     record, may_hold_surrogates = _parse_json(data)
     meta = None
@@ -113,12 +106,12 @@ def parse_record(data: bytes) -> tuple[str, str]:
 
 
 def _parse_json(data: bytes) -> tuple[Any, bool]:
-    """The value, and whether its strings may hold lone surrogates, which is too slow to look for in every text."""
+    """The value, and whether its strings may have lone surrogates: searching every text for them would be too slow."""
     try:
         return orjson.loads(data), False
     except orjson.JSONDecodeError:
         pass
-    # The standard parser also takes lone surrogate escapes, NaN and long integers, which published shards contain.
+    # The standard parser also accepts lone surrogate escapes, NaN and long integers, which published shards contain.
     try:
         return json.loads(data.decode("utf-8")), True
     except UnicodeDecodeError:

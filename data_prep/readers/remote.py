@@ -1,7 +1,7 @@
-"""Files behind a URL, through fsspec: found by glob, told apart by their change token, read to the last announced byte.
+"""Files behind a URL, read through fsspec: globs, change tokens, and reads up to the announced size.
 
-A connection that breaks is opened again where it stopped; what still cannot be read is an error that names the URL,
-never the end of a file.
+A broken connection is reopened at the byte where it stopped. If that fails too, an error names the URL; it is never treated
+as the end of the file.
 """
 
 import io
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 URL = re.compile(r"(?:[A-Za-z0-9+.\-]+::)*[A-Za-z][A-Za-z0-9+.\-]*://")
 
-# Tries without one new byte between them, and seconds before the second, doubled each time.
+# Tries without a new byte in between, and the seconds before the second try, doubled each time.
 _TRIES = 4
 _FIRST_WAIT = 0.5
 _CONNECT_SECONDS = 30
@@ -25,7 +25,7 @@ _BLOCK_BYTES = 8 << 20
 _BUFFER_BYTES = 1 << 20
 _THREADS = 8
 
-# Fields of fsspec's descriptions that change with the bytes; the first group of which one is there is the token.
+# Fields of fsspec's `info` that change with the bytes. The token is made of the first group of which a field is present.
 _CHECKSUMS = ("ETag", "etag", "md5Hash", "crc32c", "generation", "content_md5", "Content-MD5", "Digest", "blob_id", "lfs")
 _TIMES = ("Last-Modified", "LastModified", "last_modified", "updated", "modified", "mtime", "created")
 
@@ -39,59 +39,61 @@ _Result = TypeVar("_Result")
 
 
 class RemoteError(OSError, ValueError):
-    """A URL that cannot be listed, described or read: the message names it, and what to do."""
+    """A URL that cannot be listed, described or read; the message names it and the remedy."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file behind a URL. `ranges`: it has a known size and can be entered anywhere."""
+    """One file behind a URL. `ranges`: its size is known and reading can start at any byte."""
 
     url: str
     ranges: bool
 
     def __str__(self) -> str:
-        return shown(self.url)
+        return public_url(self.url)
 
     @property
     def name(self) -> str:
-        """The last part of the path, without a query: it says the format."""
+        """The last part of the path, without a query; its ending gives the format."""
         return PurePosixPath(urlsplit(self.url).path).name
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Scheme and host, then the folders, then the name: what a place shares with its neighbours."""
-        url = urlsplit(shown(self.url))
+        """Scheme and host, then the folders, then the name."""
+        url = urlsplit(public_url(self.url))
         return (f"{url.scheme}://{url.netloc}", *(part for part in url.path.split("/") if part))
 
     def state(self) -> tuple[int | None, str]:
-        """Size in bytes, None where the server does not tell, and a token that changes with the bytes ("": none given)."""
+        """Size in bytes (None if the server does not give it) and a token that changes with the bytes ("" if none is given)."""
         info = _info(self.url)
         size = info.get("size")
         return (int(size) if size is not None else None), _token(info)
 
     def open(self) -> BinaryIO:
-        """A binary reader. Where there are no `ranges` it only reads on. Raises RemoteError, here and at every read."""
+        """A binary reader, seekable if `ranges`. Raises RemoteError, here and at every read."""
         return io.BufferedReader(_Reader(self), _BUFFER_BYTES)
 
 
-def shown(url: str) -> str:
-    """A URL for people and outputs: without user, password and query, which may hold secrets."""
+def public_url(url: str) -> str:
+    """A URL as messages and outputs show it: without user, password and query, which may be secret."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def expand_url(pattern: str) -> list[RemoteFile]:
-    """The files that a URL with or without wildcards names. Raises RemoteError; an empty list where none matches."""
+    """The files that a URL with or without wildcards names; empty if none matches. Raises RemoteError."""
     fs, path = _filesystem(pattern)
     web = _is_web(pattern)
     if not any(sign in path for sign in ("*[" if web else "*?[")):  # in a web address "?" begins the query
         if not web and _info(pattern).get("type") == "directory":
-            raise RemoteError(f"{shown(pattern)}: a folder; name the files in it, as {shown(pattern).rstrip('/')}/*.jsonl.zst")
-        # In the spelling that a glob would find it by.
+            raise RemoteError(
+                f"{public_url(pattern)}: a folder; name the files in it, as {public_url(pattern).rstrip('/')}/*.jsonl.zst"
+            )
+        # In the form in which a glob returns it.
         urls = [pattern if web else fs.unstrip_protocol(path)]
     else:
         fs.invalidate_cache()
-        found = _naming(pattern, lambda: fs.glob(path, detail=True))
+        found = _retried(pattern, lambda: fs.glob(path, detail=True))
         urls = sorted(fs.unstrip_protocol(name) for name, info in found.items() if info.get("type") != "directory")
     with ThreadPoolExecutor(_THREADS) as threads:
         return list(threads.map(_described, urls))
@@ -108,7 +110,7 @@ def _is_web(url: str) -> bool:
 
 
 def _takes_ranges(url: str) -> bool:
-    """Ask the server for one byte: what it says of itself is often missing, and sometimes wrong."""
+    """Request one byte from the server: its own announcement is often missing and sometimes wrong."""
     from fsspec.asyn import sync
 
     fs, path = _filesystem(url)
@@ -118,15 +120,15 @@ def _takes_ranges(url: str) -> bool:
         async with session.get(fs.encode_url(path), headers={"Range": "bytes=0-0"}) as response:
             return bool(response.status == 206)
 
-    return _naming(url, lambda: sync(fs.loop, ask))
+    return _retried(url, lambda: sync(fs.loop, ask))
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's filesystem and the URL in its own spelling; its settings come from fsspec's files and variables."""
-    import fsspec  # late: local files need none of it
+    """fsspec's filesystem and the path in it. Settings come from fsspec's configuration files and variables."""
+    import fsspec  # imported late: local files do not need it
 
     if "::" in url:
-        raise RemoteError(f"{shown(url)}: chained URLs are not read; unpack or download first, and name the files themselves")
+        raise RemoteError(f"{public_url(url)}: chained URLs are not read; unpack or download the files first")
     scheme = url.partition("://")[0].lower()
     options: dict[str, Any] = {}
     try:
@@ -136,10 +138,10 @@ def _filesystem(url: str) -> tuple[Any, str]:
     except ImportError as error:
         package = _PACKAGES.get(scheme)
         remedy = f"pip install {package}" if package else f"install the package that it needs ({error})"
-        raise RemoteError(f"{shown(url)}: {scheme}:// needs a driver that is not installed; {remedy}") from error
+        raise RemoteError(f"{public_url(url)}: {scheme}:// needs a driver that is not installed; {remedy}") from error
     except ValueError as error:
         raise RemoteError(
-            f"{shown(url)}: fsspec knows no scheme {scheme}:// ({error}); install the package that brings it, "
+            f"{public_url(url)}: fsspec knows no scheme {scheme}:// ({error}); install the package that brings it, "
             "e.g. pip install s3fs for s3://, gcsfs for gs://, adlfs for abfs://"
         ) from error
     return fs, path
@@ -149,7 +151,7 @@ def _web_client(configured: dict[str, Any]) -> dict[str, Any]:
     import aiohttp
 
     return {
-        # The default ends every response after 5 minutes, and unpacks .gz files that a server declares as encoded.
+        # The default stops every response after 5 minutes, and unpacks .gz files that a server declares as encoded.
         "timeout": aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS),
         "auto_decompress": False,
         "headers": {"Accept-Encoding": "identity"},
@@ -161,10 +163,10 @@ def _info(url: str) -> dict[str, Any]:
     fs, path = _filesystem(url)
 
     def ask() -> dict[str, Any]:
-        fs.invalidate_cache()  # a listing of before would hide a change
+        fs.invalidate_cache()  # an old listing would hide a change
         return dict(fs.info(path))
 
-    return _naming(url, ask)
+    return _retried(url, ask)
 
 
 def _token(info: dict[str, Any]) -> str:
@@ -175,20 +177,20 @@ def _token(info: dict[str, Any]) -> str:
     return ""
 
 
-def _naming(url: str, action: Callable[[], _Result]) -> _Result:
-    """The result of `action`, tried again where trying may help; its error as a RemoteError that names the URL."""
+def _retried(url: str, action: Callable[[], _Result]) -> _Result:
+    """The result of `action`, retried if that may help. Raises RemoteError, which names the URL."""
     for attempt in range(_TRIES):
         try:
             return action()
-        except Exception as error:  # drivers raise errors of no common class
+        except Exception as error:  # drivers raise errors without a common class
             if attempt == _TRIES - 1 or _is_final(error):
-                raise _explained(url, error) from error
+                raise _as_error(url, error) from error
             time.sleep(_FIRST_WAIT * 2**attempt)
     raise AssertionError("the last try returns or raises")
 
 
 def _causes(error: BaseException) -> Iterable[BaseException]:
-    """The error and what it came from: fsspec calls every fault of a web server a missing file."""
+    """The error and its causes: fsspec reports every error of a web server as a missing file."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -209,7 +211,7 @@ def _is_final(error: BaseException) -> bool:
     return isinstance(error, FileNotFoundError | IsADirectoryError) and error.__cause__ is None
 
 
-def _explained(url: str, error: BaseException) -> RemoteError:
+def _as_error(url: str, error: BaseException) -> RemoteError:
     if isinstance(error, RemoteError):
         return error
     *_, root = _causes(error)
@@ -222,14 +224,14 @@ def _explained(url: str, error: BaseException) -> RemoteError:
     elif isinstance(root, TimeoutError) or "Timeout" in kind:
         what = "no answer in time; check the network and run again"
     else:
-        # Without the queries of URLs in it, which may hold secrets.
-        reason = " ".join(re.sub(r"\?[^\s'\"]*", "", str(root).replace(url, shown(url))).split()) or "no reason given"
+        # Without the queries of URLs, which may be secret.
+        reason = " ".join(re.sub(r"\?[^\s'\"]*", "", str(root).replace(url, public_url(url))).split()) or "no reason given"
         what = f"{kind}: {reason}; check the network and run again"
-    return RemoteError(f"{shown(url)}: {what}")
+    return RemoteError(f"{public_url(url)}: {what}")
 
 
 class _Reader(io.RawIOBase):
-    """Reads on through broken connections; an end before the announced size counts as one."""
+    """Reopens broken connections; an end before the announced size counts as a broken connection."""
 
     def __init__(self, file: RemoteFile) -> None:
         self._url = file.url
@@ -249,7 +251,7 @@ class _Reader(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if not self._ranges or self._size is None:
-            raise io.UnsupportedOperation(f"{shown(self._url)}: the server sends it only from the beginning")
+            raise io.UnsupportedOperation(f"{public_url(self._url)}: the server sends the file only from its beginning")
         position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if position != self._position and self._connection is not None:
             self._connection.seek(position)
@@ -259,20 +261,20 @@ class _Reader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self._size is not None and self._position >= self._size:
             return 0
-        data = _naming(self._url, lambda: self._read_or_let_go(len(buffer)))
+        data = _retried(self._url, lambda: self._read_or_disconnect(len(buffer)))
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
 
     def close(self) -> None:
-        self._let_go()
+        self._disconnect()
         super().close()
 
-    def _read_or_let_go(self, num_bytes: int) -> bytes:
+    def _read_or_disconnect(self, num_bytes: int) -> bytes:
         try:
             return self._read(num_bytes)
         except BaseException:
-            self._let_go()
+            self._disconnect()
             raise
 
     def _read(self, num_bytes: int) -> bytes:
@@ -284,7 +286,7 @@ class _Reader(io.RawIOBase):
         return data
 
     def _connect(self) -> Any:
-        """A connection at the position: entered there, or read up to there."""
+        """A connection at the current position: opened there, or read from the beginning up to there."""
         fs, path = _filesystem(self._url)
         if self._ranges:
             connection = fs.open(path, "rb", block_size=_BLOCK_BYTES)
@@ -299,7 +301,7 @@ class _Reader(io.RawIOBase):
             passed += len(data)
         return connection
 
-    def _let_go(self) -> None:
+    def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

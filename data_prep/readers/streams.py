@@ -1,8 +1,8 @@
 """Files to raw bytes of JSON lines: every zstd frame, gzip member and xz stream is read, and damage is reported.
 
-python-zstandard ends silently both after the first frame (`decompressobj`, `read_to_iter`) and at the cut of a
-truncated file (`stream_reader`), so frames are walked one by one here and each must say that it ended. Containers
-that hold no lines, Parquet, plain text and datasets, become the JSON lines that they would have been.
+python-zstandard stops silently after the first frame (`decompressobj`, `read_to_iter`) and at the end of a truncated file
+(`stream_reader`). So frames are decompressed one by one here, and each must report its end. Formats without lines (Parquet,
+plain text, datasets) are converted to JSON lines.
 """
 
 import lzma
@@ -14,18 +14,18 @@ from typing import BinaryIO, Protocol
 import orjson
 import zstandard
 
-from data_prep.readers.huggingface import DatasetRows
+from data_prep.readers.huggingface import DatasetRows, json_lines
 from data_prep.readers.locations import Location, can_enter, open_location
 from data_prep.readers.remote import RemoteError, RemoteFile
 
 _PLAIN_CHUNK_BYTES = 1 << 20
-# Small, because one compressed chunk is expanded at once: this bounds memory on highly repetitive input.
+# Small, because one compressed chunk is decompressed at once: this limits memory for very repetitive input.
 _COMPRESSED_CHUNK_BYTES = 1 << 16
-# What `zstd --long=31` may ask for; the library's default refuses windows above 128 MiB.
+# The window of `zstd --long=31`; the library's default rejects windows above 128 MiB.
 _MAX_ZSTD_WINDOW_BYTES = 1 << 31
 _PARQUET_ROWS = 1024
 
-# Only plain lines can be entered in the middle, so only they are cut into byte ranges.
+# Only files of plain lines can be cut into byte ranges.
 PLAIN_SUFFIX = ".jsonl"
 SUFFIXES = (PLAIN_SUFFIX, ".jsonl.zst", ".jsonl.gz", ".json.gz", ".jsonl.xz", ".parquet", ".txt")
 
@@ -43,7 +43,7 @@ class DamagedStreamError(ValueError):
 
 
 class UnknownFormatError(ValueError):
-    """A file whose name ends in none of the suffixes that we read."""
+    """A file whose name has none of the suffixes that we read."""
 
 
 class _Decompressor(Protocol):
@@ -57,10 +57,10 @@ class _Decompressor(Protocol):
 
 
 def read_chunks(path: Location, on_read: Callable[[bytes], object] = lambda data: None) -> Iterator[bytes]:
-    """The decompressed bytes of a file in pieces of no particular size; `on_read` sees the bytes as they lie on disk.
+    """The decompressed bytes of a file in chunks of any size; `on_read` is called with the bytes as stored on disk.
 
-    A dataset has no bytes on disk: `on_read` sees its lines. Raises DamagedStreamError after the last good piece,
-    UnknownFormatError for a name that ends in no known suffix.
+    For a dataset, `on_read` is called with its JSON lines. Raises DamagedStreamError after the last good chunk,
+    UnknownFormatError for a name without a known suffix.
     """
     if isinstance(path, DatasetRows):
         for lines in path.lines():
@@ -76,10 +76,10 @@ def read_chunks(path: Location, on_read: Callable[[bytes], object] = lambda data
             context = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW_BYTES)
             yield from _read_frames(path, file, lambda: context.decompressobj(), b"", on_read)
         elif name.endswith((".jsonl.gz", ".json.gz")):
-            # Tape tools and some object stores pad gzip files with zeros, which start no member.
+            # Tape tools and some object stores pad gzip files with zeros, which are not a member.
             yield from _read_frames(path, file, lambda: zlib.decompressobj(zlib.MAX_WBITS | 16), b"\0", on_read)
         elif name.endswith(".jsonl.xz"):
-            # The format itself allows padding with zeros between streams.
+            # The format allows zeros between streams.
             yield from _read_frames(path, file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), b"\0", on_read)
         elif name.endswith(PLAIN_SUFFIX):
             while chunk := file.read(_PLAIN_CHUNK_BYTES):
@@ -88,7 +88,7 @@ def read_chunks(path: Location, on_read: Callable[[bytes], object] = lambda data
         elif name.endswith(".txt"):
             data = file.read()
             on_read(data)
-            # Not decoded here: the record's reader then reports invalid UTF-8 as it does for any other record.
+            # Not decoded here, so that invalid UTF-8 is rejected like that of any other record.
             yield _as_json_line(data) if data else b""
         else:
             raise UnknownFormatError(f"{path}: cannot tell the format from the name; known endings: {', '.join(SUFFIXES)}")
@@ -120,12 +120,12 @@ def _read_frames(
 
 
 def _parquet_lines(path: Path | RemoteFile, on_read: Callable[[bytes], object]) -> Iterator[bytes]:
-    """The rows of a Parquet file as JSON lines: columns `text`, and `meta` where there is one."""
-    import pyarrow as pa  # late: only those with Parquet files pay for the import
+    """The rows of a Parquet file as JSON lines: the columns `text` and, if present, `meta`."""
+    import pyarrow as pa  # imported late: only Parquet files need it
     import pyarrow.parquet as pq
 
     if not can_enter(path):
-        raise RemoteError(f"{path}: Parquet is read from its end, but this server only sends whole files: download it")
+        raise RemoteError(f"{path}: Parquet is read from its end, but this server sends only whole files: download it")
     with open_location(path) as file:
         while chunk := file.read(_PLAIN_CHUNK_BYTES):
             on_read(chunk)
@@ -133,7 +133,7 @@ def _parquet_lines(path: Path | RemoteFile, on_read: Callable[[bytes], object]) 
         with open_location(path) as file, pq.ParquetFile(file) as parquet:
             columns = [name for name in ("text", "meta") if name in parquet.schema_arrow.names]
             for batch in parquet.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
-                yield b"".join(orjson.dumps(row, default=str) + b"\n" for row in batch.to_pylist())
+                yield json_lines(batch.to_pylist())
     except RemoteError:
         raise
     except (pa.ArrowException, OSError) as error:

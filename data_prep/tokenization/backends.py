@@ -1,8 +1,8 @@
-"""The two engines behind one call: the Hugging Face reference, and gigatoken where it provably says the same, faster.
+"""Two tokenizer backends with one interface: the Hugging Face reference, and gigatoken, which is faster.
 
-gigatoken turns added tokens that it finds in text into their ids and has no switch for it; given the same tokenizer
-with an empty list of added tokens it equals the reference with `encode_special_tokens`. It is trusted only as far as it
-is checked: on hard strings when a job starts, and in every unit on sampled documents.
+gigatoken replaces added tokens in a text by their ids and has no option to prevent it. With an empty list of added tokens
+it gives the same ids as the reference with `encode_special_tokens`. This is checked on difficult strings when a job starts,
+and in every unit on sampled documents.
 """
 
 import json
@@ -29,22 +29,22 @@ HARD_TEXTS = (
 )
 
 
-class EngineMismatchError(ValueError):
-    """The fast engine and the reference give different ids for a text."""
+class BackendMismatchError(ValueError):
+    """The fast backend and the reference give different ids for a text."""
 
 
-class Engine(Protocol):
-    """Texts in UTF-8 to token ids."""
+class Backend(Protocol):
+    """Converts texts in UTF-8 to token ids."""
 
     name: str
 
     def encode(self, texts: Sequence[bytes]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """The ids of all texts back to back (no EOS) and the number of ids of each."""
+        """The ids of all texts, concatenated without EOS: (tokens,), and the number of ids of each: int64 (texts,)."""
         ...
 
 
-class ReferenceEngine:
-    """Hugging Face `tokenizers`, which define what is right."""
+class ReferenceBackend:
+    """Hugging Face `tokenizers`, the definition of correct ids."""
 
     name = "tokenizers"
 
@@ -62,11 +62,11 @@ class ReferenceEngine:
         return ids, lengths
 
 
-class FastEngine:
-    """gigatoken, on the calling thread alone, because every worker is one core's work."""
+class FastBackend:
+    """gigatoken, on the calling thread only, because every worker uses one core."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        import gigatoken  # late: only workers of tokenizers that it takes pay for the import
+        import gigatoken  # imported late: only needed for tokenizers that it supports
 
         self.name = f"gigatoken {version('gigatoken')}"
         description = json.loads(tokenizer.to_str())
@@ -80,7 +80,7 @@ class FastEngine:
 
 
 def why_not_fast(tokenizer: Tokenizer) -> str | None:
-    """Why gigatoken cannot stand in for this tokenizer, or None where it can: byte-level BPE that takes text as it is."""
+    """Why gigatoken cannot replace this tokenizer; None if it can. It supports byte-level BPE without normalization."""
     description = json.loads(tokenizer.to_str())
     model = description["model"]
     if model["type"] != "BPE":
@@ -95,26 +95,26 @@ def why_not_fast(tokenizer: Tokenizer) -> str | None:
         return "its merges are random (dropout)"
     plain = [token["content"] for token in description["added_tokens"] if not token["special"]]
     if plain:
-        return f"added tokens like {plain[0]!r} are not special and must be found in text"
+        return f"added tokens like {plain[0]!r} are not special and must be matched in text"
     try:
-        fast = FastEngine(tokenizer)
-        check(fast, ReferenceEngine(tokenizer), [text.encode("utf-8") for text in HARD_TEXTS])
+        fast = FastBackend(tokenizer)
+        check_same_ids(fast, ReferenceBackend(tokenizer), [text.encode("utf-8") for text in HARD_TEXTS])
     except ImportError:
         return "gigatoken is not installed"
-    except EngineMismatchError as error:
+    except BackendMismatchError as error:
         return str(error)
-    except Exception as error:  # the library's own errors, of no common class
-        return f"gigatoken refuses it ({error})"
+    except Exception as error:  # the library's errors have no common class
+        return f"gigatoken does not accept it ({error})"
     return None
 
 
-def check(engine: Engine, reference: Engine, texts: Sequence[bytes]) -> None:
-    """Raise EngineMismatchError, showing the text, unless both engines give the same ids for each of `texts`."""
-    ids, lengths = engine.encode(texts)
+def check_same_ids(backend: Backend, reference: Backend, texts: Sequence[bytes]) -> None:
+    """Raise BackendMismatchError, which shows the text, if the backends give different ids for one of `texts`."""
+    ids, lengths = backend.encode(texts)
     expected, expected_lengths = reference.encode(texts)
     if np.array_equal(lengths, expected_lengths) and np.array_equal(ids, expected):
         return
     if len(texts) > 1:
         for text in texts:
-            check(engine, reference, [text])
-    raise EngineMismatchError(f"{engine.name} and {reference.name} differ on {texts[0][:100]!r}")
+            check_same_ids(backend, reference, [text])
+    raise BackendMismatchError(f"{backend.name} and {reference.name} differ on {texts[0][:100]!r}")

@@ -1,7 +1,6 @@
-"""Committed units to the finished files of a folder: tokens copied in parallel to known offsets, index last."""
+"""Committed units to the token files of a split: workers copy tokens to known offsets in parallel, the index is last."""
 
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import orjson
 from data_prep.dataset.indexed_dataset import write_index
 from data_prep.dataset.manifest import SourceCounts, write_sources
 from data_prep.executor.workers import Call, WorkerPool
-from data_prep.files import atomic_write, canonical_json, fsync_folder
+from data_prep.files import atomic_write, canonical_json
 from data_prep.readers.input_files import SPLITS, Split
 from data_prep.units.store import DOCUMENT_DTYPE, DOCUMENTS, QUARANTINE, UnitKey, UnitRecord, UnitStore
 
@@ -22,14 +21,17 @@ NUM_HISTOGRAM_BINS = 32
 _COPIED_AT_ONCE = 1 << 26  # tokens
 _MAX_SOURCES = 1 << 16
 
-# How often each document of a unit appears: uint8 (documents,). Units that are not named appear once.
+# How often each document of a unit appears: uint8 (documents,). Documents of units without an entry appear once.
 Copies = Mapping[UnitKey, npt.NDArray[np.uint8]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenCopy:
-    """The tokens of one unit for one split: they go to token `offset` of the `.bin`. `kept`: which of the split's
-    documents, None for all; `lengths` are theirs before anything is left out."""
+    """The tokens that one unit contributes to one split, written to the `.bin` from token `offset` on.
+
+    kept: bool, which of the unit's documents in this split are copied; None for all of them.
+    lengths: int32, the tokens of all these documents; None if `kept` is None.
+    """
 
     record: UnitRecord
     offset: int
@@ -37,10 +39,13 @@ class TokenCopy:
     kept: npt.NDArray[np.bool_] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SplitContent:
-    """One split of the corpus. lengths: int32 (documents,) in tokens; source_of: uint16 (documents,), each document's
-    place in `sorted(sources)`; histogram bin i counts lengths in [2^i, 2^(i+1))."""
+    """One split of the corpus.
+
+    lengths: int32 (documents,) in tokens. source_of: uint16 (documents,), an index into `sorted(sources)`.
+    histogram: by source; bin i counts documents of 2^i to 2^(i+1) - 1 tokens.
+    """
 
     lengths: npt.NDArray[np.int32]
     source_of: npt.NDArray[np.uint16]
@@ -50,7 +55,7 @@ class SplitContent:
 
 
 def split_content(records: Sequence[UnitRecord], split: Split, store: UnitStore, copies: Copies) -> SplitContent:
-    """Collect what goes into a split: units in order, and again in order for what appears more than once."""
+    """Collect a split: all units in plan order, then again in plan order the documents that appear a second time, and so on."""
     content = _Content()
     passes = max((int(number.max(initial=1)) for number in copies.values()), default=1)
     for number in range(passes):
@@ -61,34 +66,34 @@ def split_content(records: Sequence[UnitRecord], split: Split, store: UnitStore,
             in_split = documents["split"] == SPLITS.index(split)
             kept = copies[record.key][in_split] > number if record.key in copies else None
             content.add(record, documents[in_split], None if kept is None or kept.all() else kept)
-    return content.whole()
+    return content.collected()
 
 
 class _Content:
-    """A split's content as it is collected."""
+    """Collects the content of a split."""
 
     def __init__(self) -> None:
         self._lengths: list[npt.NDArray[np.int32]] = [np.empty(0, dtype=np.int32)]
         self._source_of: list[npt.NDArray[np.uint16]] = [np.empty(0, dtype=np.uint16)]
-        self._numbers: dict[str, int] = {}  # of sources, as they are met
+        self._numbers: dict[str, int] = {}  # by source, in the order of their first document
         self._copies: list[TokenCopy] = []
         self._counts: dict[str, npt.NDArray[np.int64]] = {}  # (documents, tokens, bytes, bins…) by source
         self._offset = 0
 
     def add(self, record: UnitRecord, mine: npt.NDArray[np.void], kept: npt.NDArray[np.bool_] | None) -> None:
-        """Append the documents of one unit that are in the split and `kept`."""
+        """Append the `kept` documents (None for all) among `mine`, the documents of one unit in this split."""
         before = np.ascontiguousarray(mine["tokens"]) if kept is not None else None
         mine = mine if kept is None else mine[kept]
         if not len(mine):
             return
-        self._copies.append(TokenCopy(record, self._offset, before, kept))
+        self._copies.append(TokenCopy(record=record, offset=self._offset, lengths=before, kept=kept))
         self._lengths.append(np.ascontiguousarray(mine["tokens"]))
         self._offset += int(mine["tokens"].sum(dtype=np.int64))
         numbers = [self._numbers.setdefault(source, len(self._numbers)) for source in record.sources]
         if len(self._numbers) > _MAX_SOURCES:
             raise ValueError(
-                f"more than {_MAX_SOURCES:,} sources, at {record.sources[-1]!r}: meta.pile_set_name is for kinds of text, "
-                "not for single documents; leave it out of the input"
+                f"more than {_MAX_SOURCES:,} sources, at {record.sources[-1]!r}: meta.pile_set_name names kinds of "
+                "text, not single documents; remove it from the input"
             )
         self._source_of.append(np.array(numbers, dtype=np.uint16)[mine["source"]])
         for number in np.unique(mine["source"]).tolist():
@@ -98,40 +103,45 @@ class _Content:
             source = record.sources[number]
             self._counts[source] = self._counts[source] + found if source in self._counts else found
 
-    def whole(self) -> SplitContent:
-        """All that was added."""
+    def collected(self) -> SplitContent:
+        """Everything that was added."""
         sources = {
             source: SourceCounts(documents=int(found[0]), tokens=int(found[1]), bytes=int(found[2]))
             for source, found in self._counts.items()
         }
         histogram = {source: np.trim_zeros(found[3:], "b").tolist() for source, found in self._counts.items()}
         places = {source: place for place, source in enumerate(sorted(sources))}
-        # A source that is met in records of this split, but never with a document that stays, has no place.
+        # A source may occur in units of this split without a document that is kept; then it has no place.
         renumbered = np.array([places.get(source, 0) for source in self._numbers] or [0], dtype=np.uint16)
         source_of = renumbered[np.concatenate(self._source_of)]
-        return SplitContent(np.concatenate(self._lengths), source_of, self._copies, sources, histogram)
+        return SplitContent(
+            lengths=np.concatenate(self._lengths),
+            source_of=source_of,
+            copies=self._copies,
+            sources=sources,
+            histogram=histogram,
+        )
 
 
 def join_tokens(
     content: SplitContent, split: Split, store: UnitStore, output: Path, dtype: np.dtype[Any], pool: WorkerPool
 ) -> None:
-    """Write `<split>.bin` by several workers at once, then name it, then write `.idx`."""
+    """Write `<split>.bin` with several workers at once, then the sources, then `.idx`."""
     path = output / f"{split}.bin"
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with open(temporary, "xb") as file:
+    with atomic_write(path) as file:
         file.truncate(int(content.lengths.sum(dtype=np.int64)) * dtype.itemsize)
-    for _ in pool.map(
-        Call(copy_tokens, (copies, split, store.folder, temporary, dtype), f"{path}") for copies in _grouped(content.copies)
-    ):
-        pass
-    os.replace(temporary, path)
-    fsync_folder(output)
+        target = Path(file.name)
+        for _ in pool.map(
+            Call(function=copy_tokens, arguments=(copies, split, store.folder, target, dtype), name=f"{path}")
+            for copies in _grouped(content.copies)
+        ):
+            pass
     write_sources(output, split, content.source_of)
     write_index(output / f"{split}.idx", content.lengths, dtype)
 
 
 def copy_tokens(copies: Sequence[TokenCopy], split: Split, units: Path, target: Path, dtype: np.dtype[Any]) -> None:
-    """Copy units' tokens to their offsets in `target`, durably."""
+    """Copy tokens of units to their offsets in `target` and sync it to disk."""
     store = UnitStore(units)
     with open(target, "r+b") as file:
         for copy in copies:
@@ -145,7 +155,7 @@ def copy_tokens(copies: Sequence[TokenCopy], split: Split, units: Path, target: 
 
 
 def join_quarantine(records: Sequence[UnitRecord], store: UnitStore, path: Path) -> None:
-    """Write the rejected records of all units in plan order, with line numbers that count from the file's first line."""
+    """Write the rejected records of all units in plan order. Line numbers count from the first line of each input file."""
     file_number, lines_before = -1, 0
     with atomic_write(path) as file:
         for record in records:

@@ -1,7 +1,7 @@
-"""Exact duplicates across the whole corpus in bounded memory: digests sorted into buckets on disk, one bucket at a time.
+"""Exact deduplication of the whole corpus in bounded memory: digests are spread over buckets on disk and sorted by bucket.
 
-Of texts that are equal the one in the most held-out split stays (test, val, train), so that none of training is in
-evaluation; of those the first. A digest has 128 bits: among 10^9 texts a false match has a chance of 10^-21.
+Of equal texts one copy is kept: the one in test, else in val, else in train, so that no training text is in evaluation; in
+that split the first. A digest has 128 bits: among 10^9 texts the probability of a false match is 10^-21.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ _BUCKET_DOCUMENTS = 2_000_000  # about 66 MB of entries, and as much again to so
 
 
 def kept_documents(records: Sequence[UnitRecord], store: UnitStore, scratch: Path) -> dict[UnitKey, npt.NDArray[np.uint8]]:
-    """How many copies of each document of each unit stay, 1 or 0: one byte a document in memory, and one bucket of entries.
+    """For each unit, whether each document is kept: 1 or 0, uint8 (documents,).
 
-    `scratch` is a folder for the buckets, emptied again.
+    Memory: one byte per document and the entries of one bucket. The buckets are written to the folder `scratch` and deleted.
     """
     num_documents = sum(record.documents for record in records)
     num_buckets = -(-num_documents // _BUCKET_DOCUMENTS) or 1
@@ -56,7 +56,7 @@ def _scatter(record: UnitRecord, store: UnitStore, begin: int, buckets: Sequence
 
 
 def _drop_duplicates(entries: npt.NDArray[np.void], kept: npt.NDArray[np.uint8]) -> None:
-    """Leave only the first of each digest, the splits taken from the last (test) to the first (train)."""
+    """Set `kept` to 0 for all but the first document of each digest, in the order test, val, train."""
     order = np.lexsort((entries["document"], -entries["split"].astype(np.int8), entries["low"], entries["high"]))
     entries = entries[order]
     repeated = (entries["high"][1:] == entries["high"][:-1]) & (entries["low"][1:] == entries["low"][:-1])

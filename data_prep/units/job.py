@@ -1,12 +1,12 @@
-"""What a run has done so far, on disk: enough to go on after a kill at any moment, and to refuse to go on as another run.
+"""The work folder of a run: enough state to resume after a kill at any time, and to refuse to resume as a different run.
 
-`.work/job.json` says what the job is, `units/` holds the commits, `files/` what files read to their end were, and
-`attempts` gets a line for every unit that is started, so that the work done twice can be counted.
+`.work/job.json` describes the job, `units/` has the committed units, `files/` a record of every file that was read to its
+end, and `attempts` gets one byte for every unit that is started, so that repeated work can be counted.
 """
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +15,11 @@ from typing import Any
 import orjson
 
 from data_prep.config import PrepareConfig
+from data_prep.dataset.manifest import QUARANTINE_FILE
 from data_prep.files import sha256_file, write_json_atomically
 from data_prep.readers.input_files import InputFile
 from data_prep.readers.locations import sha256_location
+from data_prep.tokenization.tokenizer import TOKENIZER_FILE
 from data_prep.units.reader import FileEnd, plain_block
 from data_prep.units.store import UnitKey, UnitRecord, UnitStore
 from data_prep.units.tokenize_unit import raw_sha256
@@ -26,16 +28,22 @@ _THREADS = 4
 
 
 class PrepareError(ValueError):
-    """A run that cannot start or must not finish: the message says which file and what to do."""
+    """A run that cannot start or must not finish; the message names the file and the remedy."""
+
+
+def different_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys, sorted, whose values differ or that only one of the two has."""
+    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
 class Job:
-    """The work folder of one run, whose `decisions` its output depends on. `exists` says whether a run was begun here; its
-    description is checked, not trusted."""
+    """The work folder of one run. `decisions` are the settings that the output depends on."""
 
     def __init__(self, folder: Path, decisions: dict[str, Any]) -> None:
         self.folder = folder
-        self._decisions = decisions
+        self.decisions = decisions
+        self.tokenizer_file = folder / TOKENIZER_FILE
+        self.quarantine_file = folder / QUARANTINE_FILE
         self.store = UnitStore(folder / "units")
         self.records: dict[UnitKey, UnitRecord] = {}
         self.ends: dict[int, FileEnd] = {}
@@ -43,25 +51,27 @@ class Job:
 
     @property
     def exists(self) -> bool:
+        """Whether a run was begun here. `resume` checks that it was this one."""
         return self._path.is_file()
 
     @property
     def fast(self) -> bool:
-        """Whether the fast engine has been found to agree with the reference so far."""
+        """Whether the fast backend has agreed with the reference so far."""
         return bool(self._description["fast"])
 
     @property
     def why_reference(self) -> str | None:
+        """Why the reference backend is used; None if the fast one is."""
         reason: str | None = self._description["why_reference"]
         return reason
 
     @property
     def num_attempts(self) -> int:
-        """Units started by this run and those before it, repetitions included."""
+        """Units started by this and earlier runs of the job, repetitions included."""
         return (self.folder / "attempts").stat().st_size
 
     def clear(self) -> None:
-        """Make an empty work folder; what a run that never got a description left is worth nothing."""
+        """Make an empty work folder. What was left by a run that died before it wrote its description is deleted."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         self.store.folder.mkdir()
@@ -71,7 +81,7 @@ class Job:
     def begin(
         self, config: PrepareConfig, files: Sequence[InputFile], tokenizer_sha256: str, why_reference: str | None
     ) -> None:
-        """Say what this job is; from here on it can be continued."""
+        """Write the description of the job; from now on it can be resumed."""
         self._description = {
             **self._identity(config, files),
             "tokenizer_sha256": tokenizer_sha256,
@@ -82,12 +92,12 @@ class Job:
         write_json_atomically(self._path, self._description)
 
     def resume(self, config: PrepareConfig, files: Sequence[InputFile]) -> int:
-        """Take up the units that are committed and whole; returns how many were damaged and are to be done again.
+        """Load the committed units and discard damaged ones; returns the number of damaged units.
 
-        Raises PrepareError saying what differs from the run that was begun here.
+        Raises PrepareError, naming what differs, if another run was begun here.
         """
         self._description = orjson.loads(self._path.read_bytes())
-        self._refuse_another(config, files)
+        self._validate_same_run(config, files)
         for path in (self.folder / "files").iterdir():
             if path.suffix == ".json":
                 end = orjson.loads(path.read_bytes())
@@ -100,18 +110,18 @@ class Job:
                 self.records[record.key] = record
             else:
                 self.store.discard(record.key)
-        self._refuse_changed_inputs(files, config)
+        self._validate_unchanged_inputs(files, config)
         return whole.count(False)
 
     def fall_back(self, reason: str) -> None:
-        """Forget all units and use the reference from here on: the fast engine was caught in a difference."""
+        """Discard all units and use the reference backend from now on, because the fast one gave a different result."""
         self.store.discard_all()
         self.records.clear()
         self._description |= {"fast": False, "why_reference": reason}
         write_json_atomically(self._path, self._description)
 
     def count_attempt(self) -> None:
-        """One byte a started unit: an append survives the death of the process, and two do not mix."""
+        """Append one byte for a started unit. Appends survive the death of the process and do not mix with other appends."""
         descriptor = os.open(self.folder / "attempts", os.O_WRONLY | os.O_APPEND)
         try:
             os.write(descriptor, b".")
@@ -119,12 +129,12 @@ class Job:
             os.close(descriptor)
 
     def add_end(self, end: FileEnd) -> None:
-        """Note that a file was read to its end."""
+        """Record that a file was read to its end."""
         self.ends[end.file] = end
         write_json_atomically(self.folder / "files" / f"{end.file:05d}.json", asdict(end))
 
     def forget_file(self, file: int) -> None:
-        """Drop all units of a file that is left out."""
+        """Discard all units of a file that is skipped."""
         for key in [key for key in self.records if key.file == file]:
             del self.records[key]
             self.store.discard(key)
@@ -132,11 +142,11 @@ class Job:
         (self.folder / "files" / f"{file:05d}.json").unlink(missing_ok=True)
 
     def is_finished(self, file: int) -> bool:
-        """True where the file was read to its end and every unit of it is committed."""
+        """True if the file was read to its end and all its units are committed."""
         return file in self.ends and all(UnitKey(file, block) in self.records for block in self.ends[file].blocks)
 
     def done(self) -> dict[int, dict[int, str]]:
-        """The raw hashes of committed units by file and block."""
+        """The hashes (`raw_sha256`) of committed units, by file and block."""
         done: dict[int, dict[int, str]] = {}
         for key, record in self.records.items():
             done.setdefault(key.file, {})[key.block] = record.raw_sha256
@@ -146,30 +156,32 @@ class Job:
     def _path(self) -> Path:
         return self.folder / "job.json"
 
-    def _refuse_another(self, config: PrepareConfig, files: Sequence[InputFile]) -> None:
+    def _validate_same_run(self, config: PrepareConfig, files: Sequence[InputFile]) -> None:
         there, here = self._description, self._identity(config, files)
         differences = [
             f"{key} was {there['config'].get(key)!r} and is {here['config'].get(key)!r}"
-            for key in sorted({*there["config"], *here["config"]})
-            if there["config"].get(key) != here["config"].get(key)
+            for key in different_keys(there["config"], here["config"])
         ]
         if there["unit_bytes"] != here["unit_bytes"]:
             differences.append(f"unit_bytes was {there['unit_bytes']} and is {here['unit_bytes']}")
         if config.tokenizer and sha256_file(config.tokenizer) != there["tokenizer_sha256"]:
-            differences.append(f"the tokenizer was not {config.tokenizer} as it is now")
+            differences.append(f"the tokenizer differs from {config.tokenizer}")
         before = {name: (split, size) for name, split, size in there["inputs"]}
         now = {name: (split, size) for name, split, size in here["inputs"]}
         differences += [f"input {name} is gone" for name in before.keys() - now.keys()]
         differences += [f"input {name} is new" for name in now.keys() - before.keys()]
         differences += [
-            f"input {name} was {before[name][1]} bytes for {before[name][0]} and is {now[name][1]} for {now[name][0]}"
+            f"input {name} was {before[name][1]} bytes for {before[name][0]} and is {now[name][1]} bytes for {now[name][0]}"
             for name in before.keys() & now.keys()
             if before[name] != now[name]
         ]
-        self._refuse(sorted(differences))
+        self._validate_no_differences(sorted(differences))
 
-    def _refuse_changed_inputs(self, files: Sequence[InputFile], config: PrepareConfig) -> None:
-        """Compare what was read of files that have another version now; a reader that enters a file checks it itself."""
+    def _validate_unchanged_inputs(self, files: Sequence[InputFile], config: PrepareConfig) -> None:
+        """Check files whose version (size, time or token) changed against the hashes of what was read from them.
+
+        A file that is only partly read and must be streamed is checked by its reader instead.
+        """
         differences = []
         for file, version in zip(files, self._description["versions"], strict=True):
             if file.version == version:
@@ -185,17 +197,17 @@ class Job:
                     and raw_sha256(plain_block(file, key.block, config.unit_bytes, config.max_record_bytes))
                     != record.raw_sha256
                 ]
-        self._refuse(differences)
+        self._validate_no_differences(differences)
 
-    def _refuse(self, differences: Sequence[str]) -> None:
+    def _validate_no_differences(self, differences: Sequence[str]) -> None:
         if differences:
             raise PrepareError(
-                f"{self.folder} holds the unfinished work of another run: {'; '.join(differences)}. "
-                "Run that again as it was, give another --output, or delete the folder"
+                f"{self.folder} has the unfinished work of another run: {'; '.join(differences)}. "
+                "Rerun with the old settings, give another --output, or delete the folder"
             )
 
     def _identity(self, config: PrepareConfig, files: Sequence[InputFile]) -> dict[str, Any]:
         inputs = [[file.name, file.split or "hash", file.bytes] for file in files]
-        # The mixture is made of finished units: it may still be mended when all are done and a weight is missing.
-        decisions = {key: value for key, value in self._decisions.items() if key != "mixture"}
+        # Not the mixture: it is applied to finished units, so a missing weight can be added and the run resumed.
+        decisions = {key: value for key, value in self.decisions.items() if key != "mixture"}
         return {"config": decisions, "unit_bytes": config.unit_bytes, "inputs": inputs}

@@ -1,4 +1,4 @@
-"""What a person should know of a dataset that was made all the same: missing sources, names that met none, damaged files."""
+"""Remarks for the user on a finished dataset: missing sources, settings that matched nothing, damaged files."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -13,19 +13,19 @@ from data_prep.readers.streams import CORRUPT, DAMAGES, TRUNCATED
 
 
 def missing_sources(config: PrepareConfig, splits: Mapping[str, SplitRecord], dropped: Mapping[str, int]) -> list[str]:
-    """One line naming the expected sources that no document is of, and how many were left out by name."""
+    """One line that names the expected sources without a document, and how many documents were excluded by name."""
     kept = {source for split in splits.values() for source in split.sources}
     expected = list(pile.COMPONENTS) if config.expected_sources == "pile" else config.expected_sources
     missing = [source for source in expected if source not in kept]
     if not missing:
         return []
-    left_out = {source: dropped.get(f"source {source}", 0) for source in missing}
-    named = [f"{source} ({count:,} documents left out by name)" if count else source for source, count in left_out.items()]
+    excluded = {source: dropped.get(f"source {source}", 0) for source in missing}
+    named = [f"{source} ({count:,} documents excluded by name)" if count else source for source, count in excluded.items()]
     return [f"{len(missing)} of {len(expected)} expected sources are missing: {', '.join(named)}"]
 
 
-def unmet_names(config: PrepareConfig, splits: Mapping[str, SplitRecord], dropped: Mapping[str, int]) -> list[str]:
-    """One line a name of a source in the settings that no document of the input is of: most often a misspelling."""
+def unknown_source_names(config: PrepareConfig, splits: Mapping[str, SplitRecord], dropped: Mapping[str, int]) -> list[str]:
+    """One line per source name in the settings that no document of the input has: usually a typing mistake."""
     met = {source for split in splits.values() for source in split.sources}
     met |= {reason.removeprefix("source ") for reason in dropped if reason.startswith("source ")}
     epochs = config.mixture.epochs if config.mixture else None
@@ -36,21 +36,21 @@ def unmet_names(config: PrepareConfig, splits: Mapping[str, SplitRecord], droppe
     }
     lines = []
     for key, names in given.items():
-        # What is left out by name on purpose may be absent: The Pile's recipes name components that few still have.
+        # Not for The Pile's components: its recipes name components that most copies no longer have.
         for name in [name for name in names if name not in met and name not in pile.COMPONENTS]:
             near = get_close_matches(name, met, n=1)
-            lines.append(f"{key}: no document is of {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            lines.append(f"{key}: no document has source {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     return lines
 
 
 def damaged_files(quarantine: Path) -> list[str]:
-    """One line a file that was cut or corrupt, since its one quarantined record does not show how much is lost."""
+    """One line per truncated or corrupt file, because its single quarantined record does not show how much is lost."""
     with open(quarantine, "rb") as lines:
         rejected = [orjson.loads(line) for line in lines if any(damage.encode() in line for damage in DAMAGES)]
     what = {
-        TRUNCATED: "whatever followed line {line} is lost",
-        # A checksum lies behind the bytes that it is of, and decoders notice wrong bits late.
-        CORRUPT: "damage was noticed by line {line}; text before it may be altered, what followed is lost: fetch it again",
+        TRUNCATED: "everything after line {line} is lost",
+        # A checksum follows the bytes that it covers, so decoders notice wrong bits late.
+        CORRUPT: "damage was noticed at line {line}; text before it may be wrong, text after it is lost: fetch the file again",
     }
     return [
         f"{bad['file']} is {bad['reason']}: {what[bad['reason']].format(line=bad['line'])}"

@@ -1,7 +1,7 @@
-"""One input file to blocks, in a process of its own and without Ray: what was done before is checked and passed over.
+"""One input file to blocks, without Ray: blocks that were committed by an earlier run are checked and skipped.
 
-Decompression is sequential, and several times faster than tokenizing: one reader feeds several workers, and a restart
-inside a compressed file costs its decompression up to there, but no tokenizing.
+Decompression is sequential and several times faster than tokenizing. So one reader feeds several workers, and resuming
+inside a compressed file costs its decompression up to that place, but no tokenizing.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,17 +25,17 @@ _NOTHING: npt.NDArray[np.uint8] = np.empty(0, dtype=np.uint8)
 
 @dataclass(frozen=True)
 class BlockHeader:
-    """A block without its bytes, which go another way."""
+    """A block without its bytes, which travel separately through the object store."""
 
     index: int
     too_long: tuple[int, ...]
     damage: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FileEnd:
-    """A file that was read to its end: `bytes` and `sha256` are of what lies on disk, or of the lines that a dataset
-    became; `blocks` are the numbers of its units."""
+    """A file that was read to its end. `bytes` and `sha256` are of the file on disk, or of the JSON lines of a dataset's rows;
+    `blocks` are the numbers of its units."""
 
     file: int
     bytes: int
@@ -45,15 +45,18 @@ class FileEnd:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that cannot be read, or that changed meanwhile."""
+    """A file that cannot be read, or that changed during the job."""
 
     file: int
     reason: str
 
 
 class BlockReader:
-    """Gives the blocks of one file one by one. `done` maps blocks to pass over to their hash, None for no check; `only`
-    names those to give where not all the others are wanted."""
+    """Reads the blocks of one file one by one.
+
+    `done`: blocks to skip, with the hash that each must have (None: not checked). `only`: if given, the blocks to return;
+    all others are skipped.
+    """
 
     def __init__(
         self,
@@ -68,7 +71,7 @@ class BlockReader:
         self._steps = self._read(unit_bytes, max_record_bytes, done)
 
     def next(self) -> tuple[BlockHeader | FileEnd | Unreadable, npt.NDArray[np.uint8]]:
-        """The next block's header and bytes; after the last one FileEnd, or Unreadable, with no bytes."""
+        """The header and bytes of the next block; after the last one FileEnd or Unreadable, with no bytes."""
         return next(self._steps)
 
     def _read(
@@ -76,24 +79,24 @@ class BlockReader:
     ) -> Iterator[tuple[BlockHeader | FileEnd | Unreadable, npt.NDArray[np.uint8]]]:
         file, digest, blocks = self._file, _Digest(), []
         try:
-            file.refuse_change()
-            for block in _never_none(cut_blocks(read_chunks(file.path, digest.add), unit_bytes, max_record_bytes)):
+            file.validate_unchanged()
+            for block in _at_least_one(cut_blocks(read_chunks(file.path, digest.add), unit_bytes, max_record_bytes)):
                 blocks.append(block.index)
                 if block.index not in done:
                     if self._only is None or block.index in self._only:
                         yield BlockHeader(block.index, block.too_long, block.damage), block.data
                 elif done[block.index] not in (None, raw_sha256(block)):
-                    raise ChangedInputError(f"{file.path}: other bytes in unit {block.index} than when it was committed")
-                del block  # not to be held while the next one is read
-            file.refuse_change()
+                    raise ChangedInputError(f"{file.path}: unit {block.index} has other bytes than when it was committed")
+                del block  # frees its memory before the next one is read
+            file.validate_unchanged()
         except (OSError, ChangedInputError) as error:
             yield Unreadable(file.index, describe(error)), _NOTHING
             return
-        yield FileEnd(file.index, digest.bytes, digest.hexdigest(), tuple(blocks)), _NOTHING
+        yield FileEnd(file=file.index, bytes=digest.bytes, sha256=digest.hexdigest(), blocks=tuple(blocks)), _NOTHING
 
 
 class _Digest:
-    """A hash and the number of bytes that went into it."""
+    """SHA-256 and the number of bytes that it covers."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -110,54 +113,54 @@ class _Digest:
 def tokenize_block(
     file: InputFile, header: BlockHeader, data: npt.NDArray[np.uint8], settings: UnitSettings
 ) -> UnitRecord | Unreadable:
-    """Do the unit that a reader cut."""
-    return tokenize_unit(file, Block(header.index, data, header.too_long, header.damage), settings)
+    """Do a unit from the block that a reader read."""
+    return tokenize_unit(file, Block(index=header.index, data=data, too_long=header.too_long, damage=header.damage), settings)
 
 
 def tokenize_range(file: InputFile, index: int, settings: UnitSettings) -> UnitRecord | Unreadable:
-    """Read and do unit `index` of a plain file."""
+    """Read and do unit `index` of a plain file of lines."""
     try:
-        file.refuse_change()
+        file.validate_unchanged()
         block = plain_block(file, index, settings.unit_bytes, settings.max_record_bytes)
-        file.refuse_change()
+        file.validate_unchanged()
     except (OSError, ChangedInputError) as error:
         return Unreadable(file.index, describe(error))
     return tokenize_unit(file, block, settings)
 
 
 def plain_block(file: InputFile, index: int, unit_bytes: int, max_record_bytes: int) -> Block:
-    """Unit `index` of a plain file; the one unit of an empty file says so."""
+    """Block `index` of a plain file of lines. An empty file has one block, marked as damaged because empty."""
     if not file.bytes:
-        return Block(0, _NOTHING, damage=EMPTY_FILE)
-    assert not isinstance(file.path, DatasetRows), "rows cannot be entered anywhere"
+        return Block(index=0, data=_NOTHING, damage=EMPTY_FILE)
+    assert not isinstance(file.path, DatasetRows), "the rows of a dataset have no byte ranges"
     return read_range(file.path, index, unit_bytes, max_record_bytes)
 
 
 def hash_plain(file: InputFile, unit_bytes: int) -> FileEnd | Unreadable:
-    """What a reader would have said at the end of a plain file."""
+    """The record of a plain file, as a reader gives it at the end of a compressed one; reads the whole file."""
     try:
-        file.refuse_change()
+        file.validate_unchanged()
         digest = sha256_location(file.path)
         blocks = tuple(range(max(1, num_ranges(file.bytes, unit_bytes))))
-        file.refuse_change()
+        file.validate_unchanged()
     except (OSError, ChangedInputError) as error:
         return Unreadable(file.index, describe(error))
-    return FileEnd(file.index, file.bytes, digest, blocks)
+    return FileEnd(file=file.index, bytes=file.bytes, sha256=digest, blocks=blocks)
 
 
 def describe(error: Exception) -> str:
-    """One line naming the file, whichever way it failed."""
+    """One line that names the file and the error."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or error}"
     return str(error)
 
 
-def _never_none(blocks: Iterator[Block]) -> Iterator[Block]:
-    """The blocks, or where there are none one that says that the file is empty."""
+def _at_least_one(blocks: Iterator[Block]) -> Iterator[Block]:
+    """The blocks, or one block marked as damaged because the file is empty."""
     found = False
     for block in blocks:
         found = True
         yield block
         del block
     if not found:
-        yield Block(0, _NOTHING, damage=EMPTY_FILE)
+        yield Block(index=0, data=_NOTHING, damage=EMPTY_FILE)

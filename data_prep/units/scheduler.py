@@ -1,11 +1,12 @@
-"""The plan run on Ray: readers cut compressed files into blocks, workers tokenize blocks and ranges of plain files.
+"""Runs the units of a plan on Ray: readers cut compressed files into blocks, workers tokenize blocks and byte ranges.
 
-Blocks go through the object store by reference, at most as many as there are readers and workers twice over, so the
-bytes in flight are bounded whatever the corpus. The driver only ever sees headers and records.
+Blocks travel through the object store by reference. Their number is limited to one per reader and two per worker, so memory
+is bounded for a corpus of any size. The driver only handles headers and records.
 """
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from data_prep.executor.workers import Call, LostInputError, WorkerError, WorkerPool
@@ -25,15 +26,16 @@ Event = UnitRecord | FileEnd | Unreadable
 def run_units(
     files: Sequence[InputFile], done: Mapping[int, Mapping[int, str]], settings: UnitSettings, pool: WorkerPool
 ) -> Iterator[Event]:
-    """Do every unit of `files` but those in `done` (raw hash by file and block); give records and ends as they come.
+    """Do all units of `files` except those in `done` (`raw_sha256` by file and block); yield records and file ends in the
+    order in which they finish.
 
-    After an Unreadable no further unit of its file is started, but records of some may still come.
+    After an Unreadable no further unit of its file is started, but records of units already started may still follow.
     """
-    yield from _Schedule(files, done, settings, pool).events()
+    yield from _Scheduler(files, done, settings, pool).events()
 
 
 class _ReaderActor:
-    """A process that reads one file after another: processes are slow to start, and corpora may be many small files."""
+    """A process that reads one file after another: starting a process is slow, and a corpus may be many small files."""
 
     def open(self, *arguments: Any) -> None:
         self._reader = BlockReader(*arguments)
@@ -42,7 +44,7 @@ class _ReaderActor:
         return self._reader.next()
 
 
-class _Schedule:
+class _Scheduler:
     def __init__(
         self, files: Sequence[InputFile], done: Mapping[int, Mapping[int, str]], settings: UnitSettings, pool: WorkerPool
     ) -> None:
@@ -54,39 +56,39 @@ class _Schedule:
         self._plain = (call for file in files if file.is_plain for call in self._plain_calls(file))
         self._streams = deque(file for file in files if not file.is_plain)
         self._ready: deque[Call] = deque()
-        self._given_up: set[int] = set()
+        self._unreadable: set[int] = set()
         self._reader = ray.remote(num_cpus=0)(_ReaderActor)
         num_readers = min(len(self._streams), -(-pool.num_workers // _WORKERS_PER_READER))
-        self._readers: dict[Any, _ActiveReader] = {}  # by the reference of the header that it is asked for
-        self._asleep = [self._open(self._reader.remote(), self._streams.popleft()) for _ in range(num_readers)]
+        self._readers: dict[Any, _ActiveReader] = {}  # by the reference of the header that was requested
+        self._idle_readers = [self._open(self._reader.remote(), self._streams.popleft()) for _ in range(num_readers)]
 
     def events(self) -> Iterator[Event]:
         import ray
 
         try:
             while True:
-                self._ask_readers()
+                self._request_blocks()
                 self._feed_workers()
                 waiting = [*self._readers, *self._pool.awaited]
                 if not waiting:
                     return
                 for reference in ray.wait(waiting, num_returns=1)[0]:
-                    event = self._header(reference) if reference in self._readers else self._result(reference)
+                    event = self._on_header(reference) if reference in self._readers else self._on_result(reference)
                     if isinstance(event, Unreadable):
-                        if event.file in self._given_up:
+                        if event.file in self._unreadable:
                             continue
-                        self._given_up.add(event.file)
+                        self._unreadable.add(event.file)
                         self._ready = deque(call for call in self._ready if call.arguments[0].index != event.file)
                     if event:
                         yield event
         finally:
-            for reader in [*self._asleep, *self._readers.values()]:
+            for reader in [*self._idle_readers, *self._readers.values()]:
                 ray.kill(reader.actor)
 
-    def _ask_readers(self) -> None:
-        """Ask for blocks ahead of the workers, but no more than each can start on next."""
-        while self._asleep and len(self._ready) + len(self._readers) < self._pool.num_workers:
-            reader = self._asleep.pop(0)
+    def _request_blocks(self) -> None:
+        """Request blocks in advance, at most one per worker."""
+        while self._idle_readers and len(self._ready) + len(self._readers) < self._pool.num_workers:
+            reader = self._idle_readers.pop(0)
             header, data = reader.actor.next.options(num_returns=2).remote()
             reader.data = data
             self._readers[header] = reader
@@ -96,11 +98,11 @@ class _Schedule:
             call = self._ready.popleft() if self._ready else next(self._plain, None)
             if call is None:
                 return
-            if call.arguments[0].index not in self._given_up:
+            if call.arguments[0].index not in self._unreadable:
                 self._pool.start(call)
 
-    def _header(self, reference: Any) -> FileEnd | Unreadable | None:
-        """Take in what a reader says: a block becomes work; at the end of its file it gets the next."""
+    def _on_header(self, reference: Any) -> FileEnd | Unreadable | None:
+        """Handle a reader's answer: a block becomes a call; at the end of its file the reader opens the next one."""
         import ray
 
         reader = self._readers.pop(reference)
@@ -111,32 +113,36 @@ class _Schedule:
         except ray.exceptions.RayError as error:
             if reader.tries == _READER_TRIES:
                 raise WorkerError(
-                    f"{reader.file}: its reader died {_READER_TRIES} times ({type(error).__name__}), most often for "
-                    "want of memory: try smaller unit_bytes or max_record_bytes"
+                    f"{reader.file}: its reader died {_READER_TRIES} times ({type(error).__name__}), usually out of "
+                    "memory: use smaller unit_bytes or max_record_bytes"
                 ) from error
-            self._asleep.append(self._open(self._reader.remote(), reader.file, reader.given, reader.tries + 1, reader.only))
+            self._idle_readers.append(
+                self._open(self._reader.remote(), reader.file, reader.given, reader.tries + 1, reader.only)
+            )
             return None
         if isinstance(header, BlockHeader):
             reader.given.add(header.index)
             name = f"{reader.file} unit {header.index}"
-            self._ready.append(Call(tokenize_block, (reader.file, header, reader.data, self._settings), name))
+            self._ready.append(
+                Call(function=tokenize_block, arguments=(reader.file, header, reader.data, self._settings), name=name)
+            )
             reader.data = None
-            self._asleep.append(reader)
+            self._idle_readers.append(reader)
             return None
         if self._streams:
-            self._asleep.append(self._open(reader.actor, self._streams.popleft()))
+            self._idle_readers.append(self._open(reader.actor, self._streams.popleft()))
         else:
             ray.kill(reader.actor)
         end: FileEnd | Unreadable = header
         return end
 
-    def _result(self, reference: Any) -> Event | None:
+    def _on_result(self, reference: Any) -> Event | None:
         try:
             finished = self._pool.finish(reference)
         except LostInputError as lost:
-            # A node went down with a block that waited there: another reader goes through the file for this one.
+            # A node was lost with a block in its memory: another reader reads the file again for this block.
             file, header = lost.call.arguments[:2]
-            self._asleep.append(self._open(self._reader.remote(), file, only=frozenset([header.index])))
+            self._idle_readers.append(self._open(self._reader.remote(), file, only=frozenset([header.index])))
             return None
         return finished[1] if finished else None
 
@@ -148,26 +154,26 @@ class _Schedule:
         tries: int = 1,
         only: frozenset[int] | None = None,
     ) -> "_ActiveReader":
-        passed_over: dict[int, str | None] = {**self._done.get(file.index, {}), **dict.fromkeys(given)}
-        actor.open.remote(file, self._settings.unit_bytes, self._settings.max_record_bytes, passed_over, only)
-        return _ActiveReader(actor, file, set(given), tries, only)
+        skipped: dict[int, str | None] = {**self._done.get(file.index, {}), **dict.fromkeys(given)}
+        actor.open.remote(file, self._settings.unit_bytes, self._settings.max_record_bytes, skipped, only)
+        return _ActiveReader(actor=actor, file=file, given=set(given), tries=tries, only=only)
 
     def _plain_calls(self, file: InputFile) -> Iterator[Call]:
         num_units = max(1, num_ranges(file.bytes, self._settings.unit_bytes))
         done = self._done.get(file.index, {})
         for index in range(num_units):
             if index not in done:
-                yield Call(tokenize_range, (file, index, self._settings), f"{file} unit {index}")
-        yield Call(hash_plain, (file, self._settings.unit_bytes), str(file))
+                yield Call(function=tokenize_range, arguments=(file, index, self._settings), name=f"{file} unit {index}")
+        yield Call(function=hash_plain, arguments=(file, self._settings.unit_bytes), name=str(file))
 
 
+@dataclass(kw_only=True)
 class _ActiveReader:
-    """A reader, the blocks that it has given, and the bytes of the one that it is asked for."""
+    """A reader, the file that it reads, the blocks that it has given, and the bytes of the block that was requested."""
 
-    def __init__(self, actor: Any, file: InputFile, given: set[int], tries: int, only: frozenset[int] | None) -> None:
-        self.actor = actor
-        self.file = file
-        self.given = given
-        self.tries = tries
-        self.only = only
-        self.data: Any = None
+    actor: Any
+    file: InputFile
+    given: set[int]
+    tries: int
+    only: frozenset[int] | None
+    data: Any = None

@@ -1,7 +1,7 @@
-"""Finished units on disk: a part file of sections, then a commit record with its size and hash, each whole or absent.
+"""Committed units on disk: a part file of sections, then a commit record with its size and hash, both written atomically.
 
-Both are pure functions of the unit's bytes and the settings, so a unit that is done twice, even by two processes at
-once, leaves the same files.
+Both depend only on the unit's bytes and the settings. So a unit that is done twice, even by two processes at once, gives
+the same files.
 """
 
 import re
@@ -27,7 +27,7 @@ _RECORD = re.compile(r"(\d{5,})\.(\d{6,})\.json")
 
 @dataclass(frozen=True, order=True)
 class UnitKey:
-    """A unit of work: block `block` of input file `file`. Sorted, the keys give the corpus in order."""
+    """A unit of work: block `block` of input file `file`. Sorted keys are the order of the corpus."""
 
     file: int
     block: int
@@ -37,9 +37,9 @@ class UnitKey:
 
 
 class UnitRecord(BaseModel):
-    """What a unit found and where its part file keeps it: `sections` are byte offset and size.
+    """The content of a unit: its counts, and the byte offset and size of each of the `sections` of its part file.
 
-    `raw_*` describe the decompressed lines that the unit is made of; `sources` are numbered as in the documents table.
+    `raw_bytes` and `raw_sha256` are of the decompressed lines of the unit. The documents table refers to `sources` by index.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,7 +67,7 @@ class UnitRecord(BaseModel):
 
 
 class UnitStore:
-    """The units folder of a job, on a disk that all workers see."""
+    """The folder of committed units of a job, on a disk that all workers share."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -79,7 +79,7 @@ class UnitStore:
         return self.folder / f"{key}.json"
 
     def commit(self, fields: Mapping[str, Any], sections: Mapping[str, npt.NDArray[Any] | bytes]) -> UnitRecord:
-        """Write the part, make it durable, and only then its record."""
+        """Write the part file, sync it to disk, and only then write its record."""
         key = UnitKey(fields["file"], fields["block"])
         digest = sha256()
         places: dict[str, tuple[int, int]] = {}
@@ -97,7 +97,7 @@ class UnitStore:
         return record
 
     def records(self) -> Iterator[UnitRecord]:
-        """The committed units in order. A record that does not parse counts as not committed."""
+        """The committed units in plan order. A record that does not parse counts as not committed."""
         for path in sorted(self.folder.iterdir()):
             if _RECORD.fullmatch(path.name):
                 try:
@@ -106,24 +106,24 @@ class UnitStore:
                     continue
 
     def is_whole(self, record: UnitRecord) -> bool:
-        """True where the part still has the bytes that were committed; reads all of it."""
+        """True if the part file still has the committed bytes; reads all of it."""
         path = self.part_path(record.key)
         return path.is_file() and path.stat().st_size == record.bytes and sha256_file(path) == record.sha256
 
     def discard(self, key: UnitKey) -> None:
-        """Forget a unit: the record first, so that no record is ever without its part."""
+        """Delete a unit: the record first, so that a record never exists without its part."""
         self.record_path(key).unlink(missing_ok=True)
         self.part_path(key).unlink(missing_ok=True)
 
     def discard_all(self) -> None:
-        """Forget every unit and what interrupted writers left."""
+        """Delete all units and the temporary files of interrupted writers."""
         for record in sorted(self.folder.glob("*.json")):
             record.unlink()
         for path in self.folder.iterdir():
             path.unlink(missing_ok=True)
 
     def section(self, record: UnitRecord, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """One section of a unit's part; empty where the unit has none of that name."""
+        """One section of a unit's part file; empty if the unit has no section of that name."""
         offset, size = record.sections.get(name, (0, 0))
         if not size:
             return np.empty(0, dtype=dtype)

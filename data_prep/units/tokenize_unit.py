@@ -1,4 +1,4 @@
-"""The work on one unit, in one process and without Ray: a block of lines to checked, split, tokenized documents."""
+"""The work on one unit, without Ray: a block of lines becomes parsed, filtered, split and tokenized documents."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,25 +17,25 @@ from data_prep.filters.rules import Filters
 from data_prep.readers.blocks import Block, lines_of
 from data_prep.readers.input_files import SPLITS, HashSplit, InputFile
 from data_prep.readers.records import Document, read_record
-from data_prep.tokenization.backends import Engine, EngineMismatchError, FastEngine, ReferenceEngine, check
+from data_prep.tokenization.backends import Backend, BackendMismatchError, FastBackend, ReferenceBackend, check_same_ids
 from data_prep.tokenization.tokenizer import TokenizerError, eos_id, load_tokenizer, num_ids
 from data_prep.units.store import DIGESTS, DOCUMENT_DTYPE, DOCUMENTS, QUARANTINE, UnitRecord, UnitStore
 
 DIGEST_BYTES = 16
 
-# One call to the tokenizer: enough to amortise it, little enough that what it holds (up to 100 bytes a token with the
-# reference) is small.
+# One call to the tokenizer: large enough to amortise its cost, small enough for its memory (with the reference up to 100
+# bytes per token).
 _BATCH_DOCUMENTS = 512
 _BATCH_BYTES = 1 << 20
-# Of every 16th batch, the start of one document is encoded by the reference too: about 0.1 % of the text, at a
-# fortieth of the fast engine's speed.
+# In every 16th batch, the start of one document is also encoded by the reference: about 0.1 % of the text. The reference
+# has about 1/40 of the fast backend's speed.
 _CHECKED_BATCHES = 16
 _CHECKED_CHARACTERS = 16_384
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class UnitSettings:
-    """What every unit of a run shares. `units` is where commits go; it must be on a disk that all workers see."""
+    """The settings that all units of a run share. `units`: the folder of committed units, on a disk that all workers share."""
 
     tokenizer: Path
     tokenizer_sha256: str
@@ -48,9 +48,9 @@ class UnitSettings:
     digests: bool = False
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Unit:
-    """What has been found so far. `tokens` by split, in document order."""
+    """The content of a unit so far. `tokens`: by split, in document order."""
 
     documents: list[tuple[int, int, int, int]] = field(default_factory=list)  # tokens, bytes, source, split
     tokens: dict[int, list[npt.NDArray[Any]]] = field(default_factory=dict)
@@ -65,19 +65,19 @@ class _Unit:
 
 
 def raw_sha256(block: Block) -> str:
-    """The hash that a restart knows a block by: over its bytes and what was passed over in it."""
+    """The hash by which a resumed run recognises a block: of its bytes, its too long lines and its damage."""
     digest = sha256(block.data.data)
     digest.update(repr((block.too_long, block.damage)).encode())
     return digest.hexdigest()
 
 
 def tokenize_unit(file: InputFile, block: Block, settings: UnitSettings) -> UnitRecord:
-    """Do one unit and commit it. Line numbers in its quarantine count from 1 at its own first line.
+    """Do one unit and commit it. Line numbers in its quarantine count from 1 at the first line of the unit.
 
-    Raises EngineMismatchError where the fast engine is not to be trusted, OSError where the disk is full.
+    Raises BackendMismatchError if the fast backend gives a wrong result, OSError if the disk is full.
     """
     tokenizer = _cached_tokenizer(settings.tokenizer, settings.tokenizer_sha256)
-    engines = _cached_engines(settings.tokenizer, settings.tokenizer_sha256, settings.fast)
+    backends = _cached_backends(settings.tokenizer, settings.tokenizer_sha256, settings.fast)
     dtype, eos = token_dtype(num_ids(tokenizer)), eos_id(tokenizer)
     unit = _Unit()
     batch: list[tuple[bytes, int]] = []
@@ -88,7 +88,7 @@ def tokenize_unit(file: InputFile, block: Block, settings: UnitSettings) -> Unit
         batch = _without_contaminated(batch, unit, file, settings)
         if batch:
             sampled = num_batches % _CHECKED_BATCHES == 0
-            _encode(batch, unit, file, settings, engines, dtype, eos, sampled)
+            _encode(batch, unit, file, settings, backends, dtype, eos, sampled)
         batch, batch_bytes, num_batches = [], 0, num_batches + 1
 
     for line in lines_of(block, settings.max_record_bytes):
@@ -114,7 +114,7 @@ def tokenize_unit(file: InputFile, block: Block, settings: UnitSettings) -> Unit
 def _without_contaminated(
     batch: list[tuple[bytes, int]], unit: _Unit, file: InputFile, settings: UnitSettings
 ) -> list[tuple[bytes, int]]:
-    if settings.filters.references is None or file.split in ("val", "test"):
+    if settings.filters.references is None or not file.may_hold_training_text:
         return batch
     training = [number for number, (text, _) in enumerate(batch) if file.split or settings.hash_split(text) == "train"]
     reasons = settings.filters.contaminated([batch[number][0] for number in training])
@@ -128,16 +128,16 @@ def _encode(
     unit: _Unit,
     file: InputFile,
     settings: UnitSettings,
-    engines: tuple[Engine, Engine],
+    backends: tuple[Backend, Backend],
     dtype: np.dtype[Any],
     eos: int,
     sampled: bool,
 ) -> None:
     texts = [text for text, _ in batch]
-    engine, reference = engines
-    ids, lengths = engine.encode(texts)
-    if sampled and engine is not reference:
-        _check_one(texts, ids, lengths, engine, reference)
+    backend, reference = backends
+    ids, lengths = backend.encode(texts)
+    if sampled and backend is not reference:
+        _check_one(texts, ids, lengths, backend, reference)
         unit.checked_documents += 1
     ends = np.cumsum(lengths)
     tokens = np.insert(ids.astype(dtype), ends, eos)
@@ -157,17 +157,17 @@ def _encode(
 
 
 def _check_one(
-    texts: list[bytes], ids: npt.NDArray[Any], lengths: npt.NDArray[np.int64], engine: Engine, reference: Engine
+    texts: list[bytes], ids: npt.NDArray[Any], lengths: npt.NDArray[np.int64], backend: Backend, reference: Backend
 ) -> None:
-    """Compare one document of a batch, the median one by size, with the reference: whole, or its start where it is long."""
+    """Compare the ids of one document of a batch, the median by size, with the reference; of a long document only its start."""
     number = sorted(range(len(texts)), key=lambda i: len(texts[i]))[len(texts) // 2]
     text = texts[number]
     if len(text) > _CHECKED_CHARACTERS:
-        check(engine, reference, [text.decode("utf-8")[:_CHECKED_CHARACTERS].encode("utf-8")])
+        check_same_ids(backend, reference, [text.decode("utf-8")[:_CHECKED_CHARACTERS].encode("utf-8")])
         return
     start = int(lengths[:number].sum())
     if not np.array_equal(ids[start : start + lengths[number]], reference.encode([text])[0]):
-        raise EngineMismatchError(f"{engine.name} and {reference.name} differ on {text[:100]!r}")
+        raise BackendMismatchError(f"{backend.name} and {reference.name} differ on {text[:100]!r}")
 
 
 def _commit(file: InputFile, block: Block, unit: _Unit, settings: UnitSettings, dtype: np.dtype[Any]) -> UnitRecord:
@@ -201,13 +201,13 @@ def _commit(file: InputFile, block: Block, unit: _Unit, settings: UnitSettings, 
 
 @lru_cache(maxsize=1)
 def _cached_tokenizer(path: Path, sha256: str) -> Tokenizer:
-    # The hash belongs to the key: a worker may outlive a run, and the next one may have another file at this path.
+    # The hash is part of the key: a worker may outlive a run, and the next run may have another file at this path.
     if sha256_file(path) != sha256:
-        raise TokenizerError(f"{path}: not the file that the run started with; workers need one shared disk")
+        raise TokenizerError(f"{path}: not the file that the run started with; workers need a shared disk")
     return load_tokenizer(path)
 
 
 @lru_cache(maxsize=1)
-def _cached_engines(path: Path, sha256: str, fast: bool) -> tuple[Engine, Engine]:
-    reference = ReferenceEngine(_cached_tokenizer(path, sha256))
-    return (FastEngine(_cached_tokenizer(path, sha256)) if fast else reference), reference
+def _cached_backends(path: Path, sha256: str, fast: bool) -> tuple[Backend, Backend]:
+    reference = ReferenceBackend(_cached_tokenizer(path, sha256))
+    return (FastBackend(_cached_tokenizer(path, sha256)) if fast else reference), reference

@@ -1,4 +1,4 @@
-"""Whether a finished folder is what a run would make: the same decisions, the same inputs, undamaged files."""
+"""Whether a finished folder is what a run would make: same settings, same inputs, undamaged files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,13 +9,13 @@ from data_prep.dataset.manifest import InputRecord, Manifest, load_manifest
 from data_prep.files import sha256_file
 from data_prep.readers.input_files import InputFile
 from data_prep.readers.locations import sha256_location
-from data_prep.units.job import PrepareError
+from data_prep.units.job import PrepareError, different_keys
 from data_prep.units.reader import FileEnd
 
 
 def input_record(file: InputFile, end: FileEnd) -> InputRecord:
-    """An input as the manifest names it, once it was read to its end."""
-    # The version of a local file is a time, which copies change.
+    """The manifest's record of an input that was read to its end."""
+    # The version of a local file is its modification time, which changes when it is copied.
     version = None if isinstance(file.path, Path) else file.version
     return InputRecord(name=file.name, split=file.split or "hash", bytes=end.bytes, sha256=end.sha256, version=version)
 
@@ -24,23 +24,20 @@ def _is_same_input(file: InputFile, there: InputRecord) -> bool:
     if (file.split or "hash") != there.split or (file.bytes and file.bytes != there.bytes):
         return False
     if file.version == there.version != "":
-        return True  # what lies far away is not fetched again
+        return True  # a remote file is not downloaded again
     return sha256_location(file.path) == there.sha256
 
 
 def up_to_date(config: PrepareConfig, decisions: Mapping[str, Any], files: list[InputFile], output: Path) -> Manifest:
-    """The manifest of a finished folder, if this run would make the same one.
+    """The manifest of a finished folder, if this run would make the same folder.
 
-    Raises PrepareError, naming all that differs, if it would not.
+    Raises PrepareError, naming all differences, if it would not.
     """
     manifest = load_manifest(output)
-    differences = [
-        f"{key} is {manifest.config.get(key)!r} there and {decisions.get(key)!r} here"
-        for key in sorted({*manifest.config, *decisions})
-        if manifest.config.get(key) != decisions.get(key)
-    ]
+    keys = different_keys(manifest.config, decisions)
+    differences = [f"{key} is {manifest.config.get(key)!r} there and {decisions.get(key)!r} here" for key in keys]
     if config.tokenizer and sha256_file(config.tokenizer) != manifest.tokenizer.sha256:
-        differences.append(f"the tokenizer is not {config.tokenizer}")
+        differences.append(f"its tokenizer is not {config.tokenizer}")
     there = {record.name: record for record in manifest.inputs}
     here = {file.name: file for file in files if file.name not in manifest.skipped_inputs}
     differences += [f"input {name} is only there" for name in sorted(there.keys() - here.keys())]
@@ -53,12 +50,12 @@ def up_to_date(config: PrepareConfig, decisions: Mapping[str, Any], files: list[
         for name, record in manifest.files.items()
         if not (output / name).is_file() or (output / name).stat().st_size != record.bytes
     ]
-    if {key for key in decisions if manifest.config.get(key) != decisions[key]} == {"packing"} and len(differences) == 1:
+    if keys == ["packing"] and len(differences) == 1:
         lengths = " ".join(map(str, config.packing.lengths))
         raise PrepareError(
-            f"{output} is packed otherwise ({differences[0]}). Add lengths by `fnet-t5 data pack {output} {lengths} --method "
-            f"{config.packing.method}`, give another --output, or delete it"
+            f"{output} is packed differently ({differences[0]}). Add row lengths with `fnet-t5 data pack {output} {lengths} "
+            f"--method {config.packing.method}`, give another --output, or delete it"
         )
     if differences:
-        raise PrepareError(f"{output} holds another dataset: {'; '.join(differences)}. Give another --output or delete it")
+        raise PrepareError(f"{output} has another dataset: {'; '.join(differences)}. Give another --output or delete it")
     return manifest

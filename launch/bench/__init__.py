@@ -1,1 +1,1 @@
-"""What `fnet-t5 bench` measures: arms side by side, in one process and in turns."""
+"""The benchmarks of `fnet-t5 bench`: several models in one process, in turns."""

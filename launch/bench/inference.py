@@ -1,8 +1,8 @@
-"""What writing costs: time to the first token, time of each token behind it, and memory, of all arms on the same prefixes.
+"""The cost of inference: time to the first token, time of each next token, and memory, of all models on the same prefixes.
 
-All arms take turns within a round, in an order shuffled each round, so that a machine that gets slower gets slower for all;
-times are medians over rounds. Texts are written greedily by the code that `fnet-t5 generate` runs. Weights and prefixes are
-random: what is measured does not depend on them, because no stop token ends a text early.
+In each round every model runs once, in a shuffled order, so that a machine that gets slower gets slower for all of them;
+times are medians over rounds. Decoding is greedy, by the code that `fnet-t5 generate` runs. Weights and prefixes are random:
+time and memory do not depend on them, because no stop token ends a text early.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from launch.bench.arms import Arm
+from launch.bench.benchmark_models import BenchmarkModel
 from launch.bench.inference_plan import InferencePlan
 from launch.bench.inference_record import InferenceRecord
 from launch.bench.machine import machine
@@ -36,23 +36,26 @@ WARM_UP_TOKENS = 3
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes when a text ends."""
+    """Bytes at one length of a text."""
 
     cache: int
+    """Keys and values in use."""
     held: int
+    """The storage behind them."""
     peak: int | None
+    """Most that was allocated on the GPU; None on a CPU."""
 
 
 @dataclass(frozen=True)
-class Written:
-    """One text of B rows, and what it took."""
+class TimedText:
+    """One generated text of B rows, with its times and memory."""
 
     tokens: list[Tensor]
     """The new tokens in order, (B,) each."""
     seconds: list[float]
-    """Of each: the first holds reading the prefix."""
+    """Of each token; the first includes reading the prefix."""
     memory: dict[int, Memory]
-    """At each of the lengths that were asked for."""
+    """At each requested length."""
 
     def following(self, new_tokens: int) -> float:
         """Mean seconds of tokens 2 … new_tokens."""
@@ -60,14 +63,14 @@ class Written:
 
 
 def measure(plan: InferencePlan) -> Iterator[list[InferenceRecord]]:
-    """The records of one (batch, prefix) after the other."""
-    arms = plan.arms()
-    models = {config: _model(config, plan) for config in dict.fromkeys(arm.config for arm in arms)}
+    """Measure a plan; yields the records of one (batch, prefix) after the other."""
+    compared = plan.models()
+    models = {config: _model(config, plan) for config in dict.fromkeys(one.config for one in compared)}
     shuffle = random.Random(0)
     for batch, prefix in plan.cells:
         prompts = torch.randint(plan.vocab_size, (batch, prefix), generator=torch.Generator().manual_seed(prefix)).tolist()
         inputs = {config: prepare_prompts(model, prompts, prefix, START_ID) for config, model in models.items()}
-        rounds: dict[ModelConfig, list[Written]] = {config: [] for config in models}
+        rounds: dict[ModelConfig, list[TimedText]] = {config: [] for config in models}
         for number in range(1 + plan.rounds):
             order = list(models)
             shuffle.shuffle(order)
@@ -78,15 +81,15 @@ def measure(plan: InferencePlan) -> Iterator[list[InferenceRecord]]:
                 else:
                     rounds[config].append(write(models[config], ids, mask, plan.new_tokens))
         yield [
-            _record(plan, arm, batch, prefix, new_tokens, rounds[arm.config])
+            _record(plan, one, batch, prefix, new_tokens, rounds[one.config])
             for new_tokens in sorted(set(plan.new_tokens))
-            for arm in arms
+            for one in compared
         ]
 
 
-def write(model: SingleProcessModel, ids: Tensor, mask: Tensor, lengths: Sequence[int]) -> Written:
-    """Write the longest of `lengths` greedily behind what `prepare_prompts` made, with a look at the memory at each length."""
-    never = [model.config.vocab_size]  # an id that no logit belongs to: nothing ends a text before its length
+def write(model: SingleProcessModel, ids: Tensor, mask: Tensor, lengths: Sequence[int]) -> TimedText:
+    """Continue prompts from `prepare_prompts` greedily to the longest of `lengths`, and record the memory at each length."""
+    never = [model.config.vocab_size]  # no logit has this id: nothing ends a text before its length
     before = _start_peak(ids.device)
     tokens, seconds, memory = [], [], {}
     _wait(ids.device)
@@ -98,10 +101,10 @@ def write(model: SingleProcessModel, ids: Tensor, mask: Tensor, lengths: Sequenc
         seconds.append(time.perf_counter() - start)
         tokens.append(token)
         if len(tokens) in lengths:
-            used, held = _bytes_of(session.caches)
+            used, held = _cache_bytes(session.caches)
             memory[len(tokens)] = Memory(used, held, _peak(ids.device, model, before))
         start = time.perf_counter()
-    return Written(tokens, seconds, memory)
+    return TimedText(tokens, seconds, memory)
 
 
 def _model(config: ModelConfig, plan: InferencePlan) -> SingleProcessModel:
@@ -110,8 +113,8 @@ def _model(config: ModelConfig, plan: InferencePlan) -> SingleProcessModel:
     return model.to(plan.device, DTYPES[plan.precision]).eval()
 
 
-def _bytes_of(caches: Sequence[LayerCache]) -> tuple[int, int]:
-    """Bytes of the keys and values in use, and of the storage behind them, each storage once."""
+def _cache_bytes(caches: Sequence[LayerCache]) -> tuple[int, int]:
+    """Bytes of the keys and values in use, and of the storage behind them; each storage is counted once."""
     tensors = [
         tensor for cache in caches for pair in (cache.self_keys_values, cache.cross_keys_values) for tensor in pair or ()
     ]
@@ -120,7 +123,7 @@ def _bytes_of(caches: Sequence[LayerCache]) -> tuple[int, int]:
 
 
 def _start_peak(device: torch.device) -> int:
-    """Begin to watch the peak; what all arms' weights take already."""
+    """Reset the peak of allocated memory; returns the bytes that are allocated already, by the weights of all models."""
     if device.type != "cuda":
         return 0
     torch.cuda.reset_peak_memory_stats(device)
@@ -143,16 +146,16 @@ def _wait(device: torch.device) -> None:
 
 
 def _record(
-    plan: InferencePlan, arm: Arm, batch: int, prefix: int, new_tokens: int, rounds: Sequence[Written]
+    plan: InferencePlan, one: BenchmarkModel, batch: int, prefix: int, new_tokens: int, rounds: Sequence[TimedText]
 ) -> InferenceRecord:
-    config, bytes_per_value = arm.config, DTYPES[plan.precision].itemsize
+    config, bytes_per_value = one.config, DTYPES[plan.precision].itemsize
     firsts = [written.seconds[0] for written in rounds]
     following = [written.following(new_tokens) for written in rounds]
     caches = cache_bytes(config, prefix, new_tokens, batch, bytes_per_value)
     memory = rounds[-1].memory[new_tokens]
     return InferenceRecord(
-        pairing=arm.pairing,
-        arm=arm.name,
+        pairing=one.pairing,
+        arm=one.name,
         size=plan.size,
         batch=batch,
         prefix=prefix,
@@ -161,13 +164,13 @@ def _record(
         token_seconds=statistics.median(following),
         first_token_rounds=firsts,
         token_rounds=following,
-        parameters=arm.parameters,
-        training_flops=arm.training_flops,
-        mismatch=arm.mismatch,
+        parameters=one.parameters,
+        training_flops=one.training_flops,
+        mismatch=one.mismatch,
         first_token_flops=first_token_flops(config, prefix),
         token_flops=token_flops(config, prefix, new_tokens),
         step_bytes=step_bytes(config, prefix, new_tokens, batch, bytes_per_value),
-        weight_bytes=arm.parameters * bytes_per_value,
+        weight_bytes=one.parameters * bytes_per_value,
         cache_bytes=caches.total,
         self_cache_bytes=caches.own,
         cross_cache_bytes=caches.cross,
@@ -177,12 +180,13 @@ def _record(
         encoder_layers=config.num_encoder_layers,
         decoder_layers=config.num_decoder_layers,
         d_model=config.d_model,
+        num_heads=config.num_heads,
         encoder_d_ff=0 if config.is_decoder_only else config.encoder_block_config.d_ff,
         d_ff=config.d_ff,
         vocab_size=config.vocab_size,
         training_encoder_length=plan.training_row.encoder,
         training_decoder_length=plan.training_row.decoder,
-        fourier_backend=config.fourier_backend if arm.name == "fnet_t5" else None,
+        fourier_backend=config.fourier_backend if one.name == "fnet_t5" else None,
         precision=plan.precision,
         device=plan.device,
         threads=torch.get_num_threads(),

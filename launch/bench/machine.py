@@ -1,4 +1,4 @@
-"""Where a figure was taken, in one line."""
+"""One line that names the machine of a measurement."""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
-"""The command `fnet-t5`: one file a command group, joined here, and the one place where errors become a line for people."""
+"""The command `fnet-t5`: joins the command groups, one file each, and turns errors into one line on stderr."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from dataclasses import dataclass
+from enum import Enum
 from typing import Annotated
 
 import typer
@@ -36,9 +38,34 @@ COMMAND_FILES = (
 )
 
 
+LOG_LEVEL = "FNET_T5_LOG_LEVEL"
+"""The environment variable that hands --log-level to the processes that a command starts."""
+_OUR_PACKAGES = ("launch", "pipeline", "models", "data_prep")
+
+
+class LogLevel(str, Enum):
+    """Levels of --log-level."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
 @dataclass
 class _GlobalOptions:
     debug: bool = False
+
+
+def configure_logging(level: LogLevel) -> None:
+    """Log messages of our packages to stderr from `level` on, here and in the processes that this one starts.
+
+    Of libraries, warnings and errors are logged.
+    """
+    os.environ[LOG_LEVEL] = level.value
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for package in _OUR_PACKAGES:
+        logging.getLogger(package).setLevel(level.value.upper())
 
 
 def build_app(options: _GlobalOptions) -> typer.Typer:
@@ -56,10 +83,17 @@ def build_app(options: _GlobalOptions) -> typer.Typer:
     @app.callback()
     def global_options(
         debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+        log_level: Annotated[
+            LogLevel,
+            typer.Option(
+                envvar=LOG_LEVEL, case_sensitive=False, help="Least severe log messages to write, here and in workers."
+            ),
+        ] = LogLevel.INFO,
     ) -> None:
         from launch.identity import check_identity
 
         options.debug = debug
+        configure_logging(log_level)
         check_identity()
 
     for file in COMMAND_FILES:
@@ -68,20 +102,20 @@ def build_app(options: _GlobalOptions) -> typer.Typer:
 
 
 def main() -> None:
-    """Entry point of the console script. Exit codes: 0 done, 1 an error (one line on stderr), 2 a wrong call, 130 Ctrl-C."""
+    """Entry point of the console script. Exit codes: 0 done, 1 error (one line on stderr), 2 wrong usage, 130 Ctrl-C."""
     options = _GlobalOptions()
     try:
         build_app(options)()
     except Exception as error:
         if options.debug:
             raise
-        rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""  # of a job's many
-        typer.echo(typer.style("error: ", fg="red", bold=True) + rank + _for_people(error), err=True)
+        rank = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+        typer.echo(typer.style("error: ", fg="red", bold=True) + rank + _message_of(error), err=True)
         sys.exit(1)
 
 
-def _for_people(error: Exception) -> str:
-    """One line where the error allows it."""
+def _message_of(error: Exception) -> str:
+    """One line where the error allows it, without a traceback."""
     from pydantic import ValidationError
 
     if isinstance(error, ValidationError):
@@ -92,4 +126,4 @@ def _for_people(error: Exception) -> str:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, (ValueError, OSError)):
         return str(error)
-    return f"{type(error).__name__}: {error} (`fnet-t5 --debug …` shows where)"
+    return f"{type(error).__name__}: {error} (`fnet-t5 --debug …` shows the traceback)"

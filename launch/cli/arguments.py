@@ -1,26 +1,31 @@
-"""Arguments that several commands share: `key=value` overrides, and options that take many values, `--input A B C`."""
+"""Arguments that several commands share: a recipe, `key=value` overrides, options with many values (`--input A B C`)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+Recipe = Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="A recipe: a path, or the name of a shipped one.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings that win over the file's: section.key=value.", show_default=False),
+    typer.Argument(metavar="KEY=VALUE", help="Overrides for the config file: section.key=value.", show_default=False),
 ]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+CheckpointStep = Annotated[int | None, typer.Option(help="Step of the checkpoint to use. Default: the latest.")]
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 class ManyValuesCommand(TyperCommand):
-    """A command whose list options, but for settings, take every word that follows, as a shell's unquoted glob gives them.
+    """A command whose list options take every word that follows, as an unquoted glob of the shell gives them.
 
     The values of such an option end at the next option and at a `key=value`; write `./a=b.jsonl` for a file of that form.
+    Options for `KEY=VALUE` are excepted.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -41,7 +46,7 @@ def repeat_options(words: Sequence[str], many: set[str]) -> list[str]:
             if option is None:
                 repeated.append(word)
             elif position + 1 == len(words) or words[position + 1].startswith("-"):
-                repeated.append(word)  # without a value: the parser says so
+                repeated.append(word)  # without a value: the parser reports it
         elif option is not None and not _OVERRIDE.match(word):
             repeated += [option, word]
         else:
@@ -51,6 +56,6 @@ def repeat_options(words: Sequence[str], many: set[str]) -> list[str]:
 
 
 def listed(values: Sequence[str], shown: int = 2) -> str:
-    """The first values, and how many more there are: a shell may have made thousands of one glob."""
+    """The first values and the number of the others: one glob may give thousands of files."""
     rest = len(values) - shown
     return ", ".join(values[:shown]) + (f" and {rest} more" if rest > 0 else "")

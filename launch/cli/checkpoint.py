@@ -1,4 +1,4 @@
-"""`fnet-t5 checkpoint`: list and check a run's checkpoints, and rewrite one for another mesh."""
+"""`fnet-t5 checkpoint`: list and verify a run's checkpoints, and rewrite one for another mesh."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
-Step = Annotated[int | None, typer.Option(help="Which checkpoint. Default: the latest.")]
+from launch.cli.arguments import CheckpointStep, Run
 
 
 def register(app: typer.Typer) -> None:
     """Add the group to the command line."""
     group = typer.Typer(
-        help="List and check checkpoints; rewrite one for another mesh.",
+        help="List and verify checkpoints; rewrite one for another mesh.",
         no_args_is_help=True,
         epilog="Example: fnet-t5 checkpoint list runs/mine",
     )
@@ -28,9 +27,9 @@ def register(app: typer.Typer) -> None:
 
 
 def list_checkpoints(run: Run) -> None:
-    """Every checkpoint of a run: its step, the mesh that wrote it, its size, and whether all its files are there.
+    """List the checkpoints of a run: step, mesh that wrote it, size, and whether all its files are there.
 
-    What they hold is read by `checkpoint verify`.
+    `checkpoint verify` also reads the files.
     """
     from rich import box
     from rich.console import Console
@@ -46,13 +45,16 @@ def list_checkpoints(run: Run) -> None:
         table.add_column(column, justify="right")
     for path in sorted(checkpoints_of(run).glob("step_*[0-9]")):
         found = describe(path)
-        state = "latest" if path == newest else "" if found.is_complete else "not whole: it will not be loaded"
+        state = "latest" if path == newest else "" if found.is_complete else "incomplete: it will not be loaded"
         table.add_row(f"{found.step:,}", found.mesh, f"{found.num_bytes / 1e6:,.1f}", f"{found.target_tokens:,}", state)
     Console().print(table)
 
 
-def verify(run: Run, step: Step = None) -> None:
-    """Read every byte of the checkpoints and compare it with their checksums; exit code 1 where anything differs."""
+def verify(
+    run: Run,
+    step: Annotated[int | None, typer.Option(help="Step of the checkpoint to verify. Default: all checkpoints.")] = None,
+) -> None:
+    """Read every file of the checkpoints and compare it with its checksum; exit code 1 if one differs."""
     from pipeline.checkpoint.checkpoint import verify as verify_one
     from pipeline.run_folder import checkpoints_of, find
 
@@ -63,7 +65,7 @@ def verify(run: Run, step: Step = None) -> None:
     for path in paths:
         try:
             verify_one(path)
-            typer.echo(f"{path.name}: as it was written")
+            typer.echo(f"{path.name}: all checksums match")
         except ValueError as error:
             is_damaged = True
             typer.echo(f"error: {error}", err=True)
@@ -77,11 +79,14 @@ def reshard(
     tensor: Annotated[int, typer.Option(min=1, help="Tensor-parallel degree.")] = 1,
     pipeline: Annotated[int, typer.Option(min=1, help="Pipeline-parallel degree.")] = 1,
     data: Annotated[int, typer.Option(min=1, help="Data-parallel degree.")] = 1,
-    step: Step = None,
+    step: CheckpointStep = None,
 ) -> None:
-    """Rewrite weights and optimizer for another mesh, bit by bit. Needed only for faster reading."""
+    """Rewrite weights and optimizer state for another mesh, without changing a bit.
+
+    Training resumes on any mesh without this; a checkpoint of the same mesh only loads faster.
+    """
     from pipeline.checkpoint.reshard import reshard as rewrite
     from pipeline.config import MeshConfig
 
     path = rewrite(run, output, MeshConfig(tensor_parallel=tensor, pipeline_parallel=pipeline), data, step)
-    typer.echo(f"{path}: tensor {tensor} × pipeline {pipeline} × data {data}; continue it by training into {output}")
+    typer.echo(f"{path}: tensor {tensor} × pipeline {pipeline} × data {data}; to resume it, train with --output {output}")

@@ -1,4 +1,4 @@
-"""`fnet-t5 compare`: two runs side by side, on the same text."""
+"""`fnet-t5 compare`: two runs on the same text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from launch.cli.arguments import Run
 
 EXAMPLE = "Example: fnet-t5 compare runs/t5 runs/fnet_t5"
 
@@ -16,15 +18,18 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    first: Run,
     second: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to compare with it.")],
-    prefix: Annotated[int | None, typer.Option(help="Tokens given. Default: the shorter encoder length.", min=1)] = None,
-    suffix: Annotated[int, typer.Option(help="Tokens to be written.", min=1)] = 128,
+    prefix: Annotated[
+        int | None, typer.Option(help="Prefix length in tokens. Default: the shorter encoder length.", min=1)
+    ] = None,
+    suffix: Annotated[int, typer.Option(help="Suffix length in tokens.", min=1)] = 128,
     rows: Annotated[int, typer.Option(help="Rows of each source.", min=1)] = 256,
 ) -> None:
-    """What differs between two runs, what each cost, and bits per byte of the same suffixes given the same prefixes.
+    """Compare two runs: settings, cost, and suffix bits per byte on the same text.
 
-    Two single runs: a difference below the noise of seeds means nothing. `fnet-t5 scaling` compares with seeds and intervals.
+    These are two single runs: a difference below the noise of seeds means nothing. `fnet-t5 scaling` compares with several
+    seeds and intervals.
     """
     from rich import box
     from rich.console import Console
@@ -49,4 +54,4 @@ def compare(
         for row in body:
             table.add_row(*row)
         console.print(table)
-    console.print("One run each: what seeds alone would change is not known here.")
+    console.print("One run each: how much another seed would change is not known here.")

@@ -1,4 +1,4 @@
-"""`fnet-t5 demo`: the whole road on this machine, with nothing downloaded."""
+"""`fnet-t5 demo`: the whole pipeline on this machine, without a download."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def register(app: typer.Typer) -> None:
 def demo(
     overrides: Overrides = None,
     output: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("runs/demo"),
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start clean, whatever is there.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete an earlier demo in the folder and start over.")] = False,
 ) -> None:
-    """From text found on this machine to a trained hybrid that writes text, in about six minutes on two cores.
+    """End-to-end demo on one machine: from text found here to a trained hybrid that writes, in about six minutes on two cores.
 
-    Four real processes train (tensor parallel 2 x pipeline parallel 2). Interrupted, it goes on where it was; finished, it
-    shows its page again. Overrides change the training recipe, configs/train/demo.yaml.
+    Four processes train (tensor parallel 2 x pipeline parallel 2). Rerun the command to resume an interrupted demo, or to show
+    the page of a finished one. Overrides change the training recipe, configs/train/demo.yaml.
     """
     from rich.console import Console
 
@@ -37,4 +37,4 @@ def demo(
     result = folder.perform(fresh, overrides or [])
     show(folder, result, console)
     if result.problems:
-        raise ValueError("the demo does not show what it should: " + "; ".join(result.problems))
+        raise ValueError("the demo failed its checks: " + "; ".join(result.problems))

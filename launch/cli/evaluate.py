@@ -1,4 +1,4 @@
-"""`fnet-t5 evaluate`: a checkpoint's losses on its validation rows, in one process."""
+"""`fnet-t5 evaluate`: the losses of a checkpoint on validation rows, in one process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from launch.cli.arguments import CheckpointStep, Run
+
 EXAMPLE = "Example: fnet-t5 evaluate runs/demo/run --step 100\n\nOn each source: fnet-t5 evaluate runs/demo/run --sources"
 
 
@@ -18,19 +20,22 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
-    step: Annotated[int | None, typer.Option(help="Checkpoint to evaluate. Default: the latest.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    run: Run,
+    step: CheckpointStep = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
     sources: Annotated[
-        bool, typer.Option("--sources", help="Bits per byte of suffixes given prefixes on each source: any two runs compare.")
+        bool, typer.Option("--sources", help="Evaluate suffix bits per byte of each source, which any two runs can compare.")
     ] = False,
     prefix: Annotated[
-        int | None, typer.Option(help="With --sources: tokens given. Default: the encoder length.", min=1)
+        int | None, typer.Option(help="With --sources: prefix length in tokens. Default: the encoder length.", min=1)
     ] = None,
-    suffix: Annotated[int, typer.Option(help="With --sources: tokens to be written.", min=1)] = 128,
+    suffix: Annotated[int, typer.Option(help="With --sources: suffix length in tokens.", min=1)] = 128,
     rows: Annotated[int, typer.Option(help="With --sources: rows of each source.", min=1)] = 256,
 ) -> None:
-    """Validation loss, bits per byte, and two yardsticks: the unigram model, and encoder inputs swapped between rows."""
+    """Print validation loss, bits per byte and two reference losses: the unigram model's, and that with swapped encoder inputs.
+
+    Encoder inputs are swapped between rows: a decoder that uses its encoder then has a higher loss.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -38,7 +43,7 @@ def evaluate(
     from pipeline.eval.evaluate import evaluate as evaluate_run
 
     if sources:
-        _print_sources(run, step, as_json, prefix, suffix, rows)
+        _print_sources(run, step, as_json=as_json, prefix=prefix, suffix=suffix, rows=rows)
         return
     result = evaluate_run(run, step)
     if as_json:
@@ -52,14 +57,15 @@ def evaluate(
         table.add_row("with encoder inputs swapped between rows", f"{result.swapped_loss:.4f}")
     table.add_row("unigram model on the same tokens", f"{result.unigram_loss:.4f}")
     if result.order_loss is not None:
-        table.add_row("of it: the order of segments, per row", f"{result.order_loss:.4f}")
+        table.add_row("loss of segment order, per row, included above", f"{result.order_loss:.4f}")
     if result.bits_per_byte is not None:
         table.add_row("bits per byte", f"{result.bits_per_byte:.4f}")
     table.add_row("target tokens", f"{result.target_tokens:,}")
     Console().print(table)
 
 
-def _print_sources(run: Path, step: int | None, as_json: bool, prefix: int | None, suffix: int, rows: int) -> None:
+def _print_sources(run: Path, step: int | None, *, as_json: bool, prefix: int | None, suffix: int, rows: int) -> None:
+    """Suffix bits per byte of each source, and of all together."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from launch.cli.arguments import CheckpointStep, Run
+
 EXAMPLE = "Example: fnet-t5 export runs/demo/run --output exported/demo"
 
 
@@ -16,11 +18,14 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: Run,
     output: Annotated[Path | None, typer.Option(help="New folder. Default: RUN/export.")] = None,
-    step: Annotated[int | None, typer.Option(help="Checkpoint to export. Default: the latest.")] = None,
+    step: CheckpointStep = None,
 ) -> None:
-    """Write safetensors, configuration, tokenizer and model card; `transformers` loads the folder without this package."""
+    """Export a run for `transformers`: safetensors, configuration, tokenizer and model card.
+
+    `transformers` loads the folder without this package.
+    """
     from pipeline.huggingface.export import export_run
 
     folder = output or run / "export"

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launch.cli.arguments import CheckpointStep, Run
+
+if TYPE_CHECKING:
+    from models.generation.sampling import Sampling
+
 EXAMPLE = (
     "Example: echo 'The Fourier transform' | fnet-t5 generate runs/demo/run --temperature 0.8 --top-k 40\n\n"
-    "Many at once: fnet-t5 generate runs/demo/run --file prompts.txt --lines --beams 4 > written.jsonl"
+    "Many prompts: fnet-t5 generate runs/demo/run --file prompts.txt --lines --beams 4 > written.jsonl"
 )
 
 
@@ -21,32 +26,29 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: Run,
     prompt: Annotated[str | None, typer.Option(help="Text to continue. Default: standard input.")] = None,
     file: Annotated[Path | None, typer.Option(help="File with the text to continue.")] = None,
-    lines: Annotated[bool, typer.Option("--lines", help="Every line with text is a prompt; one JSON object each.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Prompts written at a time with --lines.", min=1)] = 16,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Keep the smallest set of tokens with this probability.")] = 1.0,
-    beams: Annotated[int, typer.Option(help="Beam search with so many beams; 1 is none.")] = 1,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="Take every non-empty line as a prompt; print one JSON object for each.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="With --lines: prompts in one batch.", min=1)] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum number of new tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0: from all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from the smallest set of tokens with this probability.")] = 1.0,
+    beams: Annotated[int, typer.Option(help="Beams of beam search; 1: no beam search.")] = 1,
     length_penalty: Annotated[float, typer.Option(help="Of beam search: above 0 favours longer texts.")] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="A token that ends the text, besides the end of text.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
-    step: Annotated[int | None, typer.Option(help="Checkpoint to use. Default: the latest.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A further token that ends the text.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    step: CheckpointStep = None,
 ) -> None:
-    """Continue a text. A model reads its last data.encoder_length tokens and writes on.
+    """Continue a text. The model reads the last data.encoder_length tokens of it and continues the text.
 
-    One trained on spans (span_corruption, ul2) writes the spans that sentinels stand for; it does not continue a text.
+    A model trained on spans (span_corruption, ul2) writes the spans that sentinels stand for; it does not continue a text.
     """
-    from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer
     from models.generation.sampling import Sampling
-    from pipeline.eval.evaluate import load_model
-    from pipeline.eval.generate import stop_ids, write_text, write_texts
 
-    if prompt is not None and file is not None:
-        raise ValueError("--prompt and --file both give the text: leave one out")
     sampling = Sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -56,26 +58,50 @@ def generate(
         num_beams=beams,
         length_penalty=length_penalty,
     )
+    text = _read(prompt, file)
+    if lines:
+        _continue_lines(run, step, text, sampling, stop or [], batch_size)
+    else:
+        _continue_text(run, step, text, sampling, stop or [])
+
+
+def _read(prompt: str | None, file: Path | None) -> str:
+    if prompt is not None and file is not None:
+        raise ValueError("--prompt and --file both give the text: leave one out")
     if file is not None:
-        prompt = file.read_text(encoding="utf-8")
-    text = sys.stdin.read() if prompt is None else prompt
+        return file.read_text(encoding="utf-8")
+    return sys.stdin.read() if prompt is None else prompt
+
+
+def _continue_text(run: Path, step: int | None, text: str, sampling: Sampling, stop: list[str]) -> None:
+    """Print the continuation token by token."""
+    from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer
+    from pipeline.eval.evaluate import load_model
+    from pipeline.eval.generate import stop_ids, write_text
+
     model, config, _ = load_model(run, step)
     tokenizer = load_tokenizer(run / TOKENIZER_FILE)
-    stops = stop_ids(tokenizer, stop or [])
-    encoder_length = config.data.encoder_length
-    if lines:
-        prompts = [line for line in text.splitlines() if line.strip()]
-        if not prompts:
-            raise ValueError("--lines: there is no line with text")
-        for start in range(0, len(prompts), batch_size):
-            batch = prompts[start : start + batch_size]
-            for given, written in zip(
-                batch, write_texts(model, tokenizer, batch, encoder_length, sampling, stops), strict=True
-            ):
-                sys.stdout.write(json.dumps({"prompt": given, "text": written}, ensure_ascii=False) + "\n")
-            sys.stdout.flush()
-        return
-    for piece in write_text(model, tokenizer, text, encoder_length, sampling, stops):
+    for piece in write_text(model, tokenizer, text, config.data.encoder_length, sampling, stop_ids(tokenizer, stop)):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+def _continue_lines(run: Path, step: int | None, text: str, sampling: Sampling, stop: list[str], batch_size: int) -> None:
+    """Print `{"prompt": …, "text": …}` for every line with text, a batch at a time."""
+    from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer
+    from pipeline.eval.evaluate import load_model
+    from pipeline.eval.generate import stop_ids, write_texts
+
+    model, config, _ = load_model(run, step)
+    tokenizer = load_tokenizer(run / TOKENIZER_FILE)
+    stops = stop_ids(tokenizer, stop)
+    prompts = [line for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError("--lines: there is no line with text")
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        texts = write_texts(model, tokenizer, batch, config.data.encoder_length, sampling, stops)
+        for given, written in zip(batch, texts, strict=True):
+            sys.stdout.write(json.dumps({"prompt": given, "text": written}, ensure_ascii=False) + "\n")
+        sys.stdout.flush()

@@ -16,14 +16,20 @@ def register(app: typer.Typer) -> None:
 
 
 def import_folder(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="config.json with safetensors or pytorch_model.bin.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Checkpoint of an FNet: config.json, and safetensors or pytorch_model.bin.")
+    ],
     output: Annotated[Path, typer.Option(help="New folder for the hybrid's weights.")],
-    vocab_size: Annotated[int | None, typer.Option(help="Tokens of your tokenizer. Default: the checkpoint's.", min=1)] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Vocabulary size of your tokenizer. Default: the checkpoint's.", min=1)
+    ] = None,
     max_length: Annotated[int | None, typer.Option(help="Encoder length. Default: the checkpoint's.", min=1)] = None,
-    decoder_layers: Annotated[int | None, typer.Option(help="Default: as many as the encoder has.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Of what starts fresh.")] = 0,
+    decoder_layers: Annotated[
+        int | None, typer.Option(help="Layers of the new decoder. Default: as many as the encoder has.", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the new weights.")] = 0,
 ) -> None:
-    """Take an FNet's encoder into a hybrid, and tell of every tensor whether it was used, resized or left."""
+    """Make a hybrid with the encoder of an FNet checkpoint, and report each tensor as used, resized or skipped."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -40,8 +46,8 @@ def import_folder(
     for name, ours in report.resized.items():
         table.add_row(name, "resized", ours)
     for name, reason in report.left.items():
-        table.add_row(name, "left", reason)
+        table.add_row(name, "skipped", reason)
     Console().print(table)
-    counts = f"{len(report.used)} tensors used, {len(report.resized)} resized, {len(report.left)} left"
-    typer.echo(f"{counts}; {len(report.fresh)} of the hybrid start fresh.")
+    counts = f"{len(report.used)} tensors used, {len(report.resized)} resized, {len(report.left)} skipped"
+    typer.echo(f"{counts}; {len(report.fresh)} tensors of the hybrid are new.")
     typer.echo(f"Weights, {MODEL} (a recipe's model section) and {REPORT} are in {output}.")

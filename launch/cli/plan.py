@@ -1,4 +1,4 @@
-"""`fnet-t5 plan`: what a recipe needs on so many GPUs, before any is asked for. Nothing is run."""
+"""`fnet-t5 plan`: what a recipe needs on a number of GPUs, estimated without running anything."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.cli.arguments import Overrides
+from launch.cli.arguments import Overrides, Recipe
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from pipeline.config import RunConfig
     from pipeline.planner.hardware import GPU
     from pipeline.planner.plan import Plan
@@ -25,15 +27,17 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(
-    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="A recipe: a path, or the name of a shipped one.")],
+    config: Recipe,
     overrides: Overrides = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs. Default: tensor_parallel × pipeline_parallel.")] = None,
-    gpu: Annotated[str, typer.Option(help="a100, a100-40g, h100 or h200.")] = "h100",
-    tokens: Annotated[float, typer.Option(help="Token budget that the time is given for.")] = 100e9,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Number of GPUs. Default: tensor_parallel × pipeline_parallel.")
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="GPU type: a100, a100-40g, h100 or h200.")] = "h100",
+    tokens: Annotated[float, typer.Option(help="Token budget for the estimate of time.")] = 100e9,
 ) -> None:
-    """Parameters, FLOPs, stages, memory, communication and time of a recipe, and a mesh to run it on.
+    """Estimate parameters, FLOPs, stages, memory, communication and time of a recipe, and propose a mesh. Nothing is run.
 
-    Weights, gradients and optimizer are exact, activations come from shapes, times from published peaks: an estimate.
+    Weights, gradients and optimizer state are exact; activations come from shapes, times from published peak speeds.
     """
     from rich.console import Console
 
@@ -68,7 +72,7 @@ def _limit(plan: Plan) -> str:
 
 
 def _with_vocabulary(config: RunConfig) -> RunConfig:
-    """The vocabulary of the recipe's data where it is there, of T5 where it is not prepared yet."""
+    """The recipe with the vocabulary size of its data, or of T5 if the data are not prepared yet."""
     from dataclasses import replace
 
     from data_prep.tokenization.tokenizer import TOKENIZER_FILE
@@ -80,9 +84,7 @@ def _with_vocabulary(config: RunConfig) -> RunConfig:
 
 
 def _show(console: object, config: RunConfig, plan: Plan, device: GPU, tokens: float) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     from pipeline.planner.plan import fits
 
@@ -97,8 +99,37 @@ def _show(console: object, config: RunConfig, plan: Plan, device: GPU, tokens: f
         f"{plan.num_gpus} {device.name}: tensor {mesh.tensor_parallel} × pipeline {mesh.pipeline_parallel} × data "
         f"{plan.data_parallel}, {plan.num_micro_batches} micro-batches of {config.train.micro_batch_size} a step"
     )
+    console.print(_stage_table(plan))
+    if not fits(plan, device):
+        console.print(f"This does not fit: a {device.name} has {device.memory_bytes / 1e9:.0f} GB, of which 10 % is reserved.")
+    console.print(
+        f"Sent by a rank in a step: {plan.tensor_bytes / 1e9:.2f} GB in its tensor group, {plan.pipeline_bytes / 1e9:.2f} GB "
+        f"to adjacent stages, {plan.data_bytes / 1e9:.2f} GB among replicas; bubble {plan.bubble:.0%}"
+    )
+    seconds = tokens / plan.tokens_per_step * plan.step_seconds
+    console.print(
+        f"Estimate: {plan.step_seconds:.3g} s a step, {plan.tokens_per_step / plan.step_seconds:,.0f} tokens/s, MFU "
+        f"{plan.mfu:.0%}; {tokens:.3g} tokens in {seconds / 86400:.3g} days"
+    )
+
+
+def _stage_table(plan: Plan) -> Table:
+    """Pieces, parameters, FLOPs and memory of each pipeline stage."""
+    from rich import box
+    from rich.table import Table
+
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("stage", "pieces", "M parameters", "FLOPs", "weights", "gradients", "optimizer", "activations", "GB in all"):
+    for column in (
+        "stage",
+        "pieces",
+        "M parameters",
+        "FLOPs",
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "GB in total",
+    ):
         table.add_column(column, justify="left" if column == "pieces" else "right")
     for number, stage in enumerate(plan.stages):
         gigabytes = (stage.weight_bytes, stage.gradient_bytes, stage.optimizer_bytes, stage.activation_bytes, stage.total_bytes)
@@ -109,15 +140,4 @@ def _show(console: object, config: RunConfig, plan: Plan, device: GPU, tokens: f
             f"{stage.flops_share:.0%}",
             *(f"{value / 1e9:.2f}" for value in gigabytes),
         )
-    console.print(table)
-    if not fits(plan, device):
-        console.print(f"This does not fit: a {device.name} has {device.memory_bytes / 1e9:.0f} GB, a tenth of it spoken for.")
-    console.print(
-        f"Sent by a rank in a step: {plan.tensor_bytes / 1e9:.2f} GB in its tensor group, {plan.pipeline_bytes / 1e9:.2f} GB "
-        f"to stages beside it, {plan.data_bytes / 1e9:.2f} GB among replicas; bubble {plan.bubble:.0%}"
-    )
-    seconds = tokens / plan.tokens_per_step * plan.step_seconds
-    console.print(
-        f"Estimate: {plan.step_seconds:.3g} s a step, {plan.tokens_per_step / plan.step_seconds:,.0f} tokens/s, MFU "
-        f"{plan.mfu:.0%}; {tokens:.3g} tokens in {seconds / 86400:.3g} days"
-    )
+    return table

@@ -1,1 +1,1 @@
-"""SLURM, Kubernetes and Ray: specifications, rendered scripts, submission."""
+"""Jobs on clusters: the platforms, their cluster files, rendered scripts and submission."""

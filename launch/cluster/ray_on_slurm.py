@@ -1,7 +1,7 @@
-"""Ray nodes inside a SLURM job: wait until they have joined before a preparation starts, and stop them at its end.
+"""Ray nodes inside a SLURM job: wait until they have joined before a data preparation starts, and stop them when it ends.
 
-`ray stop` would stop every Ray of the user. SLURM's own signals go to all processes of a step at once, and a raylet whose
-head has already stopped waits a minute for it; so each node's `ray start` is stopped by itself.
+`ray stop` would stop every Ray of the user. SLURM's own signals go to all processes of a step at the same time, and a raylet
+whose head has already stopped waits a minute for it; so each node's `ray start` is stopped separately.
 
 Usage, inside the job:
     python -m launch.cluster.ray_on_slurm wait ADDRESS NODES [SECONDS]     with the cluster's RAY_AUTH_MODE in the environment
@@ -23,7 +23,7 @@ _GRACE_SECONDS = 20.0
 
 
 def await_nodes(address: str, num_nodes: int, seconds: float = 300.0) -> None:
-    """Return when `num_nodes` nodes are alive at HOST:PORT. Raises TimeoutError, naming those there are, after `seconds`."""
+    """Return when `num_nodes` nodes are alive at HOST:PORT. Raises TimeoutError, naming the alive nodes, after `seconds`."""
     import ray
 
     deadline = time.monotonic() + seconds
@@ -34,8 +34,8 @@ def await_nodes(address: str, num_nodes: int, seconds: float = 300.0) -> None:
             if time.monotonic() > deadline:
                 names = ", ".join(node["NodeManagerHostname"] for node in alive) or "none"
                 raise TimeoutError(
-                    f"{len(alive)} of {num_nodes} Ray nodes joined {address} in {seconds:.0f} s ({names}): the logs of the "
-                    "others' `ray start` say why"
+                    f"{len(alive)} of {num_nodes} Ray nodes joined {address} in {seconds:.0f} s ({names}): see the logs of "
+                    "`ray start` on the other nodes"
                 )
             time.sleep(_POLL_SECONDS)
     finally:
@@ -44,23 +44,21 @@ def await_nodes(address: str, num_nodes: int, seconds: float = 300.0) -> None:
 
 def _await_head(address: str, deadline: float) -> None:
     host, _, port = address.rpartition(":")
-    while True:  # ray.init would wait, too, but end in a traceback
+    while True:  # ray.init would also wait, but would end with a traceback
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"no Ray head answers at {address} ({error}): the log of its `ray start` says why"
-                ) from error
+                raise TimeoutError(f"no Ray head answers at {address} ({error}): see the log of its `ray start`") from error
             time.sleep(_POLL_SECONDS)
 
 
 def stop_nodes(job_id: str) -> None:
-    """SIGTERM to each `ray start --block` of the job, which ends what it started; return when they are gone, or too slow."""
+    """Send SIGTERM to each `ray start --block` of the job, which stops its processes; return when all ended, or after 20 s."""
     starters = []
     for process in psutil.process_iter():
-        with suppress(psutil.Error):  # ended meanwhile, or not ours to look into
+        with suppress(psutil.Error):  # it has ended meanwhile, or belongs to another user
             words = process.cmdline()
             is_ray = "ray.scripts.scripts" in words and "--block" in words and process.name() != "srun"
             if is_ray and process.environ().get("SLURM_JOB_ID") == job_id:

@@ -1,4 +1,4 @@
-"""Templates to text: launch scripts and manifests are Jinja2 templates, with every value quoted for its language."""
+"""Launch scripts and manifests are rendered from Jinja2 templates, with every value quoted for the target language."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 
 def render(template: str, **values: Any) -> str:
-    """The text of a template. In it `quote` makes one word for a shell, `json` one value for YAML."""
+    """The text of a template. In templates the filter `quote` makes one word for a shell, and `json` one value for YAML."""
     return _environment().get_template(template).render(**values)
 
 
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
-    # A template that asks for what it is not given must fail here, not on a cluster.
+    # A template with a missing value must fail here, not on a cluster.
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         undefined=StrictUndefined,

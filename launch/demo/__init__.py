@@ -1,1 +1,1 @@
-"""The whole road on one machine: text of its own Python installation, tokens, a trained hybrid, text it writes."""
+"""End-to-end demo on one machine: text of its Python installation, tokens, a trained hybrid, generated text."""

@@ -1,4 +1,4 @@
-"""The demo's raw data: text of this machine's own Python installation as a small Pile, with train, val and test."""
+"""The raw data of the demo: text of this machine's Python installation in the format of the Pile, with train, val and test."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from launch.demo.installed_text import KINDS, Candidate, Installation, readable
 NUM_TRAIN_FILES = 4
 _HELD_OUT_PER_MILLE = {"val": 30, "test": 30}
 _TOP_UPS = (0.4, 0.5)
-"""Shares up to which kinds are topped up, in turn, where others have too little: no kind is more than half."""
+"""Where other kinds have too little text, each kind may grow to these shares, one after the other: at most half."""
 _LARGEST_GROUP = 0.15
-"""No package is more of its kind than this."""
+"""Largest share of its kind that one package may have."""
 _FEWEST_BYTES = 0.75
 _ZSTD_LEVEL = 6
 
 
 class CorpusError(ValueError):
-    """A machine on which there is too little text to show anything."""
+    """A machine with too little text for the demo."""
 
 
 @dataclass
@@ -39,9 +39,9 @@ class Count:
         self.bytes += num_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CorpusSummary:
-    """What `write_corpus` wrote: the files of each split, and counts by kind of source and by split."""
+    """The output of `write_corpus`: the files of each split, and counts by kind of source and by split."""
 
     train: list[Path]
     val: Path
@@ -60,7 +60,7 @@ class _Document:
     kind: str
     text: bytes
     digest: bytes
-    """Of the text without case, spacing and copyright lines, in which copies of one licence differ."""
+    """Hash of the text without case, spacing and copyright lines, in which copies of one licence differ."""
 
     @property
     def split(self) -> str:
@@ -75,11 +75,11 @@ class _Document:
 def write_corpus(output: Path, max_bytes: int = 20_000_000, installation: Installation | None = None) -> CorpusSummary:
     """Write about `max_bytes` of text as Pile records into train/00 … 03, val and test `.jsonl.zst` below `output`.
 
-    The bytes are a function of the installation (default: this interpreter's). Copies of a text are dropped, and which
-    split a text goes to is decided by its hash. Raises CorpusError where less than three quarters of `max_bytes` is found.
+    The bytes are a function of the installation (default: this interpreter's). Copies of a text are dropped, and the hash
+    of a text decides its split. Raises CorpusError if less than three quarters of `max_bytes` is found.
     """
     documents = _collect(installation or Installation.current(), max_bytes)
-    # By hash: every file is a mixture of kinds and packages.
+    # Sorted by hash, every file is a mixture of kinds and packages.
     documents.sort(key=lambda document: document.digest)
     by_kind = {kind: Count() for kind in KINDS}
     by_split = {split: Count() for split in ("train", *_HELD_OUT_PER_MILLE)}
@@ -98,11 +98,12 @@ def write_corpus(output: Path, max_bytes: int = 20_000_000, installation: Instal
         with atomic_write(path) as file:
             file.write(zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(b"".join(record + b"\n" for record in records)))
     found = {kind: count for kind, count in by_kind.items() if count.documents}
-    return CorpusSummary(train, output / "val.jsonl.zst", output / "test.jsonl.zst", found, by_split)
+    val, test = (output / f"{split}.jsonl.zst" for split in _HELD_OUT_PER_MILLE)
+    return CorpusSummary(train=train, val=val, test=test, by_kind=found, by_split=by_split)
 
 
 def _collect(installation: Installation, max_bytes: int) -> list[_Document]:
-    """Each kind up to its share; then, kinds in the same order, up to the top-ups, until `max_bytes` are there."""
+    """Take each kind up to its share, then up to each of `_TOP_UPS`, until there are `max_bytes`."""
     streams = {kind: find(installation) for kind, (_, find) in KINDS.items()}
     wanted = {kind: int(share * max_bytes) for kind, (share, _) in KINDS.items()}
     taken = dict.fromkeys(KINDS, 0)

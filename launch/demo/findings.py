@@ -1,4 +1,4 @@
-"""What a trained demo run is worth: its losses beside two yardsticks, and text that it writes."""
+"""The evaluation of a trained demo run: its losses, two reference losses, and generated text."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _TOLERANCE = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Findings(Evaluation):
-    """The evaluation by one process, beside what the mesh found and what the model writes. Losses as there."""
+    """The evaluation by one process, the loss that the mesh computed, and generated text. Losses in nats per target token."""
 
     num_parameters: int
     training_loss_first: float
     training_loss_last: float
     mesh_loss: float
-    """As the processes of the mesh computed it at the end of training."""
+    """Validation loss by the processes of the mesh at the end of training."""
     tokens_per_second: float
     training_seconds: float
     training_flops: float
     prefix: str
-    """The end of what the encoder read."""
+    """The end of the text that the encoder read."""
     continuation: str
     original: str
 
@@ -53,9 +53,9 @@ class Findings(Evaluation):
 
     @property
     def problems(self) -> list[str]:
-        """What should be true and is not; empty where all is well."""
+        """The claims of the demo that do not hold; empty if all of them hold."""
         claims = {
-            "one process does not find the validation loss of the mesh": self.meshes_agree,
+            "one process computes another validation loss than the mesh": self.meshes_agree,
             "the validation loss is not below the unigram model's": self.beats_unigram,
             "swapping encoder inputs does not raise the loss: the decoder does not use the encoder": self.uses_encoder,
         }
@@ -63,7 +63,7 @@ class Findings(Evaluation):
 
 
 def findings(run: Path) -> Findings:
-    """Evaluate the run's latest checkpoint in this process and let it continue a held-out prefix."""
+    """Evaluate the run's latest checkpoint in this process, and continue a held-out prefix with it."""
     rows = read_metrics(run / METRICS)
     trained = [row for row in rows if "loss" in row]
     validated = [row for row in rows if row.get("source") == "all"]
@@ -90,7 +90,7 @@ def findings(run: Path) -> Findings:
 
 
 def _held_out_row(config: DataConfig, tokenizer: Tokenizer) -> tuple[str, str]:
-    """A whole row of one document from the test split: the text that the encoder reads, and what follows it."""
+    """A full row of one document of the test split: the text that the encoder reads, and the text after it."""
     rows = Rows(config.path, "test", config.row_length)
     numbers = np.arange(len(rows))
     whole = numbers[rows.lengths(numbers) == config.row_length]

@@ -1,7 +1,7 @@
-"""Real text that every machine with this program has: the Python installation and its packages, as six kinds of document.
+"""Real text that every machine with this program has: the Python installation and its packages, as seven kinds of document.
 
-Only the standard library and site-packages are read, in an order that a hash of each relative path fixes: the same
-installation gives the same documents in the same order, and neighbours in it are of different packages.
+Only the standard library and site-packages are read, sorted by a hash of each relative path: the same installation gives the
+same documents in the same order, and consecutive ones are of different packages.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ MAX_CHARACTERS = 20_000
 _MAX_FILE_BYTES = 1_500_000
 _MAX_LINE = 2_000
 _MIN_LETTERS = 0.6
-"""Of the characters that are not white space: tables of numbers and of escapes stay below."""
+"""Smallest share of letters among characters other than white space: tables of numbers and escapes have fewer."""
 _MIN_COMPRESSED = 0.08
-"""Bytes that zlib leaves of a byte: what repeats more than this is a log or a listing."""
+"""Smallest compressed size per byte, by zlib: logs and listings, which repeat themselves, are smaller."""
 _DOCSTRING_SHARE = 0.5
-"""A module with at least this share of its text between triple quotes is read for its prose, else for its code."""
+"""A module with more than this share of its text between triple quotes gives its docstrings, any other its code."""
 
 # Tests and tables, binaries, and copies of other packages.
 _SKIPPED_FOLDERS = frozenset(
@@ -47,13 +47,13 @@ _GENERATED = re.compile(r"do not edit|@generated|(auto-?|automatically |code |fi
 
 @dataclass(frozen=True)
 class Candidate:
-    """One document, and the package (or topic) it comes from, so that no package fills a whole kind."""
+    """One document, and the package (or topic) it comes from, so that no package dominates a kind."""
 
     group: str
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Installation:
     """The folders that may be read, and the paths that may not appear in any document."""
 
@@ -65,21 +65,24 @@ class Installation:
 
     @classmethod
     def current(cls) -> Installation:
-        """The interpreter that runs now. A text that names the home folder or this project's folder tells on its user."""
+        """That of the running interpreter.
+
+        `private` holds the home folder and this project's folder: a text that contains them would identify the user.
+        """
         paths = sysconfig.get_paths()
         packages = tuple(dict.fromkeys(Path(paths[name]) for name in ("purelib", "platlib")))
         private = {str(path) for path in (Path.home(), HOME, Path(sys.prefix)) if len(path.parts) > 1 and path != Path("/usr")}
         own = frozenset(PACKAGES) | {"configs"} if HOME in {path.resolve() for path in packages} else frozenset()
-        return cls(Path(paths["stdlib"]), packages, tuple(sorted(private)), own)
+        return cls(stdlib=Path(paths["stdlib"]), packages=packages, private=tuple(sorted(private)), own=own)
 
     @cached_property
     def stdlib_files(self) -> list[SourceFile]:
-        """Readable files of the standard library in hash order, tests and binaries' folders left out."""
+        """Readable files of the standard library in hash order, without folders of tests and binaries."""
         return _files_below(self.stdlib, frozenset({"pydoc_data"}))
 
     @cached_property
     def package_files(self) -> list[SourceFile]:
-        """Readable files of installed packages in hash order; this project's own are left out."""
+        """Readable files of installed packages in hash order, without this project's own."""
         return [file for folder in self.packages for file in _files_below(folder, self.own)]
 
 
@@ -105,7 +108,7 @@ class SourceFile:
         return readable and not self.is_licence and self.name.name not in _SKIPPED_TEXTS
 
     def read(self) -> str:
-        """The text with Unix line ends; empty where it is not UTF-8 or too large to have been written by hand."""
+        """The text with Unix line ends; empty if it is not UTF-8, or too large to have been written by hand."""
         try:
             if self.path.stat().st_size > _MAX_FILE_BYTES:
                 return ""
@@ -186,13 +189,13 @@ KINDS: dict[str, tuple[float, Callable[[Installation], Iterator[Candidate]]]] = 
     "Python standard library": (0.18, library_source),
     "Python packages": (0.14, package_source),
 }
-"""Kind of source to the share of the corpus it should have, and where its documents come from. Prose first."""
+"""Each kind of source with its share of the corpus and the function that finds its documents. Prose first."""
 
 
 def readable(text: str, private: tuple[str, ...] = ()) -> str | None:
-    """`text` trimmed, and cut at a line's end to MAX_CHARACTERS; None for what a model should not learn from.
+    """`text` trimmed, and cut at the end of a line to MAX_CHARACTERS; None for text that a model should not learn from.
 
-    That is: short, generated, minified, numeric or repetitive text, broken Unicode, and all that names a `private` path.
+    That is short, generated, minified, numeric or repetitive text, broken Unicode, and text that contains a `private` path.
     """
     text = text.strip()
     if len(text) > MAX_CHARACTERS:
@@ -206,7 +209,7 @@ def readable(text: str, private: tuple[str, ...] = ()) -> str | None:
         return None
     try:
         data = text.encode("utf-8")
-    except UnicodeEncodeError:  # a docstring may spell half of a surrogate pair
+    except UnicodeEncodeError:  # a docstring may contain half of a surrogate pair
         return None
     return text if len(zlib.compress(data, 1)) > _MIN_COMPRESSED * len(data) else None
 
@@ -227,7 +230,7 @@ def _docstrings_of(text: str, module: str) -> str:
 
 
 def _documented(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str]:
-    """Docstrings of `node` and of what it defines, each under its name; bodies of functions are not entered."""
+    """Docstrings of `node` and of the definitions in it, each under its name; functions inside functions are skipped."""
     if own := ast.get_docstring(node):
         yield own
     for child in node.body:

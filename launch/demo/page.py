@@ -1,4 +1,4 @@
-"""The demo's one page, and its loss curve."""
+"""The page of results of the demo, and its loss curve."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ORIGINAL_SHOWN = 240
 
 
 def show(demo: Demo, result: Result, console: Console) -> None:
-    """Print the page, and keep it as text and the loss curve as PNG in the demo's folder."""
+    """Print the page, and write it as text, and the loss curve as PNG, to the demo's folder."""
     draw_loss_curve(demo.run / METRICS, result, demo.folder / CURVE_FILE)
     with (demo.folder / PAGE_FILE).open("w") as file:
         for target in (console, Console(file=file, width=110)):
@@ -32,7 +32,7 @@ def show(demo: Demo, result: Result, console: Console) -> None:
 
 
 def draw_loss_curve(metrics: Path, result: Result, path: Path) -> None:
-    """Training and validation loss over steps, with the unigram model's as a line to be below."""
+    """Plot training and validation loss over steps, and the loss of the unigram model for reference."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -75,9 +75,10 @@ def _what_was_done(config: RunConfig, result: Result) -> str:
         f"{result.num_parameters / 1e6:.1f} M parameters "
         f"({model.num_encoder_layers} {model.mixing.capitalize()} encoder layers, "
         f"{model.num_decoder_layers} attention decoder layers, width {model.d_model}) read the first {data.encoder_length} "
-        f"tokens of each row and learnt to write the next {data.decoder_length}, on {_num_processes(config)} processes (tensor "
-        f"parallel {mesh.tensor_parallel} x pipeline parallel {mesh.pipeline_parallel}, ZeRO-{config.train.zero_stage}). One "
-        "process then loaded the checkpoint, evaluated it on held-out text, and wrote."
+        f"tokens of each row and learnt to generate the next {data.decoder_length}, on {_num_processes(config)} processes "
+        f"(tensor parallel {mesh.tensor_parallel} x pipeline parallel {mesh.pipeline_parallel}, "
+        f"ZeRO-{config.train.zero_stage}). "
+        "One process then loaded the checkpoint, evaluated it on held-out text, and generated text."
     )
 
 
@@ -108,13 +109,13 @@ def _num_processes(config: RunConfig) -> int:
 
 
 def _written(result: Result) -> Panel:
-    original = Text("the original went on: ", style="italic").append(
+    original = Text("the original continued: ", style="italic").append(
         _without_blank_lines(_shortened(result.original)), style="dim not italic"
     )
-    written = Text(_without_blank_lines(result.continuation) or "(it ended the document at once)", style="bold")
+    written = Text(_without_blank_lines(result.continuation) or "(the model ended the document immediately)", style="bold")
     return Panel(
         Group(Text("… " + _without_blank_lines(result.prefix), style="dim"), written, Text(""), original),
-        title="What it writes after a held-out text (in bold: by the model)",
+        title="A held-out text, and its continuation by the model in bold",
         title_align="left",
     )
 
@@ -161,7 +162,7 @@ def _losses(config: RunConfig, result: Result) -> Table:
     row("training, first step", result.training_loss_first)
     row("training, last step", result.training_loss_last)
     row(f"validation, by the {_num_processes(config)} processes", result.mesh_loss)
-    row("validation, by one process", result.loss, _mark(result.meshes_agree, "the same", "NOT THE SAME"))
+    row("validation, by one process", result.loss, _mark(result.meshes_agree, "equal", "NOT EQUAL"))
     row(
         "unigram model, same tokens",
         result.unigram_loss,

@@ -1,4 +1,4 @@
-"""The demo's five steps, each of which keeps what an earlier start has finished."""
+"""The demo's four stages; a restart skips those that an earlier start has finished."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ import typer
 from rich.console import Console
 
 from data_prep.config import PrepareConfig
+from data_prep.dataset.manifest import Manifest
 from data_prep.files import canonical_json, sha256_bytes, write_json_atomically
-from launch.config import load_config, load_run_config, write_resolved
+from launch.config import load_config, load_run_config
 from launch.demo.corpus import write_corpus
 from launch.demo.findings import Findings, findings
-from launch.local import run_local
-from launch.prepare.memory import PeakMemory
-from launch.prepare.progress import preparation_bar
+from launch.prepare.peak_memory import PeakMemory
+from launch.prepare.progress_bar import preparation_bar
+from launch.start import Processes, check_run, start_run, write_config
 from pipeline.config import RunConfig
-from pipeline.run_folder import settle_status
 
 DATA_RECIPE, TRAIN_RECIPE = "configs/data/demo.yaml", "configs/train/demo.yaml"
 IDENTITY_FILE, CORPUS_FILE, SECONDS_FILE, RESULT_FILE = "demo.json", "corpus.json", "seconds.json", "result.json"
@@ -34,15 +34,15 @@ STAGES = ("text", "data", "training", "evaluation")
 
 @dataclass(frozen=True, kw_only=True)
 class Result(Findings):
-    """What the demo found and what it took, as the page prints it."""
+    """The findings of the demo and its cost, as the page prints them."""
 
     peak_memory_bytes: int
-    """Of all its processes together, summed proportional set sizes."""
+    """Of all processes together: the sum of their proportional set sizes."""
     stage_seconds: dict[str, float]
 
 
 class Demo:
-    """One demo folder."""
+    """One demo folder: raw text, dataset and run in it."""
 
     def __init__(self, folder: Path, console: Console) -> None:
         self.folder, self.console = folder, console
@@ -53,7 +53,7 @@ class Demo:
         os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{(folder / 'mlflow.db').resolve()}")
 
     def perform(self, fresh: bool, overrides: list[str]) -> Result:
-        """Do what is not done yet. Raises ValueError where a step fails, typer.Exit where training ended early."""
+        """Do the stages that are not done yet. Raises ValueError if one fails, typer.Exit if training ends early."""
         recipe = load_run_config(TRAIN_RECIPE, [f"data.path={self.data}", *overrides])
         finished = self._begin(recipe, fresh)
         if finished is not None:
@@ -62,38 +62,37 @@ class Demo:
             with self._timed("text", "Finding text on this machine"):
                 self._find_text()
             with self._timed("data", "Training a tokenizer and preparing the data with Ray"):
-                self._prepare(recipe)
-            config = recipe.resolved()
-            mesh = config.mesh
+                manifest = self._prepare(recipe)
+            mesh = recipe.mesh
             num_processes = mesh.tensor_parallel * mesh.pipeline_parallel
             with self._timed(
                 "training",
                 f"Training on {num_processes} processes (tensor parallel {mesh.tensor_parallel} x pipeline parallel "
                 f"{mesh.pipeline_parallel})",
             ):
-                self._train(config, num_processes)
-            with self._timed("evaluation", "Loading the checkpoint in one process, and letting it write"):
+                self._train(recipe, manifest, num_processes)
+            with self._timed("evaluation", "Evaluating the checkpoint in one process, and generating text"):
                 found = findings(self.run)
         result = Result(**asdict(found), peak_memory_bytes=memory.peak_bytes, stage_seconds=self.seconds)
         write_json_atomically(self.folder / RESULT_FILE, asdict(result))
         return result
 
     def _begin(self, recipe: RunConfig, fresh: bool) -> Result | None:
-        """Decide between showing, continuing and starting clean, and say which; the result where there is one already."""
+        """Decide whether to show, resume or start over, and print which; returns the result if there is one already."""
         identity, path = demo_identity(recipe), self.folder / IDENTITY_FILE
         if not path.is_file():
             if self.folder.is_dir() and any(self.folder.iterdir()):
-                raise ValueError(f"{self.folder} holds something else than a demo: give another --output, or empty it")
+                raise ValueError(f"{self.folder} holds files that are not a demo's: give another --output, or empty it")
             self.console.print(f"A new demo in {self.folder}.")
         elif fresh or json.loads(path.read_bytes()) != identity:
-            why = "as asked" if fresh else "because its recipe, its Python or its packages have changed"
-            self.console.print(f"A demo is in {self.folder}: [bold]starting clean[/bold], {why}.")
+            why = "as --fresh asks" if fresh else "because its recipe, its Python or its packages have changed"
+            self.console.print(f"Replacing the demo in {self.folder}: [bold]starting over[/bold], {why}.")
             shutil.rmtree(self.folder)
         elif (self.folder / RESULT_FILE).is_file():
-            self.console.print(f"A finished demo is in {self.folder}: here is its page again; --fresh starts clean.")
+            self.console.print(f"A finished demo is in {self.folder}; this is its page. --fresh starts over.")
             return Result(**json.loads((self.folder / RESULT_FILE).read_bytes()))
         else:
-            self.console.print(f"An unfinished demo is in {self.folder}: it is [bold]continued[/bold].")
+            self.console.print(f"[bold]Resuming[/bold] the unfinished demo in {self.folder}.")
             if (self.folder / SECONDS_FILE).is_file():
                 self.seconds = json.loads((self.folder / SECONDS_FILE).read_bytes())
             return None
@@ -115,7 +114,7 @@ class Demo:
             f"as Pile-format shards in {self.raw}"
         )
 
-    def _prepare(self, recipe: RunConfig) -> None:
+    def _prepare(self, recipe: RunConfig) -> Manifest:
         from data_prep.prepare import prepare
 
         settings = load_config(
@@ -136,17 +135,17 @@ class Demo:
         self.console.print(
             f"  {documents:,} documents, {tokens:,} tokens of a vocabulary of {manifest.tokenizer.vocab_size:,} in {self.data}"
         )
+        return manifest
 
-    def _train(self, config: RunConfig, num_processes: int) -> None:
+    def _train(self, config: RunConfig, manifest: Manifest, num_processes: int) -> None:
         from pipeline.tracking.mlflow_tracker import tracking_uri
 
-        self.run.mkdir(exist_ok=True)
-        write_resolved(config, self.run)
+        run = check_run(config, self.run, processes=Processes(num_processes), manifest=manifest)
+        write_config(run)
         self.console.print(
             f"  logs in {self.run / 'logs'}, MLflow at {tracking_uri()}; the processes take some seconds to start"
         )
-        code = run_local(self.run, num_processes)
-        settle_status(self.run)
+        code = start_run(run)
         if code:
             raise typer.Exit(code)
 
@@ -163,7 +162,7 @@ class Demo:
 
 
 def demo_identity(recipe: RunConfig) -> dict[str, str]:
-    """What a half-finished demo may be continued under: the same recipe, Python and packages."""
+    """What must be equal for an unfinished demo to be resumed: recipe, Python and packages."""
     return {
         "recipe": sha256_bytes(canonical_json(recipe.model_dump(mode="json"))),
         "python": sys.version.split()[0],

@@ -1,1 +1,1 @@
-"""What preparing a dataset shows while it runs: progress and peak memory."""
+"""The progress bar and the peak memory of a preparation."""

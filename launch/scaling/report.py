@@ -1,4 +1,4 @@
-"""A report from folders: runs read, fitted and written down, with what inference costs beside it where that was measured."""
+"""A report from folders: it collects runs, fits scaling laws, and adds the cost of inference where it was measured."""
 
 from __future__ import annotations
 
@@ -22,20 +22,25 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class ReportFiles:
+    """A written report: its answer in sentences, the runs that it excluded and why, and its files."""
+
     answer: list[str]
     excluded: tuple[Excluded, ...]
     files: list[Path]
 
 
 def make_report(runs: Sequence[Path], output: Path, baseline: str | None, inference: Path | None, command: str) -> ReportFiles:
-    """Raises ValueError where no run is left to report, or where runs contradict each other."""
+    """Write the report of ladders and run folders into `output`; `command` is shown in it.
+
+    Raises ValueError if no run is left to report, or if the runs cannot be compared.
+    """
     extra = [] if inference is None else [_inference_section(inference)]
     collected = collect(runs)
     if not collected.sets:
         reasons = "; ".join(f"{one.run}: {one.reason}" for one in collected.excluded[:_SHOWN])
         if len(collected.excluded) > _SHOWN:
             reasons += f"; and {len(collected.excluded) - _SHOWN} more"
-        raise ValueError(f"no run is left to report ({reasons or 'none was given'}): bring runs to their end first")
+        raise ValueError(f"no run is left to report ({reasons or 'none was given'}): complete runs first")
     baseline = baseline or _baseline(collected)
     analyses = [analyse(results, baseline) for results in collected.sets]
     files = write_report(output, collected, analyses, command, extra)
@@ -43,7 +48,7 @@ def make_report(runs: Sequence[Path], output: Path, baseline: str | None, infere
 
 
 def log_to_mlflow(runs: Sequence[Path], files: Sequence[Path]) -> None:
-    """Keep the files with the MLflow run of every ladder that has one; a server that is away is told and nothing more."""
+    """Add the files to the MLflow run of every ladder that has one; an unreachable server is only reported on stderr."""
     for folder in runs:
         path = folder / RUN_ID_FILE
         if not ((folder / LADDER_FILE).is_file() and path.is_file()):
@@ -72,7 +77,7 @@ def _inference_section(path: Path) -> ReportSection:
     first = records[0]
     note = (
         f"Random weights, {first.size}, {first.precision}, {first.device} with {first.threads} threads; {first.machine}. "
-        "Ratios are to t5 in the same round. docs/inference.md says what each column is, and why."
+        "Ratios are to t5 in the same round. docs/inference.md describes each column."
     )
     made = [
         Table(title=f"Inference, {title}", note=note, columns=columns(records), rows=tuple(rows))

@@ -1,1 +1,1 @@
-"""Encoder-decoder, decoder-only and encoder-only models, as an ordered list of pieces and as one module."""
+"""Encoder-decoder, decoder-only and encoder-only models, each as an ordered list of pieces and as one module."""

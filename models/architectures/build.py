@@ -1,4 +1,4 @@
-"""One entry for all architectures: the whole model of a configuration on one process."""
+"""`build_model`: the whole model of a configuration on one process, for every architecture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from models.config import ModelConfig
 
 
 def build_model(config: ModelConfig) -> SingleProcessModel:
-    """Seq2Seq, DecoderOnly or EncoderOnly; its parameters hold nothing yet (see `initialization.initialize`)."""
+    """Seq2Seq, DecoderOnly or EncoderOnly; its parameters have no values yet (see `initialization.initialize`)."""
     if config.is_decoder_only:
         return DecoderOnly(config)
     return EncoderOnly(config) if config.is_encoder_only else Seq2Seq(config)

@@ -3,7 +3,7 @@
     pre-norm (T5):          x = x + mix(norm(x));   x = x + feed_forward(norm(x))
     post-norm (BERT, FNet): x = norm(x + mix(x));   x = norm(x + feed_forward(x))
 
-Shapes: B batch, N encoder tokens, D model width, S bias tables, H heads on this rank.
+Shapes: B batch, N encoder tokens, D model width.
 """
 
 from __future__ import annotations
@@ -11,32 +11,33 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.layers.attention_bias import ScoreBiasOf
+from models.layers.attention_bias import ScoreBias
 from models.layers.factory import LayerFactory
-from models.layers.feed_forward import FeedForward, drop
+from models.layers.feed_forward import FeedForward, dropout
 from models.layers.norm import build_norm
 from models.mixing import build_mixer
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, config: ModelConfig, factory: LayerFactory, layer: int, score_bias: ScoreBiasOf) -> None:
+    def __init__(self, config: ModelConfig, factory: LayerFactory, layer: int) -> None:
         super().__init__()
-        style = config.encoder_block_config
-        self.pre_norm = style.pre_norm
+        block = config.encoder_block_config
+        self.pre_norm = block.pre_norm
         self.dropout = config.dropout
-        # FNet drops nothing behind a mixing sublayer that is not attention (f_net/layers.py)
+        # FNet has no dropout after a mixing sublayer that is not attention (f_net/layers.py)
         self.mixing_dropout = config.dropout if config.encoder_layer_attends(layer) else 0.0
-        self.mixing_norm = build_norm(style.norm, config.d_model, style.norm_eps)
-        self.mixing = build_mixer(config, factory, layer, score_bias)
-        self.feed_forward_norm = build_norm(style.norm, config.d_model, style.norm_eps)
-        self.feed_forward = FeedForward(config, style, factory)
+        self.mixing_norm = build_norm(block.norm, config.d_model, block.norm_eps)
+        self.mixing = build_mixer(config, factory, layer)
+        self.feed_forward_norm = build_norm(block.norm, config.d_model, block.norm_eps)
+        self.feed_forward = FeedForward(config, block, factory)
 
-    def forward(self, hidden: Tensor, mask: Tensor, bias_tables: Tensor) -> Tensor:
-        """hidden (B, N, D), mask (B, N) with 0 at padding, bias_tables (S, num_buckets, H); returns (B, N, D)."""
+    def forward(self, hidden: Tensor, mask: Tensor, score_bias: ScoreBias | None) -> Tensor:
+        """hidden (B, N, D), mask (B, N) with 0 at padding, score_bias None if the layer does not attend; returns
+        (B, N, D)."""
         x = self.mixing_norm(hidden) if self.pre_norm else hidden
-        hidden = hidden + drop(self.mixing(x, mask, bias_tables), self.mixing_dropout, self.training)
+        hidden = hidden + dropout(self.mixing(x, mask, score_bias), self.mixing_dropout, self.training)
         if not self.pre_norm:
             hidden = self.mixing_norm(hidden)
         x = self.feed_forward_norm(hidden) if self.pre_norm else hidden
-        hidden = hidden + drop(self.feed_forward(x), self.dropout, self.training)
+        hidden = hidden + dropout(self.feed_forward(x), self.dropout, self.training)
         return hidden if self.pre_norm else self.feed_forward_norm(hidden)

@@ -1,6 +1,6 @@
-"""The whole encoder-only model on one process: BERT or FNet with any of the heads of `heads.py`.
+"""The encoder-only model on one process: BERT or FNet, with any of the heads of `layers/heads.py`.
 
-Without heads it is a feature extractor: `outputs.hidden` per token, `outputs.pooled` per text.
+Without heads it extracts features: `outputs.hidden` per token, `outputs.pooled` per text.
 Shapes: B batch, N tokens, P predicted positions, D model width.
 """
 
@@ -22,14 +22,14 @@ class EncoderOnly(SingleProcessModel):
         super().__init__(config)
 
     def forward(self, inputs: EncoderInputs) -> EncoderOutputs:
-        """The outputs of every head the model has."""
+        """The outputs of all heads of the model."""
         return self.run_pieces(inputs)
 
 
 def encoder_inputs(
     ids: Tensor, mask: Tensor | None = None, type_ids: Tensor | None = None, mlm_positions: Tensor | None = None
 ) -> EncoderInputs:
-    """ids (B, N) int64; by default every position is a token of segment 0, and masked tokens are predicted everywhere."""
+    """ids (B, N) int64; by default every position is a token of segment 0 and is predicted."""
     return EncoderInputs(
         ids,
         torch.ones_like(ids) if mask is None else mask,

@@ -1,4 +1,4 @@
-"""A whole model on one process, made of its pieces: modules nested at their canonical names, run in order."""
+"""A whole model on one process: the modules of its pieces, nested at their canonical names and run in order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models.layers.factory import TorchLayers
 
 
 class SingleProcessModel(nn.Module):
-    """`state_dict()` of this module has the canonical names that weights on disk use."""
+    """The keys of `state_dict()` are the canonical names of weights on disk."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -27,11 +27,11 @@ class SingleProcessModel(nn.Module):
                 _nest(self, piece.name, piece.build(self.factory))
 
     def inputs(self, tensors: Sequence[Any]) -> Any:
-        """The fields of an input, in their order, as the type that the model takes."""
+        """The model's input type, from its fields in order."""
         return self._pieces[0].reads(*tensors)
 
     def run_pieces(self, state: Any, *, start: str = "", stop: str = "") -> Any:
-        """Run the pieces from `start` (the first) up to, not including, `stop` (to the end)."""
+        """Run the pieces from `start` (default: the first) up to and without `stop` (default: to the end)."""
         names = [piece.name for piece in self._pieces]
         first = names.index(start) if start else 0
         last = names.index(stop) if stop else len(names)
@@ -43,13 +43,13 @@ class SingleProcessModel(nn.Module):
         return piece.run(self.get_submodule(piece.tied_to or piece.name), state)
 
     def piece_after(self, prefix: str) -> str:
-        """Name of the first piece behind all those whose names start with `prefix`."""
+        """Name of the first piece after all those whose names start with `prefix`."""
         last = max(index for index, piece in enumerate(self._pieces) if piece.name.startswith(prefix))
         return self._pieces[last + 1].name
 
 
 def _nest(root: nn.Module, name: str, child: nn.Module) -> None:
-    """Hang `child` at the dotted `name`, making plain containers on the way."""
+    """Add `child` at the dotted `name`, with plain containers for the parts of it."""
     *path, last = name.split(".")
     for part in path:
         if not hasattr(root, part):

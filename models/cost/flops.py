@@ -1,8 +1,8 @@
-"""Forward FLOPs of each piece in closed form, a sequence at a time. A multiply-add counts 2; training is 3 x forward.
+"""Forward FLOPs of each piece in closed form, for one sequence. A multiply-add counts 2; training is 3 x forward.
 
 Causal self-attention is counted in full. The Fourier transform counts 2.5 N D (log2 N + log2 D), the usual count of a real FFT,
-whatever computes it ("model FLOPs"); `executed_mixing` is what the chosen backend really does. Norms, biases, activations and
-look-ups are not counted.
+for every backend ("model FLOPs"); `executed_mixing` counts what the configured backend computes. Norms, biases, activations
+and look-ups are not counted.
 
 N encoder tokens, M decoder tokens, D model width, A width of all heads together, F feed-forward width, V padded vocabulary.
 """
@@ -18,10 +18,10 @@ from models.mixing.transforms import executed_flops
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of one sample as the two stacks see them, padding included.
+    """Tokens of one sample in the two stacks, padding included.
 
-    A decoder-only model reads encoder + decoder tokens in one row. An encoder-only model predicts `decoder` masked tokens; 0:
-    all.
+    A decoder-only model reads encoder + decoder tokens in one row. An encoder-only model predicts `decoder` masked tokens; 0
+    means all.
     """
 
     encoder: int
@@ -48,8 +48,8 @@ def attention(config: ModelConfig, num_queries: int, num_keys: int) -> float:
     return 4 * num_queries * d * a + 4 * num_keys * d * a + 4 * num_queries * num_keys * a
 
 
-def feed_forward(config: ModelConfig, style: BlockConfig, num_tokens: int) -> float:
-    return 2 * (3 if style.gated else 2) * num_tokens * config.d_model * style.d_ff
+def feed_forward(config: ModelConfig, block: BlockConfig, num_tokens: int) -> float:
+    return 2 * (3 if block.gated else 2) * num_tokens * config.d_model * block.d_ff
 
 
 def encoder_mixing(config: ModelConfig, layer: int, lengths: Lengths) -> float:

@@ -1,4 +1,4 @@
-"""Parameters of each piece in closed form, by its canonical name; tied pieces have none of their own.
+"""Parameters of each piece in closed form, by canonical name; a tied piece has none of its own.
 
 D model width, A width of all heads together, F feed-forward width, V padded vocabulary, L max_length.
 """
@@ -11,7 +11,7 @@ from models.config import BlockConfig, ModelConfig
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
-    """Canonical name of every piece that owns parameters → their number."""
+    """Canonical name of every piece that owns parameters → number of its parameters."""
     d, encoder, decoder = config.d_model, config.encoder_block_config, config.decoder_block_config
     tables = config.encoder_has_bias_table + config.decoder_has_bias_table
     counts = {"embedding": config.padded_vocab_size * d, "relative_bias": tables * config.num_buckets * config.num_heads}
@@ -36,26 +36,26 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """Parameters of the whole model, tied ones once."""
+    """Parameters of the whole model; tied ones count once."""
     return sum(parameter_counts(config).values())
 
 
-def _norm(style: BlockConfig, width: int) -> int:
-    return width * (2 if style.norm == "layer" else 1)
+def _norm(block: BlockConfig, width: int) -> int:
+    return width * (2 if block.norm == "layer" else 1)
 
 
 def _linear(inputs: int, outputs: int, bias: bool) -> int:
     return inputs * outputs + (outputs if bias else 0)
 
 
-def _attention(config: ModelConfig, style: BlockConfig) -> int:
+def _attention(config: ModelConfig, block: BlockConfig) -> int:
     d, a = config.d_model, config.inner_dim
-    return 3 * _linear(d, a, style.bias) + _linear(a, d, style.bias)
+    return 3 * _linear(d, a, block.bias) + _linear(a, d, block.bias)
 
 
-def _feed_forward(config: ModelConfig, style: BlockConfig) -> int:
-    d, f = config.d_model, style.d_ff
-    return (2 if style.gated else 1) * _linear(d, f, style.bias) + _linear(f, d, style.bias)
+def _feed_forward(config: ModelConfig, block: BlockConfig) -> int:
+    d, f = config.d_model, block.d_ff
+    return (2 if block.gated else 1) * _linear(d, f, block.bias) + _linear(f, d, block.bias)
 
 
 def _mixing(config: ModelConfig, layer: int) -> int:
@@ -64,12 +64,12 @@ def _mixing(config: ModelConfig, layer: int) -> int:
     return config.max_length**2 + config.d_model**2 if config.mixing == "linear" else 0
 
 
-def _stack_input(config: ModelConfig, style: BlockConfig) -> int:
+def _stack_input(config: ModelConfig, block: BlockConfig) -> int:
     d = config.d_model
-    positions = config.max_length * d if style.position == "learned" else 0
-    norm = 0 if style.pre_norm else _norm(style, d)
-    projection = _linear(d, d, style.bias) if style.project_input else 0
-    return positions + style.type_vocab_size * d + norm + projection
+    positions = config.max_length * d if block.position == "learned" else 0
+    norm = 0 if block.pre_norm else _norm(block, d)
+    projection = _linear(d, d, block.bias) if block.project_input else 0
+    return positions + block.type_vocab_size * d + norm + projection
 
 
 def _heads(config: ModelConfig) -> int:
@@ -86,5 +86,5 @@ def _heads(config: ModelConfig) -> int:
 
 
 def is_decayed(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies to the parameter of this canonical name: to matrices inside layers only."""
+    """Whether weight decay applies to the parameter of this canonical name: it applies to matrices inside layers only."""
     return parameter.ndim == 2 and name.startswith(("encoder.layers.", "decoder.layers."))

@@ -1,8 +1,8 @@
-"""Beam search: keep the likeliest unfinished texts of each row, and rank finished ones by log-probability over length^penalty.
+"""Beam search: keep the most likely unfinished texts of each row; rank finished ones by log-probability / length^penalty.
 
-The rules are those of `transformers.generate` (so that results agree with it): per step the 2K likeliest continuations of K
-beams; of the first K of them those that end are candidates for the result; a row is done when its best running beam, at its
-present length, scores no better than its worst finished text. Length normalisation: Wu et al. 2016 (arXiv:1609.08144), with the
+The rules are those of `transformers.generate`, so that results agree. Each step takes the 2K most likely continuations of K
+beams. Those among the first K that end are candidates for the result. A row is done when its best running beam, at its current
+length, does not score better than its worst finished text. Length normalisation: Wu et al. 2016 (arXiv:1609.08144), with the
 length itself.
 
 Shapes: B rows, K beams, C candidates, V vocabulary, T tokens written so far.
@@ -20,12 +20,12 @@ from models.architectures.single_process import SingleProcessModel
 from models.generation.decode import DecodingSession
 from models.generation.sampling import Sampling, stop_set
 
-_NEVER = -1e9  # below every sum of log-probabilities, and still finite
+_NEVER = -1e9  # below every sum of log-probabilities, but finite
 
 
 @dataclass(frozen=True)
-class Written:
-    """A finished text: its tokens, the stop token included if one was written, and its score."""
+class Hypothesis:
+    """A finished text: its tokens, with the stop token if one was generated, and its score."""
 
     tokens: list[int]
     score: float
@@ -41,10 +41,10 @@ def beam_search(
     eos_id: int | Sequence[int],
     sampling: Sampling,
     early_stopping: bool = False,
-) -> list[list[Written]]:
+) -> list[list[Hypothesis]]:
     """The K best texts of every row, best first. ids and mask (B, N) as `DecodingSession` takes them.
 
-    `early_stopping` ends a row as soon as it has K finished texts.
+    `early_stopping`: a row ends as soon as it has K finished texts.
     """
     stops = torch.tensor(stop_set(eos_id), device=ids.device)
     num_rows, num_beams = ids.shape[0], sampling.num_beams
@@ -54,7 +54,7 @@ def beam_search(
     offset = torch.arange(num_rows, device=ids.device)[:, None] * num_beams  # (B, 1)
 
     running = torch.zeros(num_rows, num_beams, 0, dtype=torch.int64, device=ids.device)  # (B, K, T)
-    # every row starts with K copies of one text: only the first may be continued
+    # the K beams of a row start as the same text: only the first may be continued
     scores = torch.full((num_rows, num_beams), _NEVER, device=ids.device)
     scores[:, 0] = 0
     finished = _Finished(num_rows, num_beams)
@@ -84,21 +84,21 @@ class _Finished:
 
     def __init__(self, num_rows: int, num_beams: int) -> None:
         self.num_beams = num_beams
-        self.best: list[list[Written]] = [[] for _ in range(num_rows)]
+        self.best: list[list[Hypothesis]] = [[] for _ in range(num_rows)]
 
     def add(self, texts: Tensor, scores: Tensor, ends: Tensor, open_rows: Tensor, early_stopping: bool) -> None:
         for row, best in enumerate(self.best):
             if not open_rows[row] or (early_stopping and len(best) == self.num_beams):
                 continue
-            # beyond the first K, candidates exist only to have K to go on with
+            # candidates after the first K exist only so that K unfinished ones remain
             for candidate in range(self.num_beams):
                 if ends[row, candidate]:
-                    best.append(Written(texts[row, candidate].tolist(), float(scores[row, candidate])))
-            best.sort(key=lambda written: -written.score)  # stable: of equals the earlier stays ahead
+                    best.append(Hypothesis(texts[row, candidate].tolist(), float(scores[row, candidate])))
+            best.sort(key=lambda hypothesis: -hypothesis.score)  # stable: of equal scores the earlier one stays first
             del best[self.num_beams :]
 
     def can_improve(self, best_running: Tensor) -> Tensor:
-        """(B,) bool: whether a running text at `best_running` (B,) would still enter a row's list."""
+        """(B,) bool: whether a running text with score `best_running` (B,) would still enter the row's list."""
         worst = [best[-1].score if len(best) == self.num_beams else _NEVER for best in self.best]
         return best_running > torch.tensor(worst, device=best_running.device)
 

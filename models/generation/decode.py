@@ -1,4 +1,4 @@
-"""One way to write with any model that writes: begin with a batch of prompts, then one token a row at a time, with caches.
+"""Decoding with any generative model: start with a batch of prompts, then append one token to every row at a time, with caches.
 
 Shapes: B rows, N prompt tokens, V vocabulary without its padding.
 """
@@ -11,52 +11,55 @@ import torch
 from torch import Tensor
 
 from models.architectures.decoder import LayerCache
-from models.architectures.decoder_only import DecoderOnly, Read
+from models.architectures.decoder_only import DecoderOnly, TextCache
 from models.architectures.seq2seq import Encoded, Seq2Seq
 from models.architectures.single_process import SingleProcessModel
 
 
 class DecodingSession:
-    """A batch being written: what the model remembers, and the logits of the next token."""
+    """A batch that is being generated: the caches of the model, and the logits of the next token."""
 
     def __init__(self, model: SingleProcessModel, ids: Tensor, mask: Tensor, start_id: int) -> None:
         """ids and mask (B, N) int64: the encoder's input, or a decoder-only model's prompt padded on the left.
 
-        `start_id` is the decoder's first input; a decoder-only model needs none. Raises ValueError for an encoder-only model.
+        `start_id` is the first input of an encoder-decoder's decoder. Raises ValueError for an encoder-only model.
         """
         self.model = model
         self.batch_size, self.device = ids.shape[0], ids.device
-        self._memory: Encoded | Read
+        self._cache: Encoded | TextCache
         if isinstance(model, Seq2Seq):
-            self._memory = model.encode(ids, mask)
+            self._cache = model.encode(ids, mask)
             start = torch.full((self.batch_size,), start_id, dtype=torch.int64, device=ids.device)
             self.logits = self._read(start.unsqueeze(1))
         elif isinstance(model, DecoderOnly):
-            self._memory = model.begin(self.batch_size, ids.device)
-            self.logits = self._last(model.read(ids, mask, self._memory))
+            self._cache = model.begin(self.batch_size, ids.device)
+            self.logits = self._last(model.read(ids, mask, self._cache))
         else:
-            raise ValueError(f"model.architecture is {model.config.architecture!r}: an encoder-only model writes no text")
+            raise ValueError(
+                f"model.architecture is {model.config.architecture!r}: an encoder-only model does not generate text"
+            )
 
     @property
     def caches(self) -> list[LayerCache]:
-        """What each decoder layer remembers."""
-        return self._memory.caches
+        """One cache a decoder layer."""
+        return self._cache.caches
 
     def write(self, tokens: Tensor) -> None:
-        """Append one token (B,) to every row; `logits` (B, V) are then those of the next."""
+        """Append one token (B,) to every row; `logits` (B, V) are then those of the next token."""
         self.logits = self._read(tokens.unsqueeze(1))
 
     def reorder(self, rows: Tensor, *, same_sample: bool) -> None:
-        """Keep the given rows (R,) in their order, repeats included; `same_sample` where each comes from its own sample."""
-        self._memory.reorder(rows, same_sample=same_sample)
+        """Keep the given rows (R,), in that order; a row may be repeated. `same_sample`: each new row is of the sample of the
+        old one."""
+        self._cache.reorder(rows, same_sample=same_sample)
         self.logits = self.logits[rows]
 
     def _read(self, ids: Tensor) -> Tensor:
-        if isinstance(self._memory, Encoded):
+        if isinstance(self._cache, Encoded):
             assert isinstance(self.model, Seq2Seq)
-            return self._last(self.model.decode(ids, self._memory))
+            return self._last(self.model.decode(ids, self._cache))
         assert isinstance(self.model, DecoderOnly)
-        return self._last(self.model.read(ids, torch.ones_like(ids), self._memory))
+        return self._last(self.model.read(ids, torch.ones_like(ids), self._cache))
 
     def _last(self, logits: Tensor) -> Tensor:
         return logits[:, -1, : self.model.config.vocab_size]
@@ -65,9 +68,10 @@ class DecodingSession:
 def prepare_prompts(
     model: SingleProcessModel, prompts: Sequence[Sequence[int]], encoder_length: int, start_id: int
 ) -> tuple[Tensor, Tensor]:
-    """What `model` reads of B prompts: ids and mask (B, N) as `DecodingSession` takes them. Of each the last tokens are kept.
+    """The input of `model` for B prompts: ids and mask (B, N) for `DecodingSession`. Long prompts keep their last tokens.
 
-    An encoder reads `encoder_length` tokens. A decoder alone reads one more: its rows begin with the start token in training.
+    An encoder reads `encoder_length` tokens. A decoder-only model reads one more, because in training its rows begin
+    with the start token.
     """
     if model.config.is_decoder_only:
         started = [[start_id, *list(tokens)[-encoder_length:]] for tokens in prompts]

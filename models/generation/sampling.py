@@ -1,4 +1,4 @@
-"""Writing text: greedy, sampled or by beam search, with any model that writes.
+"""Generation with any generative model: greedy or sampled (for beams see `beam_search.py`).
 
 Shapes: B rows, N prompt tokens, V vocabulary.
 """
@@ -21,7 +21,7 @@ __all__ = ["Sampling", "decode", "generate", "pad_prefixes", "pad_prompts", "sam
 class Sampling:
     """How the next token is chosen. temperature 0 is greedy; top_k 0 and top_p 1 keep the whole distribution.
 
-    More than one beam is beam search (`beam_search.py`), which takes no temperature.
+    num_beams above 1 is beam search (`beam_search.py`), which has no temperature.
     """
 
     max_new_tokens: int = 64
@@ -31,7 +31,7 @@ class Sampling:
     seed: int = 0
     num_beams: int = 1
     length_penalty: float = 1.0
-    """Scores of beams are divided by their length to this power: above 0 favours longer texts."""
+    """Scores of beams are divided by length^length_penalty: a value above 0 favours longer texts."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -46,7 +46,7 @@ class Sampling:
             raise ValueError(f"num_beams is {self.num_beams}: it must be at least 1")
         if self.num_beams > 1 and self.temperature > 0:
             raise ValueError(
-                f"num_beams is {self.num_beams} and temperature {self.temperature}: beam search draws nothing, give 0"
+                f"num_beams is {self.num_beams} and temperature {self.temperature}: beam search does not sample, give 0"
             )
 
 
@@ -54,20 +54,20 @@ class Sampling:
 def generate(
     model: SingleProcessModel, ids: Tensor, mask: Tensor, *, start_id: int, eos_id: int | Sequence[int], sampling: Sampling
 ) -> Iterator[Tensor]:
-    """Yield the next token (B,) of every row until all have written a stop token or `max_new_tokens` are out.
+    """Yield the next token (B,) of every row until all rows have a stop token or `max_new_tokens`.
 
-    ids and mask (B, N) as `DecodingSession` takes them. `eos_id`: one stop token, or several, of which the first pads rows that
-    have finished. Ids beyond the tokenizer's vocabulary are never sampled. Raises ValueError for beams: see `beam_search`.
+    ids and mask (B, N) as `DecodingSession` takes them. `eos_id`: one stop token, or several; the first pads rows that have
+    finished. Ids beyond the tokenizer's vocabulary are never sampled. Raises ValueError for beams: see `beam_search`.
     """
     if sampling.num_beams > 1:
-        raise ValueError(f"num_beams is {sampling.num_beams}: texts of beams are known at the end only, use beam_search")
+        raise ValueError(f"num_beams is {sampling.num_beams}: the texts of beams are known only at the end, use beam_search")
     stops = stop_set(eos_id)
     yield from decode(DecodingSession(model, ids, mask, start_id), stops=stops, sampling=sampling)
 
 
 @torch.no_grad()
 def decode(session: DecodingSession, *, stops: Sequence[int], sampling: Sampling) -> Iterator[Tensor]:
-    """`generate` for a session that has begun: the caller keeps it, and may look at what it remembers between two tokens."""
+    """`generate` with a session of the caller, who may inspect its caches between two tokens."""
     device = session.logits.device
     generator = torch.Generator(device=device).manual_seed(sampling.seed)
     finished = torch.zeros(session.batch_size, dtype=torch.bool, device=device)
@@ -81,10 +81,10 @@ def decode(session: DecodingSession, *, stops: Sequence[int], sampling: Sampling
 
 
 def stop_set(eos_id: int | Sequence[int]) -> list[int]:
-    """Stop tokens as a list. Raises ValueError for none."""
+    """Stop tokens as a list. Raises ValueError for an empty one."""
     stops = [eos_id] if isinstance(eos_id, int) else list(eos_id)
     if not stops:
-        raise ValueError("no stop token is given: name at least the end of text")
+        raise ValueError("no stop token is given: give at least the end-of-text token")
     return stops
 
 
@@ -98,7 +98,7 @@ def sample_token(logits: Tensor, sampling: Sampling, generator: torch.Generator)
         logits = logits.masked_fill(logits < worst_kept, -torch.inf)
     if sampling.top_p < 1:
         ordered, order = logits.softmax(-1).sort(-1, descending=True)
-        # keep the smallest set whose mass reaches top_p: drop where the mass *before* a token already does
+        # keep the smallest set whose mass reaches top_p: drop a token if the mass *before* it already does
         dropped = ordered.cumsum(-1) - ordered >= sampling.top_p
         logits = logits.masked_fill(dropped.gather(-1, order.argsort(-1)), -torch.inf)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)

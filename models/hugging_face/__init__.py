@@ -1,5 +1,5 @@
-"""Our weights and configurations in the names of Hugging Face `transformers`, and back. Dictionaries only: no files, no
-transformers."""
+"""Weights and configurations in the names and layout of Hugging Face `transformers`. Dictionaries only: no files, and no import
+of transformers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from models.hugging_face.mapping import Entry
 
 
 def entries(config: ModelConfig) -> list[Entry]:
-    """The map of every tensor of a model. Raises ValueError, naming the field, for a model that transformers has no class
-    for."""
+    """The map of every tensor of a model. Raises ValueError, naming the field, for a model without a class in transformers."""
     family = {"t5": t5, "gpt2": gpt2, "bert": bert, "fnet": fnet}.get(config.architecture, hybrid)
     return family.entries(config)
 
@@ -24,10 +23,9 @@ def their_config(config: ModelConfig, **tokens: Any) -> dict[str, Any]:
 
 
 def our_config(theirs: dict[str, Any]) -> ModelConfig:
-    """The configuration of a checkpoint folder by its `config.json`. Raises ValueError for a model type that we have no map
-    for."""
+    """The configuration of a checkpoint folder by its `config.json`. Raises ValueError for an unknown model type."""
     families = {"t5": t5, "gpt2": gpt2, "bert": bert, "fnet": fnet}
     kind = theirs.get("model_type")
     if kind not in families:
-        raise ValueError(f"model_type is {kind!r}: we know {', '.join(families)}")
+        raise ValueError(f"model_type is {kind!r}: known are {', '.join(families)}")
     return families[kind].our_config(theirs)

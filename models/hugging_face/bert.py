@@ -1,4 +1,4 @@
-"""BERT in the names of `transformers`: BertForPreTraining, or the class that has just the model's one other head."""
+"""BERT in the names of `transformers`: BertForPreTraining, or the class for the model's other head."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from models.config import ModelConfig
 from models.hugging_face.mapping import Entry, entry, linear, require
-from models.sizes import STYLES
+from models.sizes import BLOCKS
 
 _CLASSES = {
     frozenset(): "Model",
@@ -72,11 +72,11 @@ def head_entries(config: ModelConfig, prefix: str) -> list[Entry]:
 
 
 def class_name(config: ModelConfig, family: str) -> str:
-    """Raises ValueError for a set of heads that no class of transformers has."""
+    """Raises ValueError for a set of heads without a class in transformers."""
     heads = frozenset(config.heads)
     if heads not in _CLASSES:
         known = "; ".join(", ".join(sorted(names)) or "none" for names in _CLASSES)
-        raise ValueError(f"model.heads is {list(config.heads)}: no Hugging Face class has just these, they have: {known}")
+        raise ValueError(f"model.heads is {list(config.heads)}: no Hugging Face class has exactly these, there are: {known}")
     return family + _CLASSES[heads]
 
 
@@ -112,7 +112,7 @@ def common_config(config: ModelConfig) -> dict[str, Any]:
 
 def our_config(theirs: dict[str, Any]) -> ModelConfig:
     if theirs.get("hidden_act", "gelu") != "gelu":
-        raise ValueError(f"hidden_act is {theirs['hidden_act']!r}: BERT's is gelu, and we map no other")
+        raise ValueError(f"hidden_act is {theirs['hidden_act']!r}: only BERT's gelu is supported")
     return from_common(theirs, "bert", theirs["num_attention_heads"])
 
 
@@ -121,8 +121,8 @@ def from_common(theirs: dict[str, Any], architecture: str, num_heads: int) -> Mo
     made = (theirs.get("architectures") or ["ForPreTraining"])[0]
     suffix = next((name for name in classes if made.endswith(name)), "Model")
     labels = len(theirs.get("id2label") or ()) or 2
-    style = dict(STYLES[architecture])
-    style.update(
+    block = dict(BLOCKS[architecture])
+    block.update(
         norm_eps=theirs.get("layer_norm_eps", 1e-12),
         init_std=theirs.get("initializer_range", 0.02),
         type_vocab_size=theirs["type_vocab_size"],
@@ -141,13 +141,13 @@ def from_common(theirs: dict[str, Any], architecture: str, num_heads: int) -> Mo
         heads=tuple(sorted(classes[suffix])),  # type: ignore[arg-type]
         num_labels=labels,
         num_token_labels=labels,
-        **style,
+        **block,
     )
 
 
 def check(config: ModelConfig) -> None:
-    """Raise ValueError for what transformers' class cannot be built with."""
+    """Raise ValueError for a choice that the class of transformers does not have."""
     free = ("norm_eps", "init_std", "type_vocab_size")
-    require(config, **{name: value for name, value in STYLES[config.architecture].items() if name not in free})
+    require(config, **{name: value for name, value in BLOCKS[config.architecture].items() if name not in free})
     require(config, mix_within_documents=False, encoder_d_ff=(0, config.d_ff))
     class_name(config, "")

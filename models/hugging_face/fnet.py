@@ -1,5 +1,4 @@
-"""FNet in the names of `transformers` (google/fnet-base and fnet-large have this format), alone or as the encoder of a
-hybrid."""
+"""FNet in the names of `transformers` (the format of google/fnet-base and fnet-large), alone or as the encoder of a hybrid."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ def entries(config: ModelConfig) -> list[Entry]:
 
 
 def encoder_entries(config: ModelConfig, prefix: str = "fnet.") -> list[Entry]:
-    """Everything below the heads: also the encoder of a hybrid with `encoder_block` fnet."""
+    """Everything but the heads: also the encoder of a hybrid with `encoder_block` fnet."""
     result = bert.embedding_entries(config, prefix)
     result += linear(f"{prefix}embeddings.projection", "encoder.input.projection")
     for layer in range(config.num_encoder_layers):
@@ -41,7 +40,7 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
 
 def our_config(theirs: dict[str, Any]) -> ModelConfig:
     if theirs.get("hidden_act", "gelu_new") != "gelu_new":
-        raise ValueError(f"hidden_act is {theirs['hidden_act']!r}: FNet's is gelu_new, and we map no other")
-    # FNet has no attention; 64 is the width of BERT's heads, for layers that may attend later
+        raise ValueError(f"hidden_act is {theirs['hidden_act']!r}: only FNet's gelu_new is supported")
+    # FNet has no attention; 64 is the width of BERT's heads, for layers that are given attention later
     width = theirs["hidden_size"]
     return bert.from_common(theirs, "fnet", width // 64 if width % 64 == 0 else 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from models.config import ModelConfig
 from models.hugging_face.mapping import Entry, entry, linear, require
-from models.sizes import STYLES
+from models.sizes import BLOCKS
 
 
 def entries(config: ModelConfig) -> list[Entry]:
@@ -55,11 +55,11 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def our_config(theirs: dict[str, Any]) -> ModelConfig:
-    style = dict(STYLES["gpt2"])
+    block = dict(BLOCKS["gpt2"])
     activation = theirs.get("activation_function", "gelu_new")
     if activation not in ("gelu_new", "gelu_pytorch_tanh"):
-        raise ValueError(f"activation_function is {activation!r}: GPT-2's is gelu_new, and we map no other")
-    style.update(
+        raise ValueError(f"activation_function is {activation!r}: only GPT-2's gelu_new is supported")
+    block.update(
         norm_eps=theirs.get("layer_norm_epsilon", 1e-5),
         max_length=theirs.get("n_positions", 1024),
         init_std=theirs.get("initializer_range", 0.02),
@@ -74,10 +74,10 @@ def our_config(theirs: dict[str, Any]) -> ModelConfig:
         num_encoder_layers=0,
         num_decoder_layers=theirs["n_layer"],
         dropout=theirs.get("resid_pdrop", 0.1),
-        **style,
+        **block,
     )
 
 
 def _check(config: ModelConfig) -> None:
-    style = {name: value for name, value in STYLES["gpt2"].items() if name not in ("norm_eps", "max_length", "init_std")}
-    require(config, **style, decoder_mixing="attention")
+    block = {name: value for name, value in BLOCKS["gpt2"].items() if name not in ("norm_eps", "max_length", "init_std")}
+    require(config, **block, decoder_mixing="attention")

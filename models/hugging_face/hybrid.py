@@ -1,7 +1,7 @@
-"""The hybrid, and whatever else `transformers` has no class for, as a folder with modelling code of its own.
+"""The hybrid, for which `transformers` has no class, as a folder with its own modelling code.
 
-The tensors keep our canonical names; `modeling_fnet_t5.py` beside them (a file that imports torch and transformers only) has
-modules of the same names.
+The tensors keep their canonical names. `modeling_fnet_t5.py` in the same folder (it imports torch and transformers only) has
+modules of these names.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def their_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def check(config: ModelConfig) -> None:
-    """Raise ValueError, naming the field, for what the exported modelling file does not compute."""
+    """Raise ValueError, naming the field, for a choice that the exported modelling file does not support."""
     require(config, architecture="fnet_t5", decoder_mixing="attention", mixing=("fourier", "hartley", "identity"))
     require(config, norm="rms", norm_position="pre", position="relative", bias=False)
     require(config, mix_within_documents=False, scale_scores=False)

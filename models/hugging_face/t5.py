@@ -1,7 +1,7 @@
 """T5 v1.0 and v1.1 in the names of `transformers`' T5ForConditionalGeneration.
 
-Trap: transformers 5 ties the head of a T5 made from a configuration whatever `tie_word_embeddings` says; that flag then only
-switches the scaling of the logits. A checkpoint that holds an `lm_head.weight` of its own unties it, and ours does.
+Trap: transformers 5 ties the head of a T5 that is made from a configuration even if `tie_word_embeddings` is false; that flag
+then only switches the scaling of the logits. A checkpoint with its own `lm_head.weight` unties it, and exports have one.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def our_config(theirs: dict[str, Any]) -> ModelConfig:
     kinds = {name: kind for kind, name in _ACTIVATIONS.items()}
     kind = theirs.get("feed_forward_proj", "relu")
     if kind not in kinds:
-        raise ValueError(f"feed_forward_proj is {kind!r}: we know {', '.join(kinds)}")
+        raise ValueError(f"feed_forward_proj is {kind!r}: known are {', '.join(kinds)}")
     return ModelConfig(
         architecture="t5",
         vocab_size=theirs["vocab_size"],

@@ -1,4 +1,4 @@
-"""Multi-head attention through `scaled_dot_product_attention`: T5's unscaled scores with additive bias, or the scaled ones.
+"""Multi-head attention by `scaled_dot_product_attention`: scores unscaled and with an additive bias (T5), or scaled.
 
 Vaswani et al. 2017 (arXiv:1706.03762); T5: Raffel et al. 2020, section 2.1.
 Shapes: B batch, Q queries, K keys, D model width, H heads on this rank, E width of a head (d_kv).
@@ -18,23 +18,23 @@ from models.layers.position import rotate
 
 
 class Attention(nn.Module):
-    def __init__(self, config: ModelConfig, style: BlockConfig, factory: LayerFactory) -> None:
+    def __init__(self, config: ModelConfig, block: BlockConfig, factory: LayerFactory) -> None:
         super().__init__()
         d_model, inner = config.d_model, config.inner_dim
         self.d_kv = config.d_kv
-        self.scale = config.d_kv**-0.5 if style.scale_scores else 1.0
-        self.rope_base = config.rope_base if style.position == "rope" else None
+        self.scale = config.d_kv**-0.5 if block.scale_scores else 1.0
+        self.rope_base = config.rope_base if block.position == "rope" else None
         self.dropout = config.dropout
         self.tensor_parallel_rng = factory.tensor_parallel_rng
-        # T5 folds the 1/sqrt(d_kv) of the scores into the initial query projection (Mesh TensorFlow's convention).
-        query_std = d_model**-0.5 if style.scale_scores else (d_model * config.d_kv) ** -0.5
-        self.query = factory.column_linear(d_model, inner, config.std(query_std), style.bias)
-        self.key = factory.column_linear(d_model, inner, config.std(d_model**-0.5), style.bias)
-        self.value = factory.column_linear(d_model, inner, config.std(d_model**-0.5), style.bias)
-        self.output = factory.row_linear(inner, d_model, config.std(inner**-0.5, residual=True), style.bias)
+        # T5 puts the 1/sqrt(d_kv) of the scores into the initial query projection (Mesh TensorFlow's convention)
+        query_std = d_model**-0.5 if block.scale_scores else (d_model * config.d_kv) ** -0.5
+        self.query = factory.column_linear(d_model, inner, config.std(query_std), block.bias)
+        self.key = factory.column_linear(d_model, inner, config.std(d_model**-0.5), block.bias)
+        self.value = factory.column_linear(d_model, inner, config.std(d_model**-0.5), block.bias)
+        self.output = factory.row_linear(inner, d_model, config.std(inner**-0.5, residual=True), block.bias)
 
     def keys_values(self, source: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H, K, E) of a (B, K, D) source; rotary keys are turned to their positions (B or 1, K)."""
+        """Keys and values (B, H, K, E) of a (B, K, D) source; rotary keys are rotated by their positions (B or 1, K)."""
         keys = self._split_heads(self.key(source))
         if self.rope_base is not None and positions is not None:
             keys = rotate(keys, positions, self.rope_base)

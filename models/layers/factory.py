@@ -1,7 +1,7 @@
-"""The layer factory: the few layers that a tensor-parallel library may replace, and `torch.nn` for each of them.
+"""The layer factory: the layers that a tensor-parallel library may replace, and their `torch.nn` versions.
 
-A piece of the model asks the factory for its linear layers and its embedding, and for nothing else; the pipeline hands in a
-factory whose layers are sharded (`pipeline/distributed/tensor_parallel.py`), so the model is written once.
+Every piece of the model takes its linear layers and its embedding from a factory. The pipeline passes a factory whose layers
+are sharded (`pipeline/distributed/tensor_parallel.py`), so the model is written once.
 
 Shapes: B batch, M decoder tokens, D model width, V padded vocabulary, t tensor-parallel degree (1 here).
 """
@@ -19,7 +19,7 @@ from models.layers.initialization import constant_parameter, mark_constant, mark
 
 
 class LayerFactory(Protocol):
-    """Makes layers. `std` is the standard deviation of the normal that the weights start from."""
+    """Makes layers. `std` is the standard deviation of the normal distribution of the initial weights."""
 
     tensor_parallel: int
 
@@ -28,15 +28,15 @@ class LayerFactory(Protocol):
         ...
 
     def row_linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
-        """(…, in / t) sharded → (…, out) replicated; the bias is added once, behind the sum over shards."""
+        """(…, in / t) sharded → (…, out) replicated; the bias is added once, after the sum over shards."""
         ...
 
     def linear(self, in_features: int, out_features: int, std: float, bias: bool = False) -> nn.Module:
-        """(…, in) → (…, out), whole on every rank: for small layers that stand between sharded ones."""
+        """(…, in) → (…, out), replicated on every rank: for small layers between sharded ones."""
         ...
 
     def tensor_parallel_rng(self) -> AbstractContextManager[None]:
-        """Stands around dropout of a sharded tensor: each rank draws a mask of its own."""
+        """A context for dropout of a sharded tensor, in which each rank draws its own mask."""
         ...
 
     def vocab_embedding(self, num_embeddings: int, dim: int, std: float) -> nn.Module:
@@ -78,7 +78,7 @@ class TorchLayers:
         return nullcontext()
 
     def vocab_embedding(self, num_embeddings: int, dim: int, std: float) -> nn.Module:
-        # made on meta, so that no time goes into values that initialization.py will overwrite
+        # made on meta, because initialization.py overwrites the values that torch would draw
         embedding = nn.Embedding(num_embeddings, dim, device="meta").to_empty(device=torch.get_default_device())
         mark_normal(embedding.weight, std)
         return embedding
@@ -98,7 +98,7 @@ class TorchLayers:
 
 
 def plain_linear(in_features: int, out_features: int, std: float, bias: bool) -> nn.Linear:
-    """`nn.Linear` that knows how it starts."""
+    """`nn.Linear` whose parameters are marked with their initial distribution."""
     linear = nn.Linear(in_features, out_features, bias=bias, device="meta").to_empty(device=torch.get_default_device())
     mark_normal(linear.weight, std)
     if bias:

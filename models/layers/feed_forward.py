@@ -1,4 +1,4 @@
-"""The feed-forward sublayer: ReLU (T5 v1.0), GELU (BERT; GPT-2 and FNet with its tanh approximation), or gated.
+"""The feed-forward sublayer: ReLU (T5 v1.0), GELU (BERT; with the tanh approximation in GPT-2 and FNet), or gated.
 
 Gated: `activation(gate(x)) * up(x)`, with GELU in T5 v1.1 and SiLU in SwiGLU (Shazeer 2020, arXiv:2002.05202).
 """
@@ -25,27 +25,27 @@ ACTIVATIONS: dict[FeedForwardKind, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    def __init__(self, config: ModelConfig, style: BlockConfig, factory: LayerFactory) -> None:
+    def __init__(self, config: ModelConfig, block: BlockConfig, factory: LayerFactory) -> None:
         super().__init__()
         std = config.std(config.d_model**-0.5)
-        self.activation = ACTIVATIONS[style.feed_forward]
-        self.dropout = config.dropout if config.drops_inside else 0.0
+        self.activation = ACTIVATIONS[block.feed_forward]
+        self.dropout = config.dropout if config.has_inner_dropout else 0.0
         self.tensor_parallel_rng = factory.tensor_parallel_rng
         self.gate: nn.Module | None = None
-        if style.gated:
-            self.gate = factory.column_linear(config.d_model, style.d_ff, std, style.bias)
-        self.up = factory.column_linear(config.d_model, style.d_ff, std, style.bias)
-        self.down = factory.row_linear(style.d_ff, config.d_model, config.std(style.d_ff**-0.5, residual=True), style.bias)
+        if block.gated:
+            self.gate = factory.column_linear(config.d_model, block.d_ff, std, block.bias)
+        self.up = factory.column_linear(config.d_model, block.d_ff, std, block.bias)
+        self.down = factory.row_linear(block.d_ff, config.d_model, config.std(block.d_ff**-0.5, residual=True), block.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, D) → (B, N, D)."""
         inner = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
         if self.training and self.dropout:
             with self.tensor_parallel_rng():
-                inner = drop(inner, self.dropout, self.training)
+                inner = dropout(inner, self.dropout, self.training)
         return self.down(inner)
 
 
-def drop(x: Tensor, probability: float, training: bool) -> Tensor:
-    """Dropout that costs nothing where it is off, as it is in pretraining."""
+def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
+    """`F.dropout`, skipped if it is off: pretraining has none, and the call would cost time."""
     return F.dropout(x, probability, training) if training and probability else x

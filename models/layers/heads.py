@@ -1,7 +1,7 @@
-"""What an encoder-only model computes from its last layer: any number of heads at once.
+"""The heads of an encoder-only model: any number of them, computed from its last layer.
 
-mlm and order are BERT's and FNet's pretraining heads (order: are the two segments in their original order; arXiv:2105.03824,
-section 4.1); sequence, token and answer are those of classification, tagging and extractive question answering
+mlm and order are the pretraining heads of BERT and FNet (order: whether the two segments are in their original order;
+arXiv:2105.03824, section 4.1). sequence, token and answer are for classification, tagging and extractive question answering
 (arXiv:1810.04805, figure 4).
 
 Shapes: B batch, N tokens, P predicted positions, D model width, V padded vocabulary.
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from models.config import ModelConfig
 from models.layers.factory import LayerFactory
-from models.layers.feed_forward import ACTIVATIONS, drop
+from models.layers.feed_forward import ACTIVATIONS, dropout
 from models.layers.norm import build_norm
 
 
 class EncoderOutputs(NamedTuple):
-    """What the model has; None for the heads that it has not. Logits are fp32."""
+    """One field per head, None for the heads that the model does not have. Logits are fp32."""
 
     hidden: Tensor  # (B, N, D)
     pooled: Tensor | None = None  # (B, D)
-    mlm: Tensor | None = None  # (B, P or N, V); until the tied projection has run: (B, P or N, D)
+    mlm: Tensor | None = None  # (B, P or N, V); before the projection to the vocabulary: (B, P or N, D)
     order: Tensor | None = None  # (B, 2)
     sequence: Tensor | None = None  # (B, num_labels)
     token: Tensor | None = None  # (B, N, num_token_labels)
@@ -34,18 +34,18 @@ class EncoderOutputs(NamedTuple):
 
 
 class MaskedTokenHead(nn.Module):
-    """Linear, activation, norm; the projection to the vocabulary behind it is a piece of its own, tied to the embedding."""
+    """Linear, activation, norm. The projection to the vocabulary is another piece, because it may be tied."""
 
     def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
         super().__init__()
-        style = config.encoder_block_config
+        block = config.encoder_block_config
         self.transform = factory.linear(config.d_model, config.d_model, config.std(config.d_model**-0.5), bias=True)
-        self.activation = ACTIVATIONS[style.feed_forward]
-        self.norm = build_norm(style.norm, config.d_model, style.norm_eps)
+        self.activation = ACTIVATIONS[block.feed_forward]
+        self.norm = build_norm(block.norm, config.d_model, block.norm_eps)
         self.bias = factory.vocab_bias(config.padded_vocab_size)
 
     def forward(self, hidden: Tensor, positions: Tensor) -> Tensor:
-        """hidden (B, N, D), positions (B, P) int64 to predict at, P = 0 for all; returns (B, P or N, D)."""
+        """hidden (B, N, D), positions (B, P) int64 to predict, P = 0 for all; returns (B, P or N, D)."""
         if positions.shape[1]:
             hidden = torch.take_along_dim(hidden, positions.unsqueeze(-1), dim=1)
         return self.norm(self.activation(self.transform(hidden)))
@@ -70,9 +70,9 @@ class Heads(nn.Module):
         self.answer = linear("answer", 2)
 
     def forward(self, hidden: Tensor, mlm_positions: Tensor) -> EncoderOutputs:
-        """hidden (B, N, D), mlm_positions (B, P) int64; dropout stands before the two classifiers alone, as in BERT."""
+        """hidden (B, N, D), mlm_positions (B, P) int64; dropout only before the two classifiers, as in BERT."""
         pooled = None if self.pooler is None else torch.tanh(self.pooler(hidden[:, 0]))
-        dropped = hidden if self.token is None else drop(hidden, self.dropout, self.training)
+        dropped = hidden if self.token is None else dropout(hidden, self.dropout, self.training)
 
         def run(head: nn.Module | None, x: Tensor | None) -> Tensor | None:
             return None if head is None or x is None else head(x).float()
@@ -82,7 +82,7 @@ class Heads(nn.Module):
             pooled=pooled,
             mlm=None if self.mlm is None else self.mlm(hidden, mlm_positions),
             order=run(self.order, pooled),
-            sequence=None if pooled is None else run(self.sequence, drop(pooled, self.dropout, self.training)),
+            sequence=None if pooled is None else run(self.sequence, dropout(pooled, self.dropout, self.training)),
             token=run(self.token, dropped),
             answer=run(self.answer, hidden),
             mlm_bias=None if self.mlm is None else self.mlm.bias,

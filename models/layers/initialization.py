@@ -1,7 +1,7 @@
 """Initial values as a pure function of (seed, canonical name): the same weights on one process and on any mesh.
 
-A module only records *how* a parameter starts (a normal's standard deviation, or a constant); the values are drawn later, when
-the parameter's canonical name is known. A rank that holds a shard draws the full tensor and keeps its slice.
+A module only records the distribution of a parameter (the standard deviation of a normal, or a constant). The values are drawn
+later, when the parameter's canonical name is known. A rank that holds a shard draws the full tensor and keeps its slice.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ _VALUE = "init_value"
 
 
 def normal_parameter(shape: tuple[int, ...], std: float) -> nn.Parameter:
-    """An fp32 parameter, uninitialised, that will start as N(0, std²)."""
+    """An fp32 parameter without values, marked to be drawn from N(0, std²)."""
     parameter = nn.Parameter(torch.empty(shape))
     mark_normal(parameter, std)
     return parameter
 
 
 def mark_normal(parameter: Tensor, std: float) -> None:
-    """Record that a weight made elsewhere will start as N(0, std²)."""
+    """Mark an existing parameter to be drawn from N(0, std²)."""
     setattr(parameter, _STD, std)
 
 
 def constant_parameter(shape: tuple[int, ...], value: float) -> nn.Parameter:
-    """An fp32 parameter that starts at `value` everywhere."""
+    """An fp32 parameter whose elements all start at `value`."""
     parameter = nn.Parameter(torch.full(shape, value))
     mark_constant(parameter, value)
     return parameter
 
 
 def mark_constant(parameter: Tensor, value: float) -> None:
-    """Record that a weight made elsewhere will start at `value` everywhere."""
+    """Mark an existing parameter to start at `value`."""
     setattr(parameter, _VALUE, value)
 
 
@@ -44,7 +44,7 @@ def initial_value(parameter: nn.Parameter, name: str, full_shape: tuple[int, ...
     if hasattr(parameter, _VALUE):
         return torch.full(full_shape, getattr(parameter, _VALUE))
     if not hasattr(parameter, _STD):
-        raise AssertionError(f"{name} does not say how it starts: make it by normal_parameter or constant_parameter")
+        raise AssertionError(f"{name} has no initial distribution: make it by normal_parameter or constant_parameter")
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
     return torch.randn(full_shape, generator=generator) * getattr(parameter, _STD)
@@ -52,6 +52,6 @@ def initial_value(parameter: nn.Parameter, name: str, full_shape: tuple[int, ...
 
 @torch.no_grad()
 def initialize(module: nn.Module, seed: int) -> None:
-    """Draw every parameter of a whole, unsharded model whose module names are the canonical ones."""
+    """Set every parameter of an unsharded model whose module names are the canonical ones."""
     for name, parameter in module.named_parameters():
         parameter.copy_(initial_value(parameter, name, tuple(parameter.shape), seed))

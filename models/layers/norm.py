@@ -20,7 +20,7 @@ class RMSNorm(nn.Module):
         self.weight = constant_parameter((dim,), 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (…, D) → (…, D) in x's dtype; the variance is taken in fp32 because bf16 squares lose it."""
+        """x (…, D) → (…, D) in x's dtype; the variance is computed in fp32, because squares in bf16 are too inexact."""
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * (wide * scale).to(x.dtype)
@@ -34,7 +34,7 @@ class LayerNorm(nn.Module):
         self.bias = constant_parameter((dim,), 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (…, D) → (…, D) in x's dtype; torch takes mean and variance in fp32 whatever that is."""
+        """x (…, D) → (…, D) in x's dtype; torch computes mean and variance in fp32 for every dtype."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 

@@ -1,7 +1,7 @@
-"""Where a token stands: T5's relative bias, learnt vectors, or rotations (or nothing).
+"""Position information: T5's relative bias, learnt vectors, or rotations (or none).
 
-Relative bias: a learnt scalar per head and bucket of distance (Raffel et al. 2020, section 2.1), one table a stack, shared by
-its layers. The tables travel from piece to piece (and so from pipeline stage to stage). Rotations: Su et al. 2021
+Relative bias: a learnt scalar per head and bucket of distance (Raffel et al. 2020, section 2.1). The layers of a stack share
+one table. The tables are part of the state between pieces, so pipeline stages send them on. Rotations: Su et al. 2021
 (arXiv:2104.09864).
 """
 
@@ -20,8 +20,8 @@ from models.layers.initialization import normal_parameter
 def relative_bucket(distance: Tensor, *, bidirectional: bool, num_buckets: int, max_distance: int) -> Tensor:
     """Bucket (int64) of each key-minus-query distance (int64).
 
-    Half of the buckets hold one distance each, the other half grow logarithmically up to `max_distance`; a bidirectional
-    stack spends one half of all buckets on each direction, a causal one puts every future key into bucket 0.
+    Half of the buckets hold one distance each, the width of the others grows logarithmically up to `max_distance`. A
+    bidirectional stack has half of all buckets for each direction; a causal one puts every future key into bucket 0.
     """
     bucket = torch.zeros_like(distance)
     if bidirectional:
@@ -31,15 +31,15 @@ def relative_bucket(distance: Tensor, *, bidirectional: bool, num_buckets: int, 
     else:
         distance = (-distance).clamp(min=0)
     num_exact = num_buckets // 2
-    # clamp: log(0) is never used, but must not be computed
+    # clamp: no result of log(0) is used, but it must not be computed
     growth = torch.log(distance.clamp(min=1).float() / num_exact) / math.log(max_distance / num_exact)
     logarithmic = (num_exact + (growth * (num_buckets - num_exact)).long()).clamp(max=num_buckets - 1)
     return bucket + torch.where(distance < num_exact, distance, logarithmic)
 
 
 def relative_bias(table: Tensor, num_queries: int, num_keys: int, *, bidirectional: bool, max_distance: int) -> Tensor:
-    """Bias (1, H, num_queries, num_keys) from a (num_buckets, H) table; the last query stands at the last key's position."""
-    # One look-up per distance, not per pair: the rows of the bias are overlapping windows of the values by ascending distance.
+    """Bias (1, H, num_queries, num_keys) from a (num_buckets, H) table; the last query has the position of the last key."""
+    # One look-up per distance and not per pair: the rows of the bias are overlapping windows of the values by distance.
     bucket = relative_bucket(
         torch.arange(1 - num_keys, num_queries, device=table.device),
         bidirectional=bidirectional,
@@ -51,7 +51,7 @@ def relative_bias(table: Tensor, num_queries: int, num_keys: int, *, bidirection
 
 
 class RelativeBiasTables(nn.Module):
-    """The tables of a model: the encoder's, where some encoder layer attends, then the decoder's."""
+    """The tables of a model: first the encoder's (if an encoder layer attends), then the decoder's."""
 
     def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
         super().__init__()
@@ -66,8 +66,8 @@ class RelativeBiasTables(nn.Module):
     def forward(self, like: Tensor) -> Tensor:
         """(S, num_buckets, H): the decoder's table is the last, the encoder's the first.
 
-        One tensor for both, because a pipeline stage must use every float tensor that it receives, and decoder stages would
-        have no use for an encoder table of its own. Where no layer has a table: integers, which need no gradient.
+        One tensor for both, because a pipeline stage must use every float tensor that it receives, and a stage of decoder
+        layers does not use the encoder's table. Without any table: integers, which need no gradient.
         """
         tables: list[Tensor] = [table for table in (self.encoder, self.decoder) if table is not None]
         return torch.stack(tables) if tables else torch.zeros(1, dtype=torch.int64, device=like.device)
@@ -98,10 +98,12 @@ class LearnedPositions(nn.Module):
 
 
 def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
-    """Turn the feature pairs (i, i + E/2) of x (B, H, N, E) by position · base^(-2i/E); positions (B or 1, N) int64."""
+    """Rotate the feature pairs (i, i + E/2) of x (B, H, N, E) by position · base^(-2i/E); positions (B or 1, N) int64."""
     half = x.shape[-1] // 2
     rates = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angles = positions[:, None, :, None].float() * rates  # (B or 1, 1, N, E/2), fp32: bf16 has no integers beyond 256
+    angles = (
+        positions[:, None, :, None].float() * rates
+    )  # (B or 1, 1, N, E/2), fp32: bf16 does not hold all integers beyond 256
     cosines, sines = angles.cos(), angles.sin()
     first, second = x.float().split(half, dim=-1)
     return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1).to(x.dtype)

@@ -1,10 +1,13 @@
-"""GPT-2s that are fair to a T5: of GPT-2's own proportions, with as many parameters or as many FLOPs of a training row.
+"""The GPT-2 baseline: the decoder-only model that ladders and benchmarks compare with a T5. This is its only rule.
 
-A T5 runs each token through one of its two stacks, a decoder alone through all that it has: at equal parameters it computes
-about twice as much, at equal compute it has about half of the parameters (Raffel et al. 2020, section 3.2).
+Shape: the proportions of the smallest GPT-2 (12 layers of 768 in 12 heads; Radford et al. 2019), that is as many layers as
+heads, and heads of 64. Beside a T5 whose heads are narrower the heads are as narrow, so that tiny models have a shape too.
+Size: as many parameters as the T5, or as many FLOPs of a training row. The number of layers is the one that comes nearest with
+GPT-2's feed-forward of 4 widths; then the feed-forward takes up the rest, in multiples of 64 and between 2 and 8 widths. A tiny
+model may still miss its target, because the vocabulary is most of it: callers that need equality check it.
 
-Proportions are those of the smallest GPT-2 (12 layers of 768 in heads of 64; Radford et al. 2019): a width of 64 for each
-layer. What a whole layer cannot match the feed-forward does, 4 widths at first, in multiples of 64.
+A T5 runs each token through one of its two stacks, a decoder-only model through all of its layers: at equal parameters it
+computes about twice as much, at equal compute it has about half of the parameters (Raffel et al. 2020, section 3.2).
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ from models.config import ModelConfig, expand_size
 from models.cost.flops import Lengths
 from models.cost.parameters import num_parameters
 from models.layers.factory import TorchLayers
-from models.matching.compute_matched import MULTIPLE, nearest
+from models.matching.compute_matched import MULTIPLE, check_t5, nearest
 
 HEAD_WIDTH = 64
-MOST_LAYERS = 96
+MAX_LAYERS = 96
+MIN_FEED_FORWARD, MAX_FEED_FORWARD = 2, 8
+"""In widths of the model."""
 
 
 def gpt2_of_equal_parameters(t5: ModelConfig, max_length: int) -> ModelConfig:
@@ -34,17 +39,20 @@ def gpt2_of_equal_flops(t5: ModelConfig, lengths: Lengths, max_length: int) -> M
 
 
 def _nearest_gpt2(t5: ModelConfig, max_length: int, cost: Callable[[ModelConfig], float]) -> ModelConfig:
-    if t5.architecture != "t5":
-        raise ValueError(f"model.architecture is {t5.architecture!r}: variants are matched to a t5")
-    if not t5.vocab_size:
-        raise ValueError("model.vocab_size is 0: give the tokenizer's, the embedding counts too")
-    target = cost(t5)
+    check_t5(t5)
+    target, head_width = cost(t5), min(t5.d_kv, HEAD_WIDTH)
 
     def of_layers(layers: int) -> ModelConfig:
-        d_model = HEAD_WIDTH * layers
-        section = {"architecture": "gpt2", "d_model": d_model, "d_ff": 4 * d_model, "d_kv": HEAD_WIDTH, "num_heads": layers}
+        d_model = head_width * layers
+        section = {"architecture": "gpt2", "d_model": d_model, "d_ff": 4 * d_model, "d_kv": head_width, "num_heads": layers}
         section |= {"num_decoder_layers": layers, "max_length": max_length}
         return ModelConfig(**expand_size(section), vocab_size=t5.vocab_size, vocab_multiple=t5.vocab_multiple)
 
-    shape = min(map(of_layers, range(1, MOST_LAYERS + 1)), key=lambda config: abs(cost(config) - target))
-    return nearest(lambda count: replace(shape, d_ff=count * MULTIPLE), cost, target)
+    shape = min(map(of_layers, range(1, MAX_LAYERS + 1)), key=lambda config: abs(cost(config) - target))
+    d_ff = nearest(lambda count: replace(shape, d_ff=count * MULTIPLE), cost, target).d_ff
+    smallest = _round_up(MIN_FEED_FORWARD * shape.d_model)
+    return replace(shape, d_ff=min(max(d_ff, smallest), _round_up(MAX_FEED_FORWARD * shape.d_model)))
+
+
+def _round_up(width: int) -> int:
+    return -(-width // MULTIPLE) * MULTIPLE

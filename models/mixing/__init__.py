@@ -1,7 +1,7 @@
-"""Token mixing sublayers: one file each, one interface, and the one place that knows them by name.
+"""Token mixing sublayers: one file each, with one interface; `build_mixer` makes them by name.
 
-`mixer(hidden, mask, tables)`: hidden (B, N, D), mask (B, N) integer with 0 at padding, the model's bias tables (read by
-attention alone) → (B, N, D). Whether a sublayer reads only parts of the mask's values is said in its file.
+`mixer(hidden, mask, score_bias)`: hidden (B, N, D), mask (B, N) integer with 0 at padding, and the `ScoreBias`, which only
+attention reads; returns (B, N, D). Only `within_documents` mixing and attention read the mask's other values.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from torch import nn
 
 from models.config import ModelConfig
-from models.layers.attention_bias import ScoreBiasOf
 from models.layers.factory import LayerFactory
 from models.mixing.attention import AttentionMixing
 from models.mixing.causal_fourier import CausalFourierMixing
@@ -20,10 +19,10 @@ from models.mixing.linear import LinearMixing
 from models.mixing.random import RandomMixing
 
 
-def build_mixer(config: ModelConfig, factory: LayerFactory, layer: int, score_bias: ScoreBiasOf) -> nn.Module:
-    """The mixing sublayer of encoder layer `layer`: attention where the layout says so, else `config.mixing`."""
+def build_mixer(config: ModelConfig, factory: LayerFactory, layer: int) -> nn.Module:
+    """The mixing sublayer of encoder layer `layer`: attention if the layout gives it attention, else `config.mixing`."""
     if config.encoder_layer_attends(layer):
-        return AttentionMixing(config, factory, score_bias)
+        return AttentionMixing(config, factory)
     norm = config.encoder_block_config.fourier_norm
     if config.mixing in ("fourier", "hartley"):
         transform = FourierMixing if config.mixing == "fourier" else HartleyMixing
@@ -36,4 +35,4 @@ def build_mixer(config: ModelConfig, factory: LayerFactory, layer: int, score_bi
         return CausalFourierMixing(config.max_length, norm)
     if config.mixing == "identity":
         return IdentityMixing()
-    raise AssertionError(config.mixing)  # refused by ModelConfig
+    raise AssertionError(config.mixing)  # ModelConfig refuses other names

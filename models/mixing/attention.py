@@ -1,6 +1,6 @@
 """Bidirectional self-attention with the interface of a mixing sublayer.
 
-Shapes: B batch, N tokens, D features, S bias tables, H heads on this rank.
+Shapes: B batch, N tokens, D features.
 """
 
 from __future__ import annotations
@@ -10,21 +10,19 @@ from torch import Tensor, nn
 
 from models.config import ModelConfig
 from models.layers.attention import Attention
-from models.layers.attention_bias import ScoreBiasOf
+from models.layers.attention_bias import ScoreBias
 from models.layers.factory import LayerFactory
 
 
 class AttentionMixing(nn.Module):
-    def __init__(self, config: ModelConfig, factory: LayerFactory, score_bias: ScoreBiasOf) -> None:
+    def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
         super().__init__()
         self.attention = Attention(config, config.encoder_block_config, factory)
-        self.score_bias = score_bias
         self.rotary = config.encoder_block_config.position == "rope"
 
-    def forward(self, hidden: Tensor, mask: Tensor, tables: Tensor) -> Tensor:
-        """hidden (B, N, D), mask (B, N), tables (S, num_buckets, H); returns (B, N, D)."""
+    def forward(self, hidden: Tensor, mask: Tensor, score_bias: ScoreBias) -> Tensor:
+        """hidden (B, N, D), mask (B, N), score_bias from that mask; returns (B, N, D)."""
         num_tokens = hidden.shape[1]
         positions = torch.arange(num_tokens, device=hidden.device)[None] if self.rotary else None
         keys, values = self.attention.keys_values(hidden, positions)
-        bias = self.score_bias(tables, mask, num_tokens, num_tokens, keys.dtype)
-        return self.attention(hidden, keys, values, bias, positions)
+        return self.attention(hidden, keys, values, score_bias, positions)

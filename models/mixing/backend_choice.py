@@ -1,8 +1,8 @@
-"""Which way of computing the transform is fastest here: measured once per shape and machine, and written down.
+"""`fourier_backend: auto`: the fastest backend on this machine, measured once per shape and kept in a file.
 
-The file is `$XDG_CACHE_HOME/fnet_t5/mixing_backends.json` (by default under ~/.cache); a machine where it cannot be written
-measures once a process. Runs do not use this: ranks that choose differently would compute different roundings, so a recipe
-names a backend.
+The file is `$XDG_CACHE_HOME/fnet_t5/mixing_backends.json` (by default under ~/.cache). If it cannot be written, each process
+measures again. Training runs do not use this: ranks with different choices would round differently, so a recipe names a
+backend.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def cache_file() -> Path:
 def choose_backend(
     rows: int, num_tokens: int, num_features: int, dtype: torch.dtype, device: torch.device, transform: TransformName
 ) -> str:
-    """The fastest backend for (rows, N, D) inputs. Rows are rounded up to a power of two: the choice varies little with
-    them."""
+    """The fastest backend for (rows, N, D) inputs. Rows are rounded up to a power of two, because the choice depends
+    little on them."""
     return _choose(1 << max(0, rows - 1).bit_length(), num_tokens, num_features, dtype, device.type, transform)
 
 
 @lru_cache(maxsize=1024)
 def _choose(rows: int, num_tokens: int, num_features: int, dtype: torch.dtype, kind: str, transform: TransformName) -> str:
     if kind not in ("cpu", "cuda"):
-        return "fft"  # the meta device has no speed
+        return "fft"  # nothing to measure on the meta device
     machine = f"{kind} {torch.cuda.get_device_name() if kind == 'cuda' else _processor()}, {torch.get_num_threads()} threads"
     key = f"torch {torch.__version__}, {machine}: {transform} {rows} x {num_tokens} x {num_features} {dtype}"
     path = cache_file()
@@ -50,7 +50,7 @@ def _choose(rows: int, num_tokens: int, num_features: int, dtype: torch.dtype, k
 def measure(
     rows: int, num_tokens: int, num_features: int, dtype: torch.dtype, device: torch.device, transform: TransformName
 ) -> str:
-    """Time every backend on the same input, in turns, and return the one with the smallest minimum: others' load only adds."""
+    """Time every backend on the same input, in turns. Returns the one with the smallest minimum, since other load only adds."""
     with torch.inference_mode(False), torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(rows, num_tokens, num_features, generator=generator).to(device, dtype)
@@ -61,7 +61,7 @@ def measure(
                 backend(x, transform, "ortho")
                 if device.type == "cuda":
                     torch.cuda.synchronize()
-                if repeat:  # the first builds tables
+                if repeat:  # the first repeat makes the tables
                     seconds[name].append(time.perf_counter() - start)
     return min(BACKENDS, key=lambda name: min(seconds[name]))
 
@@ -89,4 +89,4 @@ def _write(path: Path, values: dict[str, str]) -> None:
         partial.write_text(json.dumps(values, indent=1, sort_keys=True))
         partial.replace(path)
     except OSError:
-        pass  # a read-only home: measured again by the next process
+        pass  # a read-only home: the next process measures again

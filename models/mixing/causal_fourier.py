@@ -1,11 +1,11 @@
-"""Causal Fourier mixing: each token's row of the 2-D transform over itself and the tokens before it, exactly.
+"""Causal Fourier mixing: for each token, its row of the 2-D transform of itself and the tokens before it.
 
-    y[n, h] = Re sum_{m <= n} w^{nm} X[m, h],   w = exp(-2πi / P),   X = the DFT over features        (arXiv:2105.03824, section
-    5)
+    y[n, h] = Re sum_{m <= n} w^{nm} X[m, h],   w = exp(-2πi / P),   X = the DFT over features
 
-With a fixed period P (model.max_length), so that a longer text does not change the rows of a shorter one. The triangle is a
-mask on the cosine and sine matrices, so the future has exactly no influence (the O(N log N) forms by chirps leak by rounding).
-Only columns 0 … D/2 are computed: with A = tril(C) Re X and B = tril(S) Im X, y[n, h] = A + B and y[n, D-h] = A - B.
+(arXiv:2105.03824, section 5). The period P is fixed (model.max_length), so that a longer text does not change the rows of a
+shorter one. The cosine and sine matrices are masked to their lower triangles, so later tokens have exactly no influence (the
+O(N log N) forms by chirps leak by rounding). Only columns 0 … D/2 are computed: with A = tril(C) Re X and B = tril(S) Im X,
+y[n, h] = A + B and y[n, D-h] = A - B.
 
 Scaled by 1/sqrt(P D) under norm="ortho". Shapes: B batch, N tokens, D features.
 """
@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.layers.attention_bias import ScoreBias
 from models.mixing.tables import causal_tables
 
 
 class CausalTransform(torch.autograd.Function):
-    """The transform of rows `start` … of a text. Transposed, the triangles are; nothing else changes, and nothing is saved."""
+    """The transform for rows `start` … of a text. Backward transposes the two triangles; no tensor is saved."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, period: int, norm: str, start: int, transposed: bool) -> Tensor:
@@ -51,16 +52,16 @@ def _transform(x: Tensor, period: int, norm: str, start: int, transposed: bool) 
 
 
 class CausalFourierMixing(nn.Module):
-    """Parameter-free; as encoder mixing it ignores what follows a token, as decoder mixing it stands in for self-attention."""
+    """Without parameters. A mixing sublayer of an encoder, or in a decoder the replacement of self-attention."""
 
     def __init__(self, period: int, norm: str = "ortho") -> None:
         super().__init__()
         self.period, self.norm = period, norm
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, tables: Tensor | None = None, start: int = 0) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor | None, score_bias: ScoreBias | None = None, start: int = 0) -> Tensor:
         """hidden (B, N, D), mask (B, N) with 0 at padding or None; returns rows `start` … (B, N - start, D).
 
-        Raises ValueError beyond the period, where positions would repeat.
+        Raises ValueError for a text longer than the period, because positions would repeat.
         """
         if hidden.shape[1] > self.period:
             raise ValueError(

@@ -1,7 +1,7 @@
-"""The transforms inside each document of a packed row: every document has its own period, and nothing leaks between them.
+"""The transforms inside each document of a packed row: each document has its own period, and documents do not mix.
 
-Over tokens the matrices are block-diagonal: entry (n, m) is cos(2π a b / L) where both tokens belong to one document of L
-tokens, at its places a and b, and 0 elsewhere. They stay symmetric, so the operator is still its own transpose.
+Over tokens the matrices are block-diagonal: entry (n, m) is cos(2π a b / L) if both tokens belong to one document of L
+tokens, at positions a and b in it, and 0 otherwise. They are symmetric, so the operator is still its own transpose.
 
 Shapes: B batch, N tokens, D features.
 """
@@ -23,9 +23,9 @@ def document_tables(documents: Tensor, dtype: torch.dtype, norm: str) -> tuple[T
     index = torch.arange(num_tokens, device=documents.device)
     same = (documents[:, :, None] == documents[:, None, :]) & (documents > 0)[:, :, None]  # (B, N, N)
     length = same.sum(-1).clamp(min=1)  # (B, N)
-    place = (same & (index[None, :] < index[:, None])).sum(-1)  # (B, N): tokens of the document before this one
-    # integers first, as in tables.py
-    angles = (place[:, :, None] * place[:, None, :]) % length[:, :, None]
+    position = (same & (index[None, :] < index[:, None])).sum(-1)  # (B, N): tokens of the document before this one
+    # modulo in integers first, as in tables.py
+    angles = (position[:, :, None] * position[:, None, :]) % length[:, :, None]
     angles = angles.double() * (2 * math.pi) / length[:, :, None]
     scale = same.double() if norm == "backward" else same / length[:, :, None].double().sqrt()
     return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)

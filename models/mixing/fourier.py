@@ -3,8 +3,8 @@
     y = Re(F_N x F_D) / sqrt(N D) = (C_N x C_D - S_N x S_D) / sqrt(N D)        (FNet, arXiv:2105.03824, section 3)
 
 C and S are symmetric, so the operator is its own transpose: backward is forward applied to the gradient, and nothing is saved.
-FNet itself leaves the transform unnormalised (`norm="backward"`) and hides the gain of sqrt(N D / 2) in a post-norm; in a
-pre-norm T5 block that gain would wipe out the residual stream, hence `norm="ortho"` there.
+FNet does not normalise the transform (`norm="backward"`); its post-norm removes the gain of sqrt(N D / 2). In a pre-norm T5
+block the mixed values would exceed the residual stream by that factor, hence `norm="ortho"` there.
 
 Shapes: B batch, N tokens, D features.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.layers.attention_bias import ScoreBias
 from models.mixing.backend_choice import choose_backend
 from models.mixing.documents import document_tables, mix_documents
 from models.mixing.transforms import BACKENDS, TransformName
@@ -31,12 +32,12 @@ class SelfAdjoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        # Through apply, so that the gradient can be differentiated again.
+        # through apply, so that the gradient can be differentiated again
         return SelfAdjoint.apply(gradients[0], *ctx.choices), None, None, None
 
 
 class SelfAdjointDocuments(torch.autograd.Function):
-    """The transform inside each document. Saves the document numbers, which are integers, and makes the tables anew."""
+    """The transform inside each document. Saves only the document numbers (integers); backward makes the tables again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, documents: Tensor, transform: TransformName, norm: str) -> Tensor:
@@ -51,9 +52,9 @@ class SelfAdjointDocuments(torch.autograd.Function):
 
 
 class FourierMixing(nn.Module):
-    """Parameter-free mixing sublayer. Padding positions are zeroed on the way in, so their content changes no output.
+    """Mixing sublayer without parameters. Inputs at padding positions are set to 0, so their content changes no output.
 
-    The basis depends on N: a run keeps one encoder length, in training and in inference alike.
+    The basis depends on N: a run uses one encoder length, in training and in inference.
     """
 
     transform: TransformName = "dft_real"
@@ -62,10 +63,10 @@ class FourierMixing(nn.Module):
         super().__init__()
         self.norm, self.backend, self.within_documents = norm, backend, within_documents
 
-    def forward(self, hidden: Tensor, mask: Tensor, tables: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor, score_bias: ScoreBias | None = None) -> Tensor:
         """hidden (B, N, D), mask (B, N) integer, 0 at padding; returns (B, N, D) in hidden's dtype.
 
-        `within_documents` reads the mask's other values as document numbers.
+        With `within_documents`, the other values of the mask are document numbers.
         """
         x = hidden * (mask > 0).unsqueeze(-1).to(hidden.dtype)
         if self.within_documents:

@@ -1,7 +1,8 @@
 """Hartley mixing: real minus imaginary part of the 2-D discrete Fourier transform (Sparse Mixers, arXiv:2205.12399).
 
-At the same cost as the real part alone it loses nothing: orthonormally scaled, the transform is its own inverse, while the real
-part annihilates the odd half of its input. FNet's authors found equal GLUE scores (arXiv:2105.03824, appendix A.3).
+It costs as much as the real part alone and loses no information: with orthonormal scale the transform is its own inverse,
+whereas the real part maps the odd half of its input to 0. FNet's authors found equal GLUE scores (arXiv:2105.03824,
+appendix A.3).
 """
 
 from __future__ import annotations
@@ -11,6 +12,6 @@ from models.mixing.transforms import TransformName
 
 
 class HartleyMixing(FourierMixing):
-    """Same interface and options as Fourier mixing."""
+    """Interface and options of `FourierMixing`."""
 
     transform: TransformName = "hartley"

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from models.layers.attention_bias import ScoreBias
 from models.layers.initialization import normal_parameter
 
-_STD = 0.02  # f_net/layers.py, of both matrices
+_STD = 0.02  # of both matrices, as in f_net/layers.py
 
 
 def mix_by_matrices(hidden: Tensor, mask: Tensor, over_tokens: Tensor, over_features: Tensor) -> Tensor:
     """hidden (B, N, D), mask (B, N) with 0 at padding, matrices (L, L) with L >= N and (D, D); returns (B, N, D).
 
-    A shorter input uses the corner of the token matrix, which is what padding it with zeros to L would give.
-    Raises ValueError where N exceeds L.
+    A shorter input uses the first N rows and columns of the token matrix: the same as padding the input with zeros to L.
+    Raises ValueError if N exceeds L.
     """
     num_tokens, limit = hidden.shape[1], over_tokens.shape[0]
     if num_tokens > limit:
@@ -35,5 +36,5 @@ class LinearMixing(nn.Module):
         self.over_tokens = normal_parameter((max_length, max_length), _STD)
         self.over_features = normal_parameter((d_model, d_model), _STD)
 
-    def forward(self, hidden: Tensor, mask: Tensor, tables: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor, score_bias: ScoreBias | None = None) -> Tensor:
         return mix_by_matrices(hidden, mask, self.over_tokens, self.over_features)

@@ -1,9 +1,8 @@
-"""Random mixing: linear mixing whose two matrices are drawn once and never learnt (FNet's RANDOM, arXiv:2105.03824, section
-3.4).
+"""Random mixing: linear mixing with two fixed random matrices (FNet's RANDOM, arXiv:2105.03824, section 3.4).
 
-A control: what learning the mixing adds. The matrices are a function of the layer's number and the sizes alone, so every rank
-and every later process has the same ones and no checkpoint holds them. Entries are N(0, 1/fan_in): f_net's lecun_normal, not
-truncated.
+A control for what learning the mixing adds. The matrices depend only on the number of the layer and the sizes, so all ranks and
+later processes have the same ones, and no checkpoint holds them. Entries are N(0, 1/fan_in): f_net's lecun_normal, without its
+truncation.
 """
 
 from __future__ import annotations
@@ -11,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.layers.attention_bias import ScoreBias
 from models.mixing.linear import mix_by_matrices
 
-_SEED = 20210509  # of no meaning; FNet's first day on arXiv
+_SEED = 20210509  # an arbitrary number: FNet's date on arXiv
 
 
 class RandomMixing(nn.Module):
@@ -25,11 +25,11 @@ class RandomMixing(nn.Module):
         generator = torch.Generator().manual_seed(_SEED + layer)
         for name, size in (("over_tokens", max_length), ("over_features", d_model)):
             device = torch.get_default_device()
-            if device.type == "meta":  # nothing to draw
+            if device.type == "meta":  # no values
                 matrix = torch.empty(size, size)
             else:
                 matrix = torch.randn(size, size, generator=generator, device="cpu").to(device) * size**-0.5
             self.register_buffer(name, matrix, persistent=False)
 
-    def forward(self, hidden: Tensor, mask: Tensor, tables: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor, score_bias: ScoreBias | None = None) -> Tensor:
         return mix_by_matrices(hidden, mask, self.over_tokens, self.over_features)

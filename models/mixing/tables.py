@@ -1,7 +1,7 @@
-"""Cosine and sine tables of the discrete Fourier transform: real, from integer angles, made once per size, device and dtype.
+"""Cosine and sine tables of the discrete Fourier transform: real, made once per size, device and dtype.
 
-Angles are (n · k) mod N in integers before they become floats: without the mod a 1024-point transform in fp32 is off by 7e-4.
-They are no buffers, so no cast of a module can turn them into something else and no checkpoint holds them.
+Angles are reduced to (n · k) mod N in integers before they become floats: otherwise a 1024-point transform in fp32 has an error
+of 7e-4. The tables are not buffers, so that no cast of a module changes them and no checkpoint holds them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ def dft_tables(size: int, device: torch.device, dtype: torch.dtype) -> tuple[Ten
 
 @torch.compiler.assume_constant_result
 def half_tables(size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The tables' parts that act on the even half (rows and columns 0 … size/2) and the odd half (1 … (size-1)/2) of a
-    signal."""
+    """The parts of the tables for the even half (rows and columns 0 … size/2) and the odd half (1 … (size-1)/2) of a signal."""
     cosines, sines = _tables(size, size // 2 + 1, device, dtype)
     odd = (size + 1) // 2
     return cosines, sines[1:odd, 1:odd].contiguous()

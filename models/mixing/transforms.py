@@ -1,12 +1,13 @@
-"""Two real 2-D transforms over tokens and features, each computed three ways: by FFT, by two matrix products, or folded.
+"""Two real 2-D transforms over tokens and features, with three backends: FFT, two matrix products, or folded products.
 
 With the symmetric cosine and sine matrices C and S of the discrete Fourier transform F = C - iS:
 
     dft_real:  Re(F_N x F_D) = C x C - S x S                                  (FNet, arXiv:2105.03824, section 3)
     hartley:   Re(F_N x F_D) - Im(F_N x F_D) = C x C - S x S + C x S + S x C  (Sparse Mixers, arXiv:2205.12399)
 
-Both are their own transposes. Folding splits x along each axis into its even part x[n] + x[-n] and odd part x[n] - x[-n], which
-C and S read half of each: 8 times fewer multiplications than the plain products, real, and without an FFT.
+Both are their own transposes. Folding splits x along each axis into the even part x[n] + x[-n], which C reads, and the odd part
+x[n] - x[-n], which S reads; each is half as long. This needs 8 times fewer multiplications than the plain products, no complex
+numbers and no FFT.
 
 Shapes: any leading dimensions, N tokens, D features.
 """
@@ -26,9 +27,9 @@ TransformName = Literal["dft_real", "hartley"]
 
 
 def by_fft(x: Tensor, transform: TransformName, norm: str) -> Tensor:
-    """In fp32 (fp64 for fp64), because no FFT exists in bf16; returned in the dtype of x.
+    """Computed in fp32 (fp64 for fp64), because there is no FFT in bf16; returned in the dtype of x.
 
-    Re y[n, d] = Re y[-n, -d] and Im y[n, d] = -Im y[-n, -d], so only columns 0 … D/2 are transformed: half the work.
+    Re y[n, d] = Re y[-n, -d] and Im y[n, d] = -Im y[-n, -d], so only columns 0 … D/2 are transformed, which is half the work.
     """
     wide = x if x.dtype == torch.float64 else x.float()
     half = torch.fft.fft(torch.fft.rfft(wide, dim=-1, norm=norm), dim=-2, norm=norm)  # (…, N, D//2 + 1) complex
@@ -38,9 +39,9 @@ def by_fft(x: Tensor, transform: TransformName, norm: str) -> Tensor:
 
 
 def _with_mirror(near: Tensor, far: Tensor, like: Tensor) -> Tensor:
-    """`near` (…, N, D//2 + 1) and behind it, in columns -d and rows -n, `far`; shape and dtype of `like`."""
+    """`near` (…, N, D//2 + 1), followed by `far` mirrored to columns -d and rows -n; shape and dtype of `like`."""
     num_near = near.shape[-1]
-    far = far[..., 1 : 1 + like.shape[-1] - num_near]  # columns of which -d is not itself
+    far = far[..., 1 : 1 + like.shape[-1] - num_near]  # columns d with -d different from d
     result = torch.empty_like(like)
     result[..., :num_near] = near
     result[..., 0, num_near:] = far[..., 0, :].flip(-1)
@@ -120,7 +121,7 @@ BACKENDS: dict[str, Callable[[Tensor, TransformName, str], Tensor]] = {"fft": by
 
 
 def executed_flops(backend: str, num_tokens: int, num_features: int) -> float:
-    """What a backend really computes for one (N, D) signal under dft_real; a multiply-add counts 2."""
+    """FLOPs that a backend computes for one (N, D) signal with dft_real; a multiply-add counts 2."""
     n, d = num_tokens, num_features
     if backend == "fft":
         return 2.5 * n * d * (math.log2(n) + math.log2(d))

@@ -1,4 +1,4 @@
-"""A new run that begins at another's checkpoint: the decay of a stable WSD run, or a second try from before a spike."""
+"""Branches: a new run that starts from a checkpoint of another, to decay a stable WSD run or to retry before a spike."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pipeline.tracking.metrics import read_metrics
 
 
 def branch(parent: Path, output: Path, step: int | None = None) -> int:
-    """Give the new run folder `output` the parent's checkpoint (the latest, or that of `step`) and the metrics up to it.
+    """Give the new run folder `output` a checkpoint of `parent` (the latest, or that of `step`) and the metrics up to it.
 
-    Files are hard links where the file system allows, so that a branch costs no space. Returns the step. A second call for the
-    same output changes nothing. Raises ValueError where the parent has no such checkpoint.
+    Files are hard links where the file system allows them, so that a branch takes no space. Returns the step. A second call for
+    the same output changes nothing. Raises ValueError if the parent has no such checkpoint.
     """
     checkpoint = find(parent, step)
-    begun = int(checkpoint.name.removeprefix("step_"))
+    start = int(checkpoint.name.removeprefix("step_"))
     folder = checkpoints_of(output)
-    if folder.is_dir():  # started before: it continues its own latest checkpoint
-        return begun
+    if folder.is_dir():  # started before: it resumes from its own latest checkpoint
+        return start
     verify(checkpoint)
     partial = output / ".branch.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -32,10 +32,10 @@ def branch(parent: Path, output: Path, step: int | None = None) -> int:
     (partial / LATEST).write_text(checkpoint.name + "\n")
     with atomic_write(output / METRICS) as file:
         for row in read_metrics(parent / METRICS):
-            if row["step"] <= begun:
+            if row["step"] <= start:
                 file.write(orjson.dumps(row) + b"\n")
     partial.rename(folder)
-    return begun
+    return start
 
 
 def _link(source: str, target: str) -> None:

@@ -1,7 +1,7 @@
-"""A self-check of loading: some logits, stored with the checkpoint, are computed again from what was loaded.
+"""The load check: logits stored with a checkpoint are computed again from what was loaded, and compared.
 
-A checkpoint whose files are all intact can still be read wrongly: by another version of the model, by shards put together in
-the wrong order, on a device with a faulty kernel. GPT-NeoX introduced the check (`checkpoint_validation_with_forward_pass`).
+A checkpoint whose files are all intact can still be loaded wrongly: by another version of the model, with shards joined in the
+wrong order, or on a device with a faulty kernel. GPT-NeoX introduced the check (`checkpoint_validation_with_forward_pass`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pipeline.data.batches import PipelineBatch
 from pipeline.distributed.tensor_parallel import gather_shards
 from pipeline.training.engine import Engine
 
-FILE = "probe.safetensors"
+LOAD_CHECK_FILE = "probe.safetensors"
 _POSITIONS = 3
-# Other meshes and devices add up in another order; a wrongly read weight moves logits by their own size.
+# Relative to the largest logit. Other meshes sum in another order; a wrongly loaded weight changes logits by their own size.
 _TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 
 
-def probe_logits(engine: Engine, batch: PipelineBatch) -> Tensor | None:
-    """Logits (positions, V) of the first row of replica 0: on its last stage's ranks, None elsewhere. A collective."""
+def _selected_logits(engine: Engine, batch: PipelineBatch) -> Tensor | None:
+    """Logits (_POSITIONS, V), fp32, of the first row of replica 0, on its last stage; None elsewhere. A collective."""
     logits = engine.logits(batch)
     mesh = engine.mesh
     if mesh.pipeline_rank < mesh.pipeline_parallel - 1 or mesh.data_rank > 0 or logits is None:
@@ -34,28 +34,29 @@ def probe_logits(engine: Engine, batch: PipelineBatch) -> Tensor | None:
     return gather_shards(chosen, dim=-1).cpu()
 
 
-def save_probe(folder: Path, engine: Engine, batch: PipelineBatch) -> None:
-    """Store the probe's logits in a checkpoint's folder: a collective."""
-    logits = probe_logits(engine, batch)
+def save_logits(folder: Path, engine: Engine, batch: PipelineBatch) -> None:
+    """Store some logits of `batch` in the state folder of a checkpoint: a collective."""
+    logits = _selected_logits(engine, batch)
     if logits is not None and engine.mesh.tensor_rank == 0:
-        save_file({"logits": logits.contiguous()}, folder / FILE)
+        save_file({"logits": logits.contiguous()}, folder / LOAD_CHECK_FILE)
 
 
-def check_probe(folder: Path, engine: Engine, batch: PipelineBatch) -> None:
-    """Compare with the stored logits: a collective. Raises ValueError, on every rank, where they differ."""
-    if not (folder / FILE).is_file():
+def check_logits(folder: Path, engine: Engine, batch: PipelineBatch) -> None:
+    """Compare the logits of `batch` with those stored: a collective. Raises ValueError on every rank if they differ."""
+    if not (folder / LOAD_CHECK_FILE).is_file():
         return
-    logits = probe_logits(engine, batch)
+    logits = _selected_logits(engine, batch)
     difference = torch.zeros(1, device=engine.mesh.device)
     if logits is not None:
-        stored: Any = load_file(folder / FILE)["logits"]
+        stored: Any = load_file(folder / LOAD_CHECK_FILE)["logits"]
         same_shape = stored.shape == logits.shape
         ratio = (logits - stored).abs().max() / stored.abs().max() if same_shape else torch.tensor(float("inf"))
-        difference[0] = ratio.nan_to_num(nan=float("inf"))  # a maximum over ranks would lose a NaN
+        difference[0] = ratio.nan_to_num(nan=float("inf"))  # the maximum over ranks would drop a NaN
     torch.distributed.all_reduce(difference, op=torch.distributed.ReduceOp.MAX)
     tolerance = _TOLERANCE[engine.config.train.precision]
     if float(difference) > tolerance:
         raise ValueError(
-            f"{folder.parent} was loaded, but its stored logits come out different (by {float(difference):.2g} of the largest, "
-            f"{tolerance} is allowed): the model's code or the device computes something else than when it was written"
+            f"{folder.parent}: after loading, the model computes other logits than those stored with it (they differ by "
+            f"{float(difference):.2g} of the largest, {tolerance} is allowed). The model code has changed, or the device is "
+            "faulty: use the version that wrote the checkpoint, or another device"
         )

@@ -1,7 +1,7 @@
-"""Rewriting a checkpoint for another mesh, without the mesh: weights and optimizer, bit by bit.
+"""Rewrites a checkpoint for another mesh in one process: weights and optimizer state keep every bit.
 
-A run continues a checkpoint of any mesh as it is; each rank then picks its part out of all files. Rewriting it first spares
-that where reading is slow (many ranks, far storage): every rank of the new mesh finds its part in a file of its own.
+A run can resume a checkpoint of any mesh directly; each rank then picks its part out of all files. Rewriting the checkpoint
+first avoids this where reading is slow (many ranks, remote storage): every rank of the new mesh then reads one file.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor
 from models.architectures.pieces import pieces
 from models.layers.factory import TorchLayers
 from pipeline.checkpoint.checkpoint import Position, finish, verify
-from pipeline.checkpoint.load_check import FILE as PROBE
-from pipeline.checkpoint.optimizer_state import ENGINE, KINDS, StoredState, tensor_key, write_rank
+from pipeline.checkpoint.load_check import LOAD_CHECK_FILE
+from pipeline.checkpoint.optimizer_state import KINDS, OPTIMIZER_FOLDER, StoredState, tensor_key, write_rank
 from pipeline.config import MeshConfig, RunConfig
 from pipeline.planner.partition import stage_bounds
 from pipeline.run_folder import STATE, WEIGHTS, checkpoints_of, find
 
 
 def reshard(run: Path, output: Path, mesh: MeshConfig, data_parallel: int, step: int | None = None) -> Path:
-    """Write a run folder `output` that continues `run` on another mesh; returns its checkpoint.
+    """Write a run folder `output` that resumes `run` on another mesh; returns its checkpoint.
 
     `output` gets the configuration with the new mesh and one checkpoint (the latest, or that of `step`). Raises ValueError
-    where the model cannot stand on the mesh, or where `output` exists.
+    if the mesh does not divide the model, or if `output` is not empty.
     """
     config = RunConfig.load(run)
     config = RunConfig.model_validate({**config.model_dump(), "mesh": mesh.model_dump()})
@@ -39,14 +39,14 @@ def reshard(run: Path, output: Path, mesh: MeshConfig, data_parallel: int, step:
     position = Position.read(checkpoint)
     folder = checkpoints_of(output)
     partial = folder / f".{checkpoint.name}.partial"
-    (partial / STATE / ENGINE).mkdir(parents=True)
+    (partial / STATE / OPTIMIZER_FOLDER).mkdir(parents=True)
     shutil.copytree(checkpoint / WEIGHTS, partial / WEIGHTS)
-    if (checkpoint / STATE / PROBE).is_file():
-        shutil.copyfile(checkpoint / STATE / PROBE, partial / STATE / PROBE)
-    stored = StoredState(checkpoint / STATE / ENGINE)
+    if (checkpoint / STATE / LOAD_CHECK_FILE).is_file():
+        shutil.copyfile(checkpoint / STATE / LOAD_CHECK_FILE, partial / STATE / LOAD_CHECK_FILE)
+    stored = StoredState(checkpoint / STATE / OPTIMIZER_FOLDER)
     stages = stage_of_parameters(config, list(stored.layouts), data_parallel)
     for rank in range(mesh.tensor_parallel * mesh.pipeline_parallel * data_parallel):
-        _write_rank(partial / STATE / ENGINE, rank, stored, stages, mesh, data_parallel)
+        _write_rank(partial / STATE / OPTIMIZER_FOLDER, rank, stored, stages, mesh, data_parallel)
     shape = {"tensor": mesh.tensor_parallel, "pipeline": mesh.pipeline_parallel, "data": data_parallel}
     for name in ("tokenizer.json", "metrics.jsonl"):
         if (run / name).is_file():
@@ -58,7 +58,7 @@ def reshard(run: Path, output: Path, mesh: MeshConfig, data_parallel: int, step:
 
 
 def stage_of_parameters(config: RunConfig, names: list[str], data_parallel: int) -> dict[str, int]:
-    """The pipeline stage that holds each parameter on the configuration's mesh."""
+    """The pipeline stage that holds each parameter on the mesh of the configuration."""
     model = pieces(config.model, TorchLayers(), config.data.lengths)
     bounds = stage_bounds(config, data_parallel)
     result = {}
@@ -85,7 +85,7 @@ def _write_rank(
             continue
         for kind in KINDS:
             flat = stored.shard(name, kind, tensor_rank, mesh.tensor_parallel).reshape(-1)
-            # evenly among replicas: where DeepSpeed will cut depends on a group's whole length, and reading joins any cut
+            # evenly among replicas: DeepSpeed's own bounds depend on the length of a whole group, and any bounds can be read
             bounds = [flat.numel() * part // data_parallel for part in (data_rank, data_rank + 1)]
             if bounds[0] < bounds[1]:
                 piece = flat[bounds[0] : bounds[1]].clone()

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.dataset.manifest import load_manifest
+from data_prep.dataset.manifest import Manifest, load_manifest
 from data_prep.files import canonical_json, sha256_bytes
 from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer
 from pipeline.config import DataConfig, RunConfig
@@ -133,23 +133,28 @@ def objective_of(config: RunConfig, seed: str | None = None) -> Objective:
     )
 
 
-def open_rows(data: DataConfig, folder: Path, split: str) -> RowSource:
-    """The rows of one split of a folder as a recipe wants them."""
-    return (StreamRows if data.layout == "stream" else Rows)(folder, split, data.row_length)
+def open_rows(data: DataConfig, folder: Path, split: str, manifest: Manifest | None = None) -> RowSource:
+    """The rows of one split of a folder as a recipe wants them. `manifest` is the folder's; it is read if it is not given."""
+    return (StreamRows if data.layout == "stream" else Rows)(folder, split, data.row_length, manifest)
 
 
-def training_rows(data: DataConfig) -> tuple[list[RowSource], list[float]]:
-    """The sources of the training text and their weights. Raises ValueError where their tokenizers differ."""
+def training_rows(data: DataConfig, manifest: Manifest | None = None) -> tuple[list[RowSource], list[float]]:
+    """The sources of the training text and their weights. `manifest` is that of data.path; it is read if it is not given.
+
+    Raises ValueError where the tokenizers of the sources differ.
+    """
     if not data.blend:
-        return [open_rows(data, data.path, "train")], [1]
-    expected = load_manifest(data.path).tokenizer.sha256
-    for part in data.blend:
-        if load_manifest(part.path).tokenizer.sha256 != expected:
+        return [open_rows(data, data.path, "train", manifest)], [1]
+    manifest = manifest or load_manifest(data.path)
+    manifests = [manifest if part.path == data.path else load_manifest(part.path) for part in data.blend]
+    for part, its_manifest in zip(data.blend, manifests, strict=True):
+        if its_manifest.tokenizer.sha256 != manifest.tokenizer.sha256:
             raise ValueError(
                 f"data.blend: {part.path} was prepared with another tokenizer than {data.path}: prepare it again with "
                 f"--tokenizer {data.path / TOKENIZER_FILE}"
             )
-    return [open_rows(data, part.path, "train") for part in data.blend], [part.weight for part in data.blend]
+    rows = [open_rows(data, part.path, "train", known) for part, known in zip(data.blend, manifests, strict=True)]
+    return rows, [part.weight for part in data.blend]
 
 
 def validation_batches(

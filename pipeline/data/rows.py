@@ -47,8 +47,8 @@ class RowSource(ABC):
 class Rows(RowSource):
     """The packed rows of one split of a dataset folder."""
 
-    def __init__(self, folder: Path, split: str, row_length: int) -> None:
-        self.tokens, manifest = open_tokens(folder, split)
+    def __init__(self, folder: Path, split: str, row_length: int, manifest: Manifest | None = None) -> None:
+        self.tokens, manifest = open_tokens(folder, split, manifest)
         index = folder / rows_file(split, row_length)
         if not index.is_file():
             made = sorted(path.stem.rpartition("_")[2] for path in folder.glob(f"{split}.rows_*.npy"))
@@ -79,8 +79,8 @@ class StreamRows(RowSource):
     in exactly one row. Needs no row index.
     """
 
-    def __init__(self, folder: Path, split: str, row_length: int) -> None:
-        self.tokens, manifest = open_tokens(folder, split)
+    def __init__(self, folder: Path, split: str, row_length: int, manifest: Manifest | None = None) -> None:
+        self.tokens, manifest = open_tokens(folder, split, manifest)
         self.row_length = row_length
         self.fingerprint = sha256_bytes(canonical_json({"stream": row_length, "tokens": stream_fingerprint(manifest)}))
 
@@ -143,7 +143,7 @@ class ChosenRows(RowSource):
 
     def __init__(self, tokens: NDArray[Any], starts: Ints, lengths: Ints, row_length: int, fingerprint: str) -> None:
         number = np.arange(len(starts) + 1, dtype=np.int64)
-        self.tokens, self.packed = tokens, PackedRows(row_length, number, starts, lengths)
+        self.tokens, self.packed = tokens, PackedRows(row_length=row_length, first_piece=number, start=starts, length=lengths)
         self.row_length, self.fingerprint = row_length, fingerprint
 
     def __len__(self) -> int:
@@ -156,11 +156,14 @@ class ChosenRows(RowSource):
         return read_packed(self.packed, self.tokens, rows)
 
 
-def open_tokens(folder: Path, split: str) -> tuple[NDArray[Any], Manifest]:
-    """The tokens of a split (T,), mapped, and the folder's manifest. Raises ValueError where they are missing or not of it."""
+def open_tokens(folder: Path, split: str, manifest: Manifest | None = None) -> tuple[NDArray[Any], Manifest]:
+    """The tokens of a split (T,), mapped, and the folder's manifest, which is read if it is not given.
+
+    Raises ValueError where they are missing or not of it.
+    """
     if not folder.is_dir():
         raise ValueError(f"data.path {folder} does not exist: make it with `fnet-t5 prepare --output {folder}`")
-    manifest = load_manifest(folder)
+    manifest = manifest or load_manifest(folder)
     path = folder / f"{split}.bin"
     if split not in manifest.splits or not path.is_file():
         raise ValueError(f"{folder} has no {split} split (too little text fell to it): prepare with --{split}, or more text")
@@ -192,7 +195,10 @@ def check_size(folder: Path, manifest: Manifest, name: str) -> None:
 
 
 def read_packed(packed: PackedRows, tokens: NDArray[Any], rows: Ints) -> tuple[Ints, Ints]:
-    """What `PackedRows.gather` gives, NO_ROW being empty, in half the passes over memory."""
+    """The ids of `rows`, int64 (B, row_length) with zeros after each row's end, and the rows' lengths, int64 (B,).
+
+    NO_ROW gives an empty row.
+    """
     chosen = np.maximum(rows, 0)
     first, width = packed.first_piece[chosen], packed.row_length
     num_pieces = packed.first_piece[chosen + 1] - first  # (B,)

@@ -1,17 +1,17 @@
 """The encoder of a tensor-parallel hybrid, sharded over the batch wherever no weight is sharded.
 
-Mixing, norms, dropout and residuals act on each sample alone. Between the reduce-scatter behind one sharded product and the
-all-gather before the next, each of t tensor ranks therefore keeps B/t whole samples: a Fourier transform then needs no
-communication, is exactly the single-process operator, and costs 1/t of the work. It is Megatron's sequence parallelism
-(Korthikanti et al. 2022, arXiv:2205.05198) with dimension 0 of (B, N, D) in the place of the tokens, which a Fourier transform
-could not be cut along.
+Mixing, norms, dropout and residuals act on each sample separately. Between the reduce-scatter after one sharded product and the
+all-gather before the next, each of t tensor ranks therefore keeps B/t whole samples. A Fourier transform then needs no
+communication, is exactly the single-process operator, and costs 1/t of the work. This is Megatron's sequence parallelism
+(Korthikanti et al. 2022, arXiv:2205.05198) on dimension 0 of (B, N, D) instead of the tokens, which a Fourier transform
+cannot be sharded along.
 
-An all-reduce is a reduce-scatter and an all-gather, so a layer sends the same bytes as without sharding; once per encoder the
-entrance costs an all-gather in the backward pass and the exit one in the forward pass. Encoder states that cross to another
+An all-reduce is a reduce-scatter and an all-gather, so a layer sends the same bytes as without sharding. Once per encoder, its
+entrance adds an all-gather to the backward pass and its exit one to the forward pass. Encoder states that are sent to another
 pipeline stage are 1/t as large.
 
-A parameter that every rank holds whole (norms, biases of row-parallel layers, learned mixers) sees only the rank's samples
-here: its gradient is a partial sum. It is marked, and `gradients.sum_partial_gradients` adds the parts up once a step;
+A parameter that is replicated (norms, biases of row-parallel layers, learned mixers) sees only the samples of its rank here, so
+its gradient is a partial sum. Such parameters are marked, and `sum_partial_gradients` sums their gradients once a step, which
 DeepSpeed does not.
 
 Shapes: B batch, N encoder tokens, D model width, t tensor-parallel degree.
@@ -37,10 +37,10 @@ _PARTIAL = "has_partial_gradient"
 
 
 def shard_encoder(model: Sequence[Piece], micro_batch_size: int, tensor_parallel: int) -> list[Piece]:
-    """The same pieces with the encoder's work divided among the tensor ranks.
+    """The same pieces with the work of the encoder divided among the tensor ranks.
 
-    Over the batch where the micro-batch divides, over output columns of the transform where it does not. A model without an
-    encoder, and one on a single tensor rank, is returned as it is.
+    Over the batch if `tensor_parallel` divides the micro-batch, otherwise over output columns of the transform. A model without
+    an encoder, or on a single tensor rank, is returned unchanged.
     """
     region = [index for index, piece in enumerate(model) if piece.name.startswith(_REGION)]
     if tensor_parallel == 1 or not region:
@@ -58,14 +58,15 @@ def shard_encoder(model: Sequence[Piece], micro_batch_size: int, tensor_parallel
 
 
 def has_partial_gradient(parameter: nn.Parameter) -> bool:
-    """Whether a replicated parameter's gradient on this rank comes from this rank's samples alone."""
+    """Whether the gradient of a replicated parameter comes only from the samples of this rank."""
     return getattr(parameter, _PARTIAL, False)
 
 
 class RegionLayers(MegatronLayers):
-    """Layers for the inside of a batch-sharded encoder layer: (B, …) in, (B/t, …) out of a row-parallel product."""
+    """Layers inside a batch-sharded encoder layer: column-parallel ones take (B, …), row-parallel ones return (B/t, …)."""
 
-    sums_input_gradients = False  # the backward of the all-gather before them does, once for all that share an input
+    # the backward pass of the all-gather before them does, once for all layers that share an input
+    sums_input_gradients = False
 
     def reduce_rows(self, layer: RowParallel) -> RowParallel:
         layer.reduce = reduce_scatter_batch
@@ -77,7 +78,7 @@ def _batch_build(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         layer = build(RegionLayers())
         mixing = layer.get_submodule("mixing")
         has_shards = any(shard_dim(parameter) is not None for parameter in mixing.parameters())
-        mixing.register_forward_pre_hook(_gather_first if has_shards else _tensor_parallel_rng)
+        mixing.register_forward_pre_hook(_gather_first if has_shards else _own_masks)
         layer.get_submodule("feed_forward").register_forward_pre_hook(_gather_first)
         for parameter in layer.parameters():
             if shard_dim(parameter) is None:
@@ -107,8 +108,8 @@ def _gather_first(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, .
     return (gather_batch(arguments[0]), *arguments[1:])
 
 
-def _tensor_parallel_rng(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A mixer without sharded weights gets its own samples' masks; the bias tables behind them are no sample's."""
+def _own_masks(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Give a mixer without sharded weights the masks of its own samples; the bias tables after them belong to no sample."""
     hidden, mask, *others = arguments
     return hidden, _own_samples(mask), *others
 
@@ -123,7 +124,7 @@ def _own_samples(x: Tensor) -> Tensor:
 
 
 def _own_samples_alone(x: Tensor) -> Tensor:
-    """In a memory of their own: no view of the others'."""
+    """As a copy, which does not keep the memory of the other samples."""
     return _own_samples(x).contiguous()
 
 
@@ -142,7 +143,7 @@ def _reduce_scatter(x: Tensor) -> Tensor:
 
 
 class _Exchange(torch.autograd.Function):
-    """`there` forwards, `back` on the gradient."""
+    """`there` in the forward pass, `back` on the gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, there: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Tensor:
@@ -160,7 +161,7 @@ def enter_region(x: Tensor) -> Tensor:
 
 
 def leave_region(x: Tensor) -> Tensor:
-    """(B/t, …) → (B, …) whole on every rank, whose gradients must be the same there. Backward: this rank's samples."""
+    """(B/t, …) → (B, …) whole on every rank. Backward: this rank's samples; the gradient must be equal on all ranks."""
     return _Exchange.apply(x, _all_gather, _own_samples_alone)
 
 
@@ -175,13 +176,13 @@ def reduce_scatter_batch(x: Tensor) -> Tensor:
 
 
 def local_gradient(parameter: nn.Parameter) -> Tensor | None:
-    """This rank's accumulated gradient: fp32 beside a bf16 parameter (BF16_Optimizer), or the parameter's own."""
+    """The accumulated gradient on this rank: BF16_Optimizer's fp32 gradient, or else the parameter's own."""
     high_precision: Tensor | None = getattr(parameter, "_hp_grad", None)
     return parameter.grad if high_precision is None else high_precision
 
 
 def sum_partial_gradients(parameters: Sequence[nn.Parameter], group: torch.distributed.ProcessGroup) -> None:
-    """Add up the ranks' parts of replicated parameters' gradients, in place: one all-reduce for all of them."""
+    """Sum the partial gradients of replicated parameters over the ranks, in place: one all-reduce for all of them."""
     gradients = [gradient for gradient in map(local_gradient, parameters) if gradient is not None]
     if not gradients:
         return

@@ -1,12 +1,12 @@
-"""Fourier mixing with its output columns divided among the tensor ranks, for micro-batches too small to divide.
+"""Fourier mixing with its output columns divided among the tensor ranks, for micro-batches that t does not divide.
 
     y[n, d] = Re sum_k exp(-2 pi i n k / N) z[k, d] / sqrt(N),   z = the transform of x along the features
 
-Column d of the output needs column d of z alone, and y[n, d] = y[-n, -d]: only the columns 0 … D/2 are computed, each tensor
-rank transforms its share of them along the tokens, and an all-gather of real numbers puts them together. The transform along
-the features is done by every rank, because each needs it for all tokens; work a rank: 2.5 N D (log2 D + log2(N) / t) FLOPs.
+Column d of the output needs only column d of z, and y[n, d] = y[-n, -d]. Only the columns 0 … D/2 are therefore computed: each
+tensor rank transforms its columns along the tokens, and an all-gather of real numbers joins them. Every rank computes the
+transform along the features, because it needs it for all tokens. Work of a rank: 2.5 N D (log2 D + log2(N) / t) FLOPs.
 
-Shapes: B batch, N tokens, D features, C = ceil((D/2 + 1) / t) columns a rank.
+Shapes: B batch, N tokens, D features, C = ceil((D/2 + 1) / t) columns of a rank, t tensor-parallel degree.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from models.mixing.fourier import FourierMixing
 
 
 class _ColumnDFT2(torch.autograd.Function):
-    """The real 2-D DFT of a replicated tensor, a share of the columns a rank; self-adjoint like the whole operator."""
+    """The real 2-D DFT of a replicated tensor, with the columns divided among ranks; self-adjoint like the whole operator."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, norm: str) -> Tensor:
@@ -31,7 +31,7 @@ class _ColumnDFT2(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        # the gradient is the same on every rank, as the output was
+        # the gradient is equal on every rank, as the output was
         return column_dft2(gradients[0], ctx.norm, parallel_state.get_tensor_model_parallel_group()), None
 
 
@@ -47,7 +47,7 @@ def column_dft2(x: Tensor, norm: str, group: Any) -> Tensor:
     wide = x if x.dtype == torch.float64 else x.float()
     spectrum = torch.fft.rfft(wide, dim=-1, norm=norm)[..., first : min(first + width, num_half)]  # (B, N, C) complex
     columns = torch.fft.fft(spectrum, dim=-2, norm=norm).real.to(x.dtype)
-    columns = F.pad(columns, (0, width - columns.shape[-1])).contiguous()  # the last ranks may have fewer
+    columns = F.pad(columns, (0, width - columns.shape[-1])).contiguous()  # the last ranks may have fewer columns
     parts = columns.new_empty((group.size() * columns.shape[0], *columns.shape[1:]))
     torch.distributed.all_gather_into_tensor(parts, columns, group=group)
     half = torch.cat(parts.chunk(group.size()), dim=-1)[..., :num_half]  # (B, N, D/2 + 1)
@@ -68,9 +68,9 @@ class ColumnFourierMixing(nn.Module):
 
 
 def shard_columns(layer: nn.Module) -> nn.Module:
-    """Put column-sharded mixing into an encoder layer that mixes by Fourier transform; other layers stay as they are."""
+    """Replace Fourier mixing in an encoder layer by column-parallel mixing. Other layers are unchanged."""
     mixing = layer.get_submodule("mixing")
-    # transforms of single documents within a row are left to every rank: they cannot share the rows' columns
+    # transforms of single documents within a row run on every rank: their lengths differ, so they share no columns
     if type(mixing) is FourierMixing and not getattr(mixing, "within_documents", False):
         layer.add_module("mixing", ColumnFourierMixing(getattr(mixing, "norm", "ortho")))
     return layer

@@ -1,7 +1,7 @@
-"""Checks that ranks which must hold the same do: replicas, replicated and tied weights, and the order of the data.
+"""The replica consistency check: replicas, replicated and tied weights, and the data order must be equal across ranks.
 
-Nothing in a mesh corrects a copy that has drifted (a collective left out, a bit flipped in one device's memory): the loss just
-gets worse, slowly. Every copy is therefore compared now and then, bit by bit through a checksum. The idea is nanotron's
+Nothing in a mesh corrects a copy that has drifted (a missing collective, a bit flipped in the memory of one device): the loss
+just degrades slowly. Every copy is therefore compared at regular steps, by a checksum over its bits. The idea is nanotron's
 (`sanity_checks.py`).
 """
 
@@ -22,10 +22,10 @@ from pipeline.distributed.pipeline_stages import Stages
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def check_agreement(stages: Stages, mesh: Mesh, samples: NDArray[np.int64]) -> None:
-    """Compare weights and the rows of the current step: a collective.
+def check_replica_consistency(stages: Stages, mesh: Mesh, samples: NDArray[np.int64]) -> None:
+    """Compare weights, and `samples`, the rows of the current step: a collective.
 
-    Raises ValueError on every rank where copies differ, naming them and the ranks that see it.
+    Raises ValueError on every rank if copies differ; the message names them and the ranks that found it.
     """
     found = [f"{name} differs between {where}" for where, name in _differing(stages, mesh, samples)]
     if any(mesh.any(bool(found))):
@@ -33,8 +33,8 @@ def check_agreement(stages: Stages, mesh: Mesh, samples: NDArray[np.int64]) -> N
         torch.distributed.all_gather_object(everywhere, found[:4])
         seen = [f"rank {rank}: {', '.join(problems)}" for rank, problems in enumerate(everywhere) if problems]
         raise ValueError(
-            f"copies on different ranks have drifted apart. Seen by {'; '.join(seen[:4])}. A device may be faulty, or a "
-            "reduction is missing: continue from an earlier checkpoint on other machines"
+            f"copies on different ranks have drifted apart. Found by {'; '.join(seen[:4])}. A device may be faulty, or a "
+            "reduction is missing: resume from an earlier checkpoint on other machines"
         )
 
 

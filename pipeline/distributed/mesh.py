@@ -1,6 +1,6 @@
-"""Joining the processes of a run into a mesh of pipeline, data and tensor ranks (tensor fastest).
+"""Joins the processes of a run into a mesh of pipeline, data and tensor ranks (tensor fastest).
 
-DeepSpeed and Megatron-core each build their own process groups over the same order; their coordinates are compared here, once,
+DeepSpeed and Megatron-core each build their own process groups over the same order. Their coordinates are compared once, here,
 so that no later collective can mix them up.
 """
 
@@ -20,9 +20,9 @@ from megatron.core import parallel_state
 from pipeline.config import MeshConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """Where this process stands. `topology` is DeepSpeed's map from rank to coordinates."""
+    """The shape of the mesh and the coordinates of this process. `topology` is DeepSpeed's map from rank to coordinates."""
 
     topology: PipeModelDataParallelTopology
     rank: int
@@ -37,20 +37,20 @@ class Mesh:
 
     @property
     def is_main(self) -> bool:
-        """The one rank that logs, tracks and names checkpoints."""
+        """Whether this is rank 0, which writes metrics, tracks the run and names checkpoints."""
         return self.rank == 0
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Whether each flag holds on any rank: a collective, called by all."""
+        """Whether each flag is set on any rank: a collective."""
         values = torch.tensor([int(flag) for flag in flags], device=self.device)
         torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
         return tuple(bool(value) for value in values.tolist())
 
 
 def join(config: MeshConfig, timeout: timedelta = timedelta(minutes=30)) -> Mesh:
-    """Join the processes that torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) describe.
+    """Join the process group given by torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT).
 
-    A later call in the same process changes the mesh. Raises ValueError where the processes do not fit it.
+    A later call in the same process changes the mesh. Raises ValueError if the number of processes does not fit it.
     """
     missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name not in os.environ]
     if missing:
@@ -74,7 +74,7 @@ def join(config: MeshConfig, timeout: timedelta = timedelta(minutes=30)) -> Mesh
         parallel_state.get_data_parallel_rank(),
         parallel_state.get_tensor_model_parallel_rank(),
     )
-    assert ours == megatron, f"rank {rank}: DeepSpeed stands at (pipe, data, model) {ours}, Megatron at {megatron}"
+    assert ours == megatron, f"rank {rank}: DeepSpeed has (pipe, data, model) {ours}, Megatron {megatron}"
     assert deepspeed.comm.get_rank() == rank
     return Mesh(
         topology=topology,
@@ -91,7 +91,7 @@ def join(config: MeshConfig, timeout: timedelta = timedelta(minutes=30)) -> Mesh
 
 
 def leave() -> None:
-    """Tear the process group down, so that the interpreter exits without waiting for peers."""
+    """Destroy the process group, so that the interpreter exits without waiting for other ranks."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -111,10 +111,10 @@ def _start_distributed(timeout: timedelta) -> torch.device:
 
 
 def _skip_shared_memory_op() -> None:
-    """Keep DeepSpeed from compiling its shared-memory all-reduce on CPU.
+    """Keep DeepSpeed from compiling its shared-memory all-reduce on CPU; gloo works without it.
 
-    The first start would compile for a minute and a half, and a start killed meanwhile leaves a lock file on which every later
-    one waits in silence. gloo serves without it.
+    The first start would compile for a minute and a half, and a start that is killed meanwhile leaves a lock file, on which
+    every later start waits silently.
     """
     # `deepspeed.comm.torch` the attribute is PyTorch itself, which that module imports
     setattr(sys.modules["deepspeed.comm.torch"], "build_shm_op", lambda: None)  # noqa: B010

@@ -1,9 +1,8 @@
-"""The model's pieces as pipeline stages: the cut by FLOPs, the wrapping for DeepSpeed, and every parameter's canonical name."""
+"""The pieces of the model as pipeline stages: the wrapper for DeepSpeed, and the canonical name of every parameter."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +10,14 @@ import torch
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from torch import Tensor, nn
 
-from models.architectures.pieces import Piece, pieces
+from models.architectures.pieces import Piece, Seq2SeqState, StackState, pieces, sent_tensors
 from models.config import ModelConfig
 from models.cost.flops import Lengths
-from models.layers.attention_bias import made_anew
 from models.layers.factory import LayerFactory
 from models.layers.initialization import initial_value
 from pipeline.distributed.batch_parallel_encoder import has_partial_gradient, shard_encoder
 from pipeline.distributed.mesh import Mesh
 from pipeline.distributed.tensor_parallel import MegatronLayers, shard_dim
-from pipeline.planner.partition import partition_stages
 
 _TIED_WEIGHT = "module.tokens.weight"
 
@@ -33,17 +30,18 @@ class StageLayer(nn.Module):
         self.piece, self.recompute = piece, recompute
         self.module = piece.build(factory)
 
-    def forward(self, received: tuple[Tensor, ...]) -> Any:
-        with made_anew() if self.recompute else nullcontext():
-            return run_piece(self.piece, self.module, received)
+    def forward(self, received: tuple[Any, ...]) -> Any:
+        result = run_piece(self.piece, self.module, received)
+        # a layer that is run again by itself makes its own score bias: what it hands on is kept in memory until then
+        return sent_tensors(result) if self.recompute and isinstance(result, Seq2SeqState | StackState) else result
 
 
-def run_piece(piece: Piece, module: nn.Module, received: tuple[Tensor, ...]) -> Any:
-    """Give the fields of a bare tuple their names back, then run. DeepSpeed clones what it passes on into plain tuples."""
+def run_piece(piece: Piece, module: nn.Module, received: tuple[Any, ...]) -> Any:
+    """Restore the names of the fields, then run the piece: DeepSpeed passes state between layers as plain tuples."""
     return piece.run(module, piece.reads(*received))
 
 
-class _OwnGradient(torch.autograd.Function):
+class _CloneGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         return x.view_as(x)
@@ -54,29 +52,29 @@ class _OwnGradient(torch.autograd.Function):
 
 
 def clone_stage_gradients(sent: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The last step of a stage: what it sends on, with gradients that will be copied out of the receive buffer.
+    """The last layer of a stage: passes on what the stage sends, and copies the gradients that come back.
 
-    DeepSpeed receives every micro-batch's gradients into the same buffer and hands that buffer to autograd. Where the way from
-    an output to a parameter is a mere view (the bias tables), autograd adopts the view as the parameter's `.grad`, and the next
-    micro-batch overwrites what was accumulated.
+    DeepSpeed receives the gradients of every micro-batch into the same buffer and passes that buffer to autograd. Where a sent
+    output is only a view of a parameter (the bias tables), autograd keeps the buffer as the `.grad` of the parameter, and the
+    next micro-batch overwrites what was accumulated.
     """
-    return tuple(_OwnGradient.apply(tensor) if tensor.is_floating_point() else tensor for tensor in sent)
+    return tuple(_CloneGradient.apply(tensor) if tensor.is_floating_point() else tensor for tensor in sent)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CanonicalParameter:
-    """A local parameter, the name it has on disk, and how it lies on the mesh."""
+    """A local parameter, its name on disk, and how the mesh shards it."""
 
     name: str
     parameter: nn.Parameter
     shard_dim: int | None
-    """Dimension sharded over the tensor group; None where replicated."""
+    """Dimension sharded over the tensor group; None if replicated."""
     full_shape: tuple[int, ...]
     is_copy: bool
     """A tied parameter whose owner is an earlier stage."""
 
     def local_slice(self, full: Tensor, mesh: Mesh) -> Tensor:
-        """This rank's part of the full tensor."""
+        """The part of the full tensor that this rank holds."""
         if self.shard_dim is None:
             return full
         size = full.shape[self.shard_dim] // mesh.tensor_parallel
@@ -93,13 +91,14 @@ class Stages(PipelineModule):
         mesh: Mesh,
         loss_fn: Any,
         micro_batch_size: int,
-        recompute: bool = False,
-        bounds: list[int] | None = None,
+        *,
+        recompute: bool,
+        bounds: list[int],
     ) -> None:
-        """`bounds`: where the pieces are cut. Default: by FLOPs."""
+        """`bounds`: the first piece of each stage, then the number of pieces."""
         factory = MegatronLayers()
         self.pieces = shard_encoder(pieces(config, factory, lengths), micro_batch_size, mesh.tensor_parallel)
-        self.bounds = bounds or partition_stages(self.pieces, mesh.pipeline_parallel)
+        self.bounds = bounds
         super().__init__(
             layers=[_spec(piece, self.pieces, factory, recompute) for piece in self.pieces],
             topology=mesh.topology,
@@ -110,7 +109,7 @@ class Stages(PipelineModule):
     def _build(self) -> None:
         super()._build()
         if self.stage_id < self.num_stages - 1:
-            self.forward_funcs.append(clone_stage_gradients)
+            self.forward_funcs += [sent_tensors, clone_stage_gradients]
 
     def _partition_layers(self, method: str = "") -> None:
         self.parts = self.bounds
@@ -124,7 +123,7 @@ class Stages(PipelineModule):
                 layer = self.tied_modules[piece.name] if piece.name in self.tied_modules else self.get_submodule(str(index))
                 is_copy = False
             elif self.stage_owner(self._owner_of(piece)) == self.stage_id:
-                continue  # the owner is here and has been named already
+                continue  # the owner is on this stage and was yielded already
             else:
                 layer = self.tied_modules[piece.tied_to]
                 is_copy = True
@@ -133,10 +132,16 @@ class Stages(PipelineModule):
                 shape = list(parameter.shape)
                 if dim is not None:
                     shape[dim] *= self.topology().get_dim("model")
-                yield CanonicalParameter(f"{piece.tied_to or piece.name}.{name}", parameter, dim, tuple(shape), is_copy)
+                yield CanonicalParameter(
+                    name=f"{piece.tied_to or piece.name}.{name}",
+                    parameter=parameter,
+                    shard_dim=dim,
+                    full_shape=tuple(shape),
+                    is_copy=is_copy,
+                )
 
     def partial_gradient_parameters(self) -> list[nn.Parameter]:
-        """The replicated parameters whose gradients have to be summed over the tensor group."""
+        """The replicated parameters whose gradients must be summed over the tensor group."""
         return [parameter for parameter in self.parameters() if has_partial_gradient(parameter)]
 
     def _owner_of(self, piece: Piece) -> int:
@@ -145,7 +150,7 @@ class Stages(PipelineModule):
 
 @torch.no_grad()
 def initialize(stages: Stages, mesh: Mesh, seed: int, given: Mapping[str, Tensor] | None = None) -> None:
-    """Fill this stage's parameters: drawn from `seed`, the same values on every mesh, or taken from `given` by name."""
+    """Fill the parameters of this stage: drawn from `seed`, the same on every mesh, or taken from `given` by name."""
     for entry in stages.canonical_parameters():
         full = initial_value(entry.parameter, entry.name, entry.full_shape, seed) if given is None else given[entry.name]
         entry.parameter.copy_(entry.local_slice(full, mesh))

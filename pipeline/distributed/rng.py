@@ -1,7 +1,7 @@
-"""Randomness inside a training step (dropout), as a function of where and when, so that nothing of it has to be saved.
+"""Random numbers of a training step (dropout), derived from the step and the rank, so that no generator state is saved.
 
-Every step seeds PyTorch's generators from (seed, step, stage, replica): the same on the ranks of a tensor group, whose
-replicated activations need equal masks. Where activations are sharded, ranks draw masks of their own.
+Every step seeds PyTorch's generators from (seed, step, stage, replica). Ranks of a tensor group get the same seed, because
+their replicated activations need equal masks. Where activations are sharded, each tensor rank draws its own masks.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def seed_dropout(seed: int, step: int, mesh: Mesh) -> None:
 
 @contextmanager
 def tensor_parallel_rng(tensor_rank: int, wanted: bool) -> Iterator[None]:
-    """Draw other numbers on each tensor rank within the block, and go on afterwards as the whole group does.
+    """Within the block each tensor rank draws different numbers; after it the group's common sequence continues.
 
-    The numbers follow from the state that the block begins with, so a recomputed forward pass draws the same.
+    The numbers depend only on the generator's state at the start of the block, so a recomputed forward pass draws the same.
     """
     if not wanted:
         yield

@@ -35,7 +35,7 @@ class _Column(ColumnParallelLinear):
 
 
 class RowParallel(RowParallelLinear):
-    """(…, in / t) sharded → (…, out); `reduce` adds up the ranks' partial products: replaced where its result is sharded."""
+    """(…, in / t) sharded → (…, out). `reduce` sums the partial products; it is replaced where its result is sharded."""
 
     reduce: Callable[[Tensor], Tensor] = staticmethod(reduce_from_tensor_model_parallel_region)
 
@@ -48,10 +48,10 @@ class MegatronLayers:
     """A `models.layers.factory.LayerFactory` over the current Megatron tensor-parallel group."""
 
     sums_input_gradients = True
-    """Whether a column-parallel layer adds up its input's gradients over the group; otherwise what stands before it does."""
+    """Whether a column-parallel layer sums the gradients of its input over the group, or the operation before it does."""
 
     def reduce_rows(self, layer: RowParallel) -> RowParallel:
-        """How a row-parallel layer adds up its partial products: by an all-reduce."""
+        """Choose how a row-parallel layer sums its partial products: here by an all-reduce."""
         return layer
 
     def __init__(self) -> None:
@@ -114,17 +114,17 @@ class MegatronLayers:
         return F.linear(copy_to_tensor_model_parallel_region(hidden), weight, bias).float()
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        # Megatron's kernel subtracts the maximum in place; the caller's logits stay whole
+        # Megatron's kernel subtracts the maximum in place; the clone keeps the caller's logits
         return vocab_parallel_cross_entropy(logits.clone(), targets)
 
 
 def shard_dim(parameter: nn.Parameter) -> int | None:
-    """The dimension on which a parameter is sharded over the tensor group, or None where every rank holds all of it."""
+    """The dimension on which a parameter is sharded over the tensor group, or None if it is replicated."""
     return getattr(parameter, "partition_dim") if getattr(parameter, "tensor_model_parallel", False) else None  # noqa: B009
 
 
 def gather_shards(shard: Tensor, dim: int) -> Tensor:
-    """The whole of a tensor that is sharded on `dim`, on every rank of the tensor group: a collective, without gradients."""
+    """The full tensor of a shard on dimension `dim`, on every rank of the tensor group: a collective, without gradients."""
     group = parallel_state.get_tensor_model_parallel_group()
     parts = [torch.empty_like(shard) for _ in range(group.size())]
     torch.distributed.all_gather(parts, shard.contiguous(), group=group)
@@ -138,13 +138,13 @@ def _untouched(tensor: Tensor) -> Tensor:
 def _prepared(layer: nn.Module, std: float, dim: int) -> nn.Module:
     weight = layer.get_parameter("weight")
     assert isinstance(weight, nn.Parameter)
-    if not hasattr(weight, "tensor_model_parallel"):  # Megatron marks a weight only when it also initialises it
+    if not hasattr(weight, "tensor_model_parallel"):  # Megatron marks a weight only if it also initialises it
         set_tensor_model_parallel_attributes(tensor=weight, is_parallel=True, dim=dim, stride=1)
     assert shard_dim(weight) in (dim, None)
     mark_normal(weight, std)
     bias = getattr(layer, "bias", None)
     if bias is not None:
         mark_constant(bias, 0.0)
-        if dim == 0 and not hasattr(bias, "tensor_model_parallel"):  # a row-parallel layer's bias is whole on every rank
+        if dim == 0 and not hasattr(bias, "tensor_model_parallel"):  # the bias of a row-parallel layer is replicated
             set_tensor_model_parallel_attributes(tensor=bias, is_parallel=True, dim=0, stride=1)
     return layer

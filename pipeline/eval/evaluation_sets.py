@@ -17,18 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.dataset.indexed_dataset import TokenFile, sequence_offsets
-from data_prep.dataset.manifest import Manifest
+from data_prep.dataset.manifest import Manifest, sources_file
 from data_prep.dataset.packing import pack
 from data_prep.files import canonical_json, sha256_bytes
 from pipeline.data.permutation import permute
 from pipeline.data.rows import ChosenRows, open_tokens, stream_fingerprint
 
 ALL = "all"
-
-
-def sources_file(split: str) -> str:
-    """The file that says which source each document of a split has."""
-    return f"{split}.sources.npy"
 
 
 def evaluation_sets(

@@ -1,7 +1,7 @@
-"""Text that a model writes while it trains, on whatever mesh it trains: greedy, on validation rows, without leaving the mesh.
+"""Text that a model generates while it trains: greedy decoding of validation rows on the mesh that trains it.
 
-Every new token is one forward pass of a whole micro-batch through the pipeline, as validation runs it: slow for a text,
-cheap for a glimpse.
+Every new token is one forward pass of a whole micro-batch through the pipeline, without a cache: enough for a few short
+samples, too slow for more.
 
 Shapes: B rows of a micro-batch, M decoder positions, L positions of a text, V vocabulary, t tensor-parallel degree.
 """
@@ -16,44 +16,47 @@ from pipeline.distributed.tensor_parallel import gather_shards
 from pipeline.training.engine import Engine
 
 
-def write_samples(engine: Engine, batch: PipelineBatch, num_samples: int, num_tokens: int) -> list[tuple[list[int], list[int]]]:
-    """What the model makes of the first rows of a micro-batch that is the same on every rank: a collective.
+def generate_samples(
+    engine: Engine, batch: PipelineBatch, num_samples: int, num_tokens: int
+) -> list[tuple[list[int], list[int]]]:
+    """Continue the first `num_samples` rows of a micro-batch that is the same on every rank: a collective.
 
-    Returns the tokens given and written, on every rank; nothing for an encoder alone, which does not write.
+    Returns pairs of prompt tokens and generated tokens, the same on every rank; none for an encoder alone, which generates no
+    text.
     """
     config = engine.config.model
     if config.is_encoder_only:
         return []
     inputs, (targets, weights) = batch
-    *fixed, written = (inputs[1], inputs[0]) if config.is_decoder_only else (inputs[0], inputs[1], inputs[2])
-    written = written.clone()
+    *fixed, decoded = (inputs[1], inputs[0]) if config.is_decoder_only else (inputs[0], inputs[1], inputs[2])
+    decoded = decoded.clone()
     begin = _begin(weights > 0, config.is_decoder_only)  # (B,)
     rows = torch.arange(len(begin))
-    last = written.shape[1] - 1
+    last = decoded.shape[1] - 1
     for step in range(num_tokens):
         at = (begin + step).clamp(max=last)
-        tensors = (written, *fixed) if config.is_decoder_only else (*fixed, written)
+        tensors = (decoded, *fixed) if config.is_decoder_only else (*fixed, decoded)
         chosen = _next(engine, (tensors, (targets, weights)), at)
         into = at + 1
         inside = into <= last
-        written[rows[inside], into[inside]] = chosen[inside]
+        decoded[rows[inside], into[inside]] = chosen[inside]
     result = []
     for row in range(min(num_samples, len(begin))):
         start = int(begin[row])
-        given = written[row, 1 : start + 1] if config.is_decoder_only else fixed[0][row][fixed[1][row] > 0]
-        new = written[row, start + 1 : start + 1 + num_tokens]
-        result.append((given.tolist(), new.tolist()))
+        prompt = decoded[row, 1 : start + 1] if config.is_decoder_only else fixed[0][row][fixed[1][row] > 0]
+        generated = decoded[row, start + 1 : start + 1 + num_tokens]
+        result.append((prompt.tolist(), generated.tolist()))
     return result
 
 
 def _begin(taken: Tensor, is_text: bool) -> Tensor:
-    """(B,) the position of the first target; in a text whose every token is a target, the middle."""
+    """(B,) the position of the first target; the middle, if every token of a text is a target."""
     first = taken.int().argmax(dim=1)
     return torch.where(first == 0, taken.shape[1] // 2, first) if is_text else torch.zeros_like(first)
 
 
 def _next(engine: Engine, batch: PipelineBatch, at: Tensor) -> Tensor:
-    """(B,) the likeliest token behind position `at` of each row, the same on every rank."""
+    """(B,) the most likely token after position `at` of each row, the same on every rank."""
     mesh = engine.mesh
     logits = engine.logits(batch)
     chosen = torch.zeros(len(at), dtype=torch.int64, device=mesh.device)
@@ -63,5 +66,5 @@ def _next(engine: Engine, batch: PipelineBatch, at: Tensor) -> Tensor:
         whole = gather_shards(here, dim=-1)[:, : engine.config.model.vocab_size]
         if mesh.tensor_rank == 0 and mesh.data_rank == 0:
             chosen = whole.argmax(dim=-1)
-    torch.distributed.all_reduce(chosen)  # one rank's numbers, zeros from all others
+    torch.distributed.all_reduce(chosen)  # one rank has the tokens, all others zeros
     return chosen.cpu()

@@ -1,6 +1,6 @@
-"""What a run is validated on: the first rows of the validation split, and a fixed set of rows of each source.
+"""Validation sets of a training run: the first rows of the validation split, and a fixed set of rows of each source.
 
-All of it follows from the dataset folder and the lengths alone, so runs of different models and seeds read the same text.
+They depend only on the dataset folder and the lengths, so runs of different models and seeds are validated on the same text.
 """
 
 from __future__ import annotations
@@ -18,36 +18,41 @@ from pipeline.eval.evaluation_sets import ALL, evaluation_sets
 from pipeline.objectives.interface import VALIDATION_SEED
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ValidationSet:
+    """Rows of one source as micro-batches, and the size of their targets."""
+
     source: str
-    """A source's name, or `all`."""
+    """The name of a source, or `all`."""
     batches: list[PipelineBatch]
-    """This replica's share."""
+    """The micro-batches of this replica."""
     target_tokens: int
+    """Over all replicas."""
     target_bytes: int
-    """UTF-8 bytes of the target tokens. Both over all replicas."""
+    """UTF-8 bytes of the target tokens, over all replicas."""
 
     def bits_per_byte(self, loss: float) -> float | None:
-        """From nats per target token; None where the targets have no bytes."""
+        """Bits per byte of a loss in nats per target token; None if the targets have no bytes."""
         return loss * self.target_tokens / math.log(2) / self.target_bytes if self.target_bytes else None
 
 
-def validation_sets(config: RunConfig, share: DataShard) -> list[ValidationSet]:
-    """One for each source, where there are several and their documents are long enough, and the set of all of them last."""
+def validation_sets(config: RunConfig, shard: DataShard) -> list[ValidationSet]:
+    """One set for each source with documents that are long enough, if there are several; the set of all sources comes last."""
     data = config.data
     objective = objective_of(config, VALIDATION_SEED)
     byte_lengths = torch.from_numpy(token_byte_lengths(load_tokenizer(data.path / TOKENIZER_FILE)))
 
     def make(source: str, rows: RowSource, num_rows: int) -> ValidationSet:
-        batches, target_tokens = validation_batches(rows, objective, share, num_rows)
-        whole, _ = validation_batches(rows, objective, DataShard(share.micro_batch_size), num_rows)
+        batches, target_tokens = validation_batches(rows, objective, shard, num_rows)
+        whole, _ = validation_batches(rows, objective, DataShard(shard.micro_batch_size), num_rows)
         target_bytes = sum(int(byte_lengths[labels[0][labels[1] > 0]].sum()) for _, labels in whole)
-        return ValidationSet(source, batches, target_tokens, target_bytes)
+        return ValidationSet(source=source, batches=batches, target_tokens=target_tokens, target_bytes=target_bytes)
 
     result = []
     if data.validation_rows_per_source:
-        shortest = min(data.encoder_length + 1, data.row_length)  # a prefix of the encoder's length has something behind it
+        shortest = min(
+            data.encoder_length + 1, data.row_length
+        )  # a prefix of the encoder's length is followed by at least one target
         sets = evaluation_sets(
             data.path, "val", data.row_length, data.validation_rows_per_source, shortest=shortest, required=False
         )
@@ -57,7 +62,7 @@ def validation_sets(config: RunConfig, share: DataShard) -> list[ValidationSet]:
 
 
 def first_rows(config: RunConfig) -> PipelineBatch:
-    """The split's first rows as one micro-batch, the same on every replica: what samples of text begin with."""
+    """The first rows of the validation split as one micro-batch, the same on every replica: the prompts of samples."""
     data, rows = config.data, config.train.micro_batch_size
     objective = objective_of(config, VALIDATION_SEED)
     batches, _ = validation_batches(open_rows(data, data.path, "val"), objective, DataShard(rows), rows)

@@ -13,8 +13,9 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.splitmix64 import GAMMA, mix64, outputs, unit_interval
+
 Ints = NDArray[np.int64]
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _LARGEST = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
@@ -24,19 +25,19 @@ class CounterRNG:
     def __init__(self, seed: str, purpose: str, samples: Ints) -> None:
         digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
         key = np.frombuffer(digest, dtype="<u8")
-        starts = np.asarray(samples, dtype=np.uint64) * _GOLDEN
-        self._state = _mixed(_mixed(starts) + key)  # (B,)
+        starts = np.asarray(samples, dtype=np.uint64) * GAMMA
+        self._state = mix64(mix64(starts) + key)  # (B,)
         self._taken = 0
 
     def integers(self, width: int) -> NDArray[np.uint64]:
         """(B, width) uniform over all 64-bit numbers."""
-        steps = np.arange(self._taken + 1, self._taken + width + 1, dtype=np.uint64) * _GOLDEN
+        indices = np.arange(self._taken, self._taken + width)
         self._taken += width
-        return _mixed(self._state[:, None] + steps)
+        return outputs(self._state[:, None], indices)
 
     def uniform(self, width: int) -> NDArray[np.float64]:
         """(B, width) in [0, 1), with 53 random bits."""
-        return (self.integers(width) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return unit_interval(self.integers(width))
 
     def below(self, bounds: Ints, width: int = 1) -> Ints:
         """(B, width) whole numbers from 0 to bounds (B,) - 1; uniform to within bounds / 2^53."""
@@ -71,16 +72,3 @@ def _first(keys: NDArray[np.uint32], counts: Ints, sizes: Ints) -> NDArray[np.bo
     ordered[places >= sizes[:, None].astype(np.uint64)] = _LARGEST
     last = np.take_along_axis(np.sort(ordered, axis=1), np.maximum(counts, 1)[:, None] - 1, axis=1)
     return (ordered <= last) & (counts > 0)[:, None]
-
-
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's output function, in place on a fresh array: passes over memory are what it costs."""
-    scratch = x >> np.uint64(30)
-    x ^= scratch
-    x *= np.uint64(0xBF58476D1CE4E5B9)
-    np.right_shift(x, np.uint64(27), out=scratch)
-    x ^= scratch
-    x *= np.uint64(0x94D049BB133111EB)
-    np.right_shift(x, np.uint64(31), out=scratch)
-    x ^= scratch
-    return x

@@ -3,11 +3,11 @@
     constant       peak
     linear         a line from the peak to final_fraction of it at the last step
     cosine         half a cosine between the same ends (Loshchilov & Hutter 2017, arXiv:1608.03983)
-    inverse_sqrt   peak * sqrt(warmup / step): T5's, with a ramp in the place of its plateau; knows no end
+    inverse_sqrt   peak * sqrt(warmup / step): as T5, with a ramp instead of its plateau; has no end
     wsd            the peak until decay_begin, then 1 - sqrt(progress) (Hägele et al. 2024, arXiv:2405.18392)
 
-A wsd run has no plan for its end, so one stable run serves budgets of any size: each is a branch (`branch.py`) from one of its
-checkpoints, with its own decay_begin and train.steps.
+A wsd run has no fixed end, so one stable run serves budgets of any size: each is a branch (`checkpoint/branch.py`) from one of
+its checkpoints, with its own decay_begin and train.steps.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
 
 
 def wsd_begin(end: int, config: OptimizerConfig) -> int:
-    """The last step at the peak of a wsd run that ends at step `end`: decay_begin, or four fifths of the way."""
+    """The last step at the peak rate of a wsd run that ends at step `end`: decay_begin, or after four fifths of the steps."""
     if config.decay_begin is not None:
         return config.decay_begin
     return max(config.warmup_steps, end - max(1, round(_WSD_DECAY_SHARE * end)))

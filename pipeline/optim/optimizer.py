@@ -24,9 +24,9 @@ _SMALLEST_RMS = 1e-3
 
 
 def build_optimizer(parameters: Iterable[CanonicalParameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    """The optimizer with weight decay on matrices inside layers only: not on norms, the embedding or the bias tables.
+    """The optimizer. Weight decay applies to matrices inside layers only: not to norms, the embedding or bias tables.
 
-    Both groups exist on every rank, in the same order, because ZeRO flattens each of them by itself.
+    Both groups exist on every rank, in the same order, because ZeRO flattens each group separately.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -41,14 +41,14 @@ def build_optimizer(parameters: Iterable[CanonicalParameter], config: OptimizerC
 
 
 class RMSScaledAdamW(torch.optim.AdamW):
-    """AdamW scaled by each tensor's root mean square, also where ZeRO hands it flat pieces of many tensors.
+    """AdamW whose update is scaled by each tensor's root mean square, also where ZeRO gives it fragments of many tensors.
 
-    `bind` says which segment of which flat tensor is a part of what; a tensor's mean square is then taken over all its parts,
-    on every replica's partition and every tensor rank's shard.
+    `bind` tells which segment of a flat tensor belongs to which parameter. The mean square of a parameter is taken over all of
+    its fragments, on all replicas and tensor ranks.
     """
 
     def bind(self, fragments: Sequence[Fragment], mean_squares: Callable[[int], Tensor], indices: dict[str, int]) -> None:
-        """`mean_squares(group)`: fp64, by a parameter's index (`indices`, by name), the same on every rank; a collective."""
+        """`mean_squares(group)`: fp64 (num_parameters,), at the indices that `indices` gives by name; a collective."""
         self._segments: dict[Tensor, list[tuple[slice, int]]] = defaultdict(list)
         for fragment in fragments:
             self._segments[fragment.flat].append((fragment.flat_slice, indices[fragment.entry.name]))

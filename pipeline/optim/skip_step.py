@@ -1,10 +1,10 @@
-"""Guards before the optimizer: a step whose loss or gradient is not finite, or far above the last ones, is not taken.
+"""The skip-step guard: a step whose loss or gradient norm is not finite, or far above recent ones, makes no update.
 
-The decision falls after gradients are reduced and before any weight or optimizer state is touched, and it is one decision: the
-worst that any rank has found. A skipped step has consumed its samples and its place in the learning-rate schedule; weights and
-optimizer state stay bit by bit what they were.
+The guard decides after gradients are reduced and before any weight or optimizer state changes. All ranks take the same
+decision: the worst verdict of any rank. A skipped step uses up its samples and its place in the learning-rate schedule; weights
+and optimizer state keep every bit.
 
-Spikes: more than 6 standard deviations above the mean of the last 128 steps taken, in loss or gradient norm (the rule of
+A spike is a loss or gradient norm more than 6 standard deviations above the mean of the last 128 updates (the rule of
 OLMo-core's `SkipStepOptimizer`).
 """
 
@@ -33,16 +33,16 @@ REASONS = {ASKED: "train.skip_steps", SPIKE: "spike", NOT_FINITE: "not finite"}
 
 @dataclass(frozen=True)
 class StepResult:
-    """One update: its loss (nats per target token over the global batch) and the gradient norm before clipping."""
+    """One step: its loss (nats per target token over the global batch) and the gradient norm before clipping."""
 
     loss: float
     grad_norm: float
     skipped: str | None = None
-    """Why the update was not made, None where it was."""
+    """Why no update was made; None where it was."""
 
 
-class SpikeGuard:
-    """Remembers the last steps taken, and says whether a new one is a spike. `state()` continues it after a restart."""
+class SpikeDetector:
+    """Compares a step with the last updates. `state()` and `restore()` carry it over a restart."""
 
     def __init__(self, sigma: float = 6.0, window: int = 128) -> None:
         self.sigma, self.window = sigma, window
@@ -50,12 +50,16 @@ class SpikeGuard:
         self._norms: deque[float] = deque(maxlen=window)
 
     def is_spike(self, loss: float, norm: float) -> bool:
-        """False while fewer than half a window of steps are known, and where sigma is 0."""
+        """Whether either value lies more than `sigma` deviations above its mean.
+
+        Always False while fewer than half a window of updates are recorded, and where sigma is 0.
+        """
         if self.sigma == 0 or len(self._losses) < max(2, self.window // 2):
             return False
         return self._is_far(loss, self._losses) or self._is_far(norm, self._norms)
 
     def record(self, loss: float, norm: float) -> None:
+        """Add an update to the window."""
         self._losses.append(loss)
         self._norms.append(norm)
 
@@ -73,15 +77,16 @@ class SpikeGuard:
 
 
 class SkipStepGuard:
-    """Stands in the place of DeepSpeed's optimizer instruction: judges, then steps or lets the gradients go."""
+    """Replaces DeepSpeed's optimizer instruction: takes the step, or drops the gradients."""
 
     def __init__(
-        self, engine: Any, stages: Stages, mesh: Mesh, spikes: SpikeGuard, clip: float, step: Callable[[Any], None]
+        self, engine: Any, stages: Stages, mesh: Mesh, *, spikes: SpikeDetector, clip: float, step: Callable[[Any], None]
     ) -> None:
+        """`step` is the instruction that is replaced; `clip` the largest gradient norm, 0 for none."""
         self.engine, self.stages, self.mesh, self.spikes, self.clip = engine, stages, mesh, spikes, clip
         self._step = step
         self.asked = False
-        """Whether the coming step is to be skipped whatever it holds."""
+        """Whether the next step is skipped in any case."""
         self.result = StepResult(math.nan, math.nan)
 
     def __call__(self, engine: Any) -> None:
@@ -92,8 +97,8 @@ class SkipStepGuard:
             self.spikes.record(loss, norm)
             self._take(engine, norm)
         else:
-            # DeepSpeed goes through its own motions, which clear its gradient buffers, around an optimizer that does nothing.
-            with _idle(inner_optimizer(engine)):
+            # DeepSpeed's own step clears its gradient buffers, so it runs, but around an optimizer that does nothing.
+            with _disabled(inner_optimizer(engine)):
                 self._step(engine)
 
     def _take(self, engine: Any, norm: float) -> None:
@@ -124,7 +129,7 @@ class SkipStepGuard:
         return float(share)
 
     def _norm(self) -> float:
-        """Global norm of the reduced gradients; not finite where any of them is not. The same on every rank."""
+        """Global norm of the reduced gradients, the same on every rank; not finite where one gradient is not."""
         optimizer = self.engine.optimizer
         if isinstance(optimizer, BF16_Optimizer):
             gradients, _ = optimizer.get_grads_for_norm()
@@ -133,10 +138,10 @@ class SkipStepGuard:
             norm = float(optimizer.scaled_global_norm())
         else:
             norm = self._plain_norm()
-        return norm if norm >= 0 else math.nan  # DeepSpeed's mark for a norm that is not finite
+        return norm if norm >= 0 else math.nan  # DeepSpeed returns -1 for a norm that is not finite
 
     def _plain_norm(self) -> float:
-        """Without ZeRO: each parameter counted once over stages and tensor ranks."""
+        """Without ZeRO: each parameter is counted once over stages and tensor ranks."""
         gradients = [
             entry.parameter.grad
             for entry in self.stages.canonical_parameters()
@@ -151,7 +156,7 @@ class SkipStepGuard:
         return math.sqrt(float(total) / self.mesh.data_parallel) if math.isfinite(float(total)) else math.nan
 
     def _clip(self, norm: float) -> None:
-        """Without ZeRO: as torch's `clip_grad_norm_`, with the norm that is known."""
+        """Without ZeRO: as torch's `clip_grad_norm_`, with the norm already computed."""
         if 0 < self.clip < norm:
             gradients = [weight.grad for weight in self.stages.parameters() if weight.grad is not None]
             torch._foreach_mul_(gradients, self.clip / (norm + 1e-6))
@@ -159,7 +164,7 @@ class SkipStepGuard:
 
 @contextmanager
 def _known_norm(optimizer: Any, norm: float) -> Any:
-    """ZeRO's step takes the norm of all gradients itself: here it gets the one that was just judged."""
+    """ZeRO's step would compute the norm of all gradients again; within the block it uses `norm`."""
     optimizer.scaled_global_norm = lambda *arguments, **options: torch.tensor(norm)
     try:
         yield
@@ -168,7 +173,7 @@ def _known_norm(optimizer: Any, norm: float) -> Any:
 
 
 @contextmanager
-def _idle(optimizer: torch.optim.Optimizer) -> Any:
+def _disabled(optimizer: torch.optim.Optimizer) -> Any:
     optimizer.__dict__["step"] = lambda *arguments, **options: None
     try:
         yield

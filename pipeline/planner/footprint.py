@@ -90,7 +90,7 @@ def footprints(
             modules[piece.name] = module
             saved, after = _saved_by(module, lambda piece=piece, module=module, state=state: piece.run(module, state))
             if by_batch and piece.name.startswith(_REGION):
-                saved = _divided(module, saved, state, tensor_parallel)
+                saved = _divided(module, saved, after, tensor_parallel)
             passed = _new_bytes(state, after)
             if piece is model[-1]:
                 # the loss saves the softmax, and the engine keeps the logits: both fp32
@@ -176,11 +176,14 @@ def _divided(layer: nn.Module, saved: int, state: Any, tensor_parallel: int) -> 
     whole, _ = _saved_by(feed_forward, lambda: feed_forward(hidden))
     mixing = layer.get_submodule("mixing")
     if any(True for _ in mixing.parameters()):
-        whole += _saved_by(mixing, lambda: mixing(hidden, mask, state.bias_tables.detach()))[0]
+        bias = state.encoder_bias if is_pair else state.bias
+        if bias is not None and bias.added is not None:
+            bias = bias._replace(added=bias.added.detach())
+        whole += _saved_by(mixing, lambda: mixing(hidden, mask, bias))[0]
     return whole + max(0, saved - whole) // tensor_parallel
 
 
 def _new_bytes(before: Any, after: Any) -> int:
-    known = {id(tensor) for tensor in before}
-    tensors = [after] if isinstance(after, Tensor) else after
-    return _bytes_of([tensor for tensor in tensors if id(tensor) not in known], floating=True)
+    known = {id(field) for field in before}
+    fields = [after] if isinstance(after, Tensor) else after
+    return _bytes_of([field for field in fields if id(field) not in known], floating=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from models.sizes import shape_of
 from pipeline.eval.suffix_bpb import ALL, suffix_bpb_file
 from pipeline.run_folder import METRICS
 from pipeline.scaling.fit.points import CheckedRuns, Excluded, Point, check_runs
@@ -50,6 +51,11 @@ class RunResult:
     non_embedding: int
     config: dict[str, Any]
     provenance: dict[str, str]
+
+    @property
+    def shape(self) -> str:
+        """Layers x width and heads of the model that was trained."""
+        return shape_of(self.config["model"])
 
 
 @dataclass(frozen=True, kw_only=True)

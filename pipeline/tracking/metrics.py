@@ -1,8 +1,9 @@
-"""metrics.jsonl: one JSON object a logged step, always written, flushed at once; reports read this file and nothing else."""
+"""metrics.jsonl: one JSON object for each logged row, flushed at once. Reports read this file and nothing else."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,26 @@ import orjson
 from data_prep.files import atomic_write
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Counters:
-    """What a run has spent so far; saved with every checkpoint."""
+    """What a run has spent so far. Saved with every checkpoint."""
 
     raw_tokens: int = 0
-    """Tokens of the corpus that rows were made of: the D of comparisons, whatever the objective."""
+    """Tokens of the corpus that the rows were made from: the D of comparisons, for any objective."""
     encoder_tokens: int = 0
     """Encoder positions computed, padding included."""
     decoder_tokens: int = 0
     """Decoder positions computed, padding included."""
     target_tokens: int = 0
-    """Tokens that the loss was taken on."""
+    """Tokens that the loss is computed on."""
     flops: float = 0.0
     """Model FLOPs of training: 3 x forward."""
     seconds: float = 0.0
-    """Wall-clock of training steps; validation and checkpoints are not in it."""
+    """Wall-clock of training steps, without validation and checkpoints."""
 
 
 class MetricsFile:
-    """Appends rows; a run that continues at step s first drops the rows after s, which it will write again."""
+    """Appends rows. A run that resumes at step s first drops the rows after s, which it will write again."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
         kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
@@ -39,18 +40,20 @@ class MetricsFile:
                 file.write(orjson.dumps(row) + b"\n")
         self._file = path.open("ab")
 
-    def write(self, step: int, counters: Counters, **values: Any) -> dict[str, Any]:
-        row = {"step": step, **values, **asdict(counters)}
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row, which has at least `step`, and flush it."""
         self._file.write(orjson.dumps(row) + b"\n")
         self._file.flush()
-        return row
 
     def close(self) -> None:
         self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of a metrics file; a last line cut short by a crash is left out. Empty where there is no file."""
+    """All rows of a metrics file, without a last line that a crash cut short. Empty if there is no file.
+
+    Raises ValueError naming the line for any other line that is not JSON.
+    """
     if not path.is_file():
         return []
     rows = []
@@ -61,7 +64,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(orjson.loads(line))
         except orjson.JSONDecodeError as error:
-            if number == len(lines):  # no newline after it: the write was cut
+            if number == len(lines):  # no newline at its end: a crash cut the write
                 break
             raise ValueError(f"{path} line {number} is not JSON ({error}): remove that line") from error
     return rows

@@ -1,23 +1,25 @@
-"""MLflow tracking by one rank, off the training path: a tracker that is slow or dead delays and stops nothing.
+"""MLflow tracking by one rank, outside of the training loop: a slow or dead server delays and stops nothing.
 
-Values go into a queue; a thread of its own imports MLflow, opens or continues the run, and writes batches. What it cannot write
-is lost to MLflow only: metrics.jsonl has it.
+Values go into a queue. A thread imports MLflow, opens or resumes the MLflow run, and writes batches. What it cannot write is
+missing in MLflow only: metrics.jsonl has it.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import re
 import threading
 import time
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from data_prep.files import atomic_write
+
+_log = logging.getLogger(__name__)
 
 RUN_ID_FILE = "mlflow_run_id"
 _FLUSH_SECONDS = 2.0
@@ -33,7 +35,7 @@ def tracking_uri() -> str:
 
 
 def _artifact_location() -> str | None:
-    """Beside a SQLite file, where MLflow itself would use the current folder; a server decides for itself."""
+    """A folder next to a SQLite file (MLflow's default is the current folder); None for a server, which has its own."""
     uri = tracking_uri()
     if not uri.startswith("sqlite:///"):
         return None
@@ -41,7 +43,7 @@ def _artifact_location() -> str | None:
 
 
 def settle_run(run: Path, timeout: float = 20.0) -> None:
-    """Mark the MLflow run of a run folder as FAILED where its processes died before they could; waits at most `timeout` s."""
+    """Mark the MLflow run of a run folder as FAILED if its processes died while it was RUNNING. Waits at most `timeout` s."""
     path = run / RUN_ID_FILE
     if not path.is_file():
         return
@@ -49,7 +51,7 @@ def settle_run(run: Path, timeout: float = 20.0) -> None:
     def settle() -> None:
         from mlflow.tracking import MlflowClient
 
-        with suppress(Exception):  # a server that is away is no second failure
+        with suppress(Exception):  # an unreachable server must not hide the first failure
             client = MlflowClient(tracking_uri=tracking_uri())
             run_id = path.read_text().strip()
             if client.get_run(run_id).info.status == "RUNNING":
@@ -61,7 +63,10 @@ def settle_run(run: Path, timeout: float = 20.0) -> None:
 
 
 def open_parent(folder: Path, experiment: str, name: str, tags: Mapping[str, str]) -> str | None:
-    """The MLflow run above the runs of a sweep, begun once and kept in `folder`; None, with a warning, where none can be."""
+    """The id of the MLflow run above the runs of a sweep, created once and kept in `folder`.
+
+    None, with a warning, if the server cannot be reached.
+    """
     path = folder / RUN_ID_FILE
     if path.is_file():
         return path.read_text().strip()
@@ -71,12 +76,10 @@ def open_parent(folder: Path, experiment: str, name: str, tags: Mapping[str, str
         client = MlflowClient(tracking_uri=tracking_uri())
         run_id = str(client.create_run(_experiment_id(client, experiment), run_name=name, tags=dict(tags)).info.run_id)
     except Exception as error:
-        warnings.warn(
-            f"MLflow at {tracking_uri()} gives no parent run ({type(error).__name__}): runs stand alone", stacklevel=2
-        )
+        _log.warning("MLflow at %s: no parent run (%s); runs are tracked without one", tracking_uri(), type(error).__name__)
         return None
     try:
-        with path.open("x") as file:  # of several processes that begin a sweep together, one opens its run
+        with path.open("x") as file:  # several processes may start a sweep together: the first one's run is used
             file.write(run_id + "\n")
     except FileExistsError:
         client.delete_run(run_id)
@@ -85,7 +88,7 @@ def open_parent(folder: Path, experiment: str, name: str, tags: Mapping[str, str
 
 
 def close_parent(folder: Path) -> None:
-    """Mark the MLflow run of a sweep as finished; a server that is away stops nothing."""
+    """Mark the MLflow run of a sweep as finished. An unreachable server is ignored."""
     from mlflow.tracking import MlflowClient
 
     with suppress(Exception):
@@ -97,18 +100,8 @@ def _experiment_id(client: Any, name: str) -> str:
     return str(experiment.experiment_id if experiment else client.create_experiment(name, _artifact_location()))
 
 
-class NoTracker:
-    """Does nothing: for the ranks that do not write, and where tracking is off."""
-
-    def log(self, step: int, values: dict[str, Any]) -> None: ...
-
-    def artifact(self, path: Path, folder: str) -> None: ...
-
-    def close(self, status: str, artifacts: tuple[Path, ...] = ()) -> None: ...
-
-
-class MlflowTracker(NoTracker):
-    """Tracks one run folder; the run's id is kept in it, so a restarted run continues the same MLflow run."""
+class MlflowTracker:
+    """Tracks one run folder. The folder keeps the id of the MLflow run, so a restarted run resumes it."""
 
     def __init__(self, run: Path, experiment: str, parameters: dict[str, Any], tags: Mapping[str, str] | None = None) -> None:
         self._run, self._experiment, self._parameters, self._tags = run, experiment, parameters, dict(tags or {})
@@ -117,14 +110,14 @@ class MlflowTracker(NoTracker):
         self._thread.start()
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Queue the numbers among `values`: by step, and losses by raw tokens too (`by_tokens/loss`).
+        """Queue the numbers among `values` by step, and losses also by raw tokens (`by_tokens/loss`).
 
-        A row of one source is kept apart by its name: `validation_loss/Github`.
+        The name of a source becomes part of the metric: `validation_loss/Github`.
         """
         source = values.get("source", "all")
         suffix = "" if source == "all" else "/" + _FORBIDDEN.sub("_", str(source))
         counted = {name: float(value) for name, value in values.items() if isinstance(value, int | float) and name != "step"}
-        if suffix:  # what the run has spent is in the row of all sources
+        if suffix:  # counters are in the row of all sources
             counted = {name: value for name, value in counted.items() if name in _OF_A_SOURCE}
         now = int(time.time() * 1000)
         self._queue.put(("metrics", step, now, {name + suffix: value for name, value in counted.items()}))
@@ -134,25 +127,25 @@ class MlflowTracker(NoTracker):
             self._queue.put(("metrics", int(tokens), now, losses))
 
     def artifact(self, path: Path, folder: str) -> None:
-        """Queue a file for the run's artifacts."""
+        """Queue a file for the artifacts of the MLflow run."""
         self._queue.put(("artifact", path, folder))
 
     def close(self, status: str, artifacts: tuple[Path, ...] = (), timeout: float = 60.0) -> None:
-        """Write what is queued, set the run's final state, and wait at most `timeout` seconds for it."""
+        """Write what is queued, set the final state of the MLflow run, and wait at most `timeout` seconds for it."""
         self._queue.put(("close", _STATES[status], artifacts))
         self._thread.join(timeout)
         if self._thread.is_alive():
-            warnings.warn(
-                f"MLflow at {tracking_uri()} did not answer for {timeout:.0f} s: its last rows are missing", stacklevel=2
-            )
+            _log.warning("MLflow at %s did not answer for %.0f s: its last rows are missing", tracking_uri(), timeout)
 
     def _work(self) -> None:
         try:
             self._serve()
-        except Exception as error:  # whatever a tracking server does, training goes on
-            warnings.warn(
-                f"MLflow tracking at {tracking_uri()} stopped ({type(error).__name__}: {error}); metrics.jsonl goes on",
-                stacklevel=2,
+        except Exception as error:  # a tracking server must not stop training
+            _log.warning(
+                "MLflow tracking at %s stopped (%s: %s); metrics.jsonl is still written",
+                tracking_uri(),
+                type(error).__name__,
+                error,
             )
 
     def _serve(self) -> None:
@@ -193,9 +186,7 @@ class MlflowTracker(NoTracker):
             try:
                 client.get_run(run_id)
             except Exception:
-                warnings.warn(
-                    f"MLflow run {run_id} of {path} is unknown to {tracking_uri()}: a new run is started", stacklevel=2
-                )
+                _log.warning("MLflow at %s has no run %s, the id in %s: starting a new run", tracking_uri(), run_id, path)
             else:
                 client.update_run(run_id, status="RUNNING")
                 return run_id
@@ -205,7 +196,7 @@ class MlflowTracker(NoTracker):
         return run_id
 
     def _take(self) -> list[tuple[Any, ...]]:
-        """Everything queued within a flush interval, at least one entry."""
+        """Everything queued within one flush interval, at least one entry."""
         entries = [self._queue.get()]
         deadline = time.monotonic() + _FLUSH_SECONDS
         while entries[-1][0] != "close":

@@ -1,7 +1,8 @@
-"""What a run was made with: the code's revision and the versions that decide numbers, kept in the run folder."""
+"""What a run was made with: the revision of the code and the versions of the packages that affect its numbers."""
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +15,7 @@ _PACKAGES = ("torch", "deepspeed", "megatron-core", "numpy", "tokenizers", "mlfl
 
 
 def revision() -> str | None:
-    """The git commit of this code, with `+changes` where files differ from it; None outside of a repository."""
+    """The git commit of this code, with `+changes` if files differ from it; None outside of a repository."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -29,8 +30,14 @@ def revision() -> str | None:
     return f"{commit}+changes" if git("status", "--porcelain", "--untracked-files=no") else commit
 
 
-def write_provenance(run: Path) -> dict[str, str]:
-    """Write provenance.json and return what is in it; a restarted run tells of its latest start."""
+def read_provenance(run: Path) -> dict[str, str]:
+    """What provenance.json of a run folder holds."""
+    values: dict[str, str] = json.loads((run / PROVENANCE).read_bytes())
+    return values
+
+
+def write_provenance(run: Path) -> None:
+    """Write provenance.json, which describes the latest start of a run."""
     values = {"python": platform.python_version()}
     commit = revision()
     if commit is not None:
@@ -41,4 +48,3 @@ def write_provenance(run: Path) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     write_json_atomically(run / PROVENANCE, values)
-    return values

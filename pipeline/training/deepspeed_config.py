@@ -1,6 +1,6 @@
-"""DeepSpeed's configuration, emitted from ours: the user never writes it, and combinations known to be wrong are refused.
+"""The configuration of DeepSpeed, made from ours. Users never write it, and combinations known to train wrongly are refused.
 
-Each fixed setting and each refusal is explained where it stands; the reasons were found by running, see `docs/architecture.md`.
+A comment at each fixed setting gives its reason. The reasons were found by experiment: see `docs/architecture.md`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def deepspeed_config(config: RunConfig, data_parallel: int) -> dict[str, Any]:
         "train_batch_size": train.global_batch_size,
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
         "gradient_accumulation_steps": train.accumulation_steps(data_parallel),
-        # Without ZeRO the guard clips: it has the norm already, with tied weights counted once.
+        # Without ZeRO the skip-step guard clips: it already has the norm, with tied weights counted once.
         "gradient_clipping": config.optimizer.clip if stage else 0.0,
         "zero_optimization": {"stage": stage},
-        # DeepSpeed vouches only for its own list; ours are tested against plain per-tensor optimizers.
+        # DeepSpeed allows only the optimizers of its own list; ours are tested against plain per-tensor optimizers.
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
         "wall_clock_breakdown": False,
@@ -44,7 +44,7 @@ def deepspeed_config(config: RunConfig, data_parallel: int) -> dict[str, Any]:
 
 
 def zero_stage(config: RunConfig, data_parallel: int) -> int:
-    """The stage that runs. One process in fp32 has nothing to partition: ZeRO-1 would only copy every gradient and weight."""
+    """The ZeRO stage that is used. One process in fp32 has nothing to partition: ZeRO-1 would only copy its tensors."""
     mesh = config.mesh
     is_alone = mesh.tensor_parallel * mesh.pipeline_parallel * data_parallel == 1
     if is_alone and config.train.precision == "fp32" and config.train.zero_stage == 1:
@@ -53,10 +53,11 @@ def zero_stage(config: RunConfig, data_parallel: int) -> int:
 
 
 def check_zero(config: RunConfig) -> None:
+    """Raise ValueError for a ZeRO stage that DeepSpeed's pipeline engine does not train correctly."""
     stage, train = config.train.zero_stage, config.train
     if stage >= 2:
         raise ValueError(
-            f"train.zero_stage {stage} is refused: DeepSpeed's pipeline engine knows stages 0 and 1; use train.zero_stage=1"
+            f"train.zero_stage {stage} is refused: DeepSpeed's pipeline engine supports stages 0 and 1; use train.zero_stage=1"
         )
     if stage == 0 and train.precision == "bf16":
         raise ValueError(
@@ -70,7 +71,7 @@ def check_zero(config: RunConfig) -> None:
 
 
 def check_version(version: str) -> None:
-    """0.18.3 to 0.19.2 scale gradients by 1/accumulation once per pipeline stage: silently wrong (DeepSpeed issue 8152)."""
+    """Refuse releases before 0.19.3: 0.18.3 to 0.19.2 divide gradients once per pipeline stage (DeepSpeed issue 8152)."""
     numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:3])
     if numbers < (0, 19, 3):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The model on its mesh with its optimizer, run by DeepSpeed's pipeline engine: one step in, one loss out."""
+"""The model on its mesh with its optimizer. DeepSpeed's pipeline engine runs the steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.distributed.pipeline_stages import Stages, initialize
 from pipeline.distributed.tensor_parallel import MegatronLayers
 from pipeline.objectives.loss import token_logits, weighted_loss
 from pipeline.optim.optimizer import RMSScaledAdamW, build_optimizer
-from pipeline.optim.skip_step import SkipStepGuard, SpikeGuard, StepResult
+from pipeline.optim.skip_step import SkipStepGuard, SpikeDetector, StepResult
 from pipeline.optim.zero_fragments import fragments, mean_squares
 from pipeline.planner.partition import stage_bounds
 from pipeline.run_folder import load_weights
@@ -27,21 +27,29 @@ from pipeline.training.deepspeed_config import deepspeed_config
 
 
 class Engine:
-    """The model on its mesh with its optimizer: one step in, one loss out."""
+    """Trains and evaluates micro-batches. Every method is a collective."""
 
     def __init__(self, config: RunConfig, mesh: Mesh) -> None:
         self.config, self.mesh = config, mesh
         self.accumulation_steps = config.train.accumulation_steps(mesh.data_parallel)
-        self.share = DataShard(config.train.micro_batch_size, mesh.data_parallel, mesh.data_rank)
+        self.shard = DataShard(config.train.micro_batch_size, mesh.data_parallel, mesh.data_rank)
         settings = deepspeed_config(config, mesh.data_parallel)
-        with redirect_stdout(StringIO()):  # DeepSpeed prints its plans there
+        with redirect_stdout(StringIO()):  # DeepSpeed prints its stages and settings there
             loss = weighted_loss(MegatronLayers())
             bounds = stage_bounds(config, mesh.data_parallel)
             train = config.train
-            self.stages = Stages(config.model, config.data.lengths, mesh, loss, train.micro_batch_size, train.recompute, bounds)
-            given = None if train.initial_weights is None else load_weights(train.initial_weights)
-            initialize(self.stages, mesh, train.seed, given)
-            del given
+            self.stages = Stages(
+                config.model,
+                config.data.lengths,
+                mesh,
+                loss,
+                train.micro_batch_size,
+                recompute=train.recompute,
+                bounds=bounds,
+            )
+            given_weights = None if train.initial_weights is None else load_weights(train.initial_weights)
+            initialize(self.stages, mesh, train.seed, given_weights)
+            del given_weights
             optimizer = build_optimizer(self.stages.canonical_parameters(), config.optimizer)
             self.deepspeed, *_ = deepspeed.initialize(model=self.stages, optimizer=optimizer, config=settings)
         self.fragments = fragments(self.deepspeed, self.stages)
@@ -51,15 +59,15 @@ class Engine:
         self._extend_schedule()
 
     def train_step(self, batches: list[PipelineBatch], rate: float, skip: bool = False) -> StepResult:
-        """One update, or where the guards (or `skip`) say so, its loss without the update."""
+        """One update at learning rate `rate`; no update if `skip`, or if the skip-step guard decides so."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = rate
-        self.guard.asked = skip
+        self.skip_step.asked = skip
         self.deepspeed.train_batch(iter(self._on_device(batches)))
-        return self.guard.result
+        return self.skip_step.result
 
     def _extend_schedule(self) -> None:
-        """Partial gradients are summed over the tensor group before any are reduced, and guards stand before the optimizer."""
+        """Sum partial gradients over the tensor group before any are reduced; put the skip-step guard before the optimizer."""
         instructions = self.deepspeed._INSTRUCTION_MAP
         group = parallel_state.get_tensor_model_parallel_group()
 
@@ -68,14 +76,16 @@ class Engine:
             instructions[ReduceTiedGrads](engine)
 
         train = self.config.train
-        spikes = SpikeGuard(train.spike_sigma, train.spike_window)
+        spikes = SpikeDetector(train.spike_sigma, train.spike_window)
         clip = self.config.optimizer.clip
-        self.guard = SkipStepGuard(self.deepspeed, self.stages, self.mesh, spikes, clip, instructions[OptimizerStep])
-        # a map of this engine's own: the class's is shared by all engines of the process
+        self.skip_step = SkipStepGuard(
+            self.deepspeed, self.stages, self.mesh, spikes=spikes, clip=clip, step=instructions[OptimizerStep]
+        )
+        # a map of this engine alone: all engines of the process share that of the class
         self.deepspeed._INSTRUCTION_MAP = {
             **instructions,
             ReduceTiedGrads: reduce,
-            OptimizerStep: lambda engine: self.guard(engine),
+            OptimizerStep: lambda engine: self.skip_step(engine),
         }
         if self.mesh.data_parallel == 1 and not self.deepspeed.zero_optimization():
             # no replica to reduce with: DeepSpeed would flatten all gradients, send them to itself and copy them back

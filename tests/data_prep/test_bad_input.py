@@ -1,4 +1,4 @@
-"""Every kind of bad input: what is good is kept, what is not is located and counted, and nothing is lost in silence."""
+"""Every kind of bad input: good records are kept, bad ones are located and counted, and nothing is lost silently."""
 
 import gzip
 import json
@@ -20,7 +20,7 @@ from data_prep.dataset.indexed_dataset import TokenFile
 from data_prep.dataset.manifest import Manifest
 from data_prep.prepare import PrepareError, prepare
 from data_prep.readers.input_files import InputError
-from data_prep.units.progress import Progress
+from data_prep.units.job_progress import Progress
 
 pytestmark = pytest.mark.usefixtures("ray")
 
@@ -92,7 +92,7 @@ def test_the_good_part_of_a_damaged_file_is_kept(
     (note,) = manifest.notes
     assert note.startswith(f"a.jsonl.{suffix} is {damage}: ")
     assert f"line {rejected['line']}" in note
-    assert ("may be altered" in note) == (damage == "corrupt")
+    assert ("may be wrong" in note) == (damage == "corrupt")
     assert (rejected["file"], rejected["reason"], rejected["line"]) == (f"a.jsonl.{suffix}", damage, kept - 50 + 1)
     assert kept >= 2050
     data = TokenFile(config.output / "train")
@@ -178,7 +178,7 @@ def test_a_file_that_cannot_be_trusted_fails_the_job_or_is_left_out(
 
 
 def _only(spoil: Callable[[Progress], None], fault: str, path: Path) -> Callable[[Progress], None]:
-    """The same fault for a file that is no link any more."""
+    """`spoil`, or for a dangling link: delete it after planning, at a stage before any input is read."""
 
     def listener(progress: Progress) -> None:
         if fault != "is a dangling link":

@@ -1,4 +1,4 @@
-"""Kills at any moment: a driver in a process of its own, its workers, and a disk that fills up; the bytes must not care."""
+"""Kills at any time of the driver and its workers, and a full disk: the output has the same bytes."""
 
 import os
 import random
@@ -45,7 +45,7 @@ def _config(corpus: Path, tokenizer_file: Path, output: Path, **kwargs: object) 
 
 @pytest.fixture(scope="module")
 def expected(ray: None, big_corpus: Path, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The bytes of a run in peace, by one worker and whole files as units."""
+    """The output of an undisturbed run with one worker and whole files as units."""
     output = tmp_path_factory.mktemp("peace") / "data"
     prepare(_config(big_corpus, tokenizer_file, output, workers=1, unit_bytes=100_000_000))
     return _hashes(output)
@@ -69,14 +69,14 @@ def _num_committed(output: Path) -> int:
 
 
 def _moments(process: subprocess.Popen[bytes], output: Path) -> Iterator[int]:
-    """The number of committed units, again and again while the process lives."""
+    """The number of committed units, repeatedly while the process lives."""
     while process.poll() is None:
         yield _num_committed(output)
         time.sleep(0.002)
 
 
 def _kill_driver_at(config: PrepareConfig, num_units: int) -> None:
-    """Start a run and kill its driver, and nothing else, when so many units are committed."""
+    """Start a run and kill only its driver when so many units are committed."""
     process = _start(config)
     children: list[psutil.Process] = []
     for committed in _moments(process, config.output):
@@ -86,15 +86,15 @@ def _kill_driver_at(config: PrepareConfig, num_units: int) -> None:
             break
     process.communicate()
     assert process.returncode == -9, "the run ended before it could be killed"
-    # Workers die with the driver; two agents of Ray's own would live on.
+    # Workers die with the driver; two of Ray's agents would stay alive.
     for child in psutil.wait_procs(children, timeout=3)[1]:
         child.kill()
 
 
-def test_a_killed_driver_is_continued(
+def test_a_run_resumes_after_its_driver_was_killed(
     ray: None, big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
-    """The single frame at 80 %: no more than 2 units a worker are done again, and the bytes are the same."""
+    """The single frame at 80 %: at most 2 units per worker are repeated, and the bytes are the same."""
     config = _config(big_corpus, tokenizer_file, tmp_path / "data", input=[f"{big_corpus}/a.jsonl.zst"])
     alone = prepare(_config(big_corpus, tokenizer_file, tmp_path / "alone", input=config.input))
     _kill_driver_at(config, int(alone.units * 0.8))
@@ -170,7 +170,7 @@ def test_four_workers_write_the_bytes_of_one(
     assert _hashes(config.output) == expected
 
 
-def test_a_damaged_commit_is_found_and_done_again(
+def test_a_damaged_commit_is_found_and_repeated(
     ray: None, big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     config = _config(big_corpus, tokenizer_file, tmp_path / "data")
@@ -223,7 +223,9 @@ def test_changed_input_of_an_unfinished_run_is_refused(ray: None, tokenizer_file
     with pytest.raises(ValueError, match=r"another run: input a\.jsonl has other bytes in unit 0"):
         prepare(config)
     (raw / "a.jsonl").write_bytes(before + b" ")
-    with pytest.raises(ValueError, match=rf"input a\.jsonl was {len(before)} bytes for hash and is {len(before) + 1} for hash"):
+    with pytest.raises(
+        ValueError, match=rf"input a\.jsonl was {len(before)} bytes for hash and is {len(before) + 1} bytes for hash"
+    ):
         prepare(config)
     (raw / "a.jsonl").write_bytes(before)
     prepare(config)
@@ -231,7 +233,7 @@ def test_changed_input_of_an_unfinished_run_is_refused(ray: None, tokenizer_file
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB; skipped where we may not mount one."""
+    """A disk of 1 MB; skipped if we may not mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     result = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
@@ -241,11 +243,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_full_disk_leaves_a_state_to_go_on_from(
+def test_a_run_resumes_after_a_full_disk(
     ray: None, big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], small_disk: Path
 ) -> None:
     config = _config(big_corpus, tokenizer_file, small_disk / "data")
-    with pytest.raises(ValueError, match=r"no space left for .*data.*run the same command again"):
+    with pytest.raises(ValueError, match=r"no space left for .*data.*rerun the same command to resume"):
         prepare(config)
     committed = _num_committed(config.output)
     assert committed > 5

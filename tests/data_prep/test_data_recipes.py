@@ -83,6 +83,6 @@ def test_missing_components_are_named(ray: None, tokenizer_file: Path, tmp_path:
     assert len(manifest.splits["train"].sources) == 16
     (note,) = manifest.notes
     assert note == (
-        "6 of 22 expected sources are missing: Books3, OpenWebText2, OpenSubtitles (1 documents left out by name), "
-        "BookCorpus2 (1 documents left out by name), YoutubeSubtitles (1 documents left out by name), PhilPapers"
+        "6 of 22 expected sources are missing: Books3, OpenWebText2, OpenSubtitles (1 documents excluded by name), "
+        "BookCorpus2 (1 documents excluded by name), YoutubeSubtitles (1 documents excluded by name), PhilPapers"
     )

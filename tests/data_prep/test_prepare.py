@@ -1,4 +1,4 @@
-"""The whole road on a small corpus, read back with Megatron's own reader."""
+"""The whole preparation of a small corpus, read with Megatron's own reader."""
 
 import json
 import os
@@ -17,9 +17,9 @@ from data_prep.dataset.preview import sample_rows, source_table
 from data_prep.files import sha256_file
 from data_prep.prepare import PrepareError, prepare
 from data_prep.readers.input_files import HashSplit, plan
-from data_prep.readers.records import Document, RecordReader
+from data_prep.readers.records import Document, read_records
 from data_prep.tokenization.tokenizer import token_byte_lengths
-from data_prep.units.progress import Progress
+from data_prep.units.job_progress import Progress
 
 pytestmark = pytest.mark.usefixtures("ray")
 
@@ -57,7 +57,7 @@ def _assert_reconciled(manifest: Manifest) -> None:
 
 
 def _documents(config: PrepareConfig) -> list[Document]:
-    records = [record for unit in plan(config) for record in RecordReader(unit.path, unit.name, 1 << 28)]
+    records = [record for unit in plan(config) for record in read_records(unit.path, unit.name, 1 << 28)]
     return [record for record in records if isinstance(record, Document)]
 
 
@@ -95,7 +95,9 @@ def test_counts_agree_with_the_files(corpus: Path, prepared: Path) -> None:
             rows = PackedRows.load(prepared / f"{name}.rows_{record.row_length}.npy")
             assert rows.num_rows == record.rows
             assert record.padding_share == pytest.approx(1 - len(file.tokens) / (rows.num_rows * rows.row_length))
-            ids, valid = rows.gather(file.tokens, np.arange(rows.num_rows))
+            spans = zip(rows.start.tolist(), rows.length.tolist(), strict=True)
+            ids = np.concatenate([file.tokens[start : start + size] for start, size in spans])
+            valid = rows.lengths_of(np.arange(rows.num_rows))
             assert valid.sum() == np.count_nonzero(ids) == len(file.tokens)  # no text holds <pad>
     assert [(record.name, record.split) for record in manifest.inputs] == [
         ("0.jsonl.zst", "hash"),
@@ -117,7 +119,7 @@ def test_output_is_the_same_for_other_units_and_the_other_engine(
     corpus: Path, prepared: Path, tmp_path: Path, unit_bytes: int, engine: str
 ) -> None:
     manifest = prepare(_config(corpus, tmp_path / "data", workers=2, unit_bytes=unit_bytes, engine=engine))
-    # a compressed file has a unit for every cell of the grid that a line starts in
+    # a compressed file has one unit per cell in which a line starts
     assert manifest.units > 250_000 // unit_bytes // 2 or unit_bytes == 60
     assert _data_hashes(tmp_path / "data") == _data_hashes(prepared)
     _assert_reconciled(manifest)
@@ -206,13 +208,11 @@ def test_a_finished_folder_is_left_alone_or_refused(corpus: Path, prepared: Path
     assert {path.name: path.stat().st_mtime_ns for path in prepared.iterdir()} == before
 
 
-def test_too_many_bad_records_leave_no_dataset_until_they_are_let_pass(
-    corpus: Path, tokenizer_file: Path, tmp_path: Path
-) -> None:
+def test_too_many_bad_records_fail_until_the_share_is_raised(corpus: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     with pytest.raises(PrepareError, match=r"1 of 362 records are bad.*0\.jsonl\.zst line 61: invalid JSON '{not json'"):
         prepare(_config(corpus, tmp_path / "data", max_bad_share=0.001, tokenizer=tokenizer_file))
     assert [path.name for path in (tmp_path / "data").iterdir()] == [".work"]
-    # Nothing has to be tokenized again for a threshold that lets it pass.
+    # With a higher threshold nothing is tokenized again.
     manifest = prepare(_config(corpus, tmp_path / "data", max_bad_share=0.01, tokenizer=tokenizer_file))
     assert (manifest.units, manifest.retokenized_units) == (3, 0)
     assert verify(tmp_path / "data") == []
@@ -224,7 +224,7 @@ def test_nothing_to_train_on(tokenizer_file: Path, tmp_path: Path) -> None:
         prepare(_config(tmp_path, tmp_path / "data", input=[f"{tmp_path}/*.jsonl"], tokenizer=tokenizer_file))
 
 
-def test_an_interrupted_run_is_continued_and_refused_to_another(corpus: Path, prepared: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_only_with_the_same_settings(corpus: Path, prepared: Path, tmp_path: Path) -> None:
     def interrupt(progress: Progress) -> None:
         if progress.stage == "pack val":
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Real text, whole: read back by Megatron-core against the reference tokenizer, and a frame of a gigabyte killed at 80 %."""
+"""Real text: read by Megatron-core and compared with the reference tokenizer; a frame of a gigabyte killed at 80 %."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from data_prep.dataset.indexed_dataset import TokenFile
 from data_prep.dataset.manifest import Manifest, load_manifest, verify
 from data_prep.files import sha256_file
 from data_prep.prepare import prepare
-from data_prep.readers.records import Document, RecordReader
+from data_prep.readers.records import Document, read_records
 from data_prep.tokenization.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ def minipile(test_data: Path, ray: None, tmp_path_factory: pytest.TempPathFactor
 
 
 def _documents(*paths: Path) -> list[Document]:
-    records = [record for path in paths for record in RecordReader(path, path.name, 256 * 2**20)]
+    records = [record for path in paths for record in read_records(path, path.name, 256 * 2**20)]
     assert all(isinstance(record, Document) for record in records)
     return [record for record in records if isinstance(record, Document)]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint import checkpoint as checkpoints
+from pipeline.checkpoint import checkpoint  # the module, in which `finish` is replaced
 from pipeline.data.prefetch import Prefetch
 from pipeline.training.engine import Engine
 from pipeline.training.trainer import train
@@ -42,7 +42,7 @@ def at(step: int, *kinds: str) -> list[dict[str, Any]]:
 
 
 def plant() -> None:
-    original_step, original_finish = Engine.train_step, checkpoints.finish
+    original_step, original_finish = Engine.train_step, checkpoint.finish
     current = {"step": 0}
     original_batches = Prefetch.__call__
 
@@ -70,7 +70,7 @@ def plant() -> None:
 
     Prefetch.__call__ = batches  # type: ignore[method-assign]
     Engine.train_step = train_step  # type: ignore[method-assign]
-    checkpoints.finish = finish
+    checkpoint.finish = finish
 
 
 if __name__ == "__main__":

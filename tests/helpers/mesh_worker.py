@@ -1,18 +1,20 @@
-"""Run by 4 (then 2, then 1) processes: checkpoints across meshes, guards, agreement and memory, many in one process start.
+"""Run by 4 (then 2, then 1) processes: checkpoints across meshes, the skip-step guard, replica consistency and memory.
+
+Many cases share one start of the processes.
 
     mesh_worker.py OUTPUT reshard     4 processes: train, save, continue on every mesh; fewer: continue what 4 have saved
-    mesh_worker.py OUTPUT guard       hurt a step, a copy and the data's order; measure bytes
+    mesh_worker.py OUTPUT guard       damage a step, a copy and the data order; measure bytes
 
 Writes OUTPUT/<what>_<processes>.json.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,39 +23,28 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 
-from pipeline.checkpoint import checkpoint as checkpoints
-from pipeline.checkpoint.checkpoint import Position
+from pipeline.checkpoint.checkpoint import Position, load_state, mesh_shape
+from pipeline.checkpoint.checkpoint import save as save_checkpoint
 from pipeline.config import RunConfig
-from pipeline.distributed.consistency import check_agreement
+from pipeline.distributed.consistency import check_replica_consistency
 from pipeline.distributed.mesh import Mesh, join
 from pipeline.distributed.rng import seed_dropout
 from pipeline.optim.zero_fragments import inner_optimizer
 from pipeline.planner.hardware import gpu
 from pipeline.planner.plan import make_plan
+from pipeline.run_folder import checkpoints_of
 from pipeline.tracking.metrics import Counters
 from pipeline.training.engine import Engine
-
-spec = importlib.util.spec_from_file_location("parity_worker", Path(__file__).with_name("parity_worker.py"))
-assert spec is not None
-assert spec.loader is not None
-worker = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(worker)
-
-SAVED_AT, STEPS = 3, 6
-MESHES = {4: [(2, 2), (4, 1), (1, 2), (1, 1), (2, 1), (1, 4)], 2: [(1, 1), (2, 1), (1, 2)], 1: [(1, 1)]}
-SETTINGS = {
-    "fp32": {"optimizer": {"name": "adamw_rms", "learning_rate": 0.02}},
-    "bf16": {"optimizer": {}, "precision": "bf16"},
-}
+from tests.helpers.meshes import MESHES, SAVED_AT, SETTINGS, STEPS, result_name
+from tests.helpers.parity import GLOBAL_BATCH, Training, micro_batches, objective_of, run_config, share_groups
 
 
 def build(
     setting: str, tensor: int, pipeline: int, model: dict[str, Any] | None = None, **train: Any
 ) -> tuple[Engine, RunConfig, Mesh]:
-    plan = SETTINGS[setting]
-    config = worker.run_config({"tensor": tensor, "pipeline": pipeline, "model": model or {}, **plan})
+    config = run_config(replace(SETTINGS[setting].training, tensor=tensor, pipeline=pipeline, model=model or {}))
     values = config.model_dump()
-    values["train"].update(precision=plan.get("precision", "fp32"), **train)
+    values["train"].update(train)
     config = RunConfig.model_validate(values)
     mesh = join(config.mesh)
     return Engine(config, mesh), config, mesh
@@ -61,7 +52,7 @@ def build(
 
 def steps(engine: Engine, config: RunConfig, first: int, last: int) -> list[float]:
     return [
-        engine.train_step(worker.micro_batches(step, engine.share), config.optimizer.learning_rate).loss
+        engine.train_step(micro_batches(step, engine.shard), config.optimizer.learning_rate).loss
         for step in range(first, last + 1)
     ]
 
@@ -77,14 +68,21 @@ def bits(engine: Engine) -> list[torch.Tensor]:
 
 
 def save(run: Path, engine: Engine, mesh: Mesh) -> None:
-    position = Position(SAVED_AT, 3, "data", Counters(), checkpoints.mesh_shape(mesh), engine.guard.spikes.state())
-    checkpoints.save(run, engine, position, worker.micro_batches(1000, engine.share)[0])
+    position = Position(
+        step=SAVED_AT,
+        seed=3,
+        dataset_fingerprint="data",
+        counters=Counters(),
+        mesh=mesh_shape(mesh),
+        guards=engine.skip_step.spikes.state(),
+    )
+    save_checkpoint(run, engine, position, micro_batches(1000, engine.shard)[0])
 
 
 def resharding(output: Path, world_size: int, results: dict[str, Any]) -> None:
     for setting in SETTINGS:
         run = output / setting
-        checkpoint = checkpoints.checkpoints_of(run) / "step_00000003"
+        checkpoint = checkpoints_of(run) / "step_00000003"
         if world_size == 4:
             engine, config, mesh = build(setting, 2, 2)
             steps(engine, config, 1, SAVED_AT)
@@ -94,8 +92,8 @@ def resharding(output: Path, world_size: int, results: dict[str, Any]) -> None:
             results[f"{setting}_straight"] = steps(engine, config, SAVED_AT + 1, STEPS)
         for tensor, pipeline in MESHES[world_size]:
             engine, config, mesh = build(setting, tensor, pipeline)
-            checkpoints.load_state(checkpoint, engine, worker.micro_batches(1000, engine.share)[0])
-            name = f"{setting}_{tensor}_{pipeline}_{mesh.data_parallel}"
+            load_state(checkpoint, engine, micro_batches(1000, engine.shard)[0])
+            name = result_name(setting, tensor, pipeline, mesh.data_parallel)
             if world_size == 4 and (tensor, pipeline) == (2, 2):
                 same = all(torch.equal(a, b) for a, b in zip(bits(engine), saved, strict=True))
                 results[f"{setting}_bit_equal"] = not mesh.any(not same)[0]
@@ -109,16 +107,16 @@ def guarding(results: dict[str, Any]) -> None:
         before = bits(engine)
         found = {}
         for name, value in (("nan_gradient", math.nan), ("infinite_gradient", math.inf), ("spike", 1e4)):
-            batches = worker.micro_batches(5, engine.share)
+            batches = micro_batches(5, engine.shard)
             if mesh.rank == bad_rank:  # of one replica's last stage: its labels carry the weights of the loss
                 batches[-1][1][1].mul_(value)
             result = engine.train_step(batches, config.optimizer.learning_rate)
             same = all(torch.equal(a, b) for a, b in zip(before, bits(engine), strict=True))
             found[name] = {"skipped": result.skipped, "bit_equal": not mesh.any(not same)[0]}
-        asked = engine.train_step(worker.micro_batches(5, engine.share), config.optimizer.learning_rate, skip=True)
+        asked = engine.train_step(micro_batches(5, engine.shard), config.optimizer.learning_rate, skip=True)
         same = all(torch.equal(a, b) for a, b in zip(before, bits(engine), strict=True))
         found["asked"] = {"skipped": asked.skipped, "bit_equal": not mesh.any(not same)[0]}
-        taken = engine.train_step(worker.micro_batches(6, engine.share), config.optimizer.learning_rate)
+        taken = engine.train_step(micro_batches(6, engine.shard), config.optimizer.learning_rate)
         changed = any(not torch.equal(a, b) for a, b in zip(before, bits(engine), strict=True))
         found["next"] = {"skipped": taken.skipped, "bit_equal": not changed}
         # what would have come of it without the steps that were skipped
@@ -129,7 +127,7 @@ def guarding(results: dict[str, Any]) -> None:
         results[f"guards_{setting}"] = found
 
 
-def agreeing(results: dict[str, Any]) -> None:
+def checking_consistency(results: dict[str, Any]) -> None:
     engine, _, mesh = build("fp32", 2, 1)
     rows = np.arange(8)
     named = {entry.name: entry.parameter for entry in engine.stages.canonical_parameters()}
@@ -138,26 +136,26 @@ def agreeing(results: dict[str, Any]) -> None:
 
     def complaint(samples: Any) -> str:
         try:
-            check_agreement(engine.stages, mesh, samples)
+            check_replica_consistency(engine.stages, mesh, samples)
         except ValueError as error:
             return str(error)
         return ""
 
-    results["agreement_clean"] = complaint(rows)
-    results["agreement_data"] = complaint(rows + (mesh.rank == 1))
+    results["consistency_clean"] = complaint(rows)
+    results["consistency_data"] = complaint(rows + (mesh.rank == 1))
     for name, parameter in (("replicated", norm), ("replica", embedding)):
         kept = parameter.detach().clone()
         if mesh.rank == 1:
             with torch.no_grad():
                 parameter.view(-1).view(torch.int32)[0] ^= 1  # the last bit
-        results[f"agreement_{name}"] = complaint(rows)
+        results[f"consistency_{name}"] = complaint(rows)
         with torch.no_grad():
             parameter.copy_(kept)
     engine, _, mesh = build("fp32", 1, 2)
     if mesh.pipeline_rank == 1:
         with torch.no_grad():
             engine.stages.tied_modules["embedding"].module.weight.view(-1).view(torch.int32)[0] ^= 1
-    results["agreement_tied"] = complaint(rows)
+    results["consistency_tied"] = complaint(rows)
 
 
 def dropping(results: dict[str, Any]) -> None:
@@ -166,7 +164,7 @@ def dropping(results: dict[str, Any]) -> None:
     for step in (1, 2, 3):
         seed_dropout(config.train.seed, step, mesh)
         steps(engine, config, step, step)
-    check_agreement(engine.stages, mesh, np.arange(8))  # replicated weights that saw other masks would have drifted
+    check_replica_consistency(engine.stages, mesh, np.arange(8))  # replicated weights that saw other masks would have drifted
     seen: dict[str, torch.Tensor] = {}
     (layer,) = [module for module in engine.stages.modules() if type(module).__name__ == "DecoderLayer"][:1]
     hooks = [
@@ -257,9 +255,15 @@ def sending(results: dict[str, Any]) -> None:
     cases = [(precision, *mesh, False) for precision in ("fp32", "bf16") for mesh in MESHES[4][:4]] + [("fp32", 2, 2, True)]
     for precision, tensor, pipeline, recompute in cases:
         data = 4 // tensor // pipeline
-        settings = {"tensor": tensor, "pipeline": pipeline, "precision": precision, "recompute": recompute}
-        settings["micro_batch"] = 2 if tensor < 4 else 4
-        config = worker.run_config(settings)
+        config = run_config(
+            Training(
+                tensor=tensor,
+                pipeline=pipeline,
+                precision=precision,
+                recompute=recompute,
+                micro_batch=2 if tensor < 4 else 4,
+            )
+        )
         mesh = join(config.mesh)
         engine = Engine(config, mesh)
         steps(engine, config, 1, 1)
@@ -273,19 +277,19 @@ def sending(results: dict[str, Any]) -> None:
 
 
 ACTIVATIONS = {
-    "short": {"lengths": (64, 32), "model": {"num_attention_layers": 1}},
-    "long": {"lengths": (160, 16), "model": {"d_ff": 256}},
-    "t5": {"lengths": (48, 48), "model": {"architecture": "t5"}},
+    "short": Training(lengths=(64, 32), model={"num_attention_layers": 1}),
+    "long": Training(lengths=(160, 16), model={"d_ff": 256}),
+    "t5": Training(lengths=(48, 48), model={"architecture": "t5"}),
 }
 
 
 def saving(results: dict[str, Any]) -> None:
     """Bytes that autograd really saves on each rank for one micro-batch in flight, beside those planned."""
-    for shape, plan in ACTIVATIONS.items():
+    for shape, training in ACTIVATIONS.items():
         for tensor, pipeline in MESHES[4][:4]:
             data = 4 // tensor // pipeline
-            settings = {"tensor": tensor, "pipeline": pipeline, "micro_batch": worker.GLOBAL_BATCH // data, **plan}
-            config, task = worker.run_config(settings), worker.objective(settings)
+            on_mesh = replace(training, tensor=tensor, pipeline=pipeline, micro_batch=GLOBAL_BATCH // data)
+            config, task = run_config(on_mesh), objective_of(on_mesh)
             mesh = join(config.mesh)
             engine = Engine(config, mesh)
             own = {parameter.untyped_storage().data_ptr() for parameter in engine.stages.parameters()}
@@ -298,7 +302,7 @@ def saving(results: dict[str, Any]) -> None:
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                engine.train_step(worker.micro_batches(1, engine.share, task), 0.001)
+                engine.train_step(micro_batches(1, engine.shard, task), 0.001)
             measured = sum(storage.nbytes() for storage in saved.values())
             if mesh.pipeline_rank == pipeline - 1:  # the engine keeps the logits, which autograd does not know of
                 vocabulary = config.model.padded_vocab_size // tensor
@@ -312,14 +316,14 @@ def saving(results: dict[str, Any]) -> None:
 def main() -> None:
     output = Path(sys.argv[1])
     torch.set_num_threads(1)
-    worker.share_groups()
+    share_groups()
     world_size = int(os.environ["WORLD_SIZE"])
     results: dict[str, Any] = {}
     if sys.argv[2] == "reshard":
         resharding(output, world_size, results)
     else:
         guarding(results)
-        agreeing(results)
+        checking_consistency(results)
         dropping(results)
         measuring(results)
         saving(results)

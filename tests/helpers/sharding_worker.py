@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.architectures.pieces import State, pieces
+from models.architectures.pieces import Seq2SeqState, pieces
 from models.config import ModelConfig, expand_size
 from models.layers.factory import TorchLayers
 from models.layers.initialization import initial_value
@@ -109,7 +109,7 @@ def run(config: ModelConfig, tensor_parallel: int, micro_batch: int, sum_partial
     mask = (torch.rand(micro_batch, NUM_TOKENS, generator=generator) > 0.2).long()
     tables = random(2, config.num_buckets, config.num_heads)
     rank = torch.distributed.get_rank() % tensor_parallel
-    state = State(hidden, hidden[:, :4], tables.chunk(tensor_parallel, -1)[rank], mask)
+    state = Seq2SeqState(hidden, hidden[:, :4], tables.chunk(tensor_parallel, -1)[rank], mask)
     with Counted() as counts:
         for piece, module in zip(model, modules, strict=True):
             state = piece.run(module, state)

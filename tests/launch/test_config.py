@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from data_prep.config import PrepareConfig
-from launch.cluster.spec import LaunchSpec
+from launch.cluster.spec.load import launch_spec_class
 from launch.config import check_same_run, load_config, load_run_config, write_resolved
 from launch.config_errors import ConfigError, all_keys
 from launch.recipes import packaged_recipes
@@ -40,7 +40,7 @@ def test_every_shipped_recipe_loads(name: str, tmp_path: Path, monkeypatch: pyte
     if kind == "data":  # what to read and where to write is said on the command line
         load_config(PrepareConfig, name, [], {"input": ["raw/*.jsonl"], "output": "made"})
     elif kind == "cluster":
-        load_config(LaunchSpec, name)
+        load_config(launch_spec_class(), name)
     elif kind == "scaling":
         load_config(LadderRecipe, name)
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,17 +15,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep.tokenization.tokenizer import load_tokenizer, num_ids
 from pipeline.run_folder import read_status
 from pipeline.tracking.metrics import read_metrics
+from tests.helpers.processes import free_port
+from tests.helpers.recipes import nano_recipe
 
 STEPS, LOG_EVERY = 10_000_000, 20  # without an end of its own: how long a server takes to start is the machine's affair
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 @contextmanager
@@ -66,23 +60,18 @@ def test_a_server_that_dies_and_comes_back_has_the_whole_run(
     server.mkdir()
     recipe.write_text(
         yaml.safe_dump(
-            {
-                "model": {"size": "nano", "vocab_size": num_ids(load_tokenizer(dataset / "tokenizer.json"))},
-                "data": {"path": str(dataset), "encoder_length": 16, "decoder_length": 8, "validation_rows": 8},
-                "train": {
-                    **{"steps": STEPS, "global_batch_size": 4, "micro_batch_size": 4, "precision": "fp32", "spike_sigma": 0},
-                    **{
-                        "log_every": LOG_EVERY,
-                        "checkpoint_every": STEPS,
-                        "validate_every": STEPS,
-                    },
+            nano_recipe(
+                dataset,
+                train={
+                    **{"steps": STEPS, "global_batch_size": 4, "micro_batch_size": 4, "spike_sigma": 0},
+                    **{"log_every": LOG_EVERY, "checkpoint_every": STEPS, "validate_every": STEPS},
                 },
-                "optimizer": {"schedule": "constant"},
-                "tracking": {"experiment": "server"},
-            }
+                optimizer={"schedule": "constant"},
+                tracking={"experiment": "server", "enabled": True},
+            )
         )
     )
-    port = _free_port()
+    port = free_port()
     uri = f"http://127.0.0.1:{port}"
     environ = {**environment, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "MLFLOW_TRACKING_URI": uri}
     program = [sys.executable, "-c", "from launch.cli import main; main()", "train", str(recipe), "--output", str(run)]

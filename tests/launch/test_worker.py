@@ -1,6 +1,7 @@
-"""The real worker, in a small copy of the house with its own trainer: errors in the log, no life without a launcher."""
+"""The real worker in a small copy of the project with a stub trainer: errors in the log, and no worker without a launcher."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,16 +36,17 @@ def train(run: Path) -> None:
 @pytest.fixture
 def start(tmp_path: Path, environment: dict[str, str]) -> Callable[[str], "subprocess.Popen[str]"]:
     """Start two real workers whose `pipeline.training.trainer.train` ends with the given statement."""
-    for name in ("models", "pipeline", "data_prep", "launch"):
+    for name in ("models", "pipeline", "pipeline/training", "pipeline/tracking", "data_prep", "launch"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
     for name in ("worker.py", "local.py", "identity.py"):
         shutil.copy(LAUNCH / name, tmp_path / "launch" / name)
+    shutil.copy(LAUNCH.parent / "pipeline" / "tracking" / "logs.py", tmp_path / "pipeline" / "tracking" / "logs.py")
     (tmp_path / "run").mkdir()
     environment["PYTHONPATH"] = str(tmp_path)
 
     def run(statement: str) -> "subprocess.Popen[str]":
-        (tmp_path / "pipeline" / "train.py").write_text(f"{TRAIN}    {statement}\n")
+        (tmp_path / "pipeline" / "training" / "trainer.py").write_text(f"{TRAIN}    {statement}\n")
         arguments = [sys.executable, "-c", LAUNCHER, str(tmp_path / "run")]
         return subprocess.Popen(arguments, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
 
@@ -68,6 +70,46 @@ def test_an_error_is_a_line_for_people_and_a_traceback_in_the_log(
     log = (tmp_path / "run" / "logs" / "rank_0.log").read_text()
     assert "Traceback" in log
     assert "in train" in log
+
+
+@pytest.mark.parametrize(
+    ("level", "shown"), [(None, {"info", "error"}), ("debug", {"debug", "info", "error"}), ("error", {"error"})]
+)
+def test_log_records_have_level_rank_and_step(
+    start: Callable[[str], "subprocess.Popen[str]"],
+    tmp_path: Path,
+    environment: dict[str, str],
+    level: str | None,
+    shown: set[str],
+) -> None:
+    environment.pop("FNET_T5_LOG_LEVEL", None)
+    if level is not None:
+        environment["FNET_T5_LOG_LEVEL"] = level
+    statement = (
+        "import logging\n    from pipeline.tracking.logs import set_step\n    log = logging.getLogger(__name__)\n"
+        "    log.info('before the first step')\n    set_step(7)\n"
+        "    for each in ('debug', 'info', 'error'): getattr(log, each)('an %s', each)"
+    )
+    process = start(statement)
+    _, message = process.communicate(timeout=20)
+    assert (process.returncode, message) == (0, "")  # the terminal shows none of it
+    for rank in range(2):
+        lines = (tmp_path / "run" / "logs" / f"rank_{rank}.log").read_text().splitlines()
+        pattern = r"(\w+): \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[(.*)\] (.*)"
+        records = [match.groups() for line in lines if (match := re.fullmatch(pattern, line))]
+        expected = {(each, f"rank {rank}, step 7", f"an {each}") for each in shown}
+        if "info" in shown:
+            expected.add(("info", f"rank {rank}", "before the first step"))
+        assert set(records) == expected
+        assert len(records) == len(lines)
+
+
+def test_an_unknown_log_level_is_refused(start: Callable[[str], "subprocess.Popen[str]"], environment: dict[str, str]) -> None:
+    environment["FNET_T5_LOG_LEVEL"] = "loud"
+    process = start("print('trained')")
+    _, message = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "log level 'loud' is unknown: --log-level and FNET_T5_LOG_LEVEL take debug, info, warning, error" in message
 
 
 def test_kill_9_of_the_launcher_leaves_no_worker(start: Callable[[str], "subprocess.Popen[str]"], tmp_path: Path) -> None:

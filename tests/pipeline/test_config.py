@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import MeshConfig, OptimizerConfig, RunConfig
+from pipeline.config import MeshConfig, OptimizerConfig, RunConfig, TrainConfig
 from pipeline.optim.lr_schedule import learning_rate
 from pipeline.training.deepspeed_config import check_version, deepspeed_config
 
@@ -192,3 +192,10 @@ def test_schedules_that_cannot_be_are_refused() -> None:
         OptimizerConfig(schedule="inverse_sqrt", warmup_steps=0)
     with pytest.raises(ValueError, match="decay_begin 5 is read by schedule wsd alone"):
         OptimizerConfig(decay_begin=5)
+
+
+def test_the_old_name_of_the_consistency_check_is_still_read() -> None:
+    assert TrainConfig.model_validate({"steps": 4, "agreement_every": 7}).consistency_check_every == 7
+    assert "agreement_every" not in TrainConfig(steps=4).model_dump()
+    with pytest.raises(ValueError, match=r"agreement_every is the old name of train\.consistency_check_every"):
+        TrainConfig.model_validate({"steps": 4, "agreement_every": 7, "consistency_check_every": 8})

@@ -1,28 +1,18 @@
-"""`fnet-t5 launch ray`: data preparation as a job of a Ray cluster that is already there."""
+"""`fnet-t5 launch ray`: data preparation as a job of a Ray cluster that is already running."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.cli.arguments import ManyValuesCommand, Overrides
-from launch.cli.cluster.options import (
-    DryRun,
-    Keep,
-    PrepareConfigFile,
-    PrepareInput,
-    PrepareOutput,
-    PrepareSeed,
-    PrepareTest,
-    PrepareTokenizer,
-    PrepareVal,
-    PrepareWorkers,
-    Set,
-    preparation,
-    show,
-)
+from launch.cli.arguments import ManyValuesCommand
+from launch.cli.cluster.launching import launch_job, record_folder
+from launch.cli.cluster.options import DryRun, Keep, Set
+from launch.cli.cluster.prepare_options import PrepareOptions, takes_prepare_options
+
+if TYPE_CHECKING:
+    from launch.cluster.spec.launch_spec import LaunchSpec
 
 _PREPARE = (
     "Example: fnet-t5 launch ray prepare --ray-address http://head:8265 --workers 64 --input '/shared/raw/*.jsonl.zst' "
@@ -34,22 +24,14 @@ _EXAMPLE = "configs/cluster/ray.yaml"
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `fnet-t5 launch`."""
-    group = typer.Typer(help="Jobs of a running Ray cluster, by Ray Jobs.", no_args_is_help=True)
+    group = typer.Typer(help="Jobs of a running Ray cluster, submitted with Ray Jobs.", no_args_is_help=True)
     group.callback()(lambda: None)  # a group even while it has one command
-    group.command(cls=ManyValuesCommand, epilog=_PREPARE, no_args_is_help=True)(prepare)
+    group.command(cls=ManyValuesCommand, epilog=_PREPARE, no_args_is_help=True)(takes_prepare_options(prepare))
     app.add_typer(group, name="ray")
 
 
 def prepare(
-    input: PrepareInput = None,
-    val: PrepareVal = None,
-    test: PrepareTest = None,
-    output: PrepareOutput = None,
-    tokenizer: PrepareTokenizer = None,
-    workers: PrepareWorkers = None,
-    seed: PrepareSeed = None,
-    config: PrepareConfigFile = None,
-    overrides: Overrides = None,
+    options: PrepareOptions,
     ray_address: Annotated[
         str | None, typer.Option(help="The cluster's dashboard, http://HEAD:8265. Default: the cluster file's.")
     ] = None,
@@ -60,40 +42,32 @@ def prepare(
     set_: Set = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Prepare data on a running Ray cluster. Quote globs, and give absolute paths: they are of the cluster's nodes."""
-    from launch.cluster import ray_jobs
-    from launch.cluster.checks import load_cluster, preparation_inputs
-    from launch.cluster.record import LaunchRecord, launch_folder, now, write_record
-    from launch.cluster.record import keep as keep_files
+    """Prepare data on a running Ray cluster. Quote globs, and give absolute paths: they are paths on the cluster's nodes."""
+    from launch.cluster.checks import preparation_inputs
+    from launch.cluster.platform import PrepareJob
+    from launch.cluster.spec.load import load_cluster
 
     spec = load_cluster(cluster or _EXAMPLE, set_ or [], "ray")
-    assert spec.ray is not None
-    address = ray_address or (spec.ray.address if cluster else None)  # the example's is nobody's
+    spec = _with_address(spec, ray_address, cluster)
+    resolved, recipe = options.resolve(spec)
+    folder = resolved.output
+    paths = {f"--output {folder}": folder, **preparation_inputs(resolved)}
+    if relative := next((key for key, path in paths.items() if not path.is_absolute()), None):
+        raise ValueError(f"{relative} is a relative path, and the job starts in a folder of Ray's: give an absolute path")
+    job = PrepareJob(
+        cluster=spec, folder=folder, record_folder=record_folder(keep, folder), recipe=recipe, workers=resolved.workers
+    )
+    launch_job(job, dry_run=dry_run)
+
+
+def _with_address(spec: LaunchSpec, ray_address: str | None, cluster: str | None) -> LaunchSpec:
+    """The cluster with the address of the option, or of the user's own cluster file."""
+    from launch.cluster.ray_jobs import check_address
+    from launch.cluster.spec.ray_section import RaySection
+
+    section = spec.section(RaySection)
+    address = ray_address or (section.address if cluster else None)  # the address in the example file does not exist
     if address is None:
         raise ValueError("no Ray cluster is named: give --ray-address http://HEAD:8265, or ray.address in a --cluster file")
-    ray_jobs.check_address(address)
-    given = (input, val, test, output, tokenizer, workers, seed)
-    resolved, recipe = preparation(spec, config, overrides, *given)
-    paths = {f"--output {resolved.output}": resolved.output, **preparation_inputs(resolved)}
-    if relative := next((key for key, path in paths.items() if not path.is_absolute()), None):
-        raise ValueError(f"{relative} is a relative path, and the job starts in a folder of Ray's: give absolute ones")
-    text = ray_jobs.job_file(recipe, spec.ray.auth_mode, spec.environment)
-    show(text, resolved.output, f"{resolved.workers} workers on {address}")
-    if dry_run:
-        return
-    here = keep or Path("runs") / resolved.output.name
-    kept = launch_folder(here, "prepare")
-    keep_files(kept, {ray_jobs.JOB: text})
-    record = LaunchRecord(
-        platform="ray",
-        what="prepare",
-        name=resolved.output.name,
-        file=(kept / ray_jobs.JOB).absolute(),
-        folder=resolved.output,
-        job_id=ray_jobs.submit(address, spec.ray.auth_mode, kept / ray_jobs.JOB),
-        address=address,
-        auth_mode=spec.ray.auth_mode,
-        submitted=now(),
-    )
-    write_record(kept, record)
-    typer.echo(f"Submitted as job {record.job_id}. Follow it: fnet-t5 launch logs {here} --follow")
+    check_address(address)
+    return spec.model_copy(update={"ray": section.model_copy(update={"address": address})})

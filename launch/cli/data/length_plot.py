@@ -1,4 +1,4 @@
-"""The lengths of documents by source as a picture: one line a source over powers of two of tokens."""
+"""A plot of document lengths: one line per source, over powers of two of tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_prep.dataset.manifest import Manifest
 
 
 def draw_lengths(manifest: Manifest, path: Path) -> None:
-    """Write a .png or .svg of the training documents' lengths in tokens, each source as shares of its own documents."""
+    """Plot the lengths of training documents to a .png or .svg file; the y axis is the share of the source's documents."""
     split = "train" if "train" in manifest.splits else next(iter(manifest.splits))
     figure = Figure(figsize=(9, 5), layout="constrained")
     FigureCanvasAgg(figure)

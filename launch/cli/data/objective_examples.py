@@ -1,4 +1,4 @@
-"""`fnet-t5 data inspect --objective`: real rows of a dataset folder as an objective gives them to a model, and their cost."""
+"""`fnet-t5 data inspect --objective`: rows of a dataset folder as an objective gives them to a model, and their cost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TYPICAL = {"encoder_decoder": "fnet_t5", "decoder_only": "gpt2", "encoder_only"
 
 
 def read_objective(name: str, settings: Sequence[str]) -> ObjectiveConfig:
-    """An objective by its name and `key=value` settings, checked. Raises ConfigError."""
+    """The configuration of an objective from its name and `key=value` settings. Raises ConfigError."""
     return load_config(ObjectiveField, None, [f"objective={name}", *(f"objective.{setting}" for setting in settings)]).objective
 
 
@@ -40,7 +40,7 @@ def print_examples(
     rows: int,
     seed: int,
 ) -> None:
-    """Print `rows` examples in colour. Packed rows are read where the folder has them in this length, else its stream."""
+    """Print `rows` examples in colour, from packed rows if the folder has them in this length, else from the token stream."""
     config = read_objective(name, settings)
     tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
     vocabulary = Vocabulary.of(tokenizer)
@@ -58,7 +58,7 @@ def print_examples(
     tokens, lengths = source.read(chosen)
     batch = built(tokens, lengths, chosen)
     console = Console()
-    kind = "packed rows" if packed else "the stream (no rows of this length are packed)"
+    kind = "packed rows" if packed else "the token stream (there are no packed rows of this length)"
     console.print(f"{config.name} on {kind}: {describe_cost(built)}", highlight=False)
     num_targets = built.num_targets(lengths, chosen)
     for place, row in enumerate(chosen.tolist()):
@@ -68,12 +68,12 @@ def print_examples(
 
 
 def describe_cost(objective: Objective) -> str:
-    """What a full row spends, in one line."""
+    """The cost of a full row, in one line."""
     cost = objective.cost
     encoder, decoder, target = cost.per_raw()
     return (
-        f"{cost.raw} raw tokens make {cost.encoder} encoder and {cost.decoder} decoder positions and {cost.target:.4g} targets "
-        f"({encoder:.3f}, {decoder:.3f} and {target:.3f} a raw token)"
+        f"{cost.raw} raw tokens give {cost.encoder} encoder and {cost.decoder} decoder positions and {cost.target:.4g} targets "
+        f"({encoder:.3f}, {decoder:.3f} and {target:.3f} per raw token)"
     )
 
 
@@ -85,7 +85,7 @@ Styled = tuple[int, str]
 
 
 def examples(batch: AnyBatch, row: int, tokenizer: Tokenizer, vocabulary: Vocabulary) -> list[tuple[str, Text]]:
-    """The parts of row `row` of a batch, each with its name: encoder, decoder, text, or predictions."""
+    """The parts of row `row` of a batch, each with its name, such as encoder and decoder, or prefix and writes."""
     view = _View(tokenizer, vocabulary)
     if isinstance(batch, EncoderBatch):
         return view.masked(batch, row)
@@ -98,7 +98,7 @@ class _View:
     def __init__(self, tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
         self.tokenizer, self.vocabulary = tokenizer, vocabulary
         self._special = set(tokenizer.get_added_tokens_decoder())
-        # A sentinel that stands in for another paper's token is shown as that token.
+        # A sentinel that replaces another paper's token is shown as that token.
         self._names = {token: name for name, token in vocabulary.named.items() if token not in vocabulary.sentinels}
 
     def pair(self, batch: Batch, row: int) -> list[tuple[str, Text]]:
@@ -110,10 +110,10 @@ class _View:
         ]
 
     def text(self, batch: TextBatch, row: int) -> list[tuple[str, Text]]:
-        """What is written, behind the prefix that is only read: of each place the token that follows it."""
+        """The targets, after the prefix that is only read. The target of a position is the token that follows it."""
         used = batch.mask[row] > 0
         written = batch.target_mask[row][used] == 1
-        # The text is the input without the start token, and the last target behind it.
+        # The text is the input without the start token, followed by the last target.
         shifted = batch.ids[row][used][1:].tolist()
         tokens = [*shifted, int(batch.targets[row][used][-1])] if used.any() else []
         first = int(written.argmax()) if written.any() else len(tokens)
@@ -139,7 +139,7 @@ class _View:
         return parts
 
     def _marked(self, ids: Sequence[int], plain: str, colour_spans: bool) -> list[Styled]:
-        """Tokens with their style: marks in colours that go round, and with `colour_spans` also what follows them."""
+        """Tokens with their style: sentinels in cycling colours; with `colour_spans`, also the tokens after them."""
         styled: list[Styled] = []
         marks, following = 0, plain
         for token in ids:

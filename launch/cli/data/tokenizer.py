@@ -1,4 +1,4 @@
-"""`fnet-t5 tokenizer`: make the vocabulary that datasets and models share."""
+"""`fnet-t5 tokenizer`: train a tokenizer for datasets and models."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ EXAMPLE = "Example: fnet-t5 tokenizer train --input data/raw/*.jsonl.zst --vocab
 
 def register(app: typer.Typer) -> None:
     """Add the group to the command line."""
-    group = typer.Typer(help="Make a tokenizer.", no_args_is_help=True, epilog=EXAMPLE)
+    group = typer.Typer(help="Train a tokenizer.", no_args_is_help=True, epilog=EXAMPLE)
     group.command(cls=ManyValuesCommand, epilog=EXAMPLE, no_args_is_help=True)(train)
-    # Without a callback typer would take the group's only command for the group itself.
+    # Without a callback, typer would replace the group by its only command.
     group.callback()(_group)
     app.add_typer(group, name="tokenizer")
 
@@ -27,9 +27,9 @@ def _group() -> None:
 
 
 def train(
-    input: Annotated[list[str], typer.Option(metavar="GLOB...", help="Raw text, in any format that prepare reads.")],
-    vocab_size: Annotated[int, typer.Option(help="Ids in all, specials and 100 sentinels included.")],
-    output: Annotated[Path, typer.Option(help="Where to write the tokenizer.json.", dir_okay=False)],
+    input: Annotated[list[str], typer.Option(metavar="GLOB...", help="Raw text in any format that prepare reads.")],
+    vocab_size: Annotated[int, typer.Option(help="Number of ids, specials and 100 sentinels included.")],
+    output: Annotated[Path, typer.Option(help="Path of the tokenizer.json to write.", dir_okay=False)],
 ) -> None:
     """Train byte-level BPE with <pad>, </s>, <unk> and T5's 100 sentinels on a sample of the input."""
     from rich.console import Console
@@ -37,11 +37,11 @@ def train(
     from data_prep.tokenization.tokenizer import num_ids, train_tokenizer_on_files
 
     if output.exists():
-        raise ValueError(f"{output} exists, and datasets may depend on it: delete it, or give another --output")
+        raise ValueError(f"{output} exists, and datasets may depend on it: delete it or give another --output")
     typer.echo(f"Training a byte-level BPE of {vocab_size:,} ids on {listed(input)}")
     output.parent.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    with Console().status("reading and merging"):
+    with Console().status("reading text and training"):
         made = train_tokenizer_on_files(input, vocab_size, output)
     seconds = time.perf_counter() - begin
     typer.echo(f"{output}: {num_ids(made):,} ids in {seconds:.1f} s")

@@ -1,4 +1,4 @@
-"""`fnet-t5 scaling`: plan a compute-matched ladder, run it, see how far it is, and report what it says."""
+"""`fnet-t5 scaling`: plan a compute-matched ladder, run it, show its progress, and report its results."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import typer
 from launch.cli.arguments import ManyValuesCommand, Overrides
 
 if TYPE_CHECKING:
-    from pipeline.scaling.ladder.ladder import Ladder
+    from pipeline.scaling.ladder.ladder import Ladder, PlannedRun
 
-Folder = Annotated[Path, typer.Argument(metavar="LADDER", help="Folder that `scaling plan` made.")]
+Folder = Annotated[Path, typer.Argument(metavar="LADDER", help="Ladder folder made by `scaling plan`.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the group to the command line."""
     group = typer.Typer(
-        help="Compute-matched ladders: plan, run, follow, report.",
+        help="Compute-matched ladders: plan, run, show progress, report.",
         no_args_is_help=True,
         epilog="Example: fnet-t5 scaling plan configs/scaling/cpu-smoke.yaml --output runs/cpu-smoke/ladder",
     )
@@ -42,9 +42,12 @@ def register(app: typer.Typer) -> None:
 def plan(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="A recipe: a path, or the name of a shipped one.")],
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="Ladder folder to make. Default: only show the plan.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Ladder folder to write. Default: only show the plan.")] = None,
 ) -> None:
-    """Write down and hash every run of a ladder, its cost, the pairs to compare and what it can detect. Starts nothing."""
+    """Plan a ladder: its runs, their cost, the pairs to compare, and the effect that it can detect. Starts nothing.
+
+    The plan is hashed, so that a report can show that it is the one that was run.
+    """
     from launch.cli.scaling.views import show_plan
     from launch.config import load_config
     from launch.scaling.execute import check_ladder_rows
@@ -64,57 +67,80 @@ def plan(
 
 def run(
     folder: Folder,
-    only: Annotated[list[str] | None, typer.Option(help="Names of the runs to bring to their end. Default: all.")] = None,
-    jobs: Annotated[int, typer.Option(help="Runs side by side on this machine.", min=1)] = 1,
-    minutes: Annotated[float | None, typer.Option(help="Stop, saved, after so many minutes; the same command goes on.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Names of the runs to complete. Default: all.")] = None,
+    jobs: Annotated[int, typer.Option(help="Maximum number of runs at the same time.", min=1)] = 1,
+    minutes: Annotated[
+        float | None, typer.Option(help="Save and stop after this many minutes; rerun the command to resume.")
+    ] = None,
 ) -> None:
-    """Execute a ladder here: sweeps of learning rates, then every run with its budgets. Complete ones are passed over.
+    """Run a ladder here: sweeps of learning rates, then every run with its budgets. Completed runs are skipped.
 
-    Several of these may work on one ladder at the same time, as a job array does, one --only each.
+    Several of these commands may work on one ladder at the same time, one --only each, as a job array does.
     """
-    from launch.local import PREEMPTED_EXIT
     from pipeline.scaling.ladder.ladder import read_ladder
-    from pipeline.scaling.ladder.states import state_of
-    from pipeline.tracking.mlflow_tracker import close_parent, open_parent
 
     ladder = read_ladder(folder)
     chosen = [ladder.run(name) for name in only] if only else list(ladder.runs)
-    tracking = ladder.recipe.tracking
-    parent = None
-    if tracking.enabled:
-        tags = {"ladder.sha256": ladder.sha256, "mlflow.note.content": "\n".join(ladder.recipe.hypotheses)}
-        parent = open_parent(folder, tracking.experiment, ladder.recipe.name, tags)
+    parent = _open_parent(folder, ladder)
     if only and len(only) == 1 and minutes is None:
-        from launch.scaling.execute import PreemptedError, execute, stop_between_trainings
+        _run_one(folder, ladder, chosen[0], parent)
+    else:
+        _run_many(folder, ladder, chosen, parent=parent, jobs=jobs, minutes=minutes)
 
-        stop_between_trainings()
-        try:
-            execute(folder, ladder, chosen[0], parent, typer.echo)
-        except PreemptedError as stopped:
-            typer.echo(str(stopped))
-            raise typer.Exit(PREEMPTED_EXIT) from None
-        return
+
+def _open_parent(folder: Path, ladder: Ladder) -> str | None:
+    """The id of the MLflow run above the ladder's runs; None where tracking is off or not reachable."""
+    from pipeline.tracking.mlflow_tracker import open_parent
+
+    tracking = ladder.recipe.tracking
+    if not tracking.enabled:
+        return None
+    tags = {"ladder.sha256": ladder.sha256, "mlflow.note.content": "\n".join(ladder.recipe.hypotheses)}
+    return open_parent(folder, tracking.experiment, ladder.recipe.name, tags)
+
+
+def _run_one(folder: Path, ladder: Ladder, run: PlannedRun, parent: str | None) -> None:
+    """In this process."""
+    from launch.local import PREEMPTED_EXIT
+    from launch.scaling.execute import PreemptedError, execute, stop_between_trainings
+
+    stop_between_trainings()
+    try:
+        execute(folder, ladder, run, parent, typer.echo)
+    except PreemptedError as stopped:
+        typer.echo(str(stopped))
+        raise typer.Exit(PREEMPTED_EXIT) from None
+
+
+def _run_many(
+    folder: Path, ladder: Ladder, chosen: list[PlannedRun], *, parent: str | None, jobs: int, minutes: float | None
+) -> None:
+    """In one process each, `jobs` at a time."""
+    from launch.local import PREEMPTED_EXIT
     from launch.scaling.pool import Pool
+    from pipeline.scaling.ladder.states import state_of
+    from pipeline.tracking.mlflow_tracker import close_parent
 
-    todo = [one for one in chosen if state_of(folder, ladder, one).state != "complete"]
-    typer.echo(f"{len(chosen) - len(todo)} of {len(chosen)} runs are complete; {jobs} side by side, logs in {folder / 'logs'}")
-    outcome = Pool(folder, ladder, jobs, minutes, typer.echo).run(todo)
-    if parent is not None and all(state_of(folder, ladder, one).state == "complete" for one in ladder.runs):
+    todo = [run for run in chosen if state_of(folder, ladder, run).state != "complete"]
+    completed = f"{len(chosen) - len(todo)} of {len(chosen)} runs are complete"
+    typer.echo(f"{completed}; running {jobs} at a time, logs in {folder / 'logs'}")
+    outcome = Pool(folder, ladder, jobs=jobs, minutes=minutes, log=typer.echo).run(todo)
+    if parent is not None and all(state_of(folder, ladder, run).state == "complete" for run in ladder.runs):
         close_parent(folder)
-    typer.echo(f"{outcome.done} runs brought to their end, {len(outcome.failed)} failed, {outcome.left} left")
+    typer.echo(f"{outcome.done} runs completed, {len(outcome.failed)} failed, {outcome.left} remaining")
     if outcome.failed:
-        raise ValueError(f"failed: {', '.join(outcome.failed)}. Mend the cause and give the same command again")
+        raise ValueError(f"failed: {', '.join(outcome.failed)}. Fix the cause and rerun the same command")
     if outcome.left:
         raise typer.Exit(PREEMPTED_EXIT)
 
 
 def measure(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUNS…", help="Run folders that no ladder planned.")],
-    prefix: Annotated[int, typer.Option(help="Tokens given: at most the encoders' length.", min=1)],
-    suffix: Annotated[int, typer.Option(help="Tokens to be written.", min=1)],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS…", help="Run folders outside of any ladder.")],
+    prefix: Annotated[int, typer.Option(help="Prefix length in tokens: at most the encoder length of each run.", min=1)],
+    suffix: Annotated[int, typer.Option(help="Suffix length in tokens.", min=1)],
     rows: Annotated[int, typer.Option(help="Rows of each source.", min=1)] = 256,
 ) -> None:
-    """Score runs on the yardstick, so that `scaling report` can compare other objectives and architectures by it."""
+    """Evaluate suffix bits per byte, by which `scaling report` compares runs of any objective and architecture."""
     from launch.scaling.execute import measure as measure_run
 
     for folder in runs:
@@ -122,7 +148,7 @@ def measure(
 
 
 def status(folder: Folder) -> None:
-    """How far every run of a ladder is."""
+    """Show the state of every run of a ladder."""
     from launch.cli.scaling.views import show_states
     from pipeline.scaling.ladder.ladder import read_ladder
     from pipeline.scaling.ladder.states import state_of
@@ -132,15 +158,19 @@ def status(folder: Folder) -> None:
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUNS…", help="Ladders, or run folders that no ladder planned.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS…", help="Ladder folders, or run folders outside of any ladder.")],
     output: Annotated[Path, typer.Option(help="Folder for index.html, report.md, runs.csv and fits.json.")],
-    baseline: Annotated[str | None, typer.Option(help="Arm to compare with. Default: the ladder's, or t5.")] = None,
-    inference: Annotated[Path | None, typer.Option(help="JSON of `fnet-t5 bench inference`, to show beside quality.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Arm that the others are compared with. Default: the ladder's, or t5.")
+    ] = None,
+    inference: Annotated[
+        Path | None, typer.Option(help="JSON file of `fnet-t5 bench inference`, to show its costs too.")
+    ] = None,
 ) -> None:
-    """Fit, compare and write the page: the answer in words with its uncertainty, then everything that it rests on.
+    """Fit scaling laws, compare the arms and write a report: the answer with its uncertainty, then the evidence.
 
-    Runs that are not finished, diverged, repeated their data too often or are copies are named and left out; mixed tokenizers,
-    data or measures are refused.
+    Runs that are unfinished, diverged, repeated their data too often or are copies are named and excluded. Runs of different
+    tokenizers, data or evaluations in one report are an error.
     """
     import shlex
 
@@ -152,6 +182,6 @@ def report(
     for sentence in made.answer:
         typer.echo(sentence)
     for excluded in made.excluded:
-        typer.echo(f"left out: {excluded.run}: {excluded.reason}")
+        typer.echo(f"excluded: {excluded.run}: {excluded.reason}")
     log_to_mlflow(runs, made.files)
     typer.echo(f"Written: {', '.join(map(str, made.files))}")

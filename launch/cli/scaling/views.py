@@ -1,4 +1,4 @@
-"""A ladder on the terminal: its plan with costs, and the state of its runs."""
+"""A ladder on the terminal: its plan with the costs, and the state of its runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from models.sizes import shape_of
 from pipeline.scaling.fit.points import MOST_EPOCHS
 from pipeline.scaling.ladder.costs import costs_of
 from pipeline.scaling.ladder.ladder import Ladder
@@ -20,7 +21,7 @@ _WIDTH = 110
 
 
 def show_plan(ladder: Ladder) -> None:
-    """Runs, cost, pairs, and what the design can detect."""
+    """Print runs, cost, pairs, and the effect that the design can detect."""
     recipe = ladder.recipe
     console = Console(width=max(_WIDTH, Console().width))
     table = Table(
@@ -29,13 +30,14 @@ def show_plan(ladder: Ladder) -> None:
         title_justify="left",
     )
     table.add_column("run", no_wrap=True)
+    table.add_column("shape", no_wrap=True)
     for name in ("M parameters", "rows", "steps", "M tokens", "FLOPs"):
         table.add_column(name, justify="right")
     for run in ladder.runs:
         last = run.ends[-1]
         steps = f"{len(run.rates)} x {last.steps:,}" if run.phase == "sweep" else f"{last.steps:,}"
         cells = f"{run.num_parameters / 1e6:,.2f}", f"{run.rows:,}", steps, f"{last.tokens / 1e6:,.1f}", f"{run.flops:.3g}"
-        table.add_row(run.name, *cells)
+        table.add_row(run.name, shape_of(run.model), *cells)
     console.print(table)
     _show_rules(console, ladder)
     costs = costs_of(ladder)
@@ -49,7 +51,7 @@ def show_plan(ladder: Ladder) -> None:
     ]
     if repeated:
         console.print(
-            f"Warning: {', '.join(repeated)} repeat the data more than {MOST_EPOCHS:.0f} times and will be left out of all "
+            f"Warning: {', '.join(repeated)} repeat the data more than {MOST_EPOCHS:.0f} times and will be excluded from all "
             "fits: prepare more text, or lower the budgets",
             style="yellow",
         )
@@ -57,6 +59,7 @@ def show_plan(ladder: Ladder) -> None:
 
 
 def show_states(folder: Path, states: Sequence[RunState]) -> None:
+    """Print one line a run, and how many runs are in each state."""
     table = Table(box=box.SIMPLE_HEAD, title=str(folder), title_justify="left")
     table.add_column("run", no_wrap=True)
     table.add_column("state")
@@ -76,12 +79,14 @@ def _show_rules(console: Console, ladder: Ladder) -> None:
     equal = sum(pair.equal_parameters for pair in ladder.pairs)
     console.print(
         f"Pairs: {len(ladder.pairs)} of equal FLOPs (same size, budget and seed), {equal} of them also of equal parameters; "
-        "each also at equal wall-clock, read off the arm's own budgets"
+        "each also at equal wall-clock time, interpolated between the arm's own budgets"
     )
     if ladder.detectable is None:
-        console.print("What it can detect is not known: give `assumed` (surface and noise), and 10 runs of the baseline")
+        console.print(
+            "The effect that it can detect is unknown: give `assumed` (surface and noise), and 10 runs of the baseline"
+        )
     else:
         console.print(
-            f"It would show a compute multiplier below {ladder.detectable:.3f} (or above {1 / ladder.detectable:.3f}) 4 times "
-            f"in 5, assuming: {recipe.assumed.source if recipe.assumed else ''}"
+            f"It would detect a compute multiplier below {ladder.detectable:.3f} (or above {1 / ladder.detectable:.3f}) 4 "
+            f"times in 5, assuming: {recipe.assumed.source if recipe.assumed else ''}"
         )

@@ -1,4 +1,4 @@
-"""Configuration of an exported FNet-T5 hybrid; lies beside the weights and imports transformers only."""
+"""Configuration of an exported FNet-T5 hybrid. This file is stored with the weights and imports transformers only."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ class FNetT5Config(PretrainedConfig):
         self.vocab_size, self.d_model, self.num_heads = vocab_size, d_model, num_heads
         self.encoder_length = encoder_length
         self.fnet_t5 = fnet_t5 or {}
-        self.num_hidden_layers = self.fnet_t5.get("num_decoder_layers", 0)  # what caches are made for
+        self.num_hidden_layers = self.fnet_t5.get("num_decoder_layers", 0)  # read by transformers to make caches
         options.setdefault("is_encoder_decoder", True)
         super().__init__(**options)

@@ -1,6 +1,6 @@
-"""The layers of the FNet-T5 hybrid for `transformers`, of encoder and decoder; imports torch and transformers only.
+"""Encoder and decoder layers of the FNet-T5 hybrid for `transformers`. Imports torch and transformers only.
 
-Lies beside `modeling_fnet_t5.py`, which uses it. Shapes: B batch, N tokens, K keys, D width, H heads, E width of a head.
+Used by `modeling_fnet_t5.py` in the same folder. Shapes: B batch, N tokens, K keys, D width, H heads, E width of a head.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FNET_TYPES, FNET_EPS = 4, 1e-12  # of google/fnet-base
 
 
 class Settings:
-    """The project's names as attributes."""
+    """The settings of `config.fnet_t5` as attributes."""
 
     def __init__(self, config: FNetT5Config) -> None:
         self.__dict__.update(config.fnet_t5)
@@ -42,7 +42,7 @@ class Settings:
 
     @property
     def head_scale(self) -> float:
-        """T5 takes the N(0, 1) of its tied embedding back before the head; an embedding that starts small needs none."""
+        """Scale before a tied head: it compensates T5's N(0, 1) embedding. An embedding that starts small needs none."""
         return 1.0 if self.init_std else self.d_model**-0.5
 
 
@@ -172,7 +172,7 @@ class LearnedPositions(nn.Module):
 
 
 class FNetLayer(nn.Module):
-    """FNet's own block: norms behind the sums, biases, GELU; nothing is dropped behind the transform."""
+    """FNet's block: post-norm, biases, GELU, no dropout after the transform."""
 
     def __init__(self, s: Settings, layer: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The FNet-T5 hybrid for `transformers`: a Fourier encoder with an attention decoder; imports torch and transformers only.
+"""The FNet-T5 hybrid for `transformers`: a Fourier encoder and an attention decoder. Imports torch and transformers only.
 
-Lies beside exported weights and is loaded with `trust_remote_code=True`. Modules have the names of the FNet-T5 project's
-weights. Inputs are padded to `config.encoder_length` inside, because the Fourier basis depends on the length; pad on the right.
+This file is stored with exported weights and loaded with `trust_remote_code=True`. Modules have the names of the weights. The
+model pads its inputs to `config.encoder_length`, because the Fourier basis depends on the length; pad batches on the right.
 FNet: arXiv:2105.03824. T5: arXiv:1910.10683.
 
 Shapes: B batch, N encoder tokens, M decoder tokens, K keys, D width, H heads, E width of a head.
@@ -72,7 +72,7 @@ class RelativeBias(nn.Module):
         self.decoder = nn.Parameter(torch.zeros(s.num_buckets, s.num_heads))
 
     def bias(self, table: Tensor, num_queries: int, num_keys: int, bidirectional: bool) -> Tensor:
-        """(1, H, Q, K); the last query stands at the last key's position."""
+        """(1, H, Q, K); the last query has the position of the last key."""
         queries = torch.arange(num_keys - num_queries, num_keys, device=table.device)
         distance = torch.arange(num_keys, device=table.device)[None, :] - queries[:, None]
         return table[self.bucket(distance, bidirectional)].permute(2, 0, 1).unsqueeze(0)
@@ -92,7 +92,7 @@ class RelativeBias(nn.Module):
 
 
 def hide(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """(…, K) with 0 at what must not be seen → an additive bias; finite, so that a row without tokens gives no NaN."""
+    """(…, K) with 0 at keys that must not be read → an additive bias; finite, so that a row without tokens gives no NaN."""
     return (mask == 0).to(dtype) * torch.finfo(dtype).min
 
 
@@ -102,13 +102,13 @@ class Encoder(nn.Module):
     def __init__(self, s: Settings, encoder_length: int, shared: tuple[Embedding, RelativeBias]) -> None:
         super().__init__()
         self.encoder_length, self.dropout = encoder_length, s.dropout
-        self.shared = shared  # in a tuple: registered by the whole model, not here
+        self.shared = shared  # in a tuple, so that only the whole model registers these modules
         is_fnet = s.encoder_block == "fnet"
         kind = FNetLayer if is_fnet else EncoderLayer
         if is_fnet:
             self.input = FNetInput(s)
         self.layers = nn.ModuleList(kind(s, layer) for layer in range(s.num_encoder_layers))
-        if not is_fnet:  # its layers end with a norm
+        if not is_fnet:  # FNet's layers end with a norm
             self.final_norm = RMSNorm(s)
 
     def forward(
@@ -127,10 +127,10 @@ class Encoder(nn.Module):
             raise ValueError(f"the input has {num_tokens} tokens, the model was trained on {self.encoder_length}: shorten it")
         if attention_mask is None:
             attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
-        behind = self.encoder_length - num_tokens
-        x = F.pad(inputs_embeds, (0, 0, 0, behind))
+        padding = self.encoder_length - num_tokens
+        x = F.pad(inputs_embeds, (0, 0, 0, padding))
         x = F.dropout(self.input(x) if hasattr(self, "input") else x, self.dropout, self.training)
-        mask = F.pad(attention_mask, (0, behind))
+        mask = F.pad(attention_mask, (0, padding))
         bias = None
         if hasattr(relative_bias, "encoder"):
             bias = relative_bias.bias(relative_bias.encoder, self.encoder_length, self.encoder_length, True)
@@ -190,7 +190,7 @@ class FNetT5ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.head.projection if hasattr(self, "head") else None
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        """The labels moved right by one, behind the start token."""
+        """The labels shifted right by one, after the start token."""
         shifted = F.pad(labels, (1, -1), value=self.config.decoder_start_token_id)
         return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
 
@@ -207,7 +207,7 @@ class FNetT5ForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         **options: Any,
     ) -> Any:
-        """fp32 logits (B, M, V); with `labels` (B, M), -100 where no loss is taken, also the mean loss in nats."""
+        """fp32 logits (B, M, V); with `labels` (B, M), -100 at positions without loss, also the mean loss in nats."""
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds)
         encoder = encoder_outputs[0]  # (B, N, D)

@@ -6,9 +6,9 @@ fnet_t5_equal_parameters  the hybrid with a wider feed-forward in the encoder, a
 fnet_t5_equal_flops       … as many FLOPs a row
 fnet_t5_top2              the hybrid whose two last encoder layers keep attention (FNet, arXiv:2105.03824, section 4)
 ff_only                   the control: no mixing at all in the encoder, all dimensions kept
-gpt2                      GPT-2's block (learned positions, layer norm, feed-forward of 4 widths), the depth that comes
-                          nearest to the T5's parameters
-prefix_decoder            the T5's own block without an encoder, which sees the prefix in both directions; depth as gpt2's
+gpt2                      GPT-2's block and proportions, as many parameters as the T5 (`models/matching/matched_decoder.py`)
+prefix_decoder            the T5's own block and width without an encoder, which sees the prefix in both directions; the depth
+                          that comes nearest to the T5's parameters
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any
 from models.config import ModelConfig, expand_size
 from models.cost.flops import Lengths
 from models.cost.parameters import num_parameters
-from models.matching.compute_matched import compute_matched
+from models.matching.compute_matched import compute_matched, nearest
+from models.matching.matched_decoder import gpt2_of_equal_parameters
 
 ArmModel = Callable[[ModelConfig, Lengths], ModelConfig]
 
@@ -45,29 +46,14 @@ def _top2(t5: ModelConfig, lengths: Lengths) -> ModelConfig:
 
 
 def _gpt2(t5: ModelConfig, lengths: Lengths) -> ModelConfig:
-    own = {"d_model": t5.d_model, "d_ff": 4 * t5.d_model, "d_kv": t5.d_kv, "num_heads": t5.d_model // t5.d_kv}
-    own |= {"num_encoder_layers": 0, "vocab_size": t5.vocab_size, "max_length": lengths.encoder + lengths.decoder}
-
-    def of_depth(layers: int) -> ModelConfig:
-        return ModelConfig(**expand_size({**own, "architecture": "gpt2", "num_decoder_layers": layers}))
-
-    return _nearest(of_depth, t5)
+    return gpt2_of_equal_parameters(t5, max_length=lengths.encoder + lengths.decoder)
 
 
 def _prefix_decoder(t5: ModelConfig, lengths: Lengths) -> ModelConfig:
     def of_depth(layers: int) -> ModelConfig:
         return replace(t5, architecture="prefix_decoder", size="custom", num_encoder_layers=0, num_decoder_layers=layers)
 
-    return _nearest(of_depth, t5)
-
-
-def _nearest(of_depth: Callable[[int], ModelConfig], t5: ModelConfig) -> ModelConfig:
-    """The depth whose parameters come nearest to the T5's."""
-    target = num_parameters(t5)
-    one, two = num_parameters(of_depth(1)), num_parameters(of_depth(2))
-    exact = 1 + (target - one) / (two - one)
-    candidates = [of_depth(max(1, int(exact))), of_depth(max(1, int(exact) + 1))]
-    return min(candidates, key=lambda config: abs(num_parameters(config) - target))
+    return nearest(of_depth, num_parameters, num_parameters(t5))
 
 
 def _matched(matching: str) -> ArmModel:

@@ -83,7 +83,7 @@ def _sections(
     for results, analysis in zip(collected.sets, analyses, strict=True):
         where = f" ({results.name})" if len(collected.sets) > 1 else ""
         sources = source_table(results, analysis)
-        tables = [comparison_table(analysis), *pair_tables(analysis), *fit_tables(analysis), speed_table(results)]
+        tables = [comparison_table(analysis), *pair_tables(results, analysis), *fit_tables(analysis), speed_table(results)]
         sections += [
             ReportSection(
                 title=f"Results{where}",

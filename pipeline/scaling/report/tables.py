@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.sizes import shape_of
 from pipeline.scaling.analysis import HYBRID, Analysis, ArmFit, PairView, Refused, SurfaceFit
 from pipeline.scaling.fit.points import Excluded
 from pipeline.scaling.ladder.ladder import Ladder
@@ -22,8 +23,23 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
+Shapes = Mapping[tuple[str, str], str]
+"""Layers x width and heads by (arm, size), as the runs' configurations hold them."""
+
 RUN_COLUMNS = (
-    *("run", "arm", "size", "seed", "objective", "budget", "parameters", "non_embedding", "raw_tokens", "encoder_tokens"),
+    *(
+        "run",
+        "arm",
+        "size",
+        "shape",
+        "seed",
+        "objective",
+        "budget",
+        "parameters",
+        "non_embedding",
+        "raw_tokens",
+        "encoder_tokens",
+    ),
     *("decoder_tokens", "target_tokens", "flops", "measure", "own_loss", "steps", "rows", "learning_rate", "hours"),
     *("tokens_per_second", "flops_per_second", "memory_gb", "epochs", "revision", "data"),
 )
@@ -33,7 +49,7 @@ def run_row(one: RunResult) -> tuple[str, ...]:
     """Unrounded, for CSV."""
     point = one.point
     values = (
-        *(one.folder.name, point.arm, point.size, point.seed, one.objective, point.budget, point.num_parameters),
+        *(one.folder.name, point.arm, point.size, one.shape, point.seed, one.objective, point.budget, point.num_parameters),
         *(one.non_embedding, point.tokens, one.encoder_tokens, one.decoder_tokens, one.target_tokens, point.flops, point.loss),
         *(one.own_loss, one.steps, one.rows, one.learning_rate, point.seconds / 3600, point.tokens / point.seconds),
         *(point.flops / point.seconds, one.memory_gb, point.epochs, one.provenance.get("revision", ""), point.data),
@@ -50,6 +66,7 @@ def run_table(results: ResultSet) -> Table:
                 one.folder.name,
                 point.arm,
                 point.size,
+                one.shape,
                 str(point.seed),
                 one.objective,
                 f"{point.num_parameters / 1e6:.3f} ({one.non_embedding / 1e6:.3f})",
@@ -65,7 +82,17 @@ def run_table(results: ResultSet) -> Table:
             )
         )
     columns = (
-        *("run", "arm", "size", "seed", "objective", "M parameters (without embedding)", "M raw tokens", "M target tokens"),
+        *(
+            "run",
+            "arm",
+            "size",
+            "shape",
+            "seed",
+            "objective",
+            "M parameters (without embedding)",
+            "M raw tokens",
+            "M target tokens",
+        ),
         *("FLOPs", results.measure, "own validation loss, nats", "steps x rows", "learning rate", "minutes", "epochs"),
     )
     note = "Everything that fits and comparisons read. The CSV beside this page has it unrounded, with more columns."
@@ -145,8 +172,9 @@ def comparison_table(analysis: Analysis) -> Table:
     return Table(f"Compute multipliers over {analysis.baseline}", note, columns, tuple(rows))
 
 
-def pair_tables(analysis: Analysis) -> Iterator[Table]:
-    rows = _pair_rows(analysis.pairs)
+def pair_tables(results: ResultSet, analysis: Analysis) -> Iterator[Table]:
+    shapes = {(one.point.arm, one.point.size): one.shape for one in results.results}
+    rows = _pair_rows(analysis.pairs, shapes)
     floor = (
         "the noise floor is not known: no place has two seeds"
         if analysis.smallest is None or isinstance(analysis.noise, Refused)
@@ -154,7 +182,7 @@ def pair_tables(analysis: Analysis) -> Iterator[Table]:
         f"runs of two arms show {100 * analysis.smallest:.2f} % and more 4 times in 5"
     )
     note = f"Difference of the measure from {analysis.baseline} at the same size, FLOPs and seeds, below 0 is better; {floor}."
-    columns = ("arm", "size", "parameters, of the baseline's", "by budget (seeds)", "95 % interval", "verdict")
+    columns = ("arm", "size", "shape", "parameters, of the baseline's", "by budget (seeds)", "95 % interval", "verdict")
     yield Table("Equal FLOPs", note, columns, tuple(rows))
     equal = tuple(row for row, pair in zip(rows, analysis.pairs, strict=True) if pair.has_equal_parameters)
     if equal:
@@ -163,42 +191,52 @@ def pair_tables(analysis: Analysis) -> Iterator[Table]:
         )
     if analysis.controls:
         note = f"The same from {HYBRID}: ff_only has no mixing in its encoder, fnet_t5_top2 attention in its two last layers."
-        yield Table("What mixing is worth", note, columns, tuple(_pair_rows(analysis.controls)))
+        yield Table("What mixing is worth", note, columns, tuple(_pair_rows(analysis.controls, shapes)))
     note = (
         f"At the seconds that {analysis.baseline}'s runs took, read between the arm's own budgets (in logarithms); nothing "
         "is extrapolated. On a machine with other load they are unreliable."
     )
     yield from _readings(
-        "Equal wall-clock", note, [(pair, pair.equal_seconds) for pair in analysis.pairs], lambda at: f"{at:,.0f} s"
+        "Equal wall-clock", note, [(pair, pair.equal_seconds) for pair in analysis.pairs], lambda at: f"{at:,.0f} s", shapes
     )
     note = (
         f"At the raw tokens that {analysis.baseline}'s runs read, interpolated in the same way: the "
         "difference if the cheaper arm gets no more text."
     )
     yield from _readings(
-        "Equal text", note, [(pair, pair.equal_tokens) for pair in analysis.pairs], lambda at: f"{at / 1e6:,.1f} M"
+        "Equal text", note, [(pair, pair.equal_tokens) for pair in analysis.pairs], lambda at: f"{at / 1e6:,.1f} M", shapes
     )
 
 
 def _readings(
-    title: str, note: str, pairs: Sequence[tuple[PairView, Sequence[tuple[float, float]]]], shown_at: Callable[[float], str]
+    title: str,
+    note: str,
+    pairs: Sequence[tuple[PairView, Sequence[tuple[float, float]]]],
+    shown_at: Callable[[float], str],
+    shapes: Shapes,
 ) -> Iterator[Table]:
     """A table of the differences that were read at what the baseline spent; none where nothing could be read."""
     rows = [
-        (pair.arm, pair.size, "; ".join(f"{shown_at(at)}: {100 * value:+.2f} %" for at, value in found))
+        (
+            pair.arm,
+            pair.size,
+            shapes[pair.arm, pair.size],
+            "; ".join(f"{shown_at(at)}: {100 * value:+.2f} %" for at, value in found),
+        )
         for pair, found in pairs
         if found
     ]
     if rows:
-        yield Table(title, note, ("arm", "size", "difference"), tuple(rows))
+        yield Table(title, note, ("arm", "size", "shape", "difference"), tuple(rows))
 
 
-def _pair_rows(pairs: Sequence[PairView]) -> list[tuple[str, ...]]:
+def _pair_rows(pairs: Sequence[PairView], shapes: Shapes) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for pair in pairs:
         budgets = "; ".join(f"{budget:.2g}: {100 * value:+.2f} % ({seeds})" for budget, value, seeds in pair.by_budget)
         found = verdict(pair.difference, 0.0)
-        rows.append((pair.arm, pair.size, f"{pair.parameters_ratio:.3f}", budgets, percent(pair.difference), found))
+        ratio, interval = f"{pair.parameters_ratio:.3f}", percent(pair.difference)
+        rows.append((pair.arm, pair.size, shapes[pair.arm, pair.size], ratio, budgets, interval, found))
     return rows
 
 
@@ -210,8 +248,19 @@ def speed_table(results: ResultSet) -> Table:
         point = longest.point
         memory = "" if longest.memory_gb is None else f"{longest.memory_gb:.2f}"
         cells = f"{point.tokens / point.seconds:,.0f}", f"{point.flops / point.seconds:.3g}", memory
-        rows.append((arm, size, f"{point.num_parameters / 1e6:.3f}", f"{point.flops / point.tokens:.3g}", *cells))
-    columns = ("arm", "size", "M parameters", "FLOPs a raw token", "raw tokens a second", "model FLOP/s", "peak memory, GB")
+        rows.append(
+            (arm, size, longest.shape, f"{point.num_parameters / 1e6:.3f}", f"{point.flops / point.tokens:.3g}", *cells)
+        )
+    columns = (
+        "arm",
+        "size",
+        "shape",
+        "M parameters",
+        "FLOPs a raw token",
+        "raw tokens a second",
+        "model FLOP/s",
+        "peak memory, GB",
+    )
     return Table("Throughput and memory", "Of the longest run of each place, steps alone.", columns, tuple(rows))
 
 
@@ -228,7 +277,7 @@ def source_table(results: ResultSet, analysis: Analysis) -> Table | None:
     names = sorted({name for one in chosen for name in one.sources})
     rows = tuple((name, *(f"{one.sources[name]:.3f}" if name in one.sources else "" for one in chosen)) for name in names)
     note = f"At {chosen[0].point.size} and {top:.3g} FLOPs, seed 0. A source is a small sample: read rows, not cells."
-    return Table("Bits per byte by source", note, ("source", *(one.point.arm for one in chosen)), rows)
+    return Table("Bits per byte by source", note, ("source", *(f"{one.point.arm} ({one.shape})" for one in chosen)), rows)
 
 
 def sweep_table(ladders: Sequence[tuple[Path, Ladder]]) -> Table | None:
@@ -240,14 +289,14 @@ def sweep_table(ladders: Sequence[tuple[Path, Ladder]]) -> Table | None:
                 tries = "; ".join(
                     f"{rate}: {'diverged' if loss is None else f'{loss:.4f}'}" for rate, loss in found.tries.items()
                 )
-                rows.append((run.arm, run.size, f"{found.rate:.3g}", tries))
+                rows.append((run.arm, run.size, shape_of(run.model), f"{found.rate:.3g}", tries))
     if not rows:
         return None
     note = (
         "Last validation loss by learning rate; the optimum is the vertex of the parabola through the best and its neighbours. "
         "Every best one lies inside. Other sizes take the power law through the two."
     )
-    return Table("Learning rates", note, ("arm", "size", "optimum", "tries"), tuple(rows))
+    return Table("Learning rates", note, ("arm", "size", "shape", "optimum", "tries"), tuple(rows))
 
 
 def excluded_table(excluded: Sequence[Excluded]) -> Table:

@@ -7,9 +7,16 @@ from hypothesis import strategies as st
 
 from data_prep.config import PackingMethod
 from data_prep.dataset.packing import PackedRows, PackingError, pack
+from data_prep.dataset.row_index import write_row_index
 
 _LENGTHS = st.lists(st.integers(0, 40), max_size=60)
 _METHODS = st.sampled_from(["best_fit", "concatenate"])
+
+
+def _ids(rows: PackedRows, row: int, tokens: np.ndarray) -> list[int]:
+    """The token ids of one row, piece by piece."""
+    spans = zip(*rows.pieces(row), strict=True)
+    return [token for start, size in spans for token in tokens[start : start + size].tolist()]
 
 
 @given(_LENGTHS, st.integers(1, 17), _METHODS)
@@ -20,7 +27,7 @@ def test_every_token_lies_in_one_row_once(lengths: list[int], row_length: int, m
     for row in range(rows.num_rows):
         starts, sizes = rows.pieces(row)
         assert sizes.min() > 0
-        assert sizes.sum() == rows.row_lengths[row] <= row_length
+        assert sizes.sum() == rows.lengths_of(np.array([row]))[0] <= row_length
         assert np.all(np.diff(starts) > 0)
         for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
             assert not bounds & set(range(start + 1, start + size)), "a piece crosses documents"
@@ -34,12 +41,9 @@ def test_every_token_lies_in_one_row_once(lengths: list[int], row_length: int, m
 def test_concatenate_is_the_chopped_stream(lengths: list[int], row_length: int) -> None:
     tokens = np.arange(1, sum(lengths) + 1)
     rows = pack(np.array(lengths, dtype=np.int32), row_length, "concatenate")
-    ids, valid = rows.gather(tokens, np.arange(rows.num_rows))
-    num_rows = -(-len(tokens) // row_length)
-    chopped = np.zeros(num_rows * row_length, dtype=np.int64)
-    chopped[: len(tokens)] = tokens
-    assert np.array_equal(ids, chopped.reshape(num_rows, row_length))
-    assert valid.sum() == len(tokens)
+    chopped = [tokens[begin : begin + row_length].tolist() for begin in range(0, len(tokens), row_length)]
+    assert [_ids(rows, row, tokens) for row in range(rows.num_rows)] == chopped
+    assert rows.lengths_of(np.arange(rows.num_rows)).tolist() == [len(ids) for ids in chopped]
 
 
 @given(st.lists(st.integers(1, 17), max_size=60), st.integers(1, 17))
@@ -53,21 +57,16 @@ def test_best_fit_is_the_textbook_algorithm(lengths: list[int], row_length: int)
         else:
             free.append(row_length - size)
     rows = pack(np.array(lengths, dtype=np.int32), row_length)
-    assert sorted(row_length - rows.row_lengths) == sorted(free)
+    assert sorted(row_length - rows.lengths_of(np.arange(rows.num_rows))) == sorted(free)
 
 
 @given(_LENGTHS, st.integers(1, 17), _METHODS, st.lists(st.integers(0, 10**6), max_size=8))
-def test_gather_is_a_loop_over_pieces(lengths: list[int], row_length: int, method: PackingMethod, wanted: list[int]) -> None:
-    tokens = np.arange(1, sum(lengths) + 1, dtype=np.uint16)
+def test_lengths_of_any_rows_are_those_of_their_pieces(
+    lengths: list[int], row_length: int, method: PackingMethod, wanted: list[int]
+) -> None:
     rows = pack(np.array(lengths, dtype=np.int32), row_length, method)
     chosen = np.array([row % rows.num_rows for row in wanted] if rows.num_rows else [], dtype=np.int64)
-    ids, valid = rows.gather(tokens, chosen)
-    assert ids.shape == (len(chosen), row_length)
-    for i, row in enumerate(chosen):
-        starts, sizes = rows.pieces(row)
-        expected = [t for start, size in zip(starts, sizes, strict=True) for t in tokens[start : start + size].tolist()]
-        assert ids[i].tolist() == expected + [0] * (row_length - len(expected))
-        assert valid[i] == len(expected)
+    assert rows.lengths_of(chosen).tolist() == [int(rows.pieces(row)[1].sum()) for row in chosen]
 
 
 def test_documents_that_fit_are_not_cut() -> None:
@@ -78,8 +77,9 @@ def test_documents_that_fit_are_not_cut() -> None:
 
 
 def test_a_file_is_one_flat_array_and_loads_as_it_was(tmp_path: Path) -> None:
-    rows = pack(np.array([3, 5, 2, 12]), 5)
-    rows.save(tmp_path / "train.rows_5.npy")
+    lengths = np.array([3, 5, 2, 12])
+    rows = pack(lengths, 5)
+    write_row_index(tmp_path / "train.rows_5.npy", lengths, 5, "best_fit")
     flat = np.load(tmp_path / "train.rows_5.npy")
     assert flat.dtype == np.int64
     assert flat[:3].tolist() == [rows.num_rows, rows.num_pieces, 5]

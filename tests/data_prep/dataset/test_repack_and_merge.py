@@ -1,4 +1,4 @@
-"""More row lengths and joined folders, against a folder that was prepared so in the first place."""
+"""Added row lengths and merged folders, compared with a folder that was prepared that way."""
 
 from pathlib import Path
 
@@ -32,9 +32,7 @@ def _hashes(folder: Path, *suffixes: str) -> dict[str, str]:
     return {path.name: sha256_file(path) for path in folder.iterdir() if path.name.endswith(suffixes)}
 
 
-def test_a_length_that_is_added_is_as_if_it_had_been_there(
-    corpus: Path, whole: Path, tokenizer_file: Path, tmp_path: Path
-) -> None:
+def test_an_added_length_equals_a_prepared_one(corpus: Path, whole: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     prepare(_config(corpus, tmp_path / "data", tokenizer_file, packing={"lengths": [640]}))
     before = load_manifest(tmp_path / "data")
     manifest = pack_folder(tmp_path / "data", [64, 640])
@@ -43,11 +41,11 @@ def test_a_length_that_is_added_is_as_if_it_had_been_there(
     assert _hashes(tmp_path / "data", ".npy", ".bin") == _hashes(whole, ".npy", ".bin")
     assert verify(tmp_path / "data") == []
     assert pack_folder(tmp_path / "data", [64]) == manifest
-    with pytest.raises(ManifestError, match="rows of 64 tokens are there, packed by best_fit"):
+    with pytest.raises(ManifestError, match="rows of 64 tokens exist already, packed by best_fit"):
         pack_folder(tmp_path / "data", [64], "concatenate")
 
 
-def test_folders_joined_are_the_folder_of_all_files(corpus: Path, whole: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+def test_merged_folders_equal_the_folder_of_all_files(corpus: Path, whole: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder, pattern in zip(folders, ("0*", "[12]*"), strict=True):
         prepare(_config(corpus, folder, tokenizer_file, input=[f"{corpus}/{pattern}"]))
@@ -66,7 +64,7 @@ def test_folders_joined_are_the_folder_of_all_files(corpus: Path, whole: Path, t
         merge([folders[0], folders[0]], tmp_path / "twice", PackingConfig())
 
 
-def test_other_tokenizers_are_not_joined(corpus: Path, whole: Path, tmp_path: Path) -> None:
+def test_folders_of_other_tokenizers_are_not_merged(corpus: Path, whole: Path, tmp_path: Path) -> None:
     other: Tokenizer = train_tokenizer(["another text"] * 3, 400)
     save_tokenizer(other, tmp_path / "other.json")
     prepare(_config(corpus, tmp_path / "other", tmp_path / "other.json", input=[f"{corpus}/2*"]))

@@ -14,6 +14,7 @@ import pytest
 
 from data_prep.dataset.manifest import load_manifest
 from data_prep.files import sha256_file
+from tests.helpers.processes import free_port
 
 _RAY = str(Path(sys.executable).with_name("ray"))
 # Explicit on every node and in the driver: a Ray that once ran embedded may have left a token in the user's home.
@@ -23,15 +24,9 @@ _PREPARE = "from launch.cli import main; main()"
 pytestmark = pytest.mark.slow
 
 
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
 @contextmanager
 def _node(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """One node of one CPU, in a process group of its own that is killed in the end."""
+    """One node with one CPU, in a separate process group that is killed at the end."""
     process = subprocess.Popen(
         [_RAY, "start", "--block", "--num-cpus=1", "--object-store-memory=200000000", *arguments],
         env={**os.environ, **_ENVIRONMENT},
@@ -54,7 +49,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def _cluster() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The address of two nodes, and the process of the second."""
-    port = _free_port()
+    port = free_port()
     with ExitStack() as stack:
         stack.enter_context(_node("--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false"))
         _await_port(port)
@@ -73,6 +68,7 @@ def _await_port(port: int) -> None:
 def _await_nodes(address: str, number: int) -> None:
     program = f"""
 import ray, time
+from tests.helpers.processes import free_port
 ray.init({address!r}, log_to_driver=False, logging_level="ERROR")
 while sum(node["Alive"] for node in ray.nodes()) < {number}:
     time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Ray started for real in a process of its own: what it leaves behind, and what its workers see."""
+"""Ray started in a separate process: what it leaves behind, and the environment of its workers."""
 
 import os
 import subprocess
@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.executor.ray_session import _refuse_silence
+from data_prep.executor.ray_session import _validate_address
 from data_prep.executor.workers import Call, DiskFullError, WorkerError, WorkerPool
 
 _PROGRAM = """
 import os, ray, signal, subprocess
-from data_prep.ray_session import ray_session
-from data_prep.ray_session import _refuse_silence
-from data_prep.workers import Call, WorkerPool
+from data_prep.executor.ray_session import ray_session
+from data_prep.executor.workers import Call, WorkerPool
 from data_prep.files import sha256_file
 
 before = dict(os.environ)
@@ -25,7 +24,7 @@ with ray_session(1):
     safe, path = ray.get(workers.remote())
     assert safe == "1" and {folder!r} not in path, path
     with WorkerPool(1) as pool:
-        print(list(pool.map([Call(sha256_file, ({file!r},), 'hash')]))[0][1])
+        print(list(pool.map([Call(function=sha256_file, arguments=({file!r},), name='hash')]))[0][1])
     children = {{line.split()[0] for line in subprocess.check_output(
         ["ps", "--ppid", str(os.getpid()), "-o", "pid="], text=True).split()}}
 assert dict(os.environ) == before, set(os.environ) ^ set(before)
@@ -56,7 +55,7 @@ def test_a_session_leaves_nothing_and_its_workers_find_our_package(tmp_path: Pat
 
 
 def _results(function: Callable[..., object], argument: object, pool: WorkerPool) -> list[object]:
-    return [result for _, result in pool.map([Call(function, (argument,), str(argument))])]
+    return [result for _, result in pool.map([Call(function=function, arguments=(argument,), name=str(argument))])]
 
 
 @pytest.mark.usefixtures("ray")
@@ -114,9 +113,7 @@ def test_a_worker_that_holds_much_memory_is_recycled(tmp_path: Path) -> None:
         assert pool.num_recycled == 1
 
 
-@pytest.mark.parametrize(
-    ("address", "expected"), [("nonsense", "not HOST:PORT"), ("127.0.0.1:9", "no Ray cluster answers there")]
-)
-def test_an_address_where_nobody_answers_is_refused_at_once(address: str, expected: str) -> None:
+@pytest.mark.parametrize(("address", "expected"), [("nonsense", "not HOST:PORT"), ("127.0.0.1:9", "no Ray cluster answers")])
+def test_an_address_without_a_cluster_fails_immediately(address: str, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
-        _refuse_silence(address)
+        _validate_address(address)

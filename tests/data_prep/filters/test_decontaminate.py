@@ -17,7 +17,7 @@ from data_prep.files import sha256_file
 from data_prep.filters.decontaminate import DecontaminationError, References, build, notes, reference_files
 from data_prep.filters.ngrams import ngram_hashes, within_texts
 from data_prep.prepare import PrepareError, prepare
-from data_prep.units.progress import Progress
+from data_prep.units.job_progress import Progress
 
 _WORDS = st.sampled_from(["a", "b", "A", "é", "É", "“b”", "b.", "-", "…", "a-b", "東京", "İ", "ß", "́", "x\xa0y", "a\x1cb"])
 _GAPS = st.sampled_from([" ", "  ", "\n", "\t \r\n", "\u3000", "\u2028", "\x85"])
@@ -153,7 +153,7 @@ def test_contaminated_training_documents_are_dropped_and_counted(
         assert sha256_file(config.output / f"val.{suffix}") == sha256_file(folder / "all" / f"val.{suffix}")
     assert manifest.records == sum(s.total.documents for s in manifest.splits.values()) + sum(manifest.dropped.values())
     (note,) = manifest.notes
-    assert note == "decontaminate: 1 of 6 records of quiz.jsonl have fewer than 13 words and are not looked for"
+    assert note == "decontaminate: 1 of 6 records of quiz.jsonl have fewer than 13 words and are not compared"
     assert note in {progress.note for progress in seen}
     assert everything.notes == []
     alone = prepare(_config(folder, tokenizer_file, output=folder / "alone", workers=1, unit_bytes=9000))
@@ -170,16 +170,16 @@ def test_references_that_cannot_be_trusted_are_refused(corpus_and_references: Pa
     path = corpus_and_references / "tests" / "quiz.jsonl"
     path.write_bytes(path.read_bytes() + b"{broken\n")
     files = reference_files([str(path)])
-    with pytest.raises(DecontaminationError, match=r"quiz\.jsonl line 7: invalid JSON; mend it"):
+    with pytest.raises(DecontaminationError, match=r"quiz\.jsonl line 7: invalid JSON; fix it"):
         build(files, 13, 1 << 20, corpus_and_references / "built")
     assert notes([], 13) == []
 
 
 @pytest.mark.slow
 def test_real_text_against_a_set_of_ngrams(test_data: Path, tmp_path: Path) -> None:
-    from data_prep.readers.records import Document, RecordReader
+    from data_prep.readers.records import Document, read_records
 
-    read = RecordReader(test_data / "minipile" / "val.jsonl.zst", "val", 1 << 28)
+    read = read_records(test_data / "minipile" / "val.jsonl.zst", "val", 1 << 28)
     texts = [record.text for record in read if isinstance(record, Document)]
     (tmp_path / "some.jsonl").write_bytes(b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts[:50]))
     build(reference_files([str(tmp_path / "some.jsonl")]), 13, 1 << 28, tmp_path / "built")

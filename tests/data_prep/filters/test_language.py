@@ -1,4 +1,4 @@
-"""The language filter, on texts whose language is plain."""
+"""The language filter, on texts in an obvious language."""
 
 import builtins
 import importlib.util
@@ -54,7 +54,7 @@ def test_other_languages_are_dropped_and_counted(ray: None, tokenizer_file: Path
 
 
 @needs_library
-def test_only_the_start_counts_and_doubt_can_be_asked_for() -> None:
+def test_only_the_start_counts_and_low_confidence_is_und() -> None:
     text = _TEXTS["en"] + "\n" + _TEXTS["fr"] * 50
     assert language_of(text, LanguageConfig(keep=["en"], first_characters=100)) == "en"
     assert language_of(text, LanguageConfig(keep=["en"], first_characters=5000)) == "fr"
@@ -63,7 +63,7 @@ def test_only_the_start_counts_and_doubt_can_be_asked_for() -> None:
         check_filter(LanguageConfig(keep=["english", "en", "und"]))
 
 
-def test_a_missing_library_is_said_before_anything_is_read(
+def test_a_missing_library_is_reported_before_anything_is_read(
     tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real_import = builtins.__import__

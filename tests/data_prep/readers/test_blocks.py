@@ -1,4 +1,4 @@
-"""Where blocks are cut: against the definition, byte by byte, and alike for ranges and streams."""
+"""Where blocks are cut: against the definition, byte by byte, and equal for ranges and streams."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ _LINES = st.lists(st.binary(max_size=30).map(lambda data: data.replace(b"\n", b"
 
 
 def _cells(data: bytes, unit_bytes: int) -> dict[int, bytes]:
-    """The definition: each line goes to the cell that its first byte lies in."""
+    """The definition: each line belongs to the cell of its first byte."""
     cells: dict[int, bytes] = {}
     start = 0
     while start < len(data):
@@ -25,7 +25,7 @@ def _cells(data: bytes, unit_bytes: int) -> dict[int, bytes]:
 
 
 @given(_LINES, st.integers(1, 100), st.lists(st.integers(0, 1500), max_size=6))
-def test_blocks_are_the_cells_of_a_grid_however_the_bytes_come(data: bytes, unit_bytes: int, cuts: list[int]) -> None:
+def test_blocks_do_not_depend_on_how_the_bytes_arrive(data: bytes, unit_bytes: int, cuts: list[int]) -> None:
     pieces = [data[a:b] for a, b in pairwise([0, *sorted(cuts), len(data)])]
     blocks = {block.index: block.data.tobytes() for block in cut_blocks(pieces, unit_bytes, 1 << 20)}
     assert blocks == _cells(data, unit_bytes)
@@ -57,7 +57,7 @@ def test_long_lines_are_never_held(sizes: list[int], unit_bytes: int, piece_byte
     assert [len(line.data) for line in lines] == [size if size <= limit else 1024 for size in sizes]
 
 
-def test_an_endless_line_in_a_plain_file_is_passed_over(tmp_path: Path) -> None:
+def test_an_endless_line_in_a_plain_file_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"a\n" + b"y" * 5_000_000 + b"\nb\n")
     blocks = [read_range(path, index, 1 << 20, 10_000) for index in range(num_ranges(path.stat().st_size, 1 << 20))]

@@ -16,7 +16,7 @@ from data_prep.files import sha256_file
 from data_prep.prepare import PrepareError, prepare
 from data_prep.readers.huggingface import DatasetError, parse_dataset
 from data_prep.readers.input_files import expand, plan
-from data_prep.units.progress import Progress
+from data_prep.units.job_progress import Progress
 
 datasets = pytest.importorskip("datasets")
 
@@ -141,7 +141,7 @@ def test_meta_columns_are_read_as_the_piles(tmp_path: Path) -> None:
     assert b"".join(found.lines()).splitlines() == [orjson.dumps(row) for row in rows]  # type: ignore[union-attr]
 
 
-def test_names_say_what_was_asked_for_and_no_machine(tmp_path: Path) -> None:
+def test_names_have_the_settings_and_no_machine(tmp_path: Path) -> None:
     _json_folder(tmp_path / "raw")
     shutil.copytree(tmp_path / "raw", tmp_path / "more")
     config = PrepareConfig.model_validate(

@@ -54,7 +54,7 @@ def test_a_wrong_config_is_refused(tmp_path: Path) -> None:
         _config(tmp_path, inputs=["x"])
     with pytest.raises(ValueError, match="leave no document for training"):
         _config(tmp_path, val_share=0.5, test_share=0.5)
-    with pytest.raises(ValueError, match="names a length twice"):
+    with pytest.raises(ValueError, match="has a length twice"):
         _config(tmp_path, packing={"lengths": [640, 640]})
 
 

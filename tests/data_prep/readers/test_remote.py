@@ -1,4 +1,4 @@
-"""Inputs behind URLs, against a real web server: with byte ranges and without, and with the faults that downloads meet."""
+"""Inputs behind URLs, against a real web server: with and without byte ranges, and with the faults of real downloads."""
 
 import gzip
 import hashlib
@@ -30,7 +30,7 @@ from data_prep.readers.input_files import InputError, expand, plan
 from data_prep.readers.locations import names, sha256_location
 from data_prep.readers.remote import RemoteError, RemoteFile, expand_url, shown
 from data_prep.readers.streams import read_chunks
-from data_prep.units.progress import Progress
+from data_prep.units.job_progress import Progress
 
 
 @dataclass
@@ -160,7 +160,7 @@ def _data_hashes(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def local(ray: None, corpus: Path, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The corpus, but the Parquet file, prepared from local paths."""
+    """The corpus without the Parquet file, prepared from local paths."""
     folder = tmp_path_factory.mktemp("local") / "data"
     prepare(_config(f"{corpus}/*.jsonl*", folder, tokenizer_file))
     return folder
@@ -215,9 +215,7 @@ def test_a_connection_that_stays_broken_fails_the_job_with_its_url(web: Web, tok
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray")
-def test_a_restart_goes_on_where_the_same_bytes_are_at_the_url(
-    web: Web, local: Path, tokenizer_file: Path, tmp_path: Path
-) -> None:
+def test_a_run_resumes_if_the_url_has_the_same_bytes(web: Web, local: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     def interrupt(progress: Progress) -> None:
         if progress.stage == "assemble train":
             raise KeyboardInterrupt
@@ -231,7 +229,7 @@ def test_a_restart_goes_on_where_the_same_bytes_are_at_the_url(
 
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("sizes", [True, False])
-def test_every_byte_comes_over_a_bad_connection(web: Web, ranges: bool, sizes: bool) -> None:
+def test_every_byte_arrives_over_a_bad_connection(web: Web, ranges: bool, sizes: bool) -> None:
     data = bytes(i * i % 251 for i in range(300_000))
     (web.folder / "x.jsonl").write_bytes(data)
     web.ranges, web.sizes = ranges, sizes
@@ -250,8 +248,8 @@ def test_ranges_are_the_blocks_of_the_local_file(web: Web) -> None:
         assert there.data.tobytes() == here.data.tobytes()
 
 
-def test_compressed_files_and_parquet_are_read_as_they_lie_there(web: Web) -> None:
-    web.encoding = "gzip"  # as servers say of any .gz file; nothing may unpack it on the way
+def test_compressed_files_and_parquet_are_read_over_http(web: Web) -> None:
+    web.encoding = "gzip"  # as servers declare any .gz file; nothing may unpack it in transit
     (file,) = expand_url(f"{web.url}/raw/1.jsonl.gz")
     assert b"".join(read_chunks(file)) == gzip.decompress((web.folder / "raw" / "1.jsonl.gz").read_bytes())
     web.encoding = None
@@ -282,7 +280,7 @@ def test_faults_name_the_url_and_the_remedy(web: Web, monkeypatch: pytest.Monkey
         expand(["gs://bucket/*.jsonl"])
     monkeypatch.setattr(remote, "_SILENCE_SECONDS", 0.1)
     web.silent_seconds = 1
-    assert "abc" not in str(remote._explained("https://h/x?key=abc", OSError("500, url='https://h/x%20?key=abc'")))
+    assert "abc" not in str(remote._as_error("https://h/x?key=abc", OSError("500, url='https://h/x%20?key=abc'")))
     with pytest.raises(RemoteError, match=rf"{web.url}/raw/2\.jsonl: no answer in time"):
         expand([f"{web.url}/raw/2.jsonl"])
 
@@ -322,7 +320,7 @@ def test_names_keep_no_host_and_no_secret() -> None:
 def test_a_driver_killed_at_any_moment_over_bad_connections_with_filters(
     ray: None, web: Web, tokenizer_file: Path, tmp_path: Path, seed: int
 ) -> None:
-    """What was asked of local files holds for URLs and references too: the bytes do not care."""
+    """As for local files: the output has the same bytes, also with URLs and references."""
     (web.folder / "quiz.jsonl").write_bytes((web.folder / "raw" / "2.jsonl").read_bytes()[:20_000].rpartition(b"\n")[0])
 
     def config(start: str, output: Path, **kwargs: object) -> PrepareConfig:

@@ -72,7 +72,7 @@ def test_gzip_padding_is_not_damage(tmp_path: Path) -> None:
     assert _lines(tmp_path / "x.jsonl.gz", gzip.compress(b"a\n") + b"\0" * 512) == [Line(1, b"a")]
 
 
-def test_a_line_over_the_limit_is_passed_over(tmp_path: Path) -> None:
+def test_a_line_over_the_limit_is_skipped(tmp_path: Path) -> None:
     lines = _lines(tmp_path / "x.jsonl", b"ok\n" + b"y" * 5000 + b"\nfine\n", limit=100)
     assert lines[0] == Line(1, b"ok")
     assert isinstance(lines[1], Line)

@@ -1,4 +1,4 @@
-"""The fast engine against the reference, and which tokenizers it is never trusted with."""
+"""The fast backend against the reference, and the tokenizers that it does not support."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from data_prep.tokenization.backends import HARD_TEXTS, EngineMismatchError, FastEngine, ReferenceEngine, check, why_not_fast
+from data_prep.tokenization.backends import (
+    HARD_TEXTS,
+    BackendMismatchError,
+    FastBackend,
+    ReferenceBackend,
+    check_same_ids,
+    why_not_fast,
+)
 
 _TEXTS = st.lists(
     st.lists(
@@ -17,41 +24,41 @@ _TEXTS = st.lists(
 
 
 @given(_TEXTS)
-def test_both_engines_give_the_ids_of_tokenizers(tokenizer: Tokenizer, texts: list[str]) -> None:
+def test_both_backends_give_the_ids_of_tokenizers(tokenizer: Tokenizer, texts: list[str]) -> None:
     expected = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-    for engine in (FastEngine(tokenizer), ReferenceEngine(tokenizer)):
-        ids, lengths = engine.encode([text.encode() for text in texts])
+    for backend in (FastBackend(tokenizer), ReferenceBackend(tokenizer)):
+        ids, lengths = backend.encode([text.encode() for text in texts])
         assert lengths.tolist() == [len(document) for document in expected]
         assert ids.tolist() == [token for document in expected for token in document]
 
 
 def test_specials_in_text_stay_text(tokenizer: Tokenizer) -> None:
-    ids, _ = FastEngine(tokenizer).encode([b"</s><extra_id_7><pad>"])
+    ids, _ = FastBackend(tokenizer).encode([b"</s><extra_id_7><pad>"])
     assert ids.min() > 2
     assert ids.max() < 500
 
 
 def test_a_difference_is_found_and_shown(tokenizer: Tokenizer) -> None:
-    class Wrong(ReferenceEngine):
+    class Wrong(ReferenceBackend):
         name = "wrong"
 
         def encode(self, texts):  # type: ignore[no-untyped-def]
             ids, lengths = super().encode(texts)
             return np.where(ids == ids.max(initial=0), 3, ids) if any(b"fox" in text for text in texts) else ids, lengths
 
-    reference = ReferenceEngine(tokenizer)
-    check(Wrong(tokenizer), reference, [b"quick", b"dog"])
-    with pytest.raises(EngineMismatchError, match=r"wrong and tokenizers differ on b'a fox'"):
-        check(Wrong(tokenizer), reference, [b"quick", b"a fox", b"dog"])
+    reference = ReferenceBackend(tokenizer)
+    check_same_ids(Wrong(tokenizer), reference, [b"quick", b"dog"])
+    with pytest.raises(BackendMismatchError, match=r"wrong and tokenizers differ on b'a fox'"):
+        check_same_ids(Wrong(tokenizer), reference, [b"quick", b"a fox", b"dog"])
 
 
-def test_hard_texts_are_what_byte_level_bpe_should_bear(tokenizer: Tokenizer) -> None:
-    ids, lengths = ReferenceEngine(tokenizer).encode([text.encode() for text in HARD_TEXTS])
+def test_hard_texts_survive_byte_level_bpe(tokenizer: Tokenizer) -> None:
+    ids, lengths = ReferenceBackend(tokenizer).encode([text.encode() for text in HARD_TEXTS])
     assert tokenizer.decode(ids.tolist(), skip_special_tokens=False) == "".join(HARD_TEXTS)
     assert lengths[0] == 0
 
 
-def test_who_is_refused(tokenizer: Tokenizer) -> None:
+def test_unsupported_tokenizers_are_named_with_the_reason(tokenizer: Tokenizer) -> None:
     assert why_not_fast(tokenizer) is None
     unigram = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0))
     assert "Unigram" in str(why_not_fast(unigram))

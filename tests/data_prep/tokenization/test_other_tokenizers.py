@@ -12,7 +12,7 @@ from data_prep.dataset.indexed_dataset import TokenFile
 from data_prep.dataset.manifest import verify
 from data_prep.prepare import prepare
 from data_prep.tokenization.tokenizer import eos_id, load_tokenizer, start_id
-from data_prep.units.progress import Progress
+from data_prep.units.job_progress import Progress
 
 _LITERAL = "a literal </s> and <pad>, <extra_id_0>x<extra_id_0>, [SEP], [PAD] and [MASK]"
 _TEXTS = [

@@ -19,7 +19,7 @@ from data_prep.tokenization.tokenizer import (
     train_tokenizer,
 )
 
-# Characters of 1 to 4 bytes, spaces and specials in one place: what round trips usually fail on.
+# Characters of 1 to 4 bytes, spaces and specials in one place: where round trips usually fail.
 _TEXT = st.lists(st.one_of(st.text(max_size=20), st.sampled_from(["</s>", "<extra_id_0>", "<pad>", "  ", "\r\n", "🙂"])))
 
 

@@ -14,10 +14,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import models.generation.decode
-from launch.bench.arms import Arm, make_arms
+from launch.bench.benchmark_models import BenchmarkModel, benchmark_models
 from launch.bench.inference import measure, write
 from launch.bench.inference_plan import InferencePlan
-from launch.bench.inference_record import InferenceRecord, markdown
+from launch.bench.inference_record import InferenceRecord, columns, markdown, read_records, tables
 from models.architectures.build import build_model
 from models.architectures.pieces import Inputs, TextInputs
 from models.config import ModelConfig
@@ -25,6 +25,7 @@ from models.cost.flops import Lengths, fourier_mixing
 from models.generation.decode import prepare_prompts
 from models.generation.sampling import Sampling, generate
 from models.layers.initialization import initialize
+from pipeline.scaling.ladder.arm_models import arm_model
 
 ROW = Lengths(32, 32)
 TINY: dict[str, Any] = {
@@ -41,8 +42,8 @@ OPTIONS += ["--encoder-length", "32", "--decoder-length", "32"]
 
 
 @pytest.fixture(scope="module")
-def arms() -> list[Arm]:
-    return make_arms("t5-v1.1-small", 32128, Lengths(512, 128), max_length=4352, fourier_backend="fft")
+def arms() -> list[BenchmarkModel]:
+    return benchmark_models("t5-v1.1-small", 32128, Lengths(512, 128), max_length=4352, fourier_backend="fft")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def training_flops(config: ModelConfig, row: Lengths) -> float:
     return 3 * (counter.get_total_flops() + transforms)
 
 
-def test_arms_are_equal_in_what_their_pairing_says(arms: list[Arm]) -> None:
+def test_arms_are_equal_in_what_their_pairing_says(arms: list[BenchmarkModel]) -> None:
     assert [(arm.pairing, arm.name) for arm in arms] == [
         (pairing, name) for pairing in ("equal_parameters", "equal_training_compute") for name in ("fnet_t5", "t5", "gpt2")
     ]
@@ -94,14 +95,31 @@ def test_arms_are_equal_in_what_their_pairing_says(arms: list[Arm]) -> None:
             assert arm.training_flops == pytest.approx(baseline.training_flops, rel=0.02)
 
 
-def test_only_the_encoder_tells_hybrid_and_t5_apart(arms: list[Arm]) -> None:
+def test_a_ladder_and_the_benchmark_compare_with_the_same_gpt2() -> None:
+    row = Lengths(512, 128)
+    planned = arm_model("gpt2", {"size": "t5-v1.1-base"}, 32128, row)
+    compared = benchmark_models("t5-v1.1-base", 32128, row, max_length=640, fourier_backend="fft")
+    shapes = {one.pairing: one.config for one in compared if one.name == "gpt2"}
+    assert planned == shapes["equal_parameters"]
+    assert planned.shape == "16 x 1024, 16 heads"
+    assert shapes["equal_training_compute"].shape == "12 x 768, 12 heads"
+
+
+def test_records_of_an_older_version_show_the_shape_that_was_measured() -> None:
+    records = read_records(Path(__file__).parents[3] / "docs" / "reports" / "cpu-smoke" / "inference.json")
+    assert {record.num_heads for record in records} == {None}
+    rows = [row for _, rows in tables(records) for row in rows if "gpt2" in row]
+    assert {row[columns(records).index("shape")] for row in rows} == {"10 x 640", "6 x 384"}
+
+
+def test_only_the_encoder_tells_hybrid_and_t5_apart(arms: list[BenchmarkModel]) -> None:
     names = ("d_model", "d_ff", "d_kv", "num_heads", "num_decoder_layers", "num_encoder_layers", "vocab_size", "tie_embeddings")
     assert len({tuple(getattr(arm.config, name) for name in names) for arm in arms if arm.name != "gpt2"}) == 1
 
 
 def test_the_timed_text_is_what_generate_writes() -> None:
     prompts = torch.randint(1024, (3, 24), generator=torch.Generator().manual_seed(1)).tolist()
-    for arm in InferencePlan(**TINY).arms():
+    for arm in InferencePlan(**TINY).models():
         model = build_model(arm.config)
         initialize(model, seed=0)
         ids, mask = prepare_prompts(model, prompts, 24, 0)
@@ -124,7 +142,7 @@ def test_no_stop_token_ends_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
         return last(session, logits).index_fill(1, torch.tensor([1]), 1e9)
 
     monkeypatch.setattr(models.generation.decode.DecodingSession, "_last", ends)
-    model = build_model(InferencePlan(**TINY).arms()[0].config)
+    model = build_model(InferencePlan(**TINY).models()[0].config)
     initialize(model, seed=0)
     written = write(model, *prepare_prompts(model, [[5] * 24], 24, 0), [7])
     assert [int(token) for token in written.tokens] == [1] * 7
@@ -167,10 +185,10 @@ def test_weights_and_caches_in_bf16_take_half() -> None:
         assert record.measured_cache_bytes == record.cache_bytes
 
 
-def test_large_cells_are_left_out_by_name() -> None:
+def test_large_cells_are_skipped_by_name() -> None:
     plan = InferencePlan(**{**TINY, "prefixes": (24, 48), "most_tokens": 72})
     assert plan.cells == [(1, 24), (1, 48), (3, 24)]
-    assert plan.left_out == [(3, 48)]
+    assert plan.skipped == [(3, 48)]
 
 
 def test_markdown_has_a_row_for_each_record(records: list[InferenceRecord]) -> None:
@@ -191,8 +209,8 @@ def test_the_command_writes_flat_json_and_tables(
     texts = ["--prefix", "8", "24", "--new", "2", "3", "--batch", "1", "2", "--most-tokens", "24"]
     assert command("bench", "inference", *OPTIONS, *texts, "--output", output, "--report", report) == 0
     shown = capsys.readouterr().out
-    assert "left out by --most-tokens: 2 x 24" in shown
-    assert "equal training compute" in shown
+    assert "skipped by --most-tokens: 2 x 24" in shown
+    assert "equal training compute: gpt2, " in shown
     found = json.loads(output.read_text())
     assert len(found) == 2 * 3 * 3 * 2  # pairings, arms, cells, lengths
     for record in found:
@@ -207,9 +225,9 @@ def test_the_command_writes_flat_json_and_tables(
     ("arguments", "message"),
     [
         (["--size", "gpt2"], "--size 'gpt2' is no size of a T5: choose one of nano, demo, t5-small"),
-        (["--prefix", "0"], "--prefix 0: give numbers from 1 on"),
-        (["--new", "1"], "--new 1: give numbers from 2 on"),
-        (["--batch", "0"], "--batch 0: give numbers from 1 on"),
+        (["--prefix", "0"], "--prefix 0: give numbers of at least 1"),
+        (["--new", "1"], "--new 1: give numbers of at least 2"),
+        (["--batch", "0"], "--batch 0: give numbers of at least 1"),
         (["--rounds", "0"], "--rounds 0: it must be at least 1"),
         (["--device", "tpu"], "--device 'tpu': choose one of cpu, cuda"),
         (["--precision", "fp16"], "--precision 'fp16': choose one of fp32, bf16"),

@@ -24,7 +24,7 @@ def test_every_field_is_described() -> None:
 def test_the_table_of_formulas_is_up_to_date(row: str) -> None:
     size, length, *ratios, alone, together = [cell.strip() for cell in row.strip("|").split("|")]
     prefix = int(length.replace(",", ""))
-    hybrid, t5, gpt2, hybrid_compute, _, gpt2_compute = [arm.config for arm in InferencePlan(size=size).arms()]
+    hybrid, t5, gpt2, hybrid_compute, _, gpt2_compute = [arm.config for arm in InferencePlan(size=size).models()]
     flops = [first_token_flops(config, prefix) for config in (hybrid, gpt2, hybrid_compute, gpt2_compute)]
     assert ratios == [f"{value / first_token_flops(t5, prefix):.2f}" for value in flops]
     for batch, shown in ((1, alone), (16, together)):

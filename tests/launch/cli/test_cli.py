@@ -1,5 +1,7 @@
 """The command as a person meets it: help, and errors of one line."""
 
+import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,7 +71,7 @@ def test_an_unexpected_error_says_how_to_see_more(
 
     monkeypatch.setattr("launch.config.load_run_config", fail)
     assert command("train", DEMO) == 1
-    assert error_line() == f"error: {type(error).__name__}: {error} (`fnet-t5 --debug …` shows where)"
+    assert error_line() == f"error: {type(error).__name__}: {error} (`fnet-t5 --debug …` shows the traceback)"
 
 
 def test_ctrl_c_is_quiet(command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +81,32 @@ def test_ctrl_c_is_quiet(command: Command, capsys: pytest.CaptureFixture[str], m
     monkeypatch.setattr("launch.config.load_run_config", interrupt)
     assert command("train", DEMO) == 130
     assert capsys.readouterr().err.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "variable", "expected"),
+    [
+        ((), None, "info"),
+        (("--log-level", "debug"), None, "debug"),
+        ((), "error", "error"),
+        (("--log-level", "info"), "error", "info"),
+    ],
+)
+def test_the_log_level_reaches_this_process_and_those_it_starts(
+    options: tuple[str, ...], variable: str | None, expected: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FNET_T5_LOG_LEVEL", variable or "")  # what the command sets is undone after the test
+    if variable is None:
+        monkeypatch.delenv("FNET_T5_LOG_LEVEL")
+    assert command(*options, "train", "nope.yaml") == 1
+    assert os.environ["FNET_T5_LOG_LEVEL"] == expected
+    for package in ("launch", "pipeline", "models", "data_prep"):
+        assert logging.getLogger(f"{package}.anything").getEffectiveLevel() == getattr(logging, expected.upper())
+
+
+def test_a_log_level_that_does_not_exist_is_a_usage_error(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--log-level", "loud", "train", DEMO) == 2
+    assert "'loud' is not one of" in capsys.readouterr().err
 
 
 def test_a_wrong_command_is_a_usage_error(command: Command, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,36 @@
-"""The commands of data: preparing, looking, checking, merging."""
+"""The data commands: prepare, inspect, verify, merge."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import orjson
 import pytest
+
+from launch.cli import main
+from tests.helpers.datasets import tales
 
 Command = Callable[..., int]
 ErrorLine = Callable[[], str]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset folder made by `fnet-t5 prepare`, called as a shell calls it that has expanded a glob."""
+    folder = tmp_path_factory.mktemp("dataset")
+    for number in range(3):
+        records = [{"text": text, "meta": {"pile_set_name": source}} for text, source in tales(number)]
+        (folder / f"{number}.jsonl").write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
+    (folder / "data.yaml").write_text("vocab_size: 420\npacking:\n  lengths: [64]\n")
+    inputs = [str(folder / f"{number}.jsonl") for number in range(2)]
+    arguments = ["prepare", "--input", *inputs, "--val", str(folder / "2.jsonl"), "--output", str(folder / "made")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["fnet-t5", *arguments, "--config", str(folder / "data.yaml"), "packing.lengths=[64,640]"])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+    assert not exit_info.value.code
+    return folder / "made"
 
 
 def test_prepare_made_what_was_asked_for(prepared: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,11 +61,11 @@ def test_inspect_shows_the_text(prepared: Path, command: Command, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("--split", "vall"), "has no split 'vall': it has train, val"),
-        (("--row-length", 7), "has no rows of 7 tokens: it has 64, 640"),
+        (("--split", "vall"), "has no split 'vall'; it has train, val"),
+        (("--row-length", 7), "has no rows of 7 tokens; it has 64, 640"),
     ],
 )
-def test_inspect_names_what_there_is(
+def test_inspect_names_the_valid_choices(
     arguments: tuple[object, ...], expected: str, prepared: Path, command: Command, error_line: ErrorLine
 ) -> None:
     assert command("data", "inspect", prepared, *arguments) == 1
@@ -52,9 +75,9 @@ def test_inspect_names_what_there_is(
 @pytest.mark.parametrize(
     ("objective", "arguments", "expected"),
     [
-        ("prefix_lm", (), "64 encoder and 128 decoder positions and 128 targets (0.333, 0.667 and 0.667 a raw token)"),
+        ("prefix_lm", (), "64 encoder and 128 decoder positions and 128 targets (0.333, 0.667 and 0.667 per raw token)"),
         ("span_corruption", ("noise_density=0.5", "repeat_sentinels=true"), "<extra_id_0>"),
-        ("text_infilling", (), "the stream (no rows of this length are packed)"),
+        ("text_infilling", (), "the token stream (there are no packed rows of this length)"),
         ("ul2", ("mode_tokens=false",), "decoder:"),
         ("masked_lm", (), "[MASK]"),
         ("causal_lm", ("--decoder-length", 576), "causal_lm on packed rows: 640 raw tokens"),
@@ -95,7 +118,7 @@ def test_inspect_shows_spans_in_colours(
     [
         (("--objective", "span_coruption"), "(did you mean span_corruption?)"),
         (("noise_densty=0.5", "--objective", "span_corruption"), "did you mean objective.noise_density?"),
-        (("noise_density=0.5",), "noise_density=0.5 are settings of an objective: give --objective too"),
+        (("noise_density=0.5",), "noise_density=0.5 are settings of an objective: add --objective"),
         (
             ("--objective", "causal_lm", "--architecture", "t5"),
             "take prefix_lm, span_corruption, text_infilling, ul2 or mixture",
@@ -113,7 +136,7 @@ def test_verify_finds_a_changed_byte(
     prepared: Path, command: Command, capsys: pytest.CaptureFixture[str], error_line: ErrorLine
 ) -> None:
     assert command("data", "verify", prepared) == 0
-    assert "all as they were written" in capsys.readouterr().out
+    assert "all checksums match" in capsys.readouterr().out
     file = prepared / "val.bin"
     good = file.read_bytes()
     try:

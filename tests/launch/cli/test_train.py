@@ -1,13 +1,13 @@
-"""What `fnet-t5 train` starts, goes on with, and refuses."""
+"""What `fnet-t5 train` starts, resumes and refuses."""
 
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-import launch.local
+import launch.start
 from data_prep.files import only_writer
 
 DEMO = "configs/train/demo.yaml"
@@ -23,7 +23,8 @@ class Started:
         self.code = code
         self.status: str | None = None
 
-    def __call__(self, run_dir: Path, num_processes: int) -> int:
+    def __call__(self, run_dir: Path, num_processes: int, *, then: Sequence[Path]) -> int:
+        assert not then
         if self.status is not None:
             (run_dir / "STATUS").write_text(f"{self.status}\n")
         assert (run_dir / "config.json").is_file()
@@ -35,7 +36,7 @@ class Started:
 def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Started:
     monkeypatch.chdir(tmp_path)
     local = Started()
-    monkeypatch.setattr(launch.local, "run_local", local)
+    monkeypatch.setattr(launch.start, "run_local", local)
     return local
 
 
@@ -89,7 +90,7 @@ def test_another_run_in_the_same_folder_is_refused(
     assert command("train", DEMO, f"data.path={prepared}") == 0
     Path("runs/demo/checkpoints/latest").mkdir(parents=True)
     assert command("train", DEMO, f"data.path={prepared}", "train.steps=999") == 0
-    assert "Going on with fnet_t5 demo" in capsys.readouterr().out
+    assert "Resuming fnet_t5 demo" in capsys.readouterr().out
     assert command("train", DEMO, f"data.path={prepared}", "train.seed=5") == 1
     assert error_line() == (
         "error: runs/demo holds another run: train.seed (0 there, 5 now); give another --output, or undo the difference"
@@ -132,7 +133,7 @@ def test_a_run_does_not_mix_with_what_is_there(
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("mine")
     assert command("train", DEMO, "--output", tmp_path / "notes", f"data.path={prepared}") == 1
-    assert "holds other files than a run's" in error_line()
+    assert "holds files that are not a run's" in error_line()
     assert command("train", DEMO, f"data.path={prepared}") == 0
     with only_writer(Path("runs/demo")):
         assert command("train", DEMO, f"data.path={prepared}") == 1
@@ -173,7 +174,7 @@ def test_a_finished_run_is_not_started_again(
     assert len(started.calls) == 2
 
 
-def test_a_run_that_was_stopped_says_how_to_go_on(
+def test_a_run_that_was_stopped_says_how_to_resume(
     started: Started, prepared: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started.code = 130
@@ -182,4 +183,4 @@ def test_a_run_that_was_stopped_says_how_to_go_on(
     whole_checkpoint(Path("runs/other/checkpoints/step_00000016"))
     Path("runs/other/checkpoints/latest").write_text("step_00000016")
     assert command("train", DEMO, "--output", "runs/other", f"data.path={prepared}") == 130
-    assert "Stopped; step_00000016 is kept" in capsys.readouterr().out
+    assert "Stopped; step_00000016 is saved. Rerun the same command to resume." in capsys.readouterr().out

@@ -1,23 +1,23 @@
-"""Manifests against the published schemas, and kubectl as a stand-in that keeps what it was told."""
+"""Manifests against the published schemas, and a stand-in for kubectl that records its arguments."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
 from launch.cluster import kubernetes
+from launch.cluster.platform import PrepareJob, TrainJob
 from launch.cluster.record import read_record
-from launch.cluster.spec import LaunchSpec
+from launch.cluster.spec.load import launch_spec_class
 from launch.config import load_config
+from tests.helpers import crd_schemas
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
 
@@ -27,30 +27,20 @@ KINDS = {
     "RayJob": ("ray.io_rayjobs.yaml", "v1"),
 }
 CORE_VERSION = "1.31"
-# Maps from names that people choose: anything is a key there.
+# Maps whose keys are free.
 FREE = {"labels", "annotations", "limits", "requests", "nodeSelector", "rayStartParams"}
 
 
 @pytest.fixture(scope="module")
-def schemas() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("crd_schemas", Path(__file__).parents[2] / "helpers" / "crd_schemas.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def validators(test_data: Path, schemas: ModuleType) -> dict[str, Any]:
+def validators(test_data: Path) -> dict[str, Any]:
     folder = test_data / "kubernetes-crds"
     if not folder.is_dir():
         pytest.skip(f"no published schemas of JobSet, TrainJob and RayJob in {folder}")
-    return {kind: schemas.validator(folder / file, version) for kind, (file, version) in KINDS.items()}
+    return {kind: crd_schemas.validator(folder / file, version) for kind, (file, version) in KINDS.items()}
 
 
 def manifest(kind: str, *changes: str) -> dict[str, Any]:
-    """The object of a manifest with everything that a cluster file can ask for."""
+    """The object of a manifest for a cluster file that uses every key."""
     full = [
         "time_limit=1-00:00:00",
         "kubernetes.service_account=trainer",
@@ -67,14 +57,20 @@ def manifest(kind: str, *changes: str) -> dict[str, Any]:
         *changes,
     ]
     name = "configs/cluster/kubernetes-prepare.yaml" if kind == "RayJob" else "configs/cluster/kubernetes.yaml"
-    spec = load_config(LaunchSpec, name, full)
+    spec = load_config(launch_spec_class(), name, full)
     if kind == "RayJob":
-        text = kubernetes.prepare_manifest(spec, Path("/data/pile"), "input: [a]\n")
+        data = Path("/data/pile")
+        text = kubernetes.prepare_manifest(
+            PrepareJob(cluster=spec, folder=data, record_folder=data, recipe="input: [a]\n", workers=1)
+        )
     else:
-        text = kubernetes.train_manifest(spec, Path("/runs/base"), "model: {size: nano}\n", ["train.steps=3"])
+        run, recipe = Path("/runs/base"), "model: {size: nano}\n"
+        text = kubernetes.train_manifest(
+            TrainJob(cluster=spec, folder=run, record_folder=run, recipe=recipe, overrides=("train.steps=3",))
+        )
     assert kubernetes.kind_of(text) == kind
-    recipe, found = yaml.safe_load_all(text)
-    kubernetes_validate.validate(recipe, CORE_VERSION, strict=True)
+    recipe_map, found = yaml.safe_load_all(text)
+    kubernetes_validate.validate(recipe_map, CORE_VERSION, strict=True)
     assert isinstance(found, dict)
     return found
 
@@ -107,8 +103,8 @@ def pods(kind: str, found: dict[str, Any]) -> list[dict[str, Any]]:
         cluster = spec["rayClusterSpec"]
         groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
         templates = [spec["submitterPodTemplate"], *(group["template"] for group in groups)]
-    else:  # the runtime, the patch and the trainer make a pod together
-        cluster = load_config(LaunchSpec, "configs/cluster/kubernetes.yaml", ["kubernetes.priority_class=high"])
+    else:  # the runtime, the patch and the trainer together define a pod
+        cluster = load_config(launch_spec_class(), "configs/cluster/kubernetes.yaml", ["kubernetes.priority_class=high"])
         runtime = yaml.safe_load(kubernetes.runtime_manifest(cluster))
         base = runtime["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
         patch = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]["template"]
@@ -123,7 +119,7 @@ def pods(kind: str, found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_manifest_is_valid_and_strictly_so(kind: str, validators: dict[str, Any]) -> None:
+def test_a_manifest_is_valid_in_strict_mode(kind: str, validators: dict[str, Any]) -> None:
     found = manifest(kind)
     assert not [error.message for error in validators[kind].iter_errors(found)]
     inside = [path for path in objects(found) if "metadata" not in path and path and path[-1] not in FREE]
@@ -131,11 +127,11 @@ def test_a_manifest_is_valid_and_strictly_so(kind: str, validators: dict[str, An
     for path in inside:
         misspelt = copy.deepcopy(found)
         at(misspelt, path)["mispelt"] = 1
-        assert not validators[kind].is_valid(misspelt), f"a misspelt field goes unseen at {path}"
+        assert not validators[kind].is_valid(misspelt), f"a misspelt field is accepted at {path}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_its_pods_are_valid_for_the_core_and_strictly_so(kind: str) -> None:
+def test_its_pods_are_valid_core_objects_in_strict_mode(kind: str) -> None:
     for pod in pods(kind, manifest(kind)):
         kubernetes_validate.validate(pod, CORE_VERSION, strict=True)
         for path in [path for path in objects(pod["spec"]) if not path or path[-1] not in FREE]:
@@ -146,7 +142,7 @@ def test_its_pods_are_valid_for_the_core_and_strictly_so(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pods_have_what_the_work_needs_and_no_more_rights(kind: str) -> None:
+def test_pods_have_the_needed_resources_and_no_further_rights(kind: str) -> None:
     for pod in pods(kind, manifest(kind)):
         spec, container = pod["spec"], pod["spec"]["containers"][0]
         assert spec["securityContext"]["runAsNonRoot"]
@@ -166,7 +162,7 @@ def test_pods_have_what_the_work_needs_and_no_more_rights(kind: str) -> None:
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         assert volumes[mounted["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
         assert volumes[mounted["/data"]]["persistentVolumeClaim"]["claimName"] == "datasets"
-        assert spec["terminationGracePeriodSeconds"] >= 300  # save_seconds
+        assert spec["terminationGracePeriodSeconds"] >= 300  # preemption_grace_seconds
         token = next(variable for variable in container["env"] if variable["name"] == "TOKEN")
         assert token["valueFrom"] == {"secretKeyRef": {"name": "mlflow", "key": "token"}}
         if kind != "RayJob":
@@ -211,7 +207,7 @@ def test_a_trainjob_refers_to_our_runtime_or_to_one_of_the_cluster() -> None:
 
 
 def test_rays_object_store_lies_in_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """By Ray's own arithmetic, in a pod of the shipped file; without the parameter it takes to the disk there."""
+    """By Ray's own computation, in a pod of the shipped file; without the parameter Ray would use the disk."""
     from ray._common import utils as common
     from ray._private import services, utils
 
@@ -220,7 +216,7 @@ def test_rays_object_store_lies_in_shared_memory(monkeypatch: pytest.MonkeyPatch
         pod = group["template"]["spec"]
         limit = mebibytes(pod["containers"][0]["resources"]["limits"]["memory"])
         shared = mebibytes(pod["volumes"][0]["emptyDir"]["sizeLimit"])
-        assert shared < limit / 2  # what lies in /dev/shm counts towards the limit
+        assert shared < limit / 2  # the content of /dev/shm counts towards the limit
         monkeypatch.setattr(common, "get_system_memory", lambda limit=limit: limit)
         monkeypatch.setattr(utils, "get_shared_memory_bytes", lambda shared=shared: shared)
         told = int(group["rayStartParams"]["object-store-memory"])
@@ -247,7 +243,7 @@ def test_the_help_names_no_file_of_another_platform(command: Callable[..., int],
     assert "slurm" not in shown
 
 
-def test_names_are_made_of_folders_and_odd_ones_refused() -> None:
+def test_object_names_come_from_folder_names_and_invalid_ones_are_refused() -> None:
     assert kubernetes.object_name(Path("/runs/Base_v1.1")) == "base-v1-1"
     for name in ("8gpus", "x" * 41, "___"):
         with pytest.raises(ValueError, match="give another --output"):
@@ -256,7 +252,7 @@ def test_names_are_made_of_folders_and_odd_ones_refused() -> None:
 
 @pytest.fixture
 def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[list[str]]]:
-    """A kubectl that says yes, or what `answer` holds, and keeps its arguments."""
+    """A kubectl that succeeds, or fails with the text in `refusal`, and records its arguments."""
     program = tmp_path / "bin" / "kubectl"
     program.parent.mkdir()
     program.write_text(
@@ -297,7 +293,7 @@ def test_a_run_is_submitted_followed_and_cancelled_by_kubectl(
     assert delete[2:] == ["delete", "--ignore-not-found", "--filename", str(record.file)]
 
 
-def test_an_object_that_exists_is_said_with_the_remedy(
+def test_an_object_that_already_exists_is_reported_with_the_remedy(
     command: Callable[..., int],
     kubectl: Callable[[], list[list[str]]],
     tmp_path: Path,
@@ -309,12 +305,15 @@ def test_an_object_that_exists_is_said_with_the_remedy(
     launch = ["launch", "kubernetes", "train", "train/base", "--cluster", "configs/cluster/kubernetes.yaml"]
     assert command(*launch, "data.path=/data/pile") == 1
     error = capsys.readouterr().err
-    assert "already exists; the manifest is kept in runs/base/launch/manifest.yaml: give another --output, or end" in error
-    assert "by `kubectl delete --ignore-not-found --filename runs/base/launch/manifest.yaml`" in error
+    assert (
+        "already exists; the manifest is kept in runs/base/launch/manifest.yaml: give another --output, or end and remove"
+        in error
+    )
+    assert "with `kubectl delete --ignore-not-found --filename runs/base/launch/manifest.yaml`" in error
     assert not (tmp_path / "runs/base/launch/record.json").exists()
 
 
-def test_a_launch_that_the_cluster_refuses_says_where_the_manifest_is(
+def test_the_error_of_a_refused_launch_names_the_manifest(
     command: Callable[..., int],
     kubectl: Callable[[], list[list[str]]],
     tmp_path: Path,

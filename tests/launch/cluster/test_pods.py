@@ -1,6 +1,6 @@
-"""Training in two simulated pods: each has a hostname, a /etc and an environment of its own, as the controllers make them.
+"""Training in two simulated pods: each has its own hostname, /etc and environment, as the controllers create them.
 
-What JobSet and Kubeflow Trainer put into pods, in their own words: Kubernetes sets JOB_COMPLETION_INDEX and the hostname
+What JobSet and Kubeflow Trainer put into pods, after their documentation: Kubernetes sets JOB_COMPLETION_INDEX and the hostname
 `<job>-<index>` in pods of an indexed Job; JobSet names its Job `<jobset>-<replicated job>-0` and makes
 `<job>-<index>.<jobset>` resolve; the Trainer sets PET_NNODES, PET_NPROC_PER_NODE, PET_NODE_RANK, PET_MASTER_ADDR and
 PET_MASTER_PORT, and names the JobSet like the TrainJob.
@@ -24,7 +24,7 @@ from pipeline.tracking.metrics import read_metrics
 
 NAME = "nano-run"
 
-# In a mount and host namespace of its own: /etc with the pod's names and the recipe, then the container's command.
+# In a separate mount and host namespace: /etc with the pod's names and the recipe, then the container's command.
 POD = r"""
 set -eu
 hostname "$POD_NAME"
@@ -57,7 +57,7 @@ def test_two_pods_train(
     cluster.write_text(
         yaml.safe_dump(
             {
-                **{"nodes": 2, "cpus_per_node": 1, "image": "fnet-t5:test", "save_seconds": 60},
+                **{"nodes": 2, "cpus_per_node": 1, "image": "fnet-t5:test", "preemption_grace_seconds": 60},
                 "environment": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": 1},
                 "kubernetes": {"kind": kind, "volumes": volumes},
             }

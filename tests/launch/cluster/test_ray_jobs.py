@@ -1,11 +1,10 @@
-"""A preparation as a job of two real Ray nodes: with a token and without, beside another Ray's token, with a node lost."""
+"""A data preparation as a job of two real Ray nodes: with and without a token, with another Ray's token, with a lost node."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from data_prep.dataset.manifest import load_manifest
 from data_prep.files import sha256_file
 from launch.cluster.ray_jobs import submit
 from launch.cluster.ray_on_slurm import await_nodes
+from tests.helpers.processes import free_port
 
 pytest.importorskip(
     "ray.dashboard.modules.job.job_manager", reason="Ray Jobs need more than plain Ray: pip install 'ray[default]'"
@@ -30,12 +30,6 @@ pytest.importorskip(
 
 TOKEN = "the token of this cluster alone, as long as Ray wants it to be"
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", "--object-store-memory=200000000"]
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -47,8 +41,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def _node(log: Path, environment: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     with open(log, "ab") as file:
-        # The agent's fixed port may still be another Ray's, and an agent without its port takes no jobs.
-        ports = (f"--dashboard-agent-listen-port={_free_port()}", "--node-ip-address=127.0.0.1")
+        # Another Ray may still use the agent's fixed port, and an agent without its port accepts no jobs.
+        ports = (f"--dashboard-agent-listen-port={free_port()}", "--node-ip-address=127.0.0.1")
         command = [*RAY, *ports, *arguments]
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
     try:
@@ -60,14 +54,14 @@ def _node(log: Path, environment: dict[str, str], *arguments: str) -> Iterator[s
 @contextmanager
 def _cluster(folder: Path, environment: dict[str, str]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The dashboard of a cluster of two nodes, and the second one's process."""
-    port, dashboard = _free_port(), _free_port()
-    # What the job runs is found on the head's PATH.
+    port, dashboard = free_port(), free_port()
+    # The head's PATH must have the job's command.
     environment = {**environment, "PATH": f"{folder}:{os.environ['PATH']}"}
     (folder / "fnet-t5").write_text(f'#!/bin/bash\nexec {sys.executable} -c "from launch.cli import main; main()" "$@"\n')
     (folder / "fnet-t5").chmod(0o755)
     head = ("--head", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}")
     with ExitStack() as stack:
-        stack.enter_context(_node(folder / "head.log", environment, *head, f"--ray-client-server-port={_free_port()}"))
+        stack.enter_context(_node(folder / "head.log", environment, *head, f"--ray-client-server-port={free_port()}"))
         second = None
         program = [sys.executable, "-m", "launch.cluster.ray_on_slurm", "wait", f"127.0.0.1:{port}"]
         subprocess.run([*program, "1", "150"], env=environment, check=True, timeout=200)
@@ -106,7 +100,7 @@ def test_a_job_on_two_nodes_makes_the_same_bytes(
         **({"RAY_AUTH_TOKEN": TOKEN} if mode == "token" else {}),
     }
 
-    def run(*arguments: object) -> str:  # each in a process of its own: Ray's client reads its token once
+    def run(*arguments: object) -> str:  # each in a separate process, because Ray's client reads its token once
         program = [sys.executable, "-c", "from launch.cli import main; main()", *map(str, arguments)]
         done = subprocess.run(program, env={**environment, **access}, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -146,7 +140,7 @@ def test_an_address_that_is_no_dashboard_is_refused(command: Callable[..., int],
 
 
 class _YoungHead(BaseHTTPRequestHandler):
-    """A dashboard whose agent comes late: the first request is refused, the second refused in words but taken."""
+    """A dashboard whose agent starts late: it refuses the first request, and accepts the second with an error message."""
 
     submissions: ClassVar[list[str]] = []
 
@@ -169,16 +163,16 @@ class _YoungHead(BaseHTTPRequestHandler):
         """Nothing: pytest's output stays readable."""
 
 
-def test_a_head_whose_agent_is_still_starting_is_asked_again(tmp_path: Path) -> None:
+def test_the_request_is_repeated_while_the_heads_agent_is_starting(tmp_path: Path) -> None:
     _YoungHead.submissions.clear()
     (tmp_path / "job.yaml").write_text("entrypoint: 'true'\n")
     with ThreadingHTTPServer(("127.0.0.1", 0), _YoungHead) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         submitted = submit(f"http://127.0.0.1:{server.server_port}", "disabled", tmp_path / "job.yaml")
         server.shutdown()
-    assert _YoungHead.submissions == [submitted] * 2, "the second was taken, so there is no third"
+    assert _YoungHead.submissions == [submitted] * 2, "the second was accepted, so there is no third"
 
 
-def test_nodes_that_do_not_come_are_said() -> None:
-    with pytest.raises(TimeoutError, match=r"no Ray head answers at 127.0.0.1:9 .*the log of its `ray start` says why"):
+def test_missing_nodes_are_reported() -> None:
+    with pytest.raises(TimeoutError, match=r"no Ray head answers at 127.0.0.1:9 .*see the log of its `ray start`"):
         await_nodes("127.0.0.1:9", 2, seconds=0.5)

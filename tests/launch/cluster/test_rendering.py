@@ -1,6 +1,6 @@
-"""Rendered scripts and manifests, compared with golden files that a person has read, and read by shells and linters.
+"""Rendered scripts and manifests: equal to golden files that a person has reviewed, and accepted by shells and linters.
 
-After a change that is meant, FNET_T5_WRITE_GOLDEN=1 writes them anew; read the difference before you commit it.
+After an intended change, FNET_T5_WRITE_GOLDEN=1 writes the golden files again; review the difference before you commit it.
 """
 
 from __future__ import annotations
@@ -14,58 +14,66 @@ from pathlib import Path
 
 import pytest
 
-from launch.cluster import kubernetes, slurm
+from launch.cluster import kubernetes
+from launch.cluster.platform import PrepareJob, ScalingJob, TrainJob
+from launch.cluster.registry import find_platform
 from launch.cluster.rendering import render
-from launch.cluster.spec import LaunchSpec
+from launch.cluster.spec.launch_spec import LaunchSpec
+from launch.cluster.spec.load import launch_spec_class
 from launch.config import load_config
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPE = "model: {size: nano}\n"
 RUN, DATA, LADDER, HOME = Path("/shared/runs/base"), Path("/shared/data/pile"), Path("/shared/ladder"), Path("/home/you")
+PYTHON = "python=/opt/fnet-t5/bin/python"
 OVERRIDES = ["data.path=/shared/data/pile", "tracking.experiment=it's a test"]
 
 
 def spec(name: str, *changes: str) -> LaunchSpec:
-    return load_config(LaunchSpec, f"configs/cluster/{name}.yaml", changes)
+    return load_config(launch_spec_class(), f"configs/cluster/{name}.yaml", changes)
 
 
-def slurm_train(*changes: str) -> str:
-    return slurm.train_script(spec("slurm", *changes), RUN, RUN / "launch" / "recipe.yaml", OVERRIDES, HOME)
+def rendered(job: TrainJob | PrepareJob | ScalingJob) -> str:
+    """The last script of a job."""
+    return find_platform(job.cluster.platform).render(job)[-1].text
+
+
+def train(cluster: LaunchSpec) -> str:
+    return rendered(
+        TrainJob(cluster=cluster, folder=RUN, record_folder=RUN, working_folder=HOME, recipe=RECIPE, overrides=tuple(OVERRIDES))
+    )
+
+
+def prepare(cluster: LaunchSpec) -> str:
+    recipe = "input: [/data/raw/*]\n"
+    return rendered(PrepareJob(cluster=cluster, folder=DATA, record_folder=DATA, working_folder=HOME, recipe=recipe, workers=1))
+
+
+def scaling(cluster: LaunchSpec) -> str:
+    runs = {"sweep": ("sweep",), "main": tuple(f"run-{number}" for number in range(24))}
+    return rendered(
+        ScalingJob(cluster=cluster, folder=LADDER, record_folder=LADDER, working_folder=HOME, phases=runs, max_concurrent=6)
+    )
 
 
 CASES: dict[str, Callable[[], str]] = {
-    "slurm_train.sh": lambda: slurm_train("python=/opt/fnet-t5/bin/python"),
-    "slurm_train_in_a_container.sh": lambda: slurm_train(
-        "image=/images/fnet-t5.sqsh",
-        "mounts=[{source: /shared, target: /shared}, {source: /scratch/data, target: /data, read_only: true}]",
-        "setup=[module load enroot]",
-        "memory_gb_per_node=900",
-        'slurm={account: nlp, gpu_option: gres, gpu_type: h100, options: ["--comment=\\"of FNet\\""]}',
+    "slurm_train.sh": lambda: train(spec("slurm", PYTHON)),
+    "slurm_train_in_a_container.sh": lambda: train(
+        spec(
+            "slurm",
+            "image=/images/fnet-t5.sqsh",
+            "mounts=[{source: /shared, target: /shared}, {source: /scratch/data, target: /data, read_only: true}]",
+            "setup=[module load enroot]",
+            "memory_gb_per_node=900",
+            'slurm={account: nlp, gpu_option: gres, gpu_type: h100, options: ["--comment=\\"of FNet\\""]}',
+        )
     ),
-    "slurm_prepare.sh": lambda: slurm.prepare_script(
-        spec("slurm-prepare", "python=/opt/fnet-t5/bin/python"),
-        DATA,
-        DATA.with_name("pile.launch"),
-        DATA.with_name("pile.launch") / "recipe.yaml",
-        HOME,
-    ),
-    "slurm_scaling.sh": lambda: slurm.scaling_script(
-        spec("slurm", "python=/opt/fnet-t5/bin/python"),
-        Path("/shared/ladder"),
-        24,
-        6,
-        Path("/shared/ladder/launch/plan.txt"),
-        Path("/shared/ladder/launch/scaling.sbatch"),
-        HOME,
-    ),
-    "jobset.yaml": lambda: kubernetes.train_manifest(spec("kubernetes", "time_limit=1-00:00:00"), RUN, RECIPE, OVERRIDES),
-    "trainjob.yaml": lambda: kubernetes.train_manifest(
-        spec("kubernetes", "kubernetes.kind=trainjob", "kubernetes.service_account=trainer"), RUN, RECIPE, OVERRIDES
-    ),
+    "slurm_prepare.sh": lambda: prepare(spec("slurm-prepare", PYTHON)),
+    "slurm_scaling.sh": lambda: scaling(spec("slurm", PYTHON)),
+    "jobset.yaml": lambda: train(spec("kubernetes", "time_limit=1-00:00:00")),
+    "trainjob.yaml": lambda: train(spec("kubernetes", "kubernetes.kind=trainjob", "kubernetes.service_account=trainer")),
     "trainjob_runtime.yaml": lambda: kubernetes.runtime_manifest(spec("kubernetes", "kubernetes.kind=trainjob")),
-    "rayjob.yaml": lambda: kubernetes.prepare_manifest(
-        spec("kubernetes-prepare", "kubernetes.image_pull_secret=registry"), DATA, "input: [/data/raw/*]\n"
-    ),
+    "rayjob.yaml": lambda: prepare(spec("kubernetes-prepare", "kubernetes.image_pull_secret=registry")),
 }
 SCRIPTS = [name for name in CASES if name.endswith(".sh")]
 
@@ -91,7 +99,7 @@ def test_shells_and_shellcheck_accept_every_script(script: str) -> None:
 
 
 def test_overrides_reach_the_ranks_as_they_were_given() -> None:
-    words = slurm_train("python=/x/python").split("\ntrain=(")[1].split(")\n")[0]
+    words = train(spec("slurm", "python=/x/python")).split("\ntrain=(")[1].split(")\n")[0]
     shown = subprocess.run(["bash", "-c", f"printf '%s\\n' {words}"], capture_output=True, text=True, check=True).stdout
     assert shown.splitlines()[-2:] == OVERRIDES
 

@@ -1,4 +1,4 @@
-"""What SLURM, Pyxis and Ray would only notice on the nodes is refused, or said, on the login node."""
+"""Errors that SLURM, Pyxis and Ray would report only on the nodes are reported on the login node."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ TRAIN = ["launch", "slurm", "train", "train/base", "--cluster", "cluster/slurm",
     ("output", "data", "expected"),
     [
         ("/shared/runs/x", "/shared/pile", "without --dry-run this is refused: /shared/pile/manifest.json: no manifest"),
-        ("/shared/runs/x", "data/pile", "data.path data/pile is relative, and the container has a working folder of its own"),
-        ("/home/runs/x", "/shared/pile", "mounts holds no folder for --output /home/runs/x (mounted: /shared, /raw, /b)"),
-        ("/shared/../home/x", "/shared/pile", "mounts holds no folder for --output /shared/../home/x"),
-        ("/raw/runs/x", "/shared/pile", "mounts makes /raw read_only, and --output /raw/runs/x is written there"),
-        ("/shared/runs/x", "/b/pile", "mounts shows /a as /b, and data.path /b/pile must be found under one path"),
+        ("/shared/runs/x", "data/pile", "data.path data/pile is relative, and the container has its own working folder"),
+        ("/home/runs/x", "/shared/pile", "mounts has no folder for --output /home/runs/x (mounted: /shared, /raw, /b)"),
+        ("/shared/../home/x", "/shared/pile", "mounts has no folder for --output /shared/../home/x"),
+        ("/raw/runs/x", "/shared/pile", "mounts makes /raw read_only, and the job writes to --output /raw/runs/x"),
+        (
+            "/shared/runs/x",
+            "/b/pile",
+            "mounts shows /a as /b, and data.path /b/pile must have the same path outside and inside the container",
+        ),
     ],
 )
 def test_paths_that_a_container_does_not_see(
@@ -38,7 +42,7 @@ def test_preparations_in_a_container_are_checked_with_their_inputs_and_workers(
     prepare = ["launch", "slurm", "prepare", "--cluster", "cluster/slurm-prepare", "--output", "/shared/pile", "--dry-run"]
     container = ["--set", "image=/i.sqsh", "--set", SHARED]
     assert command(*prepare, *container, "--input", "/home/*.zst") == 1
-    assert "mounts holds no folder for --input /home/*.zst" in capsys.readouterr().err
+    assert "mounts has no folder for --input /home/*.zst" in capsys.readouterr().err
     assert command(*prepare, *container, "--input", "/raw/*.zst", "https://host/x.zst") == 0
     assert "/shared/pile.launch/recipe.yaml:\ninput:\n- /raw/*.zst\n" in capsys.readouterr().err
     assert command(*prepare, "--input", "/raw/*.zst", "--workers", 129) == 1
@@ -53,7 +57,7 @@ def test_a_ladder_whose_runs_need_more_than_a_node_is_refused(
     launch = ["launch", "slurm", "scaling", ladder, "--cluster", "cluster/slurm", "--dry-run"]
     capsys.readouterr()
     assert command(*launch, "--set", "gpus_per_node=2") == 1
-    assert "needs 4 processes, which stay within one node" in capsys.readouterr().err
+    assert "needs 4 processes, which must be on one node" in capsys.readouterr().err
     assert command(*launch) == 0
     said = capsys.readouterr().err
     assert "sweep.txt: sweep-t5" in said

@@ -1,4 +1,4 @@
-"""Cluster files: the shipped ones, and what a person reads when one is wrong; nothing is submitted then."""
+"""Cluster files: the shipped ones load, and each error in a file is reported with its remedy before anything is submitted."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.cluster.checks import load_cluster
-from launch.cluster.spec import LaunchSpec, parse_time
+from launch.cluster.spec.launch_spec import parse_time
+from launch.cluster.spec.load import launch_spec_class, load_cluster
 from launch.config import load_config
 from launch.config_errors import ConfigError
 from launch.recipes import packaged_recipes
@@ -25,7 +25,7 @@ KUBERNETES: dict[str, Any] = {"nodes": 2, "gpus_per_node": 8, "cpus_per_node": 6
 
 
 def test_the_shipped_files_are_of_every_platform() -> None:
-    assert {load_config(LaunchSpec, name).platform for name in SHIPPED} == {"slurm", "kubernetes", "ray"}
+    assert {load_config(launch_spec_class(), name).platform for name in SHIPPED} == {"slurm", "kubernetes", "ray"}
 
 
 @pytest.fixture
@@ -45,28 +45,33 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         ({"slurm": {"partion": "gpu"}}, r"cluster.yaml:\d: unknown key slurm.partion; did you mean slurm.partition\?"),
         ({"nodes": 0}, r"cluster.yaml:1: nodes is 0; expected a number greater than"),
         ({"nodes": "many"}, r"cluster.yaml:1: nodes is 'many'; expected a whole number"),
-        ({"time_limit": "soon"}, r"cluster.yaml:4: .*time_limit 'soon' is no time: write \"90\" \(minutes\)"),
+        ({"time_limit": "soon"}, r"cluster.yaml:4: .*time_limit 'soon' is not a time: write \"90\" \(minutes\)"),
         ({"time_limit": 1440}, r"time_limit was read as the number 1440 .*put it in quotes"),
         (
-            {"time_limit": "4", "save_seconds": 300},
-            r"time_limit '4' is 240 s, not more than save_seconds 300.*raise time_limit",
+            {"time_limit": "4", "preemption_grace_seconds": 300},
+            r"time_limit '4' is 240 s, not more than preemption_grace_seconds 300.*raise time_limit",
         ),
+        ({"save_seconds": 300}, r"save_seconds is now named preemption_grace_seconds: rename the key"),
+        ({"slurm": {"at_once": 4}}, r"at_once is now named slurm.max_concurrent: rename the key"),
         ({"processes_per_node": 16}, r"processes_per_node 16 exceeds gpus_per_node 8: ranks do not share a GPU"),
         ({"cpus_per_node": 4}, r"cpus_per_node 4 is less than the 8 ranks of a node: raise it"),
         ({"environment": {"MASTER_ADDR": "n1"}}, r"environment sets MASTER_ADDR, which every job computes for itself"),
-        ({"environment": {"a b": "1"}}, r"environment holds 'a b', which no shell takes"),
+        ({"environment": {"a b": "1"}}, r"environment holds 'a b', which is not a valid name of"),
         ({"setup": ["#SBATCH --mem=0"]}, r"sbatch's options go to slurm.options"),
-        ({"slurm": {"options": ["mem=0"]}}, r"slurm.options holds 'mem=0': write one of sbatch's options in full"),
+        ({"slurm": {"options": ["mem=0"]}}, r"slurm.options holds 'mem=0': write an option of sbatch in full"),
         ({"slurm": {"options": ["--comment=of FNet"]}}, r"blanks in double quotes: --comment=\"a text\""),
-        ({"slurm": {"options": ["--time=1:00"]}}, r"'--time=1:00', which the script says itself: give time_limit"),
-        ({"slurm": {"options": ["--gres=gpu:2"]}}, r"which the script says itself: give gpus_per_node and slurm.gpu_type"),
-        ({"slurm": {"options": ["--no-requeue"]}}, r"which the script says itself: give max_restarts; 0 for none"),
-        ({"slurm": {"options": ["--gres=disk:1"], "gpu_option": "gres"}}, r"SLURM would take it instead of the GPUs"),
-        ({"slurm": {"account": 'a"; rm'}}, r"slurm.account.* is no name that SLURM can read: no blanks, quotes"),
+        ({"slurm": {"options": ["--time=1:00"]}}, r"'--time=1:00', which the script sets itself: give time_limit"),
+        ({"slurm": {"options": ["--gres=gpu:2"]}}, r"which the script sets itself: give gpus_per_node and slurm.gpu_type"),
+        ({"slurm": {"options": ["--no-requeue"]}}, r"which the script sets itself: give max_restarts; 0 for none"),
+        (
+            {"slurm": {"options": ["--gres=disk:1"], "gpu_option": "gres"}},
+            r"it would replace the GPUs that slurm.gpu_option gres requests",
+        ),
+        ({"slurm": {"account": 'a"; rm'}}, r"slurm.account.* is not a name that SLURM can read: remove blanks, quotes"),
         ({"image": "a", "mounts": [{"source": "/a b", "target": "/a"}]}, r"mounts names '/a b': give an absolute path without"),
         ({"mounts": [{"source": "/a", "target": "/b"}]}, r"mounts are folders in a container, and no image is given"),
-        ({"kubernetes": {}}, r"has one of the sections slurm, kubernetes, ray; this has slurm and kubernetes"),
-        ({"slurm": None}, r"has one of the sections slurm, kubernetes, ray; this has none"),
+        ({"kubernetes": {}}, r"has one of the sections slurm, kubernetes, ray; this file has slurm and kubernetes"),
+        ({"slurm": None}, r"has one of the sections slurm, kubernetes, ray; this file has none"),
     ],
 )
 def test_a_wrong_file_is_named_with_key_and_remedy(changes: dict[str, Any], expected: str, write: Callable[..., Path]) -> None:
@@ -79,17 +84,17 @@ def test_a_wrong_file_is_named_with_key_and_remedy(changes: dict[str, Any], expe
     ("changes", "expected"),
     [
         ({"image": None, "kubernetes": {}}, r"image is missing: on Kubernetes every process runs in a container"),
-        ({"kubernetes": {"namespace": "My Team"}}, r"kubernetes.namespace 'My Team' is no DNS label"),
+        ({"kubernetes": {"namespace": "My Team"}}, r"kubernetes.namespace 'My Team' is not a DNS label"),
         ({"kubernetes": {"volumes": [{"claim": "a", "path": "runs"}]}}, r"mounts a claim at 'runs': give an absolute path"),
         (
             {"kubernetes": {"volumes": [{"claim": "a", "path": "/runs"}, {"claim": "b", "path": "/runs/"}]}},
             r"mounts two claims at /runs",
         ),
-        ({"memory_gb_per_node": 16, "kubernetes": {}}, r"shared_memory_gb 16 is taken from memory_gb_per_node 16"),
+        ({"memory_gb_per_node": 16, "kubernetes": {}}, r"shared_memory_gb 16 is part of memory_gb_per_node 16"),
         *(
             ({"kubernetes": {"volumes": [{"claim": "a", "path": path}]}}, rf"mounts a claim at '{path}': {remedy}")
             for path, remedy in {
-                "/": "it would hide what pods need there; not at /, nor within /dev, /etc, /proc, /sys",
+                "/": "it would hide files that pods need; do not mount at /, or in /dev, /etc, /proc, /sys",
                 "/dev/shm": "it would hide",
                 "/etc/fnet-t5/": "it would hide",
                 "/runs/../data": "write the path out",
@@ -99,24 +104,24 @@ def test_a_wrong_file_is_named_with_key_and_remedy(changes: dict[str, Any], expe
         ),
         (
             {"kubernetes": {"volumes": [{"claim": "My_Data", "path": "/d"}]}},
-            r":6: kubernetes.volumes.claim 'My_Data' is no DNS",
+            r":6: kubernetes.volumes.claim 'My_Data' is not a DNS",
         ),
-        ({"kubernetes": {"queue": "gpu queue"}}, r"kubernetes.queue 'gpu queue' is no DNS subdomain: small letters"),
+        ({"kubernetes": {"queue": "gpu queue"}}, r"kubernetes.queue 'gpu queue' is not a DNS subdomain: use small letters"),
         ({"kubernetes": {"queue": "q" * 64}}, r"kubernetes.queue .* at most 63"),
-        ({"kubernetes": {"runtime": "-torch"}}, r"kubernetes.runtime '-torch' is no DNS subdomain"),
-        ({"kubernetes": {"priority_class": "High"}}, r"kubernetes.priority_class 'High' is no DNS subdomain"),
-        ({"kubernetes": {"service_account": "a/b"}}, r"kubernetes.service_account 'a/b' is no DNS subdomain"),
+        ({"kubernetes": {"runtime": "-torch"}}, r"kubernetes.runtime '-torch' is not a DNS subdomain"),
+        ({"kubernetes": {"priority_class": "High"}}, r"kubernetes.priority_class 'High' is not a DNS subdomain"),
+        ({"kubernetes": {"service_account": "a/b"}}, r"kubernetes.service_account 'a/b' is not a DNS subdomain"),
         (
             {"kubernetes": {"kind": "trainjob", "runtime": "torch", "priority_class": "high"}},
-            r"kubernetes.priority_class high is not a TrainJob's to say: its runtime torch has it",
+            r"kubernetes.priority_class high has no effect on a TrainJob: set it in its runtime torch",
         ),
         (
             {"kubernetes": {"secrets": [{"variable": "TOKEN", "name": "ML flow", "key": "token"}]}},
-            r"kubernetes.secrets.name 'ML flow' is no DNS subdomain",
+            r"kubernetes.secrets.name 'ML flow' is not a DNS subdomain",
         ),
         (
             {"kubernetes": {"secrets": [{"variable": "A TOKEN", "name": "mlflow", "key": "token"}]}},
-            r"kubernetes.secrets holds 'A TOKEN', which no shell takes",
+            r"kubernetes.secrets holds 'A TOKEN', which is not a valid name of",
         ),
         (
             {"kubernetes": {"secrets": [{"variable": "PET_NNODES", "name": "mlflow", "key": "token"}]}},
@@ -124,7 +129,7 @@ def test_a_wrong_file_is_named_with_key_and_remedy(changes: dict[str, Any], expe
         ),
         (
             {"kubernetes": {"secrets": [{"variable": "TOKEN", "name": "mlflow", "key": "a token"}]}},
-            r"kubernetes.secrets.key 'a token' is in no Secret",
+            r"kubernetes.secrets.key 'a token' is not a key of a Secret",
         ),
         (
             {"kubernetes": {"secrets": [{"variable": "TOKEN", "name": name, "key": "token"} for name in ("a", "b")]}},
@@ -134,25 +139,34 @@ def test_a_wrong_file_is_named_with_key_and_remedy(changes: dict[str, Any], expe
             {"environment": {"TOKEN": "1"}, "kubernetes": {"secrets": [{"variable": "TOKEN", "name": "a", "key": "token"}]}},
             r"kubernetes.secrets sets TOKEN, and so does environment: leave one out",
         ),
-        ({"kubernetes": {"tolerations": [{"key": "g p u"}]}}, r"kubernetes.tolerations holds 'g p u', no NAME or"),
+        ({"kubernetes": {"tolerations": [{"key": "g p u"}]}}, r"kubernetes.tolerations holds 'g p u', which is not NAME or"),
         ({"kubernetes": {"tolerations": [{"key": "gpu", "value": "a"}]}}, r"kubernetes.tolerations .* add operator: Equal"),
         (
             {"kubernetes": {"node_selector": {"pool": "a 100"}}},
-            r"kubernetes.node_selector holds 'a 100', no value of a label",
+            r"kubernetes.node_selector holds 'a 100', which is not the value of a label",
         ),
-        ({"kubernetes": {"gpu_resource": "gpu"}}, r"kubernetes.gpu_resource 'gpu' is no extended resource: write DOMAIN/NAME"),
+        (
+            {"kubernetes": {"gpu_resource": "gpu"}},
+            r"kubernetes.gpu_resource 'gpu' is not an extended resource: write DOMAIN/NAME",
+        ),
         ({"kubernetes": {"resources": {"rdma": 1}}}, r"kubernetes.resources holds 'rdma': write DOMAIN/NAME, as rdma/hca"),
-        ({"kubernetes": {"resources": {"cpu": 1}}}, r"kubernetes.resources holds cpu: that is said by cpus_per_node"),
-        ({"kubernetes": {"resources": {"nvidia.com/gpu": 1}}}, r"holds nvidia.com/gpu: that is said by gpus_per_node"),
-        ({"kubernetes": {"resources": {"rdma/hca": "1Gi"}}}, r"kubernetes.resources gives 1Gi of rdma/hca, .* whole number"),
+        ({"kubernetes": {"resources": {"cpu": 1}}}, r"kubernetes.resources holds cpu: give cpus_per_node"),
+        ({"kubernetes": {"resources": {"nvidia.com/gpu": 1}}}, r"holds nvidia.com/gpu: give gpus_per_node instead"),
+        (
+            {"kubernetes": {"resources": {"rdma/hca": "1Gi"}}},
+            r"kubernetes.resources gives 1Gi of rdma/hca: give a whole number",
+        ),
         ({"kubernetes": {"resources": {"rdma/hca": 0}}}, r"kubernetes.resources gives 0 of rdma/hca"),
         (
             {"kubernetes": {"resources": {"ephemeral-storage": "20 GB"}}},
-            r"gives 20 GB of ephemeral-storage, which is a quantity",
+            r"gives 20 GB of ephemeral-storage: give a quantity",
         ),
-        ({"kubernetes": {"annotations": {"a b": "1"}}}, r"kubernetes.annotations holds 'a b', no NAME or DOMAIN/NAME"),
+        (
+            {"kubernetes": {"annotations": {"a b": "1"}}},
+            r"kubernetes.annotations holds 'a b', which is not NAME or DOMAIN/NAME",
+        ),
         ({"kubernetes": {"capabilities": ["CAP_IPC_LOCK"]}}, r"kubernetes.capabilities holds 'CAP_IPC_LOCK': .* without CAP_"),
-        ({"kubernetes": {"capabilities": ["ALL"]}}, r"kubernetes.capabilities holds 'ALL': name single ones"),
+        ({"kubernetes": {"capabilities": ["ALL"]}}, r"kubernetes.capabilities holds 'ALL': name single capabilities"),
         ({"kubernetes": {"shared_memory_gb": 0.05}}, r"kubernetes.shared_memory_gb is 0.05; expected a number"),
         ({"setup": ["module load cuda"], "kubernetes": {}}, r"setup has no meaning on kubernetes: leave it out"),
     ],
@@ -163,11 +177,11 @@ def test_a_wrong_file_of_kubernetes(changes: dict[str, Any], expected: str, writ
     assert "cluster.yaml" in str(caught.value)
 
 
-def test_yaml_takes_an_unquoted_time_for_a_number(tmp_path: Path) -> None:
+def test_yaml_reads_an_unquoted_time_as_a_number(tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text("cpus_per_node: 8\ntime_limit: 24:00:00\nslurm: {}\n")
-    with pytest.raises(ConfigError, match="YAML takes 24:00:00 for one"):
-        load_config(LaunchSpec, path)
+    with pytest.raises(ConfigError, match="YAML reads 24:00:00 as a number"):
+        load_config(launch_spec_class(), path)
 
 
 @given(days=st.integers(0, 30), hours=st.integers(0, 23), minutes=st.integers(0, 59), seconds=st.integers(0, 59))
@@ -196,11 +210,11 @@ def test_a_file_of_another_platform_is_refused(write: Callable[..., Path]) -> No
         (["train.global_batch_size=100"], r"cannot use: train.global_batch_size 100 is not a multiple of"),
         (
             ["mesh.tensor_parallel=16", "model.num_heads=16"],
-            r"mesh.tensor_parallel 16 of .* would reach over nodes of 8 processes",
+            r"mesh.tensor_parallel 16 of .* would span nodes of 8 processes",
         ),
     ],
 )
-def test_a_mesh_that_the_cluster_does_not_hold_stops_before_submission(
+def test_a_mesh_that_does_not_fit_the_cluster_stops_before_submission(
     overrides: list[str],
     expected: str,
     write: Callable[..., Path],
@@ -221,9 +235,9 @@ def test_a_mesh_that_the_cluster_does_not_hold_stops_before_submission(
 @pytest.mark.parametrize(
     ("volumes", "expected"),
     [
-        ([], "has no persistent volume claim that can be written to"),
+        ([], "has no writable persistent volume claim"),
         ([{"claim": "runs", "path": "/runs"}], "has no persistent volume claim for data.path /data/pile (mounted: /runs)"),
-        ([{"claim": "all", "path": "/data", "read_only": True}], "that can be written to"),
+        ([{"claim": "all", "path": "/data", "read_only": True}], "has no writable persistent volume claim"),
     ],
 )
 def test_a_path_on_no_claim_stops_before_submission(
@@ -262,7 +276,7 @@ def test_a_run_folder_on_a_read_only_claim_is_refused(
         "data.path=/data/pile",
     ]
     assert command(*launch) == 1
-    assert "mounts claim datasets at /data read_only, and --output /data/run is written there" in capsys.readouterr().err
+    assert "mounts claim datasets at /data read_only, and the job writes to --output /data/run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -275,7 +289,7 @@ def test_a_run_folder_on_a_read_only_claim_is_refused(
         (["data.path=/data/pile", "--output", "base"], "--output base is relative, .* give the absolute path"),
         (
             ["data.path=/data/pile", "--output", "/runs/../data/x"],
-            r"--output /runs/../data/x goes up by `\.\.`.* write the path out",
+            r"--output /runs/../data/x contains `\.\.`.* write the path without it",
         ),
         (
             ["data.path=/data/pile", "--output", "/runs"],
@@ -313,7 +327,7 @@ def test_a_preparation_refuses_nodes_with_gpus_and_relative_inputs(
     prepare = ["launch", "kubernetes", "prepare", "--cluster", cluster, "--output", "/data/pile", "--dry-run", "--input"]
     assert command(*prepare, "/data/raw/*") == 1
     error = error_line()
-    assert "cluster.yaml: gpus_per_node 8: a preparation uses no GPU" in error
+    assert "cluster.yaml: gpus_per_node 8: a data preparation uses no GPU" in error
     assert error.endswith("--set gpus_per_node=0")
     assert command(*prepare, "raw/*", "--set", "gpus_per_node=0") == 1
     assert "cluster.yaml: --input raw/* is relative, " in error_line()
@@ -324,7 +338,7 @@ def test_a_path_that_slurm_would_misread_is_refused(
 ) -> None:
     launch = ["launch", "slurm", "train", "train/base", "--cluster", write(), "--output", tmp_path / "50% more"]
     assert command(*launch) == 1
-    assert "holds '%', which SLURM reads as something else" in capsys.readouterr().err.replace("' '", "'%'")
+    assert "contains '%', which has a special meaning for SLURM" in capsys.readouterr().err.replace("' '", "'%'")
 
 
 def test_without_slurm_the_command_says_where_to_run_it(
@@ -345,7 +359,7 @@ def test_without_slurm_the_command_says_where_to_run_it(
     assert not (tmp_path / "made.launch" / "record.json").exists()
 
 
-def test_a_folder_that_is_no_ladder_or_was_never_launched_is_said(
+def test_a_folder_that_is_not_a_ladder_or_was_not_launched_is_reported(
     write: Callable[..., str], command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scaling = ["launch", "slurm", "scaling", tmp_path, "--cluster", write(), "--dry-run"]

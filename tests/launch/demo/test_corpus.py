@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.readers.records import Document, RecordReader
+from data_prep.readers.records import Document, read_records
 from launch.demo import installed_text
 from launch.demo.corpus import CorpusError, CorpusSummary, write_corpus
 from launch.demo.installed_text import MAX_CHARACTERS, Installation, readable
@@ -75,7 +75,7 @@ def tree(root: Path) -> Installation:
     for name, content in files.items():
         write(root / name, content)
     own = frozenset({"models"})
-    return Installation(root / "lib", (root / "site",), private=("/home/someone",), own=own)
+    return Installation(stdlib=root / "lib", packages=(root / "site",), private=("/home/someone",), own=own)
 
 
 def documents(summary: CorpusSummary) -> dict[str, list[tuple[str, str]]]:
@@ -83,7 +83,7 @@ def documents(summary: CorpusSummary) -> dict[str, list[tuple[str, str]]]:
     files = {"train": summary.train, "val": [summary.val], "test": [summary.test]}
     read: dict[str, list[tuple[str, str]]] = {}
     for split, paths in files.items():
-        records = [record for path in paths for record in RecordReader(path, path.name, 2**20)]
+        records = [record for path in paths for record in read_records(path, path.name, 2**20)]
         assert all(isinstance(record, Document) for record in records)
         read[split] = [(record.source, record.text) for record in records if isinstance(record, Document)]
     return read

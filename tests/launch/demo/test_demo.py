@@ -1,4 +1,4 @@
-"""The whole demo through its command, with a model small enough for a test: killed, interrupted, continued, shown again."""
+"""The whole demo through its command, with a model small enough for a test: killed, interrupted, resumed, shown again."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoFolder:
     folder.wait_for(folder.has_checkpoint, process)
     process.send_signal(signal.SIGINT)
     assert process.wait(90) == 130, folder.output.read_text()
-    assert "continued" in folder.output.read_text()
+    assert "Resuming" in folder.output.read_text()
     assert (folder.folder / "run/STATUS").read_text() == "preempted\n"
     folder.assert_nothing_is_left()
 
@@ -184,5 +184,5 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     refused = subprocess.run([COMMAND, "demo", "--output", str(tmp_path)], capture_output=True, text=True, check=False)
     assert refused.returncode == 1
-    assert "holds something else than a demo" in refused.stderr
+    assert "holds files that are not a demo's" in refused.stderr
     assert (tmp_path / "thesis.txt").read_text() == "mine"

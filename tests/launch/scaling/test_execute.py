@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.tokenization.tokenizer import save_tokenizer, train_tokenizer
+from data_prep.tokenization.tokenizer import train_tokenizer
 from launch.config import write_resolved
 from launch.local import PREEMPTED_EXIT
 from pipeline.eval.suffix_bpb import read_suffix_bpb
@@ -19,6 +19,7 @@ from pipeline.scaling.ladder.ladder import read_ladder
 from pipeline.scaling.ladder.learning_rates import rate_for, read_optimum
 from pipeline.scaling.ladder.run_configs import run_config, runs_of
 from pipeline.tracking.metrics import read_metrics
+from tests.helpers.datasets import write_text_dataset
 
 RECIPE = """
 name: small
@@ -58,17 +59,11 @@ def module_environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def ladder(place: Path, module_environment: dict[str, str]) -> Path:
-    """A ladder that was stopped after a few seconds, and brought to its end by the same command."""
+    """A ladder that was stopped after a few seconds, and completed by the same command."""
     words = "the ladder climbs from size to size and every budget leaves its branch".split()  # noqa: SIM905
     text = [" ".join(words[(i * k + i) % len(words)] for i in range(60 + k % 9)) for k in range(400)]
-    for name, lines in (("train", text[:360]), ("val", text[360:])):
-        (place / f"{name}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    save_tokenizer(train_tokenizer(text, 420), place / "tokenizer.json")
-    made = fnet_t5(
-        *(place, module_environment, "prepare", "--input", "train.jsonl", "--val", "val.jsonl", "--output", "data"),
-        *("--workers", 1, "--tokenizer", "tokenizer.json", "packing.lengths=[24]"),
-    )
-    assert made.returncode == 0, made.stderr
+    texts = {"train": [(line, "text") for line in text[:360]], "val": [(line, "text") for line in text[360:]]}
+    write_text_dataset(place / "data", texts, [24], tokenizer=train_tokenizer(text, 420))
     (place / "small.yaml").write_text(RECIPE.replace("DATA", "data"))
     planned = fnet_t5(place, module_environment, "scaling", "plan", "small.yaml", "--output", "ladder")
     assert planned.returncode == 0, planned.stderr
@@ -134,7 +129,7 @@ def test_runs_stand_under_one_mlflow_parent(ladder: Path, place: Path) -> None:
     assert client.get_run(parent).info.status == "FINISHED"
 
 
-def test_complete_runs_are_passed_over_and_a_report_is_written(
+def test_complete_runs_are_skipped_and_a_report_is_written(
     ladder: Path, place: Path, module_environment: dict[str, str]
 ) -> None:
     shown = fnet_t5(place, module_environment, "scaling", "status", "ladder")

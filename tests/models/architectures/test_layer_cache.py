@@ -35,6 +35,6 @@ def test_a_token_is_written_beside_the_earlier_ones() -> None:
     cache = LayerCache()
     cache.extend(*tokens(1000, 0))
     places = [cache.extend(*tokens(1, number))[0].data_ptr() for number in range(1, 200)]
-    assert len(set(places)) == 1  # one copy, when the first token came, and room for a quarter more
-    assert cache.room is not None
-    assert cache.room[0].shape[2] == 1001 + 250
+    assert len(set(places)) == 1  # one copy, for the first token, into a buffer that is a quarter longer
+    assert cache.buffer is not None
+    assert cache.buffer[0].shape[2] == 1001 + 250

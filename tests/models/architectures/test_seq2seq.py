@@ -8,7 +8,7 @@ import torch
 from models.architectures.pieces import Inputs, pieces
 from models.architectures.seq2seq import Seq2Seq
 from models.config import ModelConfig, expand_size
-from models.generation.sampling import Sampling, choose, generate, pad_prefixes
+from models.generation.sampling import Sampling, generate, pad_prefixes, sample_token
 from models.layers.factory import TorchLayers
 from models.layers.initialization import initialize
 
@@ -79,7 +79,7 @@ def test_top_k_and_top_p_keep_exactly_the_likely_tokens() -> None:
     generator = torch.Generator().manual_seed(0)
 
     def drawn(sampling: Sampling) -> set[int]:
-        return {int(choose(probabilities.log(), sampling, generator)) for _ in range(400)}
+        return {int(sample_token(probabilities.log(), sampling, generator)) for _ in range(400)}
 
     assert drawn(Sampling(temperature=1.0, top_k=2)) == {0, 1}
     assert drawn(Sampling(temperature=1.0, top_p=0.75)) == {0, 1, 2}

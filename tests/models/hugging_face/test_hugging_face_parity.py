@@ -3,7 +3,7 @@ gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from models.architectures.pieces import Inputs, TextInputs
 from models.architectures.single_process import SingleProcessModel
 from models.config import ModelConfig, expand_size
 from models.hugging_face import entries, our_config, their_config
-from models.hugging_face.mapping import from_theirs, to_theirs
+from models.hugging_face.mapping import Entry, to_theirs
 from models.layers.initialization import initialize
 from pipeline.huggingface.folder import read_config, read_tensors, write_folder
 
@@ -116,7 +116,7 @@ def check(ours: SingleProcessModel, theirs: nn.Module) -> None:
     loss.backward()
     their_loss.backward()
     gradients = {name: parameter.grad for name, parameter in theirs.named_parameters() if parameter.grad is not None}
-    mapped = from_theirs(entries(ours.config), filled(gradients, theirs), ours.config)
+    mapped = renamed(entries(ours.config), filled(gradients, theirs), ours.config)
     for name, parameter in ours.named_parameters():
         if parameter.grad is None or not parameter.grad.any():
             assert not mapped[name].any(), name
@@ -124,6 +124,22 @@ def check(ours: SingleProcessModel, theirs: nn.Module) -> None:
             assert mapped[name].abs().max() < 1e-4
         else:
             assert relative(parameter.grad, mapped[name]) < 1e-4, name
+
+
+def renamed(given: list[Entry], theirs: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The inverse of `to_theirs`, checked against it: our tensors from theirs, with zeros in the rows of the vocabulary's
+    padding."""
+    result: dict[str, Tensor] = {}
+    for one in given:
+        (value,) = [theirs[name] for name in (one.theirs, *one.copies) if name in theirs][:1]
+        value = value.t() if one.transposed else value
+        if one.vocabulary:
+            padding = value.new_zeros(config.padded_vocab_size - len(value), *value.shape[1:])
+            value = torch.cat([value, padding])
+        result |= {ours: part.contiguous() for ours, part in zip(one.ours, value.chunk(len(one.ours)), strict=True)}
+    back = to_theirs(given, result, config)
+    assert all(torch.equal(back[name], theirs[name]) for one in given for name in (one.theirs,) if name in theirs)
+    return result
 
 
 def filled(gradients: dict[str, Tensor], theirs: nn.Module) -> dict[str, Tensor]:
@@ -164,6 +180,6 @@ def test_we_load_theirs_and_compute_the_same(name: str, tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path)
     read = our_config(read_config(tmp_path))
     ours = build_model(read).eval()
-    ours.load_state_dict(from_theirs(entries(read), read_tensors(tmp_path), read))
+    ours.load_state_dict(renamed(entries(read), read_tensors(tmp_path), read))
     assert read.heads == tuple(sorted(config.heads)) or not config.is_encoder_only
     check(ours, theirs.eval())

@@ -1,4 +1,4 @@
-"""The parts of a block against torch's and transformers' own, and the memory of score biases."""
+"""The parts of a block against torch's and transformers' own, and how often score biases are made."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 
 from models.architectures.build import build_model
 from models.architectures.encoder_only import encoder_inputs
-from models.architectures.pieces import Inputs
+from models.architectures.pieces import Inputs, TextInputs
 from models.config import ModelConfig, expand_size
-from models.layers.attention_bias import ScoreBiasOf
+from models.layers import attention_bias
 from models.layers.factory import TorchLayers
 from models.layers.feed_forward import FeedForward
 from models.layers.initialization import initialize
@@ -79,21 +79,64 @@ def test_the_windowed_bias_is_the_table_looked_up_for_every_pair(queries: int, k
     torch.testing.assert_close(ours, theirs)
 
 
-def test_a_bias_is_made_once_a_pass_and_forgotten_after_it() -> None:
-    made = ScoreBiasOf("all", 0)
-    tables = torch.randn(1, 32, 4, requires_grad=True)
-    mask = torch.tensor([[1, 1, 0]])
-    first = made(tables, mask, 3, 3, torch.float32)
-    assert made(tables, mask, 3, 3, torch.float32) is first
-    assert made(tables, mask, 3, 3, torch.float64) is not first
-    mask[0, 2] = 1  # in place, as a pipeline refills its buffers
-    second = made(tables, mask, 3, 3, torch.float32)
-    assert second.added is not None
-    assert bool((second.added > -1e9).all())
-    gone = weakref.ref(second.added)
-    del second, first, mask
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Tensor]]:
+    """Every relative bias that is made from a table."""
+    result: list[weakref.ref[Tensor]] = []
+
+    def recorded(*arguments: Any, **options: Any) -> Tensor:
+        bias = relative_bias(*arguments, **options)
+        result.append(weakref.ref(bias))
+        return bias
+
+    monkeypatch.setattr(attention_bias, "relative_bias", recorded)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("section", "tables"),
+    [
+        ({"architecture": "t5"}, 2),
+        ({"architecture": "fnet_t5"}, 1),
+        ({"architecture": "fnet_t5", "num_attention_layers": 2}, 2),
+        ({"architecture": "prefix_decoder"}, 1),
+        ({"architecture": "bert", "position": "relative"}, 1),
+        ({"architecture": "fnet_t5", "decoder_mixing": "causal_fourier"}, 0),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else str(value),
+)
+def test_a_bias_is_made_once_a_pass_and_not_kept_after_it(
+    section: dict[str, Any], tables: int, made: list[weakref.ref[Tensor]]
+) -> None:
+    model = build_model(config(**section)).eval()
+    initialize(model, seed=0)
+    ids = torch.randint(3, 128, (2, 9))
+    mask = torch.ones_like(ids)
+    inputs = {"prefix_decoder": TextInputs(ids, mask), "bert": encoder_inputs(ids, mask)}
+    given: Any = inputs.get(section["architecture"], Inputs(ids, mask, ids[:, :5]))
+    output = model(given)
+    assert len(made) == tables
+    mask[1, 6:] = 0  # in place, as a pipeline refills its buffers
+    changed = model(given)
+    assert len(made) == 2 * tables
+    real = model(type(given)(*(field.clone() for field in given)))
+    del output
     gc.collect()
-    assert gone() is None
+    assert all(bias() is None for bias in made[:tables])
+    if tables:
+        ours, theirs = (out.mlm if model.config.is_encoder_only else out for out in (changed, real))
+        assert torch.equal(ours, theirs)
+
+
+def test_a_decoding_step_makes_one_bias_for_all_layers(made: list[weakref.ref[Tensor]]) -> None:
+    model = build_model(config(architecture="t5")).eval()
+    initialize(model, seed=0)
+    ids = torch.randint(3, 128, (2, 9))
+    encoded = model.encode(ids, torch.ones_like(ids))
+    made.clear()
+    for step in range(3):
+        model.decode(ids[:, step : step + 1], encoded)
+    assert len(made) == 3
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def test_every_t5_has_a_gpt2_of_as_many_parameters_and_one_of_as_much_compute(si
     # a decoder alone runs every token through all of its layers
     assert counted_flops(alike) > 1.9 * counted_flops(anchor)
     for config in (alike, cheap):
+        assert config.num_heads == config.num_decoder_layers
         assert config.d_model == 64 * config.num_decoder_layers == config.inner_dim
         assert 3 <= config.d_ff / config.d_model <= 6
         assert config.padded_vocab_size == anchor.padded_vocab_size
@@ -58,6 +59,14 @@ def test_a_t5_base_is_paired_with_the_shape_of_the_published_gpt2() -> None:
     found = gpt2_of_equal_flops(t5("t5-v1.1-base"), LENGTHS, max_length=1024)
     published = SIZES["gpt2"]
     assert (found.num_decoder_layers, found.d_model) == (published["num_decoder_layers"], published["d_model"])
+
+
+def test_a_model_bound_by_its_vocabulary_keeps_a_feed_forward_in_proportion() -> None:
+    anchor = ModelConfig(**expand_size({"size": "nano", "architecture": "t5", "vocab_size": 32128}))
+    for config in (gpt2_of_equal_parameters(anchor, 4352), gpt2_of_equal_flops(anchor, LENGTHS, 4352)):
+        assert 2 <= config.d_ff / config.d_model <= 8
+        assert config.num_heads == config.num_decoder_layers
+        assert config.d_kv == anchor.d_kv == 16
 
 
 def test_only_a_t5_with_a_vocabulary_is_matched() -> None:

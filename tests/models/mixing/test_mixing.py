@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models.config import ModelConfig, expand_size
-from models.layers.attention_bias import ScoreBiasOf
+from models.layers.attention_bias import encoder_bias_rule
 from models.layers.factory import TorchLayers
 from models.layers.initialization import initialize
 from models.mixing import backend_choice, build_mixer
@@ -87,26 +87,27 @@ def test_every_mixer_has_one_interface_no_tables_on_disk_and_a_gradient(name: st
     config = ModelConfig(
         **expand_size({"size": "nano", "vocab_size": 100, "mixing": name, "max_length": 12, "position": "none"})
     )
-    mixer = build_mixer(config, TorchLayers(), 0, ScoreBiasOf("all"))
+    mixer = build_mixer(config, TorchLayers(), 0)
     initialize(mixer, seed=0)
     x = torch.randn(2, 12, 64, requires_grad=True)
     mask = torch.ones(2, 12, dtype=torch.int64)
     mask[1, 7:] = 0
     tables = torch.zeros(1, dtype=torch.int64)
-    mixed = mixer(x, mask, tables)
+    bias = encoder_bias_rule(config).make(tables, mask, 12, 12, x.dtype)
+    mixed = mixer(x, mask, bias)
     assert mixed.shape == x.shape
     mixed.sum().backward()
     assert x.grad is not None
     assert all("over_" in key or "attention" in key for key in mixer.state_dict())
     if name != "identity":  # what stands in padding changes nothing
         other = torch.where(mask.bool()[:, :, None], x, 1e4).detach()
-        torch.testing.assert_close(mixer(other, mask, tables)[1, :7], mixed[1, :7].detach())
+        torch.testing.assert_close(mixer(other, mask, bias)[1, :7], mixed[1, :7].detach())
 
 
 def test_linear_and_random_mixing_are_two_matrix_products() -> None:
     for name in ("linear", "random"):
         section = {"size": "nano", "vocab_size": 100, "mixing": name, "max_length": 9}
-        mixer = build_mixer(ModelConfig(**expand_size(section)), TorchLayers(), 1, ScoreBiasOf("all"))
+        mixer = build_mixer(ModelConfig(**expand_size(section)), TorchLayers(), 1)
         initialize(mixer, seed=0)
         x = torch.randn(2, 9, 64)
         expected = torch.einsum("nm,bmd,de->bne", mixer.over_tokens, x, mixer.over_features)
@@ -117,7 +118,7 @@ def test_linear_and_random_mixing_are_two_matrix_products() -> None:
 def test_random_mixing_is_the_same_in_every_process_and_differs_between_layers() -> None:
     section = {"size": "nano", "vocab_size": 100, "mixing": "random", "max_length": 9}
     config = ModelConfig(**expand_size(section))
-    one, same, other = (build_mixer(config, TorchLayers(), layer, ScoreBiasOf("all")) for layer in (0, 0, 1))
+    one, same, other = (build_mixer(config, TorchLayers(), layer) for layer in (0, 0, 1))
     assert torch.equal(one.over_tokens, same.over_tokens)
     assert not torch.equal(one.over_tokens, other.over_tokens)
 
@@ -125,7 +126,7 @@ def test_random_mixing_is_the_same_in_every_process_and_differs_between_layers()
 @pytest.mark.parametrize("name", ["linear", "random", "causal_fourier"])
 def test_too_long_an_input_names_the_field(name: str) -> None:
     section = {"size": "nano", "vocab_size": 100, "mixing": name, "max_length": 9}
-    mixer = build_mixer(ModelConfig(**expand_size(section)), TorchLayers(), 0, ScoreBiasOf("all"))
+    mixer = build_mixer(ModelConfig(**expand_size(section)), TorchLayers(), 0)
     with pytest.raises(ValueError, match=r"10 tokens.*model\.max_length"):
         mixer(torch.randn(1, 10, 64), torch.ones(1, 10, dtype=torch.int64))
 

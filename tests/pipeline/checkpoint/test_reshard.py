@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,28 +10,26 @@ import torch
 
 from launch.cli import _GlobalOptions, build_app
 from pipeline.checkpoint.branch import branch
-from pipeline.checkpoint.optimizer_state import ENGINE, KINDS, StoredState
+from pipeline.checkpoint.optimizer_state import KINDS, OPTIMIZER_FOLDER, StoredState
 from pipeline.checkpoint.reshard import reshard
 from pipeline.config import MeshConfig
 from pipeline.run_folder import STATE, describe, find, latest, load_weights
 from pipeline.tracking.metrics import read_metrics
+from tests.helpers.processes import WORKER, start_processes
+from tests.helpers.recipes import nano_recipe, write_run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path, start_processes: Callable[..., None]) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     """Four steps on pipeline 2 × data 2, saved at 2 and 4."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("chaos", Path(__file__).parents[1] / "training" / "test_chaos.py")
-    assert spec is not None
-    assert spec.loader is not None
-    chaos = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(chaos)
-    folder = chaos.write_run(
-        tmp_path_factory.mktemp("reshard") / "run", dataset, steps=4, checkpoint_every=2, validate_every=2, keep_last=None
+    recipe = nano_recipe(
+        dataset,
+        mesh={"tensor_parallel": 1, "pipeline_parallel": 2},
+        train={"steps": 4, "checkpoint_every": 2, "validate_every": 2, "keep_last": None},
+        optimizer={"learning_rate": 0.002, "warmup_steps": 3, "decay_steps": 44},
     )
-    (folder / "faults.json").write_text("[]")
-    start_processes(4, "chaos_worker.py", folder)
+    folder = write_run(tmp_path_factory.mktemp("reshard") / "run", recipe)
+    start_processes(4, WORKER, folder)
     return folder
 
 
@@ -40,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path, start_processes
 def test_every_number_moves_bit_by_bit(run: Path, tmp_path: Path, tensor: int, pipeline: int, data: int) -> None:
     moved = tmp_path / "moved"
     checkpoint = reshard(run, moved, MeshConfig(tensor_parallel=tensor, pipeline_parallel=pipeline), data)
-    before, after = StoredState(find(run) / STATE / ENGINE), StoredState(checkpoint / STATE / ENGINE)
+    before, after = StoredState(find(run) / STATE / OPTIMIZER_FOLDER), StoredState(checkpoint / STATE / OPTIMIZER_FOLDER)
     assert after.layouts == before.layouts
     assert after.step == before.step == 4
     assert after.tensor_parallel == tensor
@@ -55,14 +52,14 @@ def test_every_number_moves_bit_by_bit(run: Path, tmp_path: Path, tensor: int, p
     assert all(torch.equal(after.shard(name, "master", 0, 1), value) for name, value in weights.items())
 
 
-def test_what_cannot_be_is_refused(run: Path, tmp_path: Path) -> None:
+def test_impossible_meshes_and_used_folders_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a multiple of train"):
         reshard(run, tmp_path / "three", MeshConfig(), 3)
     with pytest.raises(ValueError, match="is not empty"):
         reshard(run, run, MeshConfig(), 1)
 
 
-def test_a_branch_begins_where_its_parent_stood(run: Path, tmp_path: Path) -> None:
+def test_a_branch_starts_at_a_checkpoint_of_its_parent(run: Path, tmp_path: Path) -> None:
     assert branch(run, tmp_path, step=2) == 2
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row] == [1, 2]
     found = latest(tmp_path)
@@ -85,7 +82,7 @@ def test_the_command_lists_and_verifies(run: Path, tmp_path: Path, capsys: pytes
     assert "1 × 2 × 2" in listed
     assert "latest" in listed
     assert command("checkpoint", "verify", str(copy)) == 0
-    assert capsys.readouterr().out.count("as it was written") == 2
+    assert capsys.readouterr().out.count("all checksums match") == 2
     damaged = next((copy / "checkpoints/step_00000002/state/engine").iterdir())
     data = bytearray(damaged.read_bytes())
     data[-1] ^= 1

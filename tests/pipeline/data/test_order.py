@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from pipeline.objectives.interface import Objective
 from pipeline.objectives.prefix_lm import PrefixLM
 from pipeline.objectives.span_corruption import SpanCorruptionConfig
 from pipeline.objectives.vocabulary import Vocabulary
+from tests.helpers.datasets import numbered_documents, write_dataset
 
 ROW_LENGTH = 12
 GLOBAL_BATCH = 12
@@ -44,14 +44,10 @@ SEGMENTS = st.lists(
 
 
 @pytest.fixture(scope="module")
-def folders(
-    tmp_path_factory: pytest.TempPathFactory,
-    write_folder: Callable[..., Path],
-    numbered_documents: Callable[..., list[list[int]]],
-) -> list[Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     base = tmp_path_factory.mktemp("order")
     return [
-        write_folder(
+        write_dataset(
             base / str(number), numbered_documents(count, 40, first=1000 + 10_000 * number, seed=number), (ROW_LENGTH,)
         )
         for number, count in enumerate((23, 11))

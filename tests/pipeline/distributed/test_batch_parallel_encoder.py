@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+from tests.helpers.processes import start_processes
 
 D_MODEL, D_FF, NUM_TOKENS, LAYERS, WIDE = 64, 128, 24, 2, 8
 CASES = [(t, form) for t in (2, 4) for form in ("batch", "columns", "mixed_batch")]
@@ -15,7 +16,7 @@ MICRO_BATCH = {"batch": 8, "columns": 3, "mixed_batch": 4}
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory, start_processes: Callable[..., None]) -> dict[str, list[dict[str, Any]]]:
+def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("sharding")
     start_processes(4, "sharding_worker.py", folder)
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}

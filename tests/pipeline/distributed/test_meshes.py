@@ -1,27 +1,27 @@
-"""One checkpoint continued on every mesh; guards, agreement and planned bytes on real ranks."""
+"""One checkpoint resumed on every mesh; skip-step guard, replica consistency and planned bytes on real ranks."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-# bf16 rounds products otherwise on every mesh; its losses here are near 5
-TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
-MESHES = ["4_1_1", "2_1_2", "1_2_2", "1_1_4", "1_4_1"]
+from tests.helpers.meshes import MESHES, SETTINGS, result_name
+from tests.helpers.processes import start_processes
+
+OTHER_MESHES = ["4_1_1", "2_1_2", "1_2_2", "1_1_4", "1_4_1"]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory, start_processes: Callable[..., None]) -> dict[str, Any]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("meshes")
     start_processes(4, "mesh_worker.py", folder, "reshard")
     return {"folder": folder, **json.loads((folder / "reshard_4.json").read_text())}
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory, start_processes: Callable[..., None]) -> dict[str, Any]:
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("guards")
     start_processes(4, "mesh_worker.py", folder, "guard")
     found: dict[str, Any] = json.loads((folder / "guard_4.json").read_text())
@@ -34,25 +34,29 @@ def test_the_same_mesh_continues_bit_by_bit(results: dict[str, Any], setting: st
     assert results[f"{setting}_2_2_1"] == results[f"{setting}_straight"]
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", OTHER_MESHES)
 @pytest.mark.parametrize("setting", ["fp32", "bf16"])
 def test_another_mesh_continues_to_rounding(results: dict[str, Any], setting: str, mesh: str) -> None:
-    straight = results[f"{setting}_straight"]
-    assert results[f"{setting}_{mesh}"] == pytest.approx(straight, rel=TOLERANCE[setting])
+    straight, tolerance = results[f"{setting}_straight"], SETTINGS[setting].tolerance
+    assert results[f"{setting}_{mesh}"] == pytest.approx(straight, rel=tolerance)
     # and would have noticed a lost optimizer: the losses move far more than that in three steps
-    assert abs(straight[0] - straight[-1]) / straight[0] > 3 * TOLERANCE[setting]
+    assert abs(straight[0] - straight[-1]) / straight[0] > 3 * tolerance
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [2, 1])
-def test_fewer_processes_continue_it_too(
-    results: dict[str, Any], start_processes: Callable[..., None], num_processes: int
-) -> None:
+def test_fewer_processes_continue_it_too(results: dict[str, Any], num_processes: int) -> None:
     start_processes(num_processes, "mesh_worker.py", results["folder"], "reshard")
     found = json.loads((results["folder"] / f"reshard_{num_processes}.json").read_text())
-    for name, losses in found.items():
-        setting = name.split("_")[0]
-        assert losses == pytest.approx(results[f"{setting}_straight"], rel=TOLERANCE[setting]), name
+    names = {
+        result_name(setting, tensor, pipeline, num_processes // tensor // pipeline): setting
+        for setting in SETTINGS
+        for tensor, pipeline in MESHES[num_processes]
+    }
+    assert found.keys() == names.keys()
+    for name, setting in names.items():
+        straight = results[f"{setting}_straight"]
+        assert found[name] == pytest.approx(straight, rel=SETTINGS[setting].tolerance), name
 
 
 @pytest.mark.parametrize("setting", ["fp32", "bf16"])
@@ -67,11 +71,11 @@ def test_a_bad_step_of_one_rank_is_skipped_by_all(guarded: dict[str, Any], setti
 
 
 def test_copies_that_drifted_by_one_bit_are_found(guarded: dict[str, Any]) -> None:
-    assert guarded["agreement_clean"] == ""
-    assert "the order of the data differs between ranks" in guarded["agreement_data"]
-    assert "mixing_norm.weight differs between tensor ranks" in guarded["agreement_replicated"]
-    assert "differs between replicas" in guarded["agreement_replica"]
-    assert "the tied embedding differs between stages" in guarded["agreement_tied"]
+    assert guarded["consistency_clean"] == ""
+    assert "the order of the data differs between ranks" in guarded["consistency_data"]
+    assert "mixing_norm.weight differs between tensor ranks" in guarded["consistency_replicated"]
+    assert "differs between replicas" in guarded["consistency_replica"]
+    assert "the tied embedding differs between stages" in guarded["consistency_tied"]
 
 
 def test_dropout_masks_are_shared_where_activations_are(guarded: dict[str, Any]) -> None:

@@ -7,23 +7,21 @@ embeddings, clipping that always bites, uneven target counts, ten steps without 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from torch import Tensor
 
 from models.architectures.build import build_model
 from models.layers.initialization import initialize
+from tests.helpers.parity import BF16, FP32, ORDER, STEPS, Plan, Tolerance, global_batch, objective_of, run_config
+from tests.helpers.processes import start_processes
 
-TOLERANCE = 1e-4
-# bf16 rounds partial sums otherwise on every mesh: a weight that is read wrongly moves losses by far more
-TOLERANCE_BF16 = {"losses": 1e-2, "norms": 0.1, "validation": 1e-2, "parameters": 0.1}
-# The order of eight rows' segments gives the pooler's bias, which starts at 0, gradients that nearly cancel out.
-TOLERANCE_ORDER = {"losses": TOLERANCE, "norms": TOLERANCE, "validation": TOLERANCE, "parameters": 5e-3}
 RMS = {"name": "adamw_rms", "learning_rate": 0.02, "weight_decay": 0.1}
 # an attending encoder layer beside a Fourier one, an untied head, and the plain feed-forward
 UNTIED = {"tie_embeddings": False, "num_attention_layers": 1, "feed_forward": "relu"}
@@ -61,55 +59,62 @@ BUGS = [
 ]
 
 
-def cell(model: str, mesh: str, name: str = "", **settings: Any) -> dict[str, Any]:
+def label(model: str, name: str, mesh: str) -> str:
+    return "_".join(part for part in (model, name, mesh) if part)
+
+
+def cell(model: str, mesh: str, name: str = "", **settings: Any) -> Plan:
     """One training run of the worker's plan, named after what it is."""
     tensor, pipeline, data = MESHES[mesh]
-    label = "_".join(part for part in (model, name, mesh) if part)
-    return {"name": label, "tensor": tensor, "pipeline": pipeline, "data": data, "model": MODELS[model], **settings}
+    return Plan(name=label(model, name, mesh), tensor=tensor, pipeline=pipeline, data=data, model=MODELS[model], **settings)
 
 
-def with_one(model: str, *meshes: str, name: str = "", **settings: Any) -> list[dict[str, Any]]:
-    """The same run on one process and on each of some meshes."""
-    return [cell(model, mesh, name, **settings) for mesh in ("t1p1d1", *meshes)]
+def with_one(model: str, *meshes: str, name: str = "", **settings: Any) -> list[Plan]:
+    """The same run on one process and on each of some meshes, which have to equal it."""
+    alone = cell(model, "t1p1d1", name, **settings)
+    return [alone, *(cell(model, mesh, name, reference=alone.name, **settings) for mesh in meshes)]
 
 
+# How a step is computed (columns of the transform, recomputation) changes nothing: these equal the plain run on one process.
+HYBRID_ALONE = label("fnet_t5", "", "t1p1d1")
 # Every mesh of the hybrid; of the others, each form of model and each kind of objective on a mesh that cuts it otherwise.
 QUICK = [
     *with_one("fnet_t5", *list(MESHES)[1:-1]),
-    cell("fnet_t5", "t4p1d1", micro_batch=4),
-    cell("fnet_t5", "t4p1d1", "columns"),
-    cell("fnet_t5", "t2p1d1", "columns", micro_batch=1),
-    cell("fnet_t5", "t2p2d1", "recompute", recompute=True),
+    cell("fnet_t5", "t4p1d1", reference=HYBRID_ALONE, micro_batch=4),
+    cell("fnet_t5", "t4p1d1", "columns", reference=HYBRID_ALONE),
+    cell("fnet_t5", "t2p1d1", "columns", reference=HYBRID_ALONE, micro_batch=1),
+    cell("fnet_t5", "t2p2d1", "recompute", reference=HYBRID_ALONE, recompute=True),
     *(cell("fnet_t5", mesh, "rms", optimizer=RMS) for mesh in ("t1p1d2", "t2p1d1", "t1p2d2")),
-    *with_one("fnet_t5", "t2p2d1", name="bf16", precision="bf16"),
+    *with_one("fnet_t5", "t2p2d1", name="bf16", precision="bf16", tolerance=BF16),
     *with_one("untied", "t2p2d1"),
     *with_one("other", "t2p2d1"),
     *with_one("t5", "t2p1d2", name="spans", objective="span_corruption"),
-    *with_one("t5", "t1p2d2", name="bf16", precision="bf16"),
+    *with_one("t5", "t1p2d2", name="bf16", precision="bf16", tolerance=BF16),
     *with_one("fnet_t5", "t1p2d1", name="infilling", objective="text_infilling", lengths=(48, 24)),
     *with_one("gpt2", "t2p2d1", "t1p2d2", objective="causal_lm"),
-    *with_one("gpt2", "t2p1d1", name="bf16", precision="bf16"),
+    *with_one("gpt2", "t2p1d1", name="bf16", precision="bf16", tolerance=BF16),
     *with_one("prefix_decoder", "t2p2d1", objective="ul2", lengths=(48, 24)),
-    *with_one("bert", "t2p2d1", "t1p1d2", objective="masked_lm"),
-    *with_one("fnet", "t2p2d1", "t2p1d1", objective="masked_lm"),
+    *with_one("bert", "t2p2d1", "t1p1d2", objective="masked_lm", tolerance=ORDER),
+    *with_one("fnet", "t2p2d1", "t2p1d1", objective="masked_lm", tolerance=ORDER),
     *(cell("fnet_t5", mesh, f"bug{number}", bug=bug) for number, (mesh, bug) in enumerate(BUGS)),
 ]
 # {hybrid, T5, GPT-2} x {tensor, pipeline, data in 1, 2; up to 4 processes} x {fp32, bf16}, all of it
 MATRIX = [
     plan
-    for precision in ("fp32", "bf16")
+    for precision, tolerance in (("fp32", FP32), ("bf16", BF16))
     for model in ("fnet_t5", "t5", "gpt2")
-    for plan in with_one(model, *list(MESHES)[1:-1], name=precision, precision=precision)
+    for plan in with_one(model, *list(MESHES)[1:-1], name=precision, precision=precision, tolerance=tolerance)
 ]
+PLANS = {plan.name: plan for plan in [*QUICK, *MATRIX]}
 Result = tuple[dict[str, Any], dict[str, Tensor]]
 
 
-def run_plans(plans: list[dict[str, Any]], folder: Path, start_processes: Callable[..., None]) -> dict[str, Result]:
+def run_plans(plans: list[Plan], folder: Path) -> dict[str, Result]:
     """Run every plan, those of equal size in one start."""
     for num_processes in (1, 2, 4):
-        chosen = [plan for plan in plans if plan["tensor"] * plan["pipeline"] * plan["data"] == num_processes]
+        chosen = [plan for plan in plans if plan.num_processes == num_processes]
         plan_file = folder / f"processes_{num_processes}.plan"
-        plan_file.write_text(json.dumps(chosen))
+        plan_file.write_bytes(TypeAdapter(list[Plan]).dump_json(chosen))
         start_processes(num_processes, "parity_worker.py", folder, plan_file, timeout=1500)
     return {
         path.stem: (json.loads(path.read_text()), load_file(path.with_suffix(".safetensors"))) for path in folder.glob("*.json")
@@ -117,13 +122,13 @@ def run_plans(plans: list[dict[str, Any]], folder: Path, start_processes: Callab
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory, start_processes: Callable[..., None]) -> dict[str, Result]:
-    return run_plans(QUICK, tmp_path_factory.mktemp("parity"), start_processes)
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    return run_plans(QUICK, tmp_path_factory.mktemp("parity"))
 
 
 @pytest.fixture(scope="module")
-def matrix(tmp_path_factory: pytest.TempPathFactory, start_processes: Callable[..., None]) -> dict[str, Result]:
-    return run_plans(MATRIX, tmp_path_factory.mktemp("matrix"), start_processes)
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    return run_plans(MATRIX, tmp_path_factory.mktemp("matrix"))
 
 
 def disagreement(first: Result, second: Result) -> dict[str, float]:
@@ -143,27 +148,25 @@ def disagreement(first: Result, second: Result) -> dict[str, float]:
     }
 
 
-def compared(plans: list[dict[str, Any]]) -> list[str]:
+def compared(plans: list[Plan]) -> list[str]:
     """The names of those that are to equal one process."""
-    chosen = [plan for plan in plans if "bug" not in plan and "optimizer" not in plan]
-    return [plan["name"] for plan in chosen if not plan["name"].endswith("t1p1d1")]
+    return [plan.name for plan in plans if plan.reference is not None]
 
 
 def check_equal(results: dict[str, Result], name: str) -> None:
-    """Compare a run on a mesh with the same run on one process; how it was computed (columns, recompute) changes nothing."""
-    alone = "_".join([part for part in name.split("_")[:-1] if part not in ("columns", "recompute")] + ["t1p1d1"])
-    found = disagreement(results[name], results[alone])
-    limits = limits_of(name)
-    assert all(found[kind] < limits[kind] for kind in found), found
+    """Compare a run on a mesh with the run on one process that its plan names."""
+    reference = PLANS[name].reference
+    assert reference is not None
+    check_within(PLANS[name].tolerance, disagreement(results[name], results[reference]))
 
 
-def limits_of(name: str) -> dict[str, float]:
-    if "bf16" in name:
-        return TOLERANCE_BF16
-    return TOLERANCE_ORDER if name.startswith(("bert", "fnet_t1", "fnet_t2")) else dict.fromkeys(TOLERANCE_ORDER, TOLERANCE)
+def check_within(tolerance: Tolerance, found: dict[str, float]) -> None:
+    limits = asdict(tolerance)
+    assert limits.keys() == found.keys()
+    assert all(found[kind] < limits[kind] for kind in limits), found
 
 
-@pytest.mark.parametrize("name", [plan["name"] for plan in QUICK if plan["name"].endswith("t1p1d1")])
+@pytest.mark.parametrize("name", [plan.name for plan in QUICK if plan.num_processes == 1])
 def test_the_run_is_worth_comparing(results: dict[str, Result], name: str) -> None:
     record, _ = results[name]
     assert record["losses"][-1] < 0.95 * record["losses"][0]
@@ -184,24 +187,12 @@ def test_every_mesh_equals_one_process(matrix: dict[str, Result], name: str) -> 
 @pytest.mark.parametrize("number", range(len(BUGS)), ids=[bug for _, bug in BUGS])
 def test_turns_red_when_a_bug_is_planted(results: dict[str, Result], number: int) -> None:
     found = disagreement(results[f"fnet_t5_bug{number}_{BUGS[number][0]}"], results["fnet_t5_t1p1d1"])
-    assert max(found.values()) > 10 * TOLERANCE, found
+    assert max(found.values()) > 10 * FP32.losses, found
 
 
-def worker_module() -> Any:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("parity_worker", Path(__file__).parents[2] / "helpers" / "parity_worker.py")
-    assert spec is not None
-    assert spec.loader is not None
-    worker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(worker)
-    return worker
-
-
-def plain_run(plan: dict[str, Any]) -> Result:
+def plain_run(plan: Plan) -> Result:
     """Neither DeepSpeed nor Megatron: the single-process model, torch's AdamW (a group a tensor) and torch's clipping."""
-    worker = worker_module()
-    config, objective = worker.run_config(plan), worker.objective(plan)
+    config, objective = run_config(plan), objective_of(plan)
     settings = config.optimizer
     model = build_model(config.model)
     initialize(model, config.train.seed)
@@ -211,8 +202,8 @@ def plain_run(plan: dict[str, Any]) -> Result:
     ]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps)
     losses, norms = [], []
-    for step in range(1, worker.STEPS + 1):
-        batch, counts = worker.global_batch(step, objective)
+    for step in range(1, STEPS + 1):
+        batch, counts = global_batch(step, objective)
         outputs = model(model.inputs([torch.from_numpy(array) for array in batch.inputs]))
         of_tokens, *of_order = batch.losses
         logits = outputs.mlm if of_order else outputs
@@ -240,14 +231,13 @@ def _mean_nll(logits: Tensor, loss: Any, count: int) -> Tensor:
 
 @pytest.mark.parametrize("name", ["fnet_t5_t1p1d1", "t5_spans_t1p1d1", "gpt2_t1p1d1", "prefix_decoder_t1p1d1", "bert_t1p1d1"])
 def test_one_process_equals_a_plain_training_loop(results: dict[str, Result], name: str) -> None:
-    (plan,) = [plan for plan in QUICK if plan["name"] == name]
     record, parameters = results[name]
-    found = disagreement(({**record, "validation": 1.0}, parameters), plain_run(plan))
-    assert all(found[kind] < limit for kind, limit in limits_of(name).items()), found
+    found = disagreement(({**record, "validation": 1.0}, parameters), plain_run(PLANS[name]))
+    check_within(PLANS[name].tolerance, found)
 
 
-@pytest.mark.parametrize("name", [plan["name"] for plan in QUICK if "optimizer" in plan])
+@pytest.mark.parametrize("name", [plan.name for plan in QUICK if plan.optimizer])
 def test_rms_scaling_equals_a_plain_per_tensor_optimizer(results: dict[str, Result], name: str) -> None:
     record, parameters = results[name]
     found = disagreement(({**record, "validation": 1.0}, parameters), plain_run(cell("fnet_t5", "t1p1d1", optimizer=RMS)))
-    assert max(found.values()) < TOLERANCE, found
+    check_within(PLANS[name].tolerance, found)

@@ -1,4 +1,4 @@
-"""Where the pipeline is cut: against every possible cut, tried one by one."""
+"""Where the pipeline is cut, against every possible cut tried one by one; and what a stage sends."""
 
 from __future__ import annotations
 
@@ -7,18 +7,30 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from models.architectures.pieces import Piece, pieces
+from models.architectures.build import build_model
+from models.architectures.pieces import Inputs, Piece, TextInputs, pieces, sent_tensors
 from models.config import ModelConfig, expand_size
 from models.cost.flops import Lengths
+from models.layers import initialization as initial
+from models.layers.attention_bias import CROSS_ATTENTION, ScoreBiasRule
 from models.layers.factory import TorchLayers
+from pipeline.distributed.pipeline_stages import StageLayer
 from pipeline.planner.partition import partition_stages
 
 
 def piece(flops: float, starts_stage: bool) -> Piece:
-    return Piece("piece", lambda factory: None, lambda module, state: state, flops=flops, starts_stage=starts_stage)  # type: ignore[arg-type, return-value]
+    return Piece(
+        name="piece",
+        build=lambda factory: None,  # type: ignore[arg-type, return-value]
+        run=lambda module, state: state,
+        flops=flops,
+        starts_stage=starts_stage,
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.booleans()), min_size=1, max_size=9), st.integers(1, 4))
@@ -71,3 +83,44 @@ def test_a_memory_limit_moves_the_cut() -> None:
     assert partition_stages(model, 2, lambda stage, begin, end: stage == 1 or end - begin == 1) == [0, 1, 4]
     with pytest.raises(ValueError, match=r"no partition into mesh\.pipeline_parallel 2 stages keeps each within mesh\.stage"):
         partition_stages(model, 2, lambda stage, begin, end: end - begin == 1)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "recompute", "biases"),
+    [("t5", False, 3), ("t5", True, 8), ("prefix_decoder", False, 2), ("prefix_decoder", True, 4)],
+)
+def test_stages_send_tables_and_share_a_bias_inside(
+    architecture: str, recompute: bool, biases: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two stages of 4 + 4 layers, or of 4, cut in the decoder: the encoder makes its bias once, the decoder once a stage. With
+    recomputation every layer makes its own."""
+    section = {"size": "nano", "architecture": architecture, "vocab_size": 128, "num_decoder_layers": 4}
+    if architecture == "t5":
+        section["num_encoder_layers"] = 4
+    config = ModelConfig(**expand_size(section))
+    factory = TorchLayers()
+    model = build_model(config)
+    initial.initialize(model, seed=0)
+    ids = torch.randint(3, 128, (2, 16))
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    inputs = TextInputs(ids, mask) if config.is_decoder_only else Inputs(ids, mask, ids[:, :5])
+    expected = model(inputs)
+
+    made = []
+    make = ScoreBiasRule.make
+    monkeypatch.setattr(ScoreBiasRule, "make", lambda rule, *a: made.append(rule) or make(rule, *a))  # type: ignore[func-returns-value]
+    state: Any = inputs
+    for piece in pieces(config, factory):
+        layer = StageLayer(piece, factory, recompute)
+        weights = model.get_submodule(piece.tied_to or piece.name).state_dict()
+        layer.module.load_state_dict(weights)
+        if piece.name == "decoder.layers.2":
+            state = sent_tensors(state)
+            assert len(state) == (5 if config.is_decoder_only else 4)
+            assert all(isinstance(tensor, Tensor) for tensor in state)
+        state = layer(state)
+        if recompute and piece.name.startswith("decoder.layers"):
+            assert all(isinstance(tensor, Tensor) for tensor in state)
+    assert torch.equal(state, expected)
+    assert len([rule for rule in made if rule is not CROSS_ATTENTION]) == biases

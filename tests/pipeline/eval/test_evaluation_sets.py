@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +10,19 @@ import pytest
 from pipeline.eval.evaluation_sets import ALL, evaluation_sets
 from pipeline.eval.suffix_bpb import overall, score, suffix_bpb_objective
 from pipeline.objectives.interface import AnyBatch
+from tests.helpers.datasets import numbered_documents, write_dataset
 
-Write = Callable[..., Path]
 SOURCES = ["books", "code", "books", "mail"] * 12
 
 
 @pytest.fixture(scope="module")
-def documents(numbered_documents: Callable[..., list]) -> list[list[int]]:
+def documents() -> list[list[int]]:
     return numbered_documents(len(SOURCES), 60)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, write_folder: Write, documents: list) -> Path:
-    return write_folder(tmp_path_factory.mktemp("evaluation") / "data", documents, split="val", sources=SOURCES)
+def folder(tmp_path_factory: pytest.TempPathFactory, documents: list) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("evaluation") / "data", documents, split="val", sources=SOURCES)
 
 
 def test_sets_hold_windows_of_their_source_alone(folder: Path, documents: list[list[int]]) -> None:
@@ -52,11 +51,11 @@ def test_a_smaller_set_is_chosen_and_fixed(folder: Path) -> None:
         assert rows.lengths(np.arange(7)).min() >= 11
 
 
-def test_without_the_record_of_sources_there_is_one_set(tmp_path: Path, write_folder: Write, documents: list) -> None:
-    folder = write_folder(tmp_path / "data", documents, split="val", sources=SOURCES)
+def test_without_the_record_of_sources_there_is_one_set(tmp_path: Path, documents: list) -> None:
+    folder = write_dataset(tmp_path / "data", documents, split="val", sources=SOURCES)
     (folder / "val.sources.npy").unlink()
     assert list(evaluation_sets(folder, "val", 20, 5)) == [ALL]
-    single = write_folder(tmp_path / "single", documents, split="val")
+    single = write_dataset(tmp_path / "single", documents, split="val")
     assert list(evaluation_sets(single, "val", 20, 5)) == ["one"]
     np.save(folder / "val.sources.npy", np.zeros(3, dtype=np.uint16))
     with pytest.raises(ValueError, match="does not number the sources of 48 documents"):

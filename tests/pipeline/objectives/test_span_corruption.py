@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 from pipeline.objectives.interface import Batch
 from pipeline.objectives.span_corruption import SpanCorruption, SpanCorruptionConfig, span_counts
 from pipeline.objectives.vocabulary import Vocabulary
+from tests.helpers.scripts import load_script
 
 START, END, FIRST_SENTINEL = 0, 1, 999
 VOCABULARY = Vocabulary(start=START, end=END, sentinels=tuple(range(FIRST_SENTINEL, FIRST_SENTINEL - 300, -1)))
@@ -129,12 +128,7 @@ def test_the_mask_of_a_long_row_is_as_by_cutting_at_random(distinct_rows: Callab
 
 def test_texts_equal_those_of_the_published_collator() -> None:
     """The benchmark's peer, written from the collator's description, given the spans that ours has drawn."""
-    path = Path(__file__).parents[3] / "benchmarks" / "objectives.py"
-    spec = importlib.util.spec_from_file_location("benchmark_of_objectives", path)
-    assert spec is not None
-    assert spec.loader is not None
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_script("benchmarks/objectives.py")
     rows = np.tile(1000 + np.arange(568), (16, 1))
     ours = benchmark.objective_named("span_corruption")(rows, np.full(16, 568), np.arange(16))
     peer = benchmark.NumpyCollator(0.15, 3.0, 0)

@@ -1,4 +1,4 @@
-"""Spikes, the watchdog, kept checkpoints and the choice of the one to continue: each by itself."""
+"""Units of a run's safety: spike detection, the watchdog, pruning, the choice of the checkpoint to resume, signals."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ import pytest
 
 from data_prep.files import write_json_atomically
 from pipeline.checkpoint.checkpoint import prune
-from pipeline.optim.skip_step import SpikeGuard
+from pipeline.optim.skip_step import SpikeDetector
 from pipeline.run_folder import LATEST, STATE, checkpoints_of, latest, step_name
+from tests.helpers.processes import free_port
 
 
 def test_spikes_are_six_deviations_above_the_last_steps() -> None:
     rng = np.random.default_rng(0)
     losses = 3 + 0.1 * rng.standard_normal(400)
-    guard = SpikeGuard()
+    detector = SpikeDetector()
     for loss in losses:
-        assert not guard.is_spike(float(loss), 1.0)
-        guard.record(float(loss), 1.0 + 1e-3 * float(loss))
+        assert not detector.is_spike(float(loss), 1.0)
+        detector.record(float(loss), 1.0 + 1e-3 * float(loss))
     mean, deviation = np.mean(losses[-128:]), np.std(losses[-128:], ddof=1)
-    assert not guard.is_spike(float(mean + 5.9 * deviation), 1.0)
-    assert guard.is_spike(float(mean + 6.1 * deviation), 1.0)
-    assert guard.is_spike(3.0, 2.0)  # the gradient's norm alone
-    assert not guard.is_spike(0.1, 0.1)  # falling is no spike
-    restored = SpikeGuard()
-    restored.restore(json.loads(json.dumps(guard.state())))
+    assert not detector.is_spike(float(mean + 5.9 * deviation), 1.0)
+    assert detector.is_spike(float(mean + 6.1 * deviation), 1.0)
+    assert detector.is_spike(3.0, 2.0)  # the gradient's norm alone
+    assert not detector.is_spike(0.1, 0.1)  # falling is no spike
+    restored = SpikeDetector()
+    restored.restore(json.loads(json.dumps(detector.state())))
     assert restored.is_spike(float(mean + 6.1 * deviation), 1.0)
 
 
 def test_no_spike_before_half_a_window_is_known() -> None:
-    guard = SpikeGuard(window=8)
+    detector = SpikeDetector(window=8)
     for _ in range(3):
-        guard.record(1.0, 1.0)
-    assert not guard.is_spike(100.0, 100.0)
-    guard.record(1.0, 1.0)
-    assert guard.is_spike(100.0, 100.0)
+        detector.record(1.0, 1.0)
+    assert not detector.is_spike(100.0, 100.0)
+    detector.record(1.0, 1.0)
+    assert detector.is_spike(100.0, 100.0)
 
 
 def checkpoint(run: Path, step: int, whole: bool = True) -> Path:
@@ -54,7 +55,7 @@ def checkpoint(run: Path, step: int, whole: bool = True) -> Path:
     return path
 
 
-def test_the_newest_whole_checkpoint_is_continued(tmp_path: Path) -> None:
+def test_the_newest_complete_checkpoint_is_resumed(tmp_path: Path) -> None:
     assert latest(tmp_path) is None
     for step in (5, 10):
         checkpoint(tmp_path, step)
@@ -70,7 +71,7 @@ def test_the_newest_whole_checkpoint_is_continued(tmp_path: Path) -> None:
         assert found.name == step_name(expected)
 
 
-def test_old_checkpoints_go_and_permanent_ones_stay(tmp_path: Path) -> None:
+def test_old_checkpoints_are_removed_and_permanent_ones_stay(tmp_path: Path) -> None:
     for step in range(5, 45, 5):
         checkpoint(tmp_path, step)
     assert prune(tmp_path, None, None) == []
@@ -84,7 +85,7 @@ import os, sys, time
 sys.path.insert(0, {root!r})
 import torch
 from datetime import timedelta
-from pipeline.watchdog import Watchdog
+from pipeline.distributed.watchdog import Watchdog
 torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=120))
 rank = torch.distributed.get_rank()
 watchdog = Watchdog(rank, 2, hang_seconds={hang}, peer_seconds=4)
@@ -97,15 +98,10 @@ waits_for_nothing()
 
 
 def ranks(hang: float, body: str) -> list[subprocess.Popen[str]]:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     environment = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": "2",
         "OMP_NUM_THREADS": "1",
     }
@@ -147,7 +143,7 @@ def test_a_silent_or_failed_rank_ends_the_other_with_the_reason() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_signals_are_remembered(number: signal.Signals) -> None:
-    from pipeline.training.trainer import StopSignal
+    from pipeline.training.hooks.preemption import StopSignal
 
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     try:

@@ -9,6 +9,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.scaling.ladder.recipe import LadderRecipe
 from pipeline.scaling.ladder.run_configs import run_config, runs_of
 from pipeline.scaling.ladder.states import state_of
 from pipeline.tracking.metrics import Counters, MetricsFile
+from tests.helpers.datasets import write_dataset
 
 MULTIPLIER = 0.8
 """Compute that the made-up hybrid needs over its T5, at every loss."""
@@ -47,8 +49,11 @@ def write_run(ladder: Ladder, folder: Path, run: PlannedRun, end: End, name: str
     loss = loss_of(run, end) * float(np.exp(0.002 * noise.standard_normal()))
     metrics = MetricsFile(path / "metrics.jsonl", 0)
     for share in (0.25, 0.5, 1.0):
-        spent = Counters(*(int(part * end.tokens * share) for part in (1, 2 / 3, 1 / 3, 1 / 3)), end.flops * share, 100 * share)
-        metrics.write(max(1, round(end.steps * share)), spent, validation_loss=loss / share**0.1, source="all")
+        names = ("raw_tokens", "encoder_tokens", "decoder_tokens", "target_tokens")
+        tokens = {name: int(part * end.tokens * share) for name, part in zip(names, (1, 2 / 3, 1 / 3, 1 / 3), strict=True)}
+        spent = asdict(Counters(**tokens, flops=end.flops * share, seconds=100 * share))
+        step = max(1, round(end.steps * share))
+        metrics.write({"step": step, "validation_loss": loss / share**0.1, "source": "all", **spent})
     metrics.close()
     state = path / "checkpoints" / f"step_{end.steps:08d}" / "state"
     state.mkdir(parents=True)
@@ -66,10 +71,10 @@ def suffix_bpb(loss: float, text: str = "a" * 64) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def ladder_folder(tmp_path_factory: pytest.TempPathFactory, write_folder: Callable[..., Path]) -> Path:
+def ladder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """4 sizes x 3 budgets of t5 and fnet_t5, ff_only and gpt2 at one size, 3 seeds at the anchor."""
     base = tmp_path_factory.mktemp("report")
-    data = write_folder(base / "data", [list(range(300))] * 10, row_lengths=(24,))
+    data = write_dataset(base / "data", [list(range(300))] * 10, row_lengths=(24,))
     manifest = load_manifest(data)
     split = manifest.splits["train"]
     sources = {name: counts.model_copy(update={"tokens": 10**9}) for name, counts in split.sources.items()}
@@ -204,6 +209,28 @@ def test_every_run_stands_in_the_csv_unrounded(whole: tuple[Path, list[str], dic
     row = rows["t5-d32-seed0-b1"]
     written = json.loads((runs_of(ladder_folder) / "t5-d32-seed0-b1" / "suffix_bpb.json").read_bytes())
     assert float(row["measure"]) == written["sources"]["all"]["bits_per_byte"]
+
+
+def test_tables_show_the_shape_of_the_models_that_were_trained(
+    whole: tuple[Path, list[str], dict[str, Any]], ladder_folder: Path, tmp_path: Path
+) -> None:
+    run = runs_of(ladder_folder) / "gpt2-d64-seed0-b1"
+    config = json.loads((run / "config.json").read_bytes())
+    model = config["model"]
+    shape = f"{model['num_decoder_layers']} x {model['d_model']}, {model['num_heads']} heads"
+    markdown = (whole[0] / "report.md").read_text()
+    rows = [line for line in markdown.splitlines() if "| gpt2 | d64 |" in line]
+    assert len(rows) >= 5  # of pairs, seconds, text, throughput, and every run
+    assert all(f"| gpt2 | d64 | {shape} |" in row for row in rows)
+    assert any(f"gpt2 ({shape})" in line for line in markdown.splitlines() if line.startswith("| source |"))
+    with (whole[0] / "runs.csv").open() as file:
+        assert {row["shape"] for row in csv.DictReader(file) if row["arm"] == "gpt2"} == {shape}
+    # of a run that no ladder planned, and that another rule shaped
+    folders = [Path(shutil.copytree(path, tmp_path / path.name)) for path in (run, runs_of(ladder_folder) / "t5-d64-seed0-b1")]
+    config["model"] = {**model, "num_decoder_layers": 31, "d_model": 48, "num_heads": 3}
+    (folders[0] / "config.json").write_text(json.dumps(config))
+    report(folders, tmp_path / "page")
+    assert "| gpt2 | d48 | 31 x 48, 3 heads |" in (tmp_path / "page" / "report.md").read_text()
 
 
 def test_json_holds_no_number_that_json_does_not_know(whole: tuple[Path, list[str], dict[str, Any]]) -> None:

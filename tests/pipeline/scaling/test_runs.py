@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,19 @@ from pipeline.run_folder import write_status
 from pipeline.scaling.fit.points import Excluded, Point
 from pipeline.scaling.runs import read_run
 from pipeline.tracking.metrics import Counters, MetricsFile
+from tests.helpers.datasets import write_dataset
 
 MakeRun = Callable[..., Path]
 
 
 @pytest.fixture
-def make_run(tmp_path: Path, write_folder: Callable[..., Path]) -> MakeRun:
+def make_run(tmp_path: Path) -> MakeRun:
     """A finished run of 4 steps with two validations on a data folder."""
 
     def make(losses: tuple[float | None, ...] = (5.0, 4.0), status: str = "finished", raw_tokens: int = 300) -> Path:
         data = tmp_path / "data"
         if not data.exists():
-            write_folder(data, [list(range(300)), list(range(300))])
+            write_dataset(data, [list(range(300)), list(range(300))])
         run = tmp_path / "run"
         run.mkdir()
         config = RunConfig.model_validate(
@@ -42,9 +44,9 @@ def make_run(tmp_path: Path, write_folder: Callable[..., Path]) -> MakeRun:
             share = number / len(losses)
             step = int(4 * share)
             spent = Counters(raw_tokens=int(raw_tokens * share), flops=1e12 * share, seconds=8.0 * share)
-            metrics.write(step, spent, loss=1.0)
-            metrics.write(step, spent, validation_loss=9.0, source="Python topics")
-            metrics.write(step, spent, validation_loss=loss, source="all")
+            metrics.write({"step": step, "loss": 1.0, **asdict(spent)})
+            metrics.write({"step": step, "validation_loss": 9.0, "source": "Python topics", **asdict(spent)})
+            metrics.write({"step": step, "validation_loss": loss, "source": "all", **asdict(spent)})
         metrics.close()
         state = run / "checkpoints" / "step_00000004" / "state"
         state.mkdir(parents=True)
@@ -81,7 +83,7 @@ def test_parameters_are_those_that_torch_counts(make_run: MakeRun) -> None:
 
 
 def test_passes_come_from_the_manifest_of_the_data(make_run: MakeRun) -> None:
-    point = read(make_run(raw_tokens=6), train_tokens=None)  # write_folder puts 1 token into its manifest
+    point = read(make_run(raw_tokens=3600), train_tokens=None)  # two documents of 300 tokens
     assert isinstance(point, Point)
     assert point.epochs == 6.0
 

@@ -12,13 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from data_prep.tokenization.tokenizer import load_tokenizer, num_ids
-from models.config import expand_size
-from pipeline.config import RunConfig
 from pipeline.run_folder import find, load_weights
 from pipeline.tracking.metrics import read_metrics
+from tests.helpers.processes import HELPERS
+from tests.helpers.recipes import nano_recipe, write_run
 
-HELPERS = Path(__file__).parents[2] / "helpers"
 STEPS = 44
 FAULTS = [
     {"step": 4, "kind": "kill", "rank": 2},
@@ -34,24 +32,19 @@ FAULTS = [
 ]
 
 
-def write_run(run: Path, dataset: Path, **train: Any) -> Path:
-    vocab_size = num_ids(load_tokenizer(dataset / "tokenizer.json"))
-    config = RunConfig.model_validate(
-        {
-            "model": expand_size({"size": "nano", "vocab_size": vocab_size}),
-            "data": {"path": str(dataset), "encoder_length": 16, "decoder_length": 8, "validation_rows": 8},
-            "mesh": {"tensor_parallel": 1, "pipeline_parallel": 2},
-            "train": {
-                **{"steps": STEPS, "global_batch_size": 8, "micro_batch_size": 2, "precision": "fp32"},
-                **{"checkpoint_every": 5, "validate_every": 100, "log_every": 1, "keep_last": 3, "spike_window": 16},
-                **train,
-            },
-            "optimizer": {"learning_rate": 0.002, "warmup_steps": 3, "decay_steps": STEPS},
-            "tracking": {"enabled": False},
-        }
+def write_faulty_run(run: Path, dataset: Path, faults: list[dict[str, Any]], **train: Any) -> Path:
+    """A run on pipeline 2 × data 2, and the faults that `chaos_worker.py` plants into it."""
+    recipe = nano_recipe(
+        dataset,
+        mesh={"tensor_parallel": 1, "pipeline_parallel": 2},
+        train={
+            **{"steps": STEPS, "checkpoint_every": 5, "validate_every": 100, "keep_last": 3, "spike_window": 16},
+            **train,
+        },
+        optimizer={"learning_rate": 0.002, "warmup_steps": 3, "decay_steps": STEPS},
     )
-    run.mkdir(parents=True)
-    (run / "config.json").write_text(config.model_dump_json())
+    write_run(run, recipe)
+    (run / "faults.json").write_text(json.dumps(faults))
     return run
 
 
@@ -69,8 +62,7 @@ def start(run: Path) -> int:
 def test_ten_injuries_leave_no_trace(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    hurt = write_run(tmp_path / "hurt", dataset)
-    (hurt / "faults.json").write_text(json.dumps(FAULTS))
+    hurt = write_faulty_run(tmp_path / "hurt", dataset, FAULTS)
     starts, deaths = 0, []
     while (read := (hurt / "STATUS").read_text().strip() if (hurt / "STATUS").exists() else "") != "finished":
         assert starts < 12, read
@@ -80,8 +72,7 @@ def test_ten_injuries_leave_no_trace(tmp_path: Path, dataset: Path, monkeypatch:
         assert time.monotonic() - began < 500
     assert deaths[-1] == 0
     assert len(list((hurt / "faults").iterdir())) == 7  # every one that happens once has happened
-    calm = write_run(tmp_path / "calm", dataset, skip_steps=[15, 22, 31], spike_sigma=0)
-    (calm / "faults.json").write_text("[]")
+    calm = write_faulty_run(tmp_path / "calm", dataset, [], skip_steps=[15, 22, 31], spike_sigma=0)
     assert start(calm) == 0
 
     rows = {

@@ -1,4 +1,4 @@
-"""Training a run folder with four real processes: files, exact resume, the one-process check, refusals."""
+"""Training a run folder with four real processes: files, exact resume, comparison with one process, refusals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import launch
 from data_prep.dataset.indexed_dataset import TokenFile
 from data_prep.tokenization.tokenizer import load_tokenizer, num_ids
 from launch.preflight import check_initial_weights
 from models.architectures.pieces import Inputs
 from models.config import expand_size
 from models.generation.sampling import Sampling, generate, pad_prefixes
-from pipeline.checkpoint import checkpoint as checkpoints
+from pipeline.checkpoint.checkpoint import verify
 from pipeline.config import RunConfig
 from pipeline.data.batches import DataShard, Rows, TrainingBatches, objective_of
 from pipeline.eval.evaluate import evaluate, evaluate_sources, load_model
@@ -32,35 +30,22 @@ from pipeline.huggingface.export import export_run
 from pipeline.objectives.loss import weighted_loss
 from pipeline.run_folder import find, load_weights
 from pipeline.tracking.metrics import read_metrics
+from tests.helpers.processes import WORKER, start_processes
+from tests.helpers.recipes import nano_recipe, write_run
 
-WORKER = Path(next(iter(launch.__path__))) / "worker.py"
 NUM_PROCESSES = 4
 
 
-def write_run(run: Path, dataset: Path, **train: Any) -> Path:
-    vocab_size = num_ids(load_tokenizer(dataset / "tokenizer.json"))
-    config = RunConfig.model_validate(
-        {
-            "model": expand_size({"size": "nano", "vocab_size": vocab_size}),
-            "data": {"path": str(dataset), "encoder_length": 16, "decoder_length": 8, "validation_rows": 21},
-            "mesh": {"tensor_parallel": 2, "pipeline_parallel": 2},
-            "train": {
-                "steps": 10,
-                "global_batch_size": 8,
-                "micro_batch_size": 2,
-                "precision": "fp32",
-                "checkpoint_every": 5,
-                "validate_every": 5,
-                "log_every": 1,
-                **train,
-            },
-            "optimizer": {"learning_rate": 0.003, "warmup_steps": 3, "decay_steps": 10},
-            "tracking": {"experiment": "test"},
-        }
+def recipe(dataset: Path, **train: Any) -> dict[str, Any]:
+    """Ten steps on tensor 2 × pipeline 2, saved and validated every five, tracked."""
+    return nano_recipe(
+        dataset,
+        data={"validation_rows": 21},
+        mesh={"tensor_parallel": 2, "pipeline_parallel": 2},
+        train={"steps": 10, "checkpoint_every": 5, "validate_every": 5, **train},
+        optimizer={"learning_rate": 0.003, "warmup_steps": 3, "decay_steps": 10},
+        tracking={"experiment": "test", "enabled": True},
     )
-    run.mkdir(parents=True)
-    (run / "config.json").write_text(config.model_dump_json())
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -69,24 +54,22 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def straight(
-    tmp_path_factory: pytest.TempPathFactory, dataset: Path, start_processes: Callable[..., None], tracking: str
-) -> Path:
+def straight(tmp_path_factory: pytest.TempPathFactory, dataset: Path, tracking: str) -> Path:
     """Ten steps in one go."""
-    run = write_run(tmp_path_factory.mktemp("runs") / "straight", dataset)
+    run = write_run(tmp_path_factory.mktemp("runs") / "straight", recipe(dataset))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", tracking)
-        start_processes(NUM_PROCESSES, str(WORKER), run)
+        start_processes(NUM_PROCESSES, WORKER, run)
     return run
 
 
 @pytest.fixture(scope="module")
-def resumed(straight: Path, dataset: Path, start_processes: Callable[..., None], tracking: str) -> Path:
+def resumed(straight: Path, dataset: Path, tracking: str) -> Path:
     """Five steps, then the same folder told to go to ten, with what a crash may leave lying about."""
-    run = write_run(straight.with_name("resumed"), dataset, steps=5)
+    run = write_run(straight.with_name("resumed"), recipe(dataset, steps=5))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", tracking)
-        start_processes(NUM_PROCESSES, str(WORKER), run)
+        start_processes(NUM_PROCESSES, WORKER, run)
         config = json.loads((run / "config.json").read_text())
         config["train"]["steps"] = 10
         (run / "config.json").write_text(json.dumps(config))
@@ -95,7 +78,7 @@ def resumed(straight: Path, dataset: Path, start_processes: Callable[..., None],
         (half_written / "model-00001-of-00002.safetensors").write_bytes(b"cut")
         with (run / "metrics.jsonl").open("ab") as file:
             file.write(b'{"step": 6, "loss": 1.0}\n{"step": 7, "lo')
-        start_processes(NUM_PROCESSES, str(WORKER), run)
+        start_processes(NUM_PROCESSES, WORKER, run)
     return run
 
 
@@ -139,7 +122,7 @@ def test_run_folder_holds_what_the_contract_says(straight: Path, dataset: Path) 
     assert rows[-1]["target_tokens"] < rows[-1]["raw_tokens"] <= 10 * 8 * 24
     assert rows[-1]["decoder_tokens"] == 10 * 8 * 8
     assert 0 < rows[-1]["target_tokens"] <= rows[-1]["decoder_tokens"]
-    checkpoints.verify(straight / "checkpoints/step_00000010")
+    verify(straight / "checkpoints/step_00000010")
 
 
 def test_one_process_finds_the_loss_of_four(straight: Path) -> None:
@@ -150,7 +133,7 @@ def test_one_process_finds_the_loss_of_four(straight: Path) -> None:
         assert result.target_tokens == validations[step]["validation_target_tokens"]
 
 
-def test_yardsticks_are_taken_over_the_target_text(straight: Path, dataset: Path) -> None:
+def test_reference_losses_and_bits_per_byte_are_over_the_target_text(straight: Path, dataset: Path) -> None:
     """Bytes by decoding the targets, the unigram model by counting in Python, bits per byte from both."""
     tokenizer = load_tokenizer(dataset / "tokenizer.json")
     ids, lengths = Rows(dataset, "val", 24).read(np.arange(21))
@@ -232,7 +215,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(straight: Path, tmp_path: Path) 
     data[-1] ^= 1
     part.write_bytes(data)
     with pytest.raises(ValueError, match=part.name):
-        checkpoints.verify(copy)
+        verify(copy)
 
 
 def test_sources_are_scored_on_suffixes_given_prefixes(straight: Path, dataset: Path) -> None:
@@ -262,7 +245,7 @@ def test_sources_are_scored_on_suffixes_given_prefixes(straight: Path, dataset: 
     assert found.bits_per_byte == pytest.approx(nll / math.log(2) / found.target_bytes, rel=1e-5)
 
 
-def test_a_damaged_checkpoint_is_passed_over(straight: Path, tmp_path: Path, start_processes: Callable[..., None]) -> None:
+def test_a_damaged_checkpoint_is_passed_over(straight: Path, tmp_path: Path) -> None:
     """The run goes on from the newest whole one, keeps the other under a name of its own, and ends where it would have."""
     run = tmp_path / "run"
     shutil.copytree(straight, run)
@@ -278,7 +261,7 @@ def test_a_damaged_checkpoint_is_passed_over(straight: Path, tmp_path: Path, sta
         part.write_bytes(data)
 
     damage(10)
-    start_processes(1, str(WORKER), run)
+    start_processes(1, WORKER, run)
     assert sorted(path.name for path in (run / "checkpoints").glob("step_*")) == [
         "step_00000005",
         "step_00000010",
@@ -288,8 +271,8 @@ def test_a_damaged_checkpoint_is_passed_over(straight: Path, tmp_path: Path, sta
         torch.testing.assert_close(load_weights(find(run, 10))[name], value, rtol=1e-3, atol=1e-4)
     damage(5)
     damage(10)
-    with pytest.raises(AssertionError, match=r"no checkpoint of .* is whole: .* differs from its checksum"):
-        start_processes(1, str(WORKER), run)
+    with pytest.raises(AssertionError, match=r"has no intact checkpoint: .* differs from its checksum"):
+        start_processes(1, WORKER, run)
 
 
 def test_validation_is_logged_by_source(straight: Path, tracking: str) -> None:
@@ -320,18 +303,16 @@ def test_validation_is_logged_by_source(straight: Path, tracking: str) -> None:
     assert by_tokens[-1].step == read_metrics(straight / "metrics.jsonl")[-1]["raw_tokens"]
 
 
-def test_a_run_starts_from_given_weights(
-    straight: Path, tmp_path: Path, dataset: Path, start_processes: Callable[..., None]
-) -> None:
+def test_a_run_starts_from_given_weights(straight: Path, tmp_path: Path, dataset: Path) -> None:
     """Another run's checkpoint: the first loss is what its model gives on the new run's first batch."""
     given = find(straight, 10)
-    run = write_run(tmp_path / "run", dataset, steps=1, seed=7, initial_weights=str(given))
+    run = write_run(tmp_path / "run", recipe(dataset, steps=1, seed=7, initial_weights=str(given)))
     config = json.loads((run / "config.json").read_text())
     config["mesh"] = {"tensor_parallel": 2, "pipeline_parallel": 1}
     config["tracking"]["enabled"] = False
     (run / "config.json").write_text(json.dumps(config))
     check_initial_weights(RunConfig.load(run))
-    start_processes(2, str(WORKER), run)
+    start_processes(2, WORKER, run)
     model, _, _ = load_model(straight, 10)
     resolved = RunConfig.load(run)
     batches = TrainingBatches(Rows(dataset, "train", 24), objective_of(resolved), DataShard(8), 8, resolved.train.seed)
@@ -353,10 +334,10 @@ SINGLE_STACKS = {
 
 
 @pytest.mark.parametrize("name", ["gpt2", pytest.param("prefix_decoder", marks=pytest.mark.slow), "fnet"])
-def test_models_of_one_stack_train(tmp_path: Path, dataset: Path, start_processes: Callable[..., None], name: str) -> None:
+def test_models_of_one_stack_train(tmp_path: Path, dataset: Path, name: str) -> None:
     """From a recipe to a loss that one process finds again, and to text (pipeline 2)."""
     model, data = SINGLE_STACKS[name]
-    run = write_run(tmp_path / name, dataset, steps=4, checkpoint_every=4, validate_every=4, samples=2, sample_tokens=5)
+    run = write_run(tmp_path / name, recipe(dataset, steps=4, checkpoint_every=4, validate_every=4, samples=2, sample_tokens=5))
     config = json.loads((run / "config.json").read_text())
     vocab_size = config["model"]["vocab_size"]
     config["model"] = expand_size({"size": "nano", "vocab_size": vocab_size, **model})
@@ -366,7 +347,7 @@ def test_models_of_one_stack_train(tmp_path: Path, dataset: Path, start_processe
     if name == "fnet":  # whose rows are shorter
         config["data"]["layout"] = "stream"
     (run / "config.json").write_text(json.dumps(config))
-    start_processes(2, str(WORKER), run)
+    start_processes(2, WORKER, run)
     rows = read_metrics(run / "metrics.jsonl")
     result = evaluate(run)
     assert result.swapped_loss is None
@@ -395,7 +376,7 @@ def check_greedy(run: Path, dataset: Path) -> None:
 
 
 @pytest.mark.slow
-def test_another_objective_resumes_bit_equal(tmp_path: Path, dataset: Path, start_processes: Callable[..., None]) -> None:
+def test_another_objective_resumes_bit_equal(tmp_path: Path, dataset: Path) -> None:
     """A mixture on the blended stream, made by two threads three steps ahead; a range is passed over. Two replicas."""
     mixture = {
         "name": "mixture",
@@ -408,7 +389,7 @@ def test_another_objective_resumes_bit_equal(tmp_path: Path, dataset: Path, star
     }  # fmt: skip
     runs = []
     for name, starts in (("straight", [6]), ("resumed", [3, 6])):
-        run = write_run(tmp_path / name, dataset, steps=6, checkpoint_every=3, validate_every=3)
+        run = write_run(tmp_path / name, recipe(dataset, steps=6, checkpoint_every=3, validate_every=3))
         config = json.loads((run / "config.json").read_text())
         config["data"] = {"path": str(dataset), "validation_rows": 21, **data}
         config["mesh"] = {"tensor_parallel": 1, "pipeline_parallel": 2}
@@ -416,7 +397,7 @@ def test_another_objective_resumes_bit_equal(tmp_path: Path, dataset: Path, star
         for steps in starts:
             config["train"]["steps"] = steps
             (run / "config.json").write_text(json.dumps(config))
-            start_processes(NUM_PROCESSES, str(WORKER), run)
+            start_processes(NUM_PROCESSES, WORKER, run)
         runs.append(run)
     first, second = (load_weights(find(run, 6)) for run in runs)
     for name, value in first.items():
@@ -437,7 +418,7 @@ def test_another_objective_resumes_bit_equal(tmp_path: Path, dataset: Path, star
 )
 @pytest.mark.slow
 def test_continuing_with_something_else_is_refused(
-    straight: Path, tmp_path: Path, start_processes: Callable[..., None], change: dict[str, dict[str, Any]], message: str
+    straight: Path, tmp_path: Path, change: dict[str, dict[str, Any]], message: str
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(straight, run)
@@ -446,5 +427,5 @@ def test_continuing_with_something_else_is_refused(
         config[section].update(values)
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(AssertionError, match=message):
-        start_processes(NUM_PROCESSES, str(WORKER), run)
+        start_processes(NUM_PROCESSES, WORKER, run)
     assert (run / "STATUS").read_text() == "failed\n"

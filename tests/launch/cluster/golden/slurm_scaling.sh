@@ -1,6 +1,6 @@
 #!/bin/bash
-# The runs of a ladder as a job array, made by `fnet-t5 launch slurm scaling`: task i does line i + 1 of the list beside this file.
-# It can be given to sbatch again at any time: a finished run is left alone, another goes on from its latest checkpoint.
+# The runs of a ladder as a job array, made by `fnet-t5 launch slurm scaling`: task i runs line i + 1 of the list next to this file.
+# It can be submitted again with sbatch at any time: finished runs are skipped, others resume from their latest checkpoint.
 #SBATCH --job-name=ladder
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -23,19 +23,19 @@ restarts=${SLURM_RESTART_COUNT:-0}
 
 name=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" /shared/ladder/launch/plan.txt)
 run_one=(/opt/fnet-t5/bin/fnet-t5 scaling run /shared/ladder --only "$name")
-ended_from_outside=no
-trap 'ended_from_outside=yes' TERM
+ended_externally=no
+trap 'ended_externally=yes' TERM
 echo "Job $SLURM_JOB_ID, task $SLURM_ARRAY_TASK_ID, start $((restarts + 1)): $name"
 
 code=0
 srun --nodes=1 --ntasks=1 --cpus-per-task=64 "${run_one[@]}" || code=$?
-# 75: the run saved itself and waits to be started again.
-if ((code == 75)) && [[ $ended_from_outside == no ]]; then
+# 75: the run saved and can be resumed.
+if ((code == 75)) && [[ $ended_externally == no ]]; then
   if ((restarts < 20)); then
-    echo "Saved; requeued to go on (restart $((restarts + 1)) of at most 20)."
+    echo "Saved; requeued to resume (restart $((restarts + 1)) of at most 20)."
     scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
     exit 0
   fi
-  echo "Saved, after 20 restarts (max_restarts): go on with sbatch /shared/ladder/launch/scaling.sbatch"
+  echo "Saved, after 20 restarts (max_restarts): resume with sbatch /shared/ladder/launch/scaling.sbatch"
 fi
 exit "$code"

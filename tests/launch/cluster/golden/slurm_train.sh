@@ -1,6 +1,6 @@
 #!/bin/bash
-# One training run under SLURM, made by `fnet-t5 launch slurm train`. It can be given to sbatch again at any time: a run goes on
-# from the latest complete checkpoint of its folder.
+# One training run under SLURM, made by `fnet-t5 launch slurm train`. It can be submitted again with sbatch at any time: the run
+# resumes from the latest complete checkpoint of its folder.
 #SBATCH --job-name=base
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -25,22 +25,22 @@ run=/shared/runs/base
 logs=$run/logs/job_${SLURM_JOB_ID}_$restarts
 train=(/opt/fnet-t5/bin/fnet-t5 train /shared/runs/base/launch/recipe.yaml --output /shared/runs/base data.path=/shared/data/pile 'tracking.experiment=it'"'"'s a test')
 python=/opt/fnet-t5/bin/python
-# Since SLURM 22.05 srun no longer takes the CPUs from sbatch. One node's ranks may end before another's have saved: a task that
-# ends must not take the others with it at once.
+# Since SLURM 22.05 srun does not inherit the CPUs from sbatch. The ranks of one node may end before those of another have saved:
+# a task that ends must not end the others immediately.
 step=(srun --cpus-per-task=64 --kill-on-bad-exit=0 --wait=420)
 
-# The nodes meet at the first one of the allocation, on a port below the range that the kernel gives away.
+# The rendezvous is on the first node of the allocation, on a port below the kernel's range of ephemeral ports.
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 12000))
 echo "Job $SLURM_JOB_ID, start $((restarts + 1)): $SLURM_JOB_NUM_NODES nodes x 8 ranks meet at $head:$port; logs in $logs"
 
-# scancel, a requeue by hand or a preemption end the job from outside: what becomes of it is then not ours to decide.
-ended_from_outside=no
-trap 'ended_from_outside=yes' TERM
+# scancel, a manual requeue or a preemption end the job externally: SLURM then decides whether it is requeued.
+ended_externally=no
+trap 'ended_externally=yes' TERM
 mkdir -p "$logs"
 echo running > "$run/STATUS"
 
-# torchrun passes SIGUSR1 on, and gives ranks the time to save, where it has these two options (PyTorch 2.13 does).
+# With these two options torchrun forwards SIGUSR1 and gives the ranks time to save (PyTorch 2.13 has them).
 if ! torchrun_help=$("${step[@]}" --nodes=1 --ntasks=1 "$python" -m torch.distributed.run --help); then
   echo failed > "$run/STATUS"
   echo "error: $python does not start torchrun on $head: give the nodes' Python with this package as \`python\` in the cluster file"
@@ -48,14 +48,14 @@ if ! torchrun_help=$("${step[@]}" --nodes=1 --ntasks=1 "$python" -m torch.distri
 fi
 if [[ $torchrun_help == *--signals-to-handle* && $torchrun_help == *--shutdown-timeout* ]]; then
   # PET_NODE_RANK is torchrun's --node-rank: each task has its own. STATUS decides below, not the exit code: torchrun's is 1
-  # after a signal, however well the ranks saved.
+  # after a signal, even if all ranks saved.
   # shellcheck disable=SC2016
   "${step[@]}" bash -c 'PET_NODE_RANK=$SLURM_NODEID exec "$@"' torchrun "$python" -m torch.distributed.run \
     --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node 8 --master-addr "$head" --master-port "$port" \
     --rdzv-id "$SLURM_JOB_ID" --signals-to-handle SIGTERM,SIGINT,SIGUSR1 --shutdown-timeout 300 \
     --log-dir "$logs" --redirects 3 --tee 0:3 --no-python "${train[@]}" || echo "torchrun ended with exit code $?"
 else
-  echo "This PyTorch's torchrun would die of SIGUSR1 before the ranks have saved: srun starts them itself."
+  echo "This PyTorch's torchrun would exit on SIGUSR1 before the ranks have saved: srun starts the ranks itself."
   export MASTER_ADDR=$head MASTER_PORT=$port LOCAL_WORLD_SIZE=8 WORLD_SIZE=32
   # shellcheck disable=SC2016
   "${step[@]}" --ntasks=32 --ntasks-per-node=8 --cpus-per-task=8 \
@@ -70,28 +70,28 @@ finished)
   exit 0
   ;;
 preempted)
-  if [[ $ended_from_outside == yes ]]; then
-    echo "Saved; ended from outside."
+  if [[ $ended_externally == yes ]]; then
+    echo "Saved; ended externally."
   elif ((restarts < 20)); then
-    echo "Saved; requeued to go on (restart $((restarts + 1)) of at most 20)."
+    echo "Saved; requeued to resume (restart $((restarts + 1)) of at most 20)."
     scontrol requeue "$SLURM_JOB_ID"
   else
-    echo "Saved, after 20 restarts (max_restarts): go on with sbatch /shared/runs/base/launch/train.sbatch"
+    echo "Saved, after 20 restarts (max_restarts): resume with sbatch /shared/runs/base/launch/train.sbatch"
     exit 75
   fi
   ;;
 *)
-  # Ranks that were killed could not say so.
+  # Ranks that were killed could not write their status.
   echo failed > "$run/STATUS"
-  if [[ $ended_from_outside == yes ]]; then
-    echo "Ended from outside before it could save: the latest checkpoint is kept."
+  if [[ $ended_externally == yes ]]; then
+    echo "Ended externally before it could save: the latest checkpoint is kept."
     exit 75
   fi
-  # The ranks that only lost their peers quote the first one; its own words say more.
+  # Ranks that only lost their peers repeat the first error; the failing rank's own message has more detail.
   errors=$(grep -rhE '^error: ' "$logs" || true)
   own=$(grep -vE 'ended with rank|ends while' <<< "$errors" || true)
   echo "The run failed. Its ranks' errors (everything they wrote is in $logs):"
-  tail -n 10 <<< "${own:-${errors:-none was written: a rank was killed, most often for want of memory}}"
+  tail -n 10 <<< "${own:-${errors:-none was written: a rank was killed, most often because memory ran out}}"
   exit 1
   ;;
 esac

@@ -1,7 +1,7 @@
 #!/bin/bash
-# A SLURM of two nodes on this one machine, for the tests: start_cluster.sh FOLDER. Needs root, and Debian's packages slurmctld,
-# slurmd, slurm-client and munge. Everything but munge's socket and two names in /etc/hosts lies in FOLDER; commands find the
-# cluster by SLURM_CONF=FOLDER/slurm.conf. Started again, it leaves a cluster that answers alone; `stop_cluster.sh FOLDER` ends it.
+# Starts a SLURM of two nodes on this machine, for the tests: start_cluster.sh FOLDER. Needs root, and Debian's packages slurmctld,
+# slurmd, slurm-client and munge. FOLDER holds everything except munge's socket and two names in /etc/hosts; commands find the
+# cluster with SLURM_CONF=FOLDER/slurm.conf. It does nothing if the cluster already runs; `stop_cluster.sh FOLDER` stops it.
 set -euo pipefail
 folder=$1
 export SLURM_CONF=$folder/slurm.conf
@@ -11,11 +11,11 @@ if [[ -f $SLURM_CONF ]] && scontrol ping 2> /dev/null | grep -q ' UP'; then
 fi
 mkdir -p "$folder"/{state,spool,logs}
 
-# Both nodes are this host; a cluster's names would be in its DNS.
+# Both nodes are this host. On a real cluster the DNS has their names.
 grep -q 'n1 n2' /etc/hosts || echo "127.0.0.1 n1 n2" >> /etc/hosts
 
 if ! munge -n 2> /dev/null | unmunge > /dev/null 2>&1; then
-  # munged insists on folders that nobody else writes to, and on not being root.
+  # munged requires folders that no other user can write to, and refuses to run as root.
   install -d -o munge -g munge -m 755 /run/munge
   install -d -o munge -g munge -m 700 /etc/munge /var/lib/munge /var/log/munge
   [[ -f /etc/munge/munge.key ]] || runuser -u munge -- mungekey --create
@@ -28,7 +28,7 @@ SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmctldPort=17000
 SlurmUser=root
 AuthType=auth/munge
-# A requeued job waits until its old credential has expired: two minutes by default.
+# A requeued job waits until its old credential has expired, by default two minutes.
 AuthInfo=cred_expire=5
 StateSaveLocation=$folder/state
 SlurmctldPidFile=$folder/slurmctld.pid

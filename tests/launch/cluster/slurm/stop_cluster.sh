@@ -1,5 +1,5 @@
 #!/bin/bash
-# End what start_cluster.sh FOLDER started, but for munged, which other things may use.
+# Stops the cluster of start_cluster.sh FOLDER. munged keeps running, because other programs may use it.
 set -euo pipefail
 folder=$1
 for name in slurmd_n1 slurmd_n2 slurmctld; do

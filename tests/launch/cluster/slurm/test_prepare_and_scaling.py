@@ -26,7 +26,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _processes_of(job_id: str) -> list[str]:
-    """What still runs of a job on this machine, which is all of its nodes."""
+    """The processes of a job that still run on this machine, which is both of its nodes."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -68,7 +68,7 @@ def test_ray_inside_a_job_prepares_the_same_bytes_and_leaves_nothing(
     assert len(list(record.file.parent.glob(f"ray_{record.job_id}_n[12].log"))) == 2
     assert not _processes_of(record.job_id)
     logs = "".join(path.read_text() for path in record.file.parent.glob("ray_*.log"))
-    assert "forcing job termination" not in logs  # Ray ended by itself
+    assert "forcing job termination" not in logs  # Ray was shut down in an orderly way
 
 
 def test_a_ladder_is_two_arrays_its_sweeps_and_then_its_runs(
@@ -81,7 +81,7 @@ def test_a_ladder_is_two_arrays_its_sweeps_and_then_its_runs(
     assert command("scaling", "plan", recipe, "--output", ladder, "vocab_size=1024", "train_tokens=6e7") == 0
     names = [run.name for run in read_ladder(ladder).runs]
     assert names == ["sweep-t5-d32", "sweep-t5-d64", "t5-d32-seed0"]
-    # Stands in for `fnet-t5 scaling run`: the sweep's first start saves itself, and no run may start before the sweep is done.
+    # A stand-in for `fnet-t5 scaling run`: the sweep's first start saves and exits; no run may start before the sweep's end.
     stand_in = tmp_path / "fnet-t5"
     stand_in.write_text(
         f"#!{sys.executable}\n"
@@ -96,7 +96,7 @@ def test_a_ladder_is_two_arrays_its_sweeps_and_then_its_runs(
     )
     stand_in.chmod(0o755)
     file = cluster(nodes=1, python=str(tmp_path / "python"))
-    assert command("launch", "slurm", "scaling", ladder, "--cluster", file, "--at-once", "2") == 0
+    assert command("launch", "slurm", "scaling", ladder, "--cluster", file, "--max-concurrent", "2") == 0
     record = read_record(ladder)
     sweeps, mains = record.job_id.split(",")
     assert "--array=0-0%2" in record.file.read_text()
@@ -104,6 +104,6 @@ def test_a_ladder_is_two_arrays_its_sweeps_and_then_its_runs(
         log = ladder / "logs" / f"slurm-{job}_{task}.out"
         assert jobs.ended(f"{job}_{task}", log) == "COMPLETED", log.read_text()
     assert sorted(path.stem for path in ladder.glob("*.done")) == sorted(names)
-    assert "Saved; requeued to go on (restart 1" in (ladder / "logs" / f"slurm-{sweeps}_0.out").read_text()
+    assert "Saved; requeued to resume (restart 1" in (ladder / "logs" / f"slurm-{sweeps}_0.out").read_text()
     assert command("launch", "status", ladder) == 0
     assert command("launch", "cancel", ladder) == 0

@@ -1,4 +1,4 @@
-"""Training as jobs of a real SLURM: the losses of a local run, whatever SLURM does to the job meanwhile."""
+"""Training as jobs of a real SLURM: the losses equal those of a local run, even if SLURM interrupts the job."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def test_a_job_that_saved_on_sigusr1_is_requeued_and_ends_equal_to_a_local_run(
     assert command(*again) == 1
     assert f"{run} has job {job_id}, which waits or runs" in capsys.readouterr().err
     jobs.logged(run / "metrics.jsonl", 3, log)
-    # What --signal sends before the limit, to the same processes.
+    # The signal that --signal sends before the limit, to the same processes.
     subprocess.run(["scancel", "--signal=USR1", job_id], check=True)
     assert jobs.ended(job_id, log) == "COMPLETED", log.read_text()
     assert read_status(run) == "finished"
     written = log.read_text()
-    assert "Saved; requeued to go on (restart 1 of at most 20)." in written
+    assert "Saved; requeued to resume (restart 1 of at most 20)." in written
     assert f"Job {job_id}, start 2: 2 nodes x 1 ranks" in written  # appended to the first start's log
     assert_equals_a_local_run(run)
 
@@ -110,10 +110,10 @@ def test_a_job_that_scontrol_requeues_ends_equal_to_a_local_run(
 def test_the_time_limit_comes_after_a_save_and_the_run_ends_equal_to_a_local_run(
     submit: Callable[..., Any], assert_equals_a_local_run: Callable[..., None], jobs: Any
 ) -> None:
-    # SLURM may signal up to a minute early: 60 to 120 s after the start. Until then no machine is fast enough to finish.
+    # SLURM may signal up to a minute early, 60 to 120 s after the start. The run is long enough not to finish before that.
     endless = ("train.steps=1000000", "optimizer.decay_steps=1000000")
-    run, job_id, log = submit(*endless, time_limit="00:03:00", save_seconds=60)
-    jobs.wait(lambda: log.exists() and "Saved; requeued to go on" in log.read_text(), log, timeout=500)
+    run, job_id, log = submit(*endless, time_limit="00:03:00", preemption_grace_seconds=60)
+    jobs.wait(lambda: log.exists() and "Saved; requeued to resume" in log.read_text(), log, timeout=500)
     subprocess.run(["scancel", job_id], check=True)
     assert jobs.ended(job_id, log) == "CANCELLED"
     saved = latest(run)
@@ -128,7 +128,7 @@ def test_the_time_limit_comes_after_a_save_and_the_run_ends_equal_to_a_local_run
 def test_where_torchrun_cannot_pass_signals_on_srun_starts_the_ranks(
     submit: Callable[..., Any], assert_equals_a_local_run: Callable[[Path], None], jobs: Any, tmp_path: Path
 ) -> None:
-    # A Python whose torchrun does not know the two options, as before they came; `fnet-t5` stands beside it.
+    # A Python whose torchrun lacks the two options, as in older versions; `fnet-t5` is in the same folder.
     folder = tmp_path / "bin"
     folder.mkdir()
     python = folder / "python"
@@ -152,11 +152,11 @@ def test_after_max_restarts_a_job_is_not_requeued(submit: Callable[..., Any], jo
     subprocess.run(["scancel", "--signal=USR1", job_id], check=True)
     assert jobs.ended(job_id, log) == "FAILED"
     assert read_status(run) == "preempted"
-    assert f"go on with sbatch {run}/launch/train.sbatch" in log.read_text().splitlines()[-1]
+    assert f"resume with sbatch {run}/launch/train.sbatch" in log.read_text().splitlines()[-1]
 
 
 @pytest.mark.slow
-def test_a_cancelled_job_saves_itself_and_goes_on_when_it_is_launched_again(
+def test_a_cancelled_job_saves_and_resumes_when_it_is_launched_again(
     submit: Callable[..., Any], assert_equals_a_local_run: Callable[[Path], None], jobs: Any, command: Callable[..., int]
 ) -> None:
     run, job_id, log = submit()

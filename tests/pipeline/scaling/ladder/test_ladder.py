@@ -30,6 +30,7 @@ from pipeline.scaling.ladder.ladder import (
 from pipeline.scaling.ladder.learning_rates import next_rate, power_law, vertex
 from pipeline.scaling.ladder.recipe import LadderRecipe, SweepConfig
 from pipeline.scaling.ladder.run_configs import run_config
+from tests.helpers.datasets import write_dataset
 
 MakeLadder = Callable[..., Ladder]
 
@@ -59,9 +60,9 @@ def recipe(data: Path, **changes: Any) -> LadderRecipe:
 
 
 @pytest.fixture
-def make(tmp_path: Path, write_folder: Callable[..., Path]) -> MakeLadder:
+def make(tmp_path: Path) -> MakeLadder:
     data = tmp_path / "data"
-    write_folder(data, [list(range(300))] * 40, row_lengths=(24,))
+    write_dataset(data, [list(range(300))] * 40, row_lengths=(24,))
     return lambda **changes: make_ladder(recipe(data, **changes))
 
 

@@ -1,0 +1,201 @@
+"""One way to start a run, for `fnet-t5 train`, ladders, the demo and SLURM: check it, write its configuration, train it.
+
+A recipe and its overrides become a validated `RunConfig`. `check_run` resolves it and checks folder, data and weights;
+`write_config` writes it to the run folder; `start_run` starts the processes, which read nothing but that file. SLURM calls
+`check_run` before it submits a job, and the job's script starts `fnet-t5 train`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.dataset.manifest import Manifest, load_manifest
+from data_prep.files import FolderInUseError, only_writer
+from launch.config import check_same_run, write_resolved
+from launch.local import PREEMPTED_EXIT, SIGNAL_EXIT, STOPPED_EXITS, run_local
+from launch.preflight import check_data, check_folder, check_initial_weights, check_weights
+from pipeline.config import RunConfig
+from pipeline.run_folder import STATUS, find, latest, read_status, settle_status, step_name, write_status
+from pipeline.tracking.mlflow_tracker import settle_run
+
+_PREEMPTING = (0, SIGNAL_EXIT + signal.SIGTERM, SIGNAL_EXIT + signal.SIGUSR1)
+"""Exit codes of a preempted run: its processes were asked to stop, or ended by themselves after they had saved."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run: local ones that this process starts, or those of an outer launcher's job, of which it is one."""
+
+    number: int
+    rank: int | None = None
+    """This process's rank in an outer launcher's job; None for local processes."""
+
+    @classmethod
+    def from_environment(cls, config: RunConfig, nproc: int | None) -> Processes:
+        """Join the job of torchrun or srun where RANK is set, else `nproc` local processes (default: one replica).
+
+        Raises ValueError if WORLD_SIZE is missing, or if `nproc` is given inside a job.
+        """
+        if "RANK" not in os.environ:
+            return cls(nproc or config.mesh.tensor_parallel * config.mesh.pipeline_parallel)
+        if "WORLD_SIZE" not in os.environ:
+            raise ValueError("RANK is set but WORLD_SIZE is not: start with torchrun, or unset RANK to start local processes")
+        if nproc is not None:
+            raise ValueError(
+                f"--nproc {nproc} inside a job (RANK is set): the outer launcher starts the processes, leave it out"
+            )
+        return cls(int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"]))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process speaks for the run: it checks files and prints messages, the other ranks do not."""
+        return not self.rank
+
+
+@dataclass(frozen=True)
+class BranchPoint:
+    """A checkpoint of another run that a new run begins at. `step` None is the latest one."""
+
+    parent: Path
+    step: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedRun:
+    """A run that passed `check_run`."""
+
+    config: RunConfig
+    """Resolved: absolute paths, vocabulary size."""
+    folder: Path
+    manifest: Manifest
+    """Of `config.data.path`."""
+    processes: Processes | None
+    """None where a cluster starts them later."""
+    branch: BranchPoint | None
+    is_restart: bool
+    """Whether the folder already holds this run."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run was trained to its last step before."""
+        checkpoint = latest(self.folder) if self.is_restart else None
+        at_last_step = checkpoint is not None and checkpoint.name == step_name(self.config.train.steps)
+        return at_last_step and read_status(self.folder) == "finished"
+
+
+def check_run(
+    config: RunConfig,
+    folder: Path,
+    *,
+    processes: Processes | None = None,
+    branch: BranchPoint | None = None,
+    manifest: Manifest | None = None,
+) -> PreparedRun:
+    """Resolve a configuration and check all that can be checked before any process starts. Writes nothing.
+
+    The manifest of the data is read here, once, unless the caller has read it. Ranks after the first of a job check only what
+    needs no files of the run: the first one checks for all.
+    Raises ValueError, naming the remedy, if the folder holds something else, the data lack what the run reads, initial weights
+    do not fit the model, or the processes do not fit mesh and batch.
+    """
+    manifest = manifest or load_manifest(config.data.path)
+    config = config.resolved()
+    if processes is None or processes.is_first:
+        check_folder(folder)
+        check_data(config, manifest)
+        check_initial_weights(config)
+        if branch is not None:
+            begin = find(branch.parent, branch.step)
+            check_weights(config, begin, f"--branch {begin} does not fit the recipe's model section")
+    if processes is not None:
+        config.train.accumulation_steps(config.mesh.data_parallel(processes.number))
+    is_restart = check_same_run(config, folder)
+    return PreparedRun(
+        config=config, folder=folder, manifest=manifest, processes=processes, branch=branch, is_restart=is_restart
+    )
+
+
+def write_config(run: PreparedRun) -> None:
+    """Write the resolved configuration, the only thing that the run's processes read; every rank of a job may call it."""
+    write_resolved(run.config, run.folder)
+
+
+def begin_branch(run: PreparedRun) -> int:
+    """Give the run its parent's checkpoint, unless it has its own; returns the step that it begins at."""
+    from pipeline.checkpoint.branch import branch  # imports DeepSpeed
+
+    assert run.branch is not None
+    return branch(run.branch.parent, run.folder, run.branch.step)
+
+
+def start_run(run: PreparedRun, then: Sequence[PreparedRun] = ()) -> int:
+    """Train a run, and then others in the same local processes; returns an exit code.
+
+    0: done. PREEMPTED_EXIT: stopped by SIGTERM or SIGUSR1 and saved, to be started again (0 under torchrun, which treats any
+    other code as a failure). 128 + N: ended by signal N. Otherwise the code of the first process that failed.
+    However it ends, STATUS and the MLflow run of each folder are settled: no ended run stays `running`.
+    """
+    assert run.processes is not None, "give check_run the processes of a run that is started here"
+    if run.processes.rank is not None:
+        return _join(run)
+    runs = [run, *then]
+    before = _status_times(runs)
+    code = 1  # if run_local raises
+    try:
+        code = run_local(run.folder, run.processes.number, then=[one.folder for one in then])
+    finally:
+        _settle(runs, before, has_failed=code != 0 and code not in STOPPED_EXITS)
+    was_preempted = any(read_status(one.folder) == "preempted" for one in runs)
+    return PREEMPTED_EXIT if code in _PREEMPTING and was_preempted else code
+
+
+def _join(run: PreparedRun) -> int:
+    """Train as one rank of an outer launcher's job."""
+    from pipeline.training.trainer import train
+
+    assert run.processes is not None
+    before = _status_times([run])
+    try:
+        status = train(run.folder)
+    except BaseException:
+        if run.processes.is_first:
+            _settle([run], before, has_failed=True)
+        raise
+    return PREEMPTED_EXIT if status == "preempted" and "TORCHELASTIC_RUN_ID" not in os.environ else 0
+
+
+def _settle(runs: Sequence[PreparedRun], before: Mapping[Path, int], *, has_failed: bool) -> None:
+    """Set STATUS and MLflow to failed where the processes ended and could not do so themselves.
+
+    After a failure, the run that was being trained is the first that did not finish in this start. It has failed too if its
+    processes died before they wrote a STATUS of their own (one from an earlier start may be there).
+    """
+    current = next((run for run in runs if not _finished_since(run.folder, before)), None) if has_failed else None
+    for run in runs:
+        try:
+            with only_writer(run.folder):
+                settle_status(run.folder)
+                if run is current and _status_time(run.folder) == before[run.folder]:
+                    write_status(run.folder, "failed")
+        except FolderInUseError:  # another process trains here: STATUS is about that one
+            continue
+        if run.config.tracking.enabled and read_status(run.folder) == "failed":
+            settle_run(run.folder)
+
+
+def _finished_since(folder: Path, before: Mapping[Path, int]) -> bool:
+    return read_status(folder) == "finished" and _status_time(folder) != before[folder]
+
+
+def _status_times(runs: Sequence[PreparedRun]) -> dict[Path, int]:
+    return {run.folder: _status_time(run.folder) for run in runs}
+
+
+def _status_time(folder: Path) -> int:
+    """When STATUS was written, in ns; 0 where there is none."""
+    path = folder / STATUS
+    return path.stat().st_mtime_ns if path.is_file() else 0

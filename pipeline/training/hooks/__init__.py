@@ -1,0 +1,1 @@
+"""What happens around a training step, one small class each; `default.py` lists them in their order."""

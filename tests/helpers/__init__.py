@@ -1,0 +1,1 @@
+"""What tests share: datasets, recipes, processes, and the scripts that tests start."""

@@ -1,0 +1,20 @@
+"""Scripts outside of the packages (benchmarks, generators of documentation) as modules."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def load_script(path: str) -> ModuleType:
+    """The script at `path`, relative to the repository, executed under its own name and not as `__main__`."""
+    file = REPOSITORY / path
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

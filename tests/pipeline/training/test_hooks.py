@@ -1,0 +1,243 @@
+"""Hooks: their order, what they see of a real run, and the example of docs/train.md."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from models.config import expand_size
+from pipeline.config import RunConfig
+from pipeline.run_folder import latest
+from pipeline.tracking.metrics import read_metrics
+from pipeline.training.hooks.checkpointing import Checkpointing
+from pipeline.training.hooks.default import default_hooks
+from pipeline.training.hooks.hook import Hook, HookList, StepReport
+from pipeline.training.hooks.skipped_steps import SkippedSteps
+from tests.helpers.processes import start_processes
+
+DOCS = Path(__file__).parents[3] / "docs" / "train.md"
+
+RECORDER = """
+import json, os, sys
+from pathlib import Path
+from pipeline.training.hooks.hook import Hook
+from pipeline.training.trainer import train
+
+RUN = Path(sys.argv[1])
+
+
+class Recorder(Hook):
+    def __init__(self):
+        self.events = []
+
+    def on_start(self, trainer):
+        if trainer.mesh.is_main:  # which has written it just before
+            assert (RUN / "STATUS").read_text() == "running\\n"
+        self.events.append(["start", trainer.step])
+
+    def before_step(self, trainer):
+        self.events.append(["before", trainer.step])
+
+    def after_step(self, trainer, report):
+        self.events.append(["after", trainer.step, report.loss])
+
+    def on_log(self, trainer, row):
+        self.events.append(["log", row["step"], row.get("loss"), row["raw_tokens"]])
+
+    def on_validate(self, trainer, losses):
+        self.events.append(["validate", trainer.step, losses])
+
+    def on_artifact(self, trainer, path, folder):
+        self.events.append(["artifact", str(path.relative_to(RUN)), folder])
+
+    def on_checkpoint(self, trainer, checkpoint):
+        assert (RUN / "checkpoints" / "latest").read_text() == checkpoint.name + "\\n"
+        self.events.append(["checkpoint", checkpoint.name])
+
+    def on_end(self, trainer, status):
+        self.events.append(["end", status])
+        (RUN / f"events_{os.environ['RANK']}.json").write_text(json.dumps(self.events))
+
+
+train(RUN, hooks=[Recorder()])
+"""
+
+
+def write_run(run: Path, dataset: Path, **train: Any) -> Path:
+    config = RunConfig.model_validate(
+        {
+            "model": expand_size({"size": "nano", "vocab_size": 600}),
+            "data": {"path": str(dataset), "encoder_length": 16, "decoder_length": 8, "validation_rows": 21},
+            "train": {
+                **{"steps": 5, "global_batch_size": 8, "micro_batch_size": 2, "precision": "fp32"},
+                **{"checkpoint_every": 3, "validate_every": 2, "log_every": 2, "samples": 1, "sample_tokens": 2},
+                **train,
+            },
+            "optimizer": {"learning_rate": 0.003, "warmup_steps": 3},
+            "tracking": {"enabled": False},
+        }
+    )
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(config.model_dump_json())
+    return run
+
+
+def test_a_hook_of_the_user_sees_the_life_of_a_run(tmp_path: Path, dataset: Path) -> None:
+    run, script = write_run(tmp_path / "run", dataset), tmp_path / "recorder.py"
+    script.write_text(RECORDER)
+    start_processes(2, script, run)
+    events = [json.loads((run / f"events_{rank}.json").read_text()) for rank in range(2)]
+    names = [[event[0] for event in of_rank] for of_rank in events]
+    step, validation = ["before", "after"], ["log", "log", "log"]
+    # A row of its own is logged inside of `after_step`, before the user's hook, which stands last, gets its turn.
+    assert names[0] == [
+        "start",
+        *("before", "log", "after"),
+        *("before", "log", *validation, "artifact", "validate", "after"),
+        *(*step, "checkpoint"),
+        *("before", "log", *validation, "artifact", "validate", "after"),
+        *("before", "log", *validation, "artifact", "validate", "after", "checkpoint"),
+        "end",
+    ]
+    assert names[1] == [name for name in names[0] if name != "artifact"]  # which the main rank alone writes
+    assert events[0][0] == ["start", 0]
+    assert events[0][-1] == ["end", "finished"]
+    losses = {event[1]: event[2] for event in events[0] if event[0] == "after"}
+    assert losses == {event[1]: event[2] for event in events[1] if event[0] == "after"}
+    rows = read_metrics(run / "metrics.jsonl")
+    assert {row["step"]: row["loss"] for row in rows if "loss" in row} == {step: losses[step] for step in (1, 2, 4, 5)}
+    validated = [event for event in events[0] if event[0] == "validate"]
+    assert [event[1] for event in validated] == [2, 4, 5]
+    assert validated[-1][2]["all"] == rows[-1]["validation_loss"]
+    assert set(validated[-1][2]) == {"Python documentation", "Python topics", "all"}
+    assert [event[1] for event in events[0] if event[0] == "checkpoint"] == ["step_00000003", "step_00000005"]
+    assert ["artifact", "samples/step_00000005.txt", "samples"] in events[0]
+
+
+def example() -> str:
+    """The example of a hook in docs/train.md, as a script."""
+    (block,) = [part.split("```")[0] for part in DOCS.read_text().split("```python\n")[1:] if "(Hook)" in part.split("```")[0]]
+    return block
+
+
+def test_the_documented_hook_ends_a_run_early(tmp_path: Path, dataset: Path) -> None:
+    run, script = write_run(tmp_path / "run", dataset, steps=8, checkpoint_every=100, samples=0), tmp_path / "example.py"
+    assert sum(bool(line) for line in example().splitlines()) == 10
+    script.write_text(example())
+    start_processes(2, script, run, 100.0)  # every loss is below 100: the first validation ends the run
+    assert (run / "STATUS").read_text() == "preempted\n"
+    checkpoint = latest(run)
+    assert checkpoint is not None
+    assert checkpoint.name == "step_00000002"
+    start_processes(2, script, run, 0.0)  # none is below 0: the run resumes and finishes
+    assert (run / "STATUS").read_text() == "finished\n"
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [row["step"] for row in rows if row.get("source") == "all"] == [2, 4, 6, 8]
+
+
+class Noted(Hook):
+    def __init__(self, name: str, seen: list[str], breaks_at: str = "") -> None:
+        self.name, self.seen, self.breaks_at = name, seen, breaks_at
+
+    def on_start(self, trainer: Any) -> None:
+        self._note("start")
+
+    def before_step(self, trainer: Any) -> None:
+        self._note("before")
+
+    def on_end(self, trainer: Any, status: str) -> None:
+        self._note(f"end {status}")
+
+    def _note(self, event: str) -> None:
+        self.seen.append(f"{self.name} {event}")
+        if event == self.breaks_at:
+            raise ValueError(f"{self.name} breaks")
+
+
+def test_events_reach_hooks_in_the_order_of_the_list_and_all_are_ended() -> None:
+    seen: list[str] = []
+    trainer: Any = None
+    hooks = HookList([Noted("a", seen, "end failed"), Noted("b", seen), Noted("c", seen, "start"), Noted("d", seen)])
+    with pytest.raises(ValueError, match="c breaks"):
+        hooks.on_start(trainer)
+    with pytest.raises(ValueError, match="a breaks"):
+        hooks.on_end(trainer, "failed")
+    assert seen == ["a start", "b start", "c start", "a end failed", "b end failed"]  # only those that have started
+    seen.clear()
+    hooks.before_step(trainer)
+    assert seen == ["a before", "b before", "c before", "d before"]
+
+
+def test_the_default_hooks_of_a_rank(tmp_path: Path, dataset: Path) -> None:
+    config = RunConfig.load(write_run(tmp_path / "run", dataset))
+    common = ["ReplicaConsistency", "StepMetrics", "SkippedSteps", "Validation", "Samples", "Checkpointing", "StopOnSignal"]
+    for is_main, tracked in ((True, True), (True, False), (False, True)):
+        values = config.model_dump()
+        values["tracking"]["enabled"] = tracked
+        mesh: Any = SimpleNamespace(is_main=is_main)
+        nothing: Any = None
+        hooks = default_hooks(RunConfig.model_validate(values), mesh, nothing, nothing)
+        writers = ["TrainingProgress", "RunFiles", "MetricsWriter"] * is_main + ["MlflowTracking"] * (is_main and tracked)
+        assert [type(hook).__name__ for hook in hooks] == ["Activity", *writers, *common]
+
+
+def report(skipped: str | None = None) -> StepReport:
+    return StepReport(
+        loss=math.nan if skipped else 3.0,
+        grad_norm=1.0,
+        learning_rate=0.1,
+        skipped=skipped,
+        seconds=1.0,
+        wait_seconds=0.0,
+        tokens_per_second=1.0,
+    )
+
+
+def test_too_many_skipped_steps_in_a_row_fail_the_run() -> None:
+    notes: list[str] = []
+    trainer: Any = SimpleNamespace(
+        step=0,
+        batches=SimpleNamespace(samples=lambda step: [8 * step, 8 * step + 7]),
+        hooks=SimpleNamespace(on_note=lambda trainer, line: notes.append(line)),
+    )
+    hook = SkippedSteps(max_skips=3)
+    for step, reason in enumerate(["spike", "not finite", None, "spike", "train.skip_steps", "not finite"], start=1):
+        trainer.step = step
+        hook.after_step(trainer, report(reason))
+    assert [line.split(":")[0] for line in notes] == [
+        "step 1 skipped (spike)",
+        "step 2 skipped (not finite)",
+        "step 4 skipped (spike)",
+        "step 6 skipped (not finite)",
+    ]
+    assert notes[0].endswith("samples 8 to 15")
+    trainer.step = 7
+    with pytest.raises(ValueError, match=r"3 steps in a row were skipped \(spike at step 7\): the run has diverged"):
+        hook.after_step(trainer, report("spike"))
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_checkpoints_are_requested_by_step_and_by_the_main_rank_s_clock(
+    is_main: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, requested = [0.0], []
+    monkeypatch.setattr("pipeline.training.hooks.checkpointing.time.monotonic", lambda: now[0])
+    mesh = SimpleNamespace(is_main=is_main)
+    trainer: Any = SimpleNamespace(step=0, mesh=mesh, run_folder=tmp_path)
+    trainer.request_checkpoint = lambda: requested.append(trainer.step)
+    hook = Checkpointing(every=4, steps=(3,), minutes=1.0)
+    hook.on_start(trainer)
+    for step in range(1, 10):
+        trainer.step = step
+        now[0] += 25.0
+        before = len(requested)
+        hook.after_step(trainer, report())
+        if len(requested) > before:
+            hook.on_checkpoint(trainer, tmp_path)
+    # at 3 and 4 by step; 75 s later, and again, by time; at 8 by step
+    assert requested == ([3, 4, 7, 8] if is_main else [3, 4, 8])
