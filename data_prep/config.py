@@ -143,6 +143,7 @@ class PrepareConfig(BaseModel):
     decontaminate: DecontaminateConfig | None = None
     """Filter by overlap with evaluation data. Default: off."""
     deduplicate: bool = False
+    """Whether only one copy of each exactly equal text is kept, in a held-out split if one of the copies is there."""
     mixture: SourceMixtureConfig | None = None
     val_share: Annotated[float, Field(ge=0, lt=1)] = 0.005
     """Share of documents that the hash sends to the validation split."""

@@ -16,8 +16,11 @@ class Volume(ClusterSection):
     """A persistent volume claim, and the path at which the containers mount it."""
 
     claim: str
+    """Name of the persistent volume claim."""
     path: str
+    """Path at which the containers see it."""
     read_only: bool = False
+    """Whether the containers may not write to it."""
 
     @field_validator("claim")
     @classmethod
@@ -37,8 +40,11 @@ class Secret(ClusterSection):
     """An environment variable whose value stays in a Secret of the cluster."""
 
     variable: str
+    """Name of the environment variable."""
     name: str
+    """Name of the Secret."""
     key: str
+    """Key in the Secret."""
 
     @field_validator("name")
     @classmethod
@@ -61,9 +67,13 @@ class Secret(ClusterSection):
 
 class Toleration(ClusterSection):
     key: str
+    """Key of the taint."""
     operator: Literal["Exists", "Equal"] = "Exists"
+    """Exists: any value of the taint is tolerated; Equal: only `value`."""
     value: str | None = None
+    """Value of the taint, for Equal."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Effect of the taint. Default: all."""
 
     @model_validator(mode="after")
     def _check_value(self) -> Toleration:
@@ -80,6 +90,7 @@ class KubernetesSection(PlatformSection):
     kind: Literal["jobset", "trainjob"] = "jobset"
     """The object that trains: a JobSet, or a TrainJob of Kubeflow Trainer v2. Data preparation uses KubeRay's RayJob."""
     namespace: str = "default"
+    """Namespace of all objects."""
     context: str | None = None
     """kubectl's context. Default: the current one."""
     volumes: tuple[Volume, ...] = ()
@@ -89,8 +100,11 @@ class KubernetesSection(PlatformSection):
     runtime: str | None = None
     """The ClusterTrainingRuntime that a TrainJob refers to. Default: the one of `fnet-t5 launch kubernetes runtime`."""
     service_account: str | None = None
+    """Service account of the pods. Default: the namespace's."""
     image_pull_secret: str | None = None
+    """Name of the Secret with the registry's credentials."""
     user_id: PositiveInt = 1000
+    """User id of the processes."""
     group_id: PositiveInt = 1000
     """User and group of the processes, and of the files that they write to the volumes."""
     shared_memory_gb: Annotated[float, Field(ge=0.1)] = 16.0
@@ -99,8 +113,11 @@ class KubernetesSection(PlatformSection):
     Ray's object store takes nine tenths of it, and needs at least 75 MiB.
     """
     gpu_resource: str = "nvidia.com/gpu"
+    """Name under which the cluster offers GPUs."""
     node_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels that the nodes must have."""
     tolerations: tuple[Toleration, ...] = ()
+    """Taints of nodes that the pods tolerate."""
     priority_class: str | None = None
     """PriorityClass of the pods."""
     annotations: dict[str, str] = Field(default_factory=dict)

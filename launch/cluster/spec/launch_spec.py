@@ -23,8 +23,11 @@ class Mount(ClusterSection):
     """A folder of the host inside a container."""
 
     source: str
+    """Folder on the host."""
     target: str
+    """The folder's path in the container."""
     read_only: bool = False
+    """Whether the container may not write to it."""
 
     @field_validator("source", "target")
     @classmethod
@@ -42,12 +45,15 @@ class LaunchSpec(ClusterSection):
     """The names of the platforms, each a field with that platform's section; set by `launch/cluster/spec/load.py`."""
 
     nodes: PositiveInt = 1
+    """Number of nodes."""
     gpus_per_node: NonNegativeInt = 0
     """0: training runs on CPUs, over gloo."""
     processes_per_node: PositiveInt | None = None
     """Ranks on a node. Default: one per GPU, or one on a node without GPUs."""
     cpus_per_node: PositiveInt
+    """CPU cores that a job gets on each node."""
     memory_gb_per_node: PositiveFloat | None = None
+    """Memory in GB that a job gets on each node. Default: the platform's."""
     time_limit: str | None = None
     """In SLURM's format: minutes, hours:minutes:seconds or days-hours:minutes:seconds, in quotes."""
     preemption_grace_seconds: Annotated[int, Field(ge=10)] = 300
@@ -59,6 +65,7 @@ class LaunchSpec(ClusterSection):
     mounts: tuple[Mount, ...] = ()
     """Folders of the host in that container, on SLURM."""
     environment: dict[str, str] = Field(default_factory=dict)
+    """Environment variables of the job's processes."""
     python: str | None = None
     """The Python that has this package, on every node. Default: the submitting one, or python3 in a container."""
     setup: tuple[str, ...] = ()

@@ -27,10 +27,15 @@ class SlurmSection(PlatformSection):
     renamed_keys: ClassVar = {"at_once": "slurm.max_concurrent"}
 
     partition: str | None = None
+    """Partition of the job. Default: the cluster's."""
     account: str | None = None
+    """Account that the job is charged to. Default: the user's."""
     qos: str | None = None
+    """Quality of service. Default: the account's."""
     constraint: str | None = None
+    """Node features that the job needs, as in sbatch --constraint."""
     reservation: str | None = None
+    """Reservation that the job runs in."""
     exclusive: bool = True
     """Whole nodes, without other jobs on them."""
     gpu_option: Literal["gpus-per-node", "gres"] = "gpus-per-node"
