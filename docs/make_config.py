@@ -21,7 +21,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic import BaseModel, TypeAdapter
 
 from data_prep.config import PrepareConfig
-from launch.cluster.spec.launch_spec import LaunchSpec
+from launch.cluster.spec.load import launch_spec_class
 from pipeline.config import RunConfig
 from pipeline.objectives.catalogue import NAMES, AnyObjective
 from pipeline.objectives.interface import ObjectiveConfig
@@ -67,7 +67,7 @@ FILES: tuple[tuple[str, type[Any], str, str], ...] = (
     ),
     (
         "Clusters",
-        LaunchSpec,
+        launch_spec_class(),
         "launch/cluster/spec/launch_spec.py",
         "A file for `fnet-t5 launch … --cluster FILE`. How-to: [launch.md](launch.md).",
     ),

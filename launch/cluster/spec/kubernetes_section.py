@@ -87,6 +87,8 @@ class Toleration(ClusterSection):
 
 
 class KubernetesSection(PlatformSection):
+    """Objects and resources of Kubernetes jobs."""
+
     kind: Literal["jobset", "trainjob"] = "jobset"
     """The object that trains: a JobSet, or a TrainJob of Kubeflow Trainer v2. Data preparation uses KubeRay's RayJob."""
     namespace: str = "default"

@@ -24,6 +24,8 @@ _SET_BY_SCRIPTS = {
 
 
 class SlurmSection(PlatformSection):
+    """Options of SLURM jobs."""
+
     renamed_keys: ClassVar = {"at_once": "slurm.max_concurrent"}
 
     partition: str | None = None
