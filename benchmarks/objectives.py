@@ -42,13 +42,13 @@ Ints = NDArray[np.int64]
 
 BATCH, ENCODER_LENGTH = 128, 512
 VOCABULARY = Vocabulary(
-    0,
-    1,
-    tuple(range(32_099, 32_004, -1)),
-    {"[MASK]": 32_099, "[CLS]": 32_000, "[SEP]": 32_001, "[NLU]": 32_002, "[NLG]": 32_003, "[S2S]": 32_004},
-    np.arange(3, 32_000),
-    np.arange(32_128) % 17 == 3,
-    np.arange(32_128) % 29 == 3,
+    start=0,
+    end=1,
+    sentinels=tuple(range(32_099, 32_004, -1)),
+    named={"[MASK]": 32_099, "[CLS]": 32_000, "[SEP]": 32_001, "[NLU]": 32_002, "[NLG]": 32_003, "[S2S]": 32_004},
+    ordinary=np.arange(3, 32_000),
+    ends_sentence=np.arange(32_128) % 17 == 3,
+    ends_line=np.arange(32_128) % 29 == 3,
 )
 
 

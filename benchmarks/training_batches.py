@@ -26,7 +26,7 @@ def random_batches(encoder_length: int, decoder_length: int, micro_batch: int, c
     """`count` micro-batches of one step for an encoder-decoder; their weights make the loss a mean over all targets."""
     rng = np.random.default_rng(0)
     length = encoder_length + decoder_length
-    objective = PrefixLM(encoder_length, decoder_length, start_id=0)
+    objective = PrefixLM(encoder_length=encoder_length, decoder_length=decoder_length, start_id=0)
     result = []
     for number in range(count):
         rows = rng.integers(2, 32000, size=(micro_batch, length))

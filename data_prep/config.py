@@ -14,7 +14,10 @@ class PackingConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     lengths: Annotated[list[PositiveInt], Field(min_length=1)] = [640]
+    """Row lengths in tokens, each with a row index of its own."""
     method: PackingMethod = "best_fit"
+    """best_fit: whole documents, packed by best fit; concatenate: documents back to back, cut at the row length; document: one
+    document per row."""
 
     @field_validator("lengths")
     @classmethod
@@ -36,8 +39,11 @@ class SourceMixtureConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: dict[str, Annotated[float, Field(ge=0, le=200)]] | Literal["pile"] | None = None
+    """How often each source is read, by source, or `pile`."""
     weights: dict[str, Annotated[float, Field(gt=0)]] | Literal["pile"] | None = None
+    """Share of bytes of each source, by source, or `pile`."""
     max_epochs: Annotated[float, Field(gt=0, le=200)] = 4
+    """Most repetitions of a source under `weights`."""
 
     @model_validator(mode="after")
     def _validate_one_table(self) -> "SourceMixtureConfig":
@@ -61,8 +67,11 @@ class LanguageConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     keep: Annotated[list[str], Field(min_length=1)]
+    """Codes of the languages to keep."""
     first_characters: PositiveInt = 1000
+    """Characters of a document that the language is detected from."""
     min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Confidence from 0 to 1 below which the language is "und"."""
 
 
 class DecontaminateConfig(BaseModel):
@@ -71,7 +80,9 @@ class DecontaminateConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     against: Annotated[list[str], Field(min_length=1)]
+    """Files, globs or URLs of the evaluation records."""
     ngram: PositiveInt = 13
+    """Number of consecutive words that count as shared text."""
 
 
 class PrepareConfig(BaseModel):
@@ -90,30 +101,54 @@ class PrepareConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     input: Annotated[list[str], Field(min_length=1)]
+    """Files, globs, URLs or data sets to read the text from."""
     val: list[str] = []
+    """Files, globs, URLs or data sets of the validation split. Default: a hash of each document's text decides."""
     test: list[str] = []
+    """Files, globs, URLs or data sets of the test split. Default: a hash of each document's text decides."""
     output: Path
+    """Dataset folder to write."""
     tokenizer: Path | None = None
+    """tokenizer.json to use. Default: a byte-level BPE with `vocab_size` ids is trained on the input."""
     vocab_size: PositiveInt = 32000
+    """Number of ids of the tokenizer that is trained."""
     workers: PositiveInt = 1
+    """Worker processes."""
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    """Seed of the split and of sampling."""
     ray_address: str | None = None
+    """Address of a Ray cluster to run on. Default: Ray is started on this machine."""
     packing: PackingConfig = PackingConfig()
+    """How documents are packed into rows."""
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Share of quarantined records above which the job fails."""
     max_record_bytes: PositiveInt = 256 * 2**20
+    """Longest record in bytes; longer ones are quarantined."""
     unit_bytes: Annotated[int, Field(gt=0, le=256_000_000)] = 64_000_000
+    """Bytes of input in one unit of work."""
     max_worker_bytes: PositiveInt = 2 * 2**30
+    """Memory of a worker in bytes above which it is restarted between two units."""
     engine: Literal["auto", "reference"] = "auto"
+    """Tokenizer engine. auto: the fastest that gives the same ids; reference: Hugging Face tokenizers."""
     on_unreadable: Literal["fail", "skip"] = "fail"
+    """What to do with a file that cannot be read or that changes during the job: fail or skip it."""
     include_sources: list[str] | None = None
+    """Sources to keep. Default: all."""
     exclude_sources: list[str] = []
+    """Sources to drop."""
     expected_sources: list[str] | Literal["pile"] = []
+    """Sources, or `pile` for The Pile's 22, whose absence from the result is reported."""
     language: LanguageConfig | None = None
+    """Filter by language. Default: off."""
     decontaminate: DecontaminateConfig | None = None
+    """Filter by overlap with evaluation data. Default: off."""
     deduplicate: bool = False
+    """Whether only one copy of each exactly equal text is kept, in a held-out split if one of the copies is there."""
     mixture: SourceMixtureConfig | None = None
     val_share: Annotated[float, Field(ge=0, lt=1)] = 0.005
+    """Share of documents that the hash sends to the validation split."""
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.005
+    """Share of documents that the hash sends to the test split."""
 
     @model_validator(mode="after")
     def _validate_shares(self) -> "PrepareConfig":

@@ -1,6 +1,6 @@
-"""Writes the generated parts of docs/objectives.md: each objective on one short text, and what it costs at 512 tokens.
+"""Writes the generated parts of docs/objectives.md: each objective on one short text, and its cost at 512 tokens.
 
-python docs/make_objectives.py            # a test fails where the page is not what this makes of it
+python docs/make_objectives.py            # a test fails if the page differs from the output
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.objectives.vocabulary import Vocabulary
 PAGE = Path(__file__).with_name("objectives.md")
 TEXT = "The encoder mixes the words of a text by Fourier transform . The decoder writes what comes next , one word at a time ."
 UL2 = {"name": "ul2", "repeat_sentinels": True}
-# What stands in the recipe, the model it is laid out for, encoder and decoder length, and the sample that is shown.
+# The text in the recipe, the objective, the architecture, encoder and decoder length, and the sample that is shown.
 SHOWN: tuple[tuple[str, Any, str, int, int | None, int], ...] = (
     ("prefix_lm", "prefix_lm", "fnet_t5", 18, 8, 0),
     (
@@ -63,7 +63,7 @@ COSTS: tuple[tuple[str, Any, str], ...] = (
 
 
 def word_tokenizer() -> Tokenizer:
-    """One token a word, so that people can read along; specials and sentinels as in ours."""
+    """A tokenizer with one token a word, for readability; specials and sentinels as in the project's tokenizers."""
     specials = ["<pad>", "</s>", "<unk>", *(f"<extra_id_{number}>" for number in reversed(range(100)))]
     words = sorted({f"\N{LOWER ONE EIGHTH BLOCK}{word}" for word in TEXT.split()})
     vocabulary = {word: number for number, word in enumerate([*specials[:3], *words, *specials[3:]])}
@@ -110,12 +110,12 @@ def shown_examples() -> str:
 
 
 def _spaced(text: str) -> str:
-    """Words and marks one space apart."""
+    """Words and marks separated by one space."""
     return " ".join(re.sub(r"(<extra_id_\d+>|</s>|\[[A-Z0-9]+\])", r" \1 ", text).split())
 
 
 def cost_table() -> str:
-    """What a full row spends at an encoder length of 512, by objective."""
+    """The cost of a full row at an encoder length of 512, by objective."""
     tokenizer = word_tokenizer()
     vocabulary = Vocabulary.of(tokenizer)
     lines = [
@@ -130,7 +130,7 @@ def cost_table() -> str:
 
 
 def with_generated(page: str) -> str:
-    """The page with its generated parts made anew."""
+    """The page with new generated parts."""
     for name, made in (("examples", shown_examples()), ("costs", cost_table())):
         pattern = rf"(<!-- {name}: made by docs/make_objectives.py -->\n).*?(<!-- end of {name} -->)"
         page, count = re.subn(pattern, lambda found, made=made: f"{found[1]}{made}\n{found[2]}", page, flags=re.DOTALL)

@@ -63,39 +63,62 @@ class ModelConfig:
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     d_model: int
+    """Width of the residual stream, in features."""
     d_ff: int
+    """Inner width of the feed-forward layers, in features."""
     d_kv: int
+    """Width of one attention head, in features."""
     num_heads: int
+    """Number of attention heads."""
     num_encoder_layers: int
+    """Number of encoder layers; 0 in a decoder-only model."""
     num_decoder_layers: int
+    """Number of decoder layers; 0 in an encoder-only model."""
     size: str = "custom"
+    """Name of the size that the dimensions come from, such as t5-v1.1-small; custom: they are all given."""
     architecture: Architecture = "fnet_t5"
+    """fnet_t5: FNet encoder and attention decoder; t5; gpt2 and prefix_decoder: decoder-only; fnet and bert: encoder-only."""
     mixing: MixingName = "fourier"
+    """What mixes tokens in the encoder layers without attention."""
     num_attention_layers: int = 0
+    """Encoder layers that keep attention instead of `mixing`."""
     attention_layout: AttentionLayout = "top"
+    """Which encoder layers keep attention: the first (bottom), the middle, evenly spaced (mixed) or the last ones (top)."""
     feed_forward: FeedForwardKind = "gated_gelu"
+    """Activation of the feed-forward layers; gated_gelu and swiglu have a gate."""
     tie_embeddings: bool = True
+    """Whether the output head uses the embedding table."""
     vocab_size: int = 0
+    """Number of token ids; 0: the tokenizer's."""
     num_buckets: int = 32
+    """Buckets of the relative position bias: an even number of at least 4."""
     max_distance: int = 128
+    """Distance in tokens from which all relative positions share one bucket."""
     norm_eps: float = 1e-6
+    """Term in the denominator of the norms against division by 0."""
 
     encoder_d_ff: int = 0
     """Feed-forward width of the encoder; 0 means d_ff."""
     decoder_mixing: Literal["attention", "causal_fourier"] = "attention"
+    """What mixes tokens in the decoder layers: causal self-attention or the causal Fourier transform."""
     fourier_norm: FourierNorm = "ortho"
     """backward is FNet's unnormalised transform: use it with a post-norm only."""
     fourier_backend: FourierBackend = "fft"
+    """How the Fourier transform is computed; auto measures which is fastest and is for benchmarks only."""
     mix_within_documents: bool = False
     """Transform and attend inside each document of a packed row; masks then number the documents 1, 2, …"""
     norm: NormKind = "rms"
+    """rms: root mean square norm without a bias; layer: layer norm."""
     norm_position: NormPosition = "pre"
+    """pre: each sublayer's input is normalised; post: the sum after it."""
     bias: bool = False
     """Whether every linear layer has a bias."""
     position: PositionKind = "relative"
+    """How positions enter: relative (T5's bias), learned (added vectors), rope (rotary) or none."""
     scale_scores: bool = False
     """Whether attention scores are divided by sqrt(d_kv); T5 does not do it."""
     dropout: float = 0.0
+    """Share of features that dropout sets to 0 in training, from 0 up to but not including 1."""
     max_length: int = 512
     """Longest input of learnt positions, linear mixing and random mixing, and the period of causal Fourier mixing."""
     type_vocab_size: int = 0
@@ -107,10 +130,13 @@ class ModelConfig:
     heads: tuple[HeadName, ...] = ("mlm", "order")
     """Heads of an encoder-only model."""
     num_labels: int = 2
+    """Classes of the sequence classification head."""
     num_token_labels: int = 2
+    """Classes of the token classification head."""
     init_std: float = 0.0
     """Standard deviation of every initial weight; 0 means T5's rule by fan-in."""
     rope_base: float = 10000.0
+    """Base of the rotary positions' wavelengths."""
     vocab_multiple: int = 128
     """The embedding's rows are a multiple of this. 128 is Megatron's padding and fits tensor-parallel degrees 2, 4, … 128."""
 

@@ -1,6 +1,6 @@
-"""What a training run is: the typed sections of a recipe, and every check that needs more than one of them.
+"""The configuration of a training run: the typed sections of a recipe, and every check that needs more than one of them.
 
-`launch/` reads YAML and overrides into a `RunConfig`; everything below reads the resolved `config.json` of a run folder.
+`launch/` reads YAML and overrides into a `RunConfig`; everything else reads the resolved `config.json` of a run folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.objectives.prefix_lm import PrefixLMConfig
 
 
 class Section(BaseModel):
-    """A section of a recipe: an unknown key is an error, and nothing changes once it is read."""
+    """A section of a recipe: an unknown key is an error, and values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -31,33 +31,39 @@ class BlendPart(Section):
     """One folder of a blend."""
 
     path: Path
+    """Dataset folder made by `fnet-t5 prepare`, with the tokenizer of `data.path`."""
     weight: PositiveFloat
     """Share of samples, relative to the other parts'."""
 
 
 class DataConfig(Section):
+    """What a run trains on."""
+
     path: Path
-    """Dataset folder made by `fnet-t5 prepare`: its tokenizer, its validation split, and, unless `blend` is given, its text."""
+    """Dataset folder made by `fnet-t5 prepare`: its tokenizer and validation split are used, and its training text unless
+    `blend` is given."""
     blend: tuple[BlendPart, ...] = ()
-    """Folders whose training text is mixed by weight, `path` among them or not."""
+    """Folders whose training text is mixed by weight; `path` is read only if it is in the list. Empty: the text of `path`
+    alone."""
     objective: AnyObjective = PrefixLMConfig()
-    """A name, or a mapping of a name and settings: see pipeline/objectives."""
+    """The training objective: its name, or a mapping of `name` and its settings."""
     encoder_length: PositiveInt = 512
-    """Tokens that the encoder reads: constant in a run, because the Fourier basis depends on it."""
+    """Tokens that the encoder reads. It is constant in a run, because the Fourier basis depends on it."""
     decoder_length: PositiveInt = 128
-    """Tokens that the decoder writes. Default: what the objective makes of encoder_length, 128 for prefix_lm."""
+    """Tokens that the decoder writes. Default: what the objective makes of encoder_length; 128 for prefix_lm."""
     layout: Literal["packed", "stream"] = "packed"
-    """Rows as `prepare` packed them, or the stream of tokens cut at every row length, which needs no packing."""
+    """packed: rows as `fnet-t5 prepare` packed them; stream: the token stream cut at every row length, which needs no
+    packing."""
     skip_ranges: tuple[tuple[int, int], ...] = ()
-    """Global samples [first, end) that training passes over."""
+    """Ranges [first, end) of global samples that training skips, `end` not included."""
     validation_rows: PositiveInt = 512
-    """Rows of the validation split that each validation reads: always its first ones."""
+    """Rows of the validation split that each validation reads, always the first ones."""
     validation_rows_per_source: int = Field(default=32, ge=0)
-    """Rows of each source that each validation reads besides, where the split has several; 0: none."""
+    """Further rows of each source that each validation reads if the split has several sources; 0: none."""
     prefetch_steps: int = Field(default=2, ge=0)
-    """Steps made ahead in the background; 0 makes each when it is needed."""
+    """Steps whose batches are made ahead in the background; 0: each batch is made when it is needed."""
     loader_workers: PositiveInt = 1
-    """Threads that make them."""
+    """Threads that make batches."""
 
     @model_validator(mode="before")
     @classmethod
@@ -91,16 +97,19 @@ class DataConfig(Section):
 
 
 class MeshConfig(Section):
-    """Data parallelism is what remains: processes / (tensor_parallel * pipeline_parallel)."""
+    """How a model is divided. Data parallelism is the rest: processes / (tensor_parallel * pipeline_parallel)."""
 
     tensor_parallel: PositiveInt = 1
+    """Ranks that share the matrices of each layer. It must divide model.num_heads, model.d_ff and the padded vocabulary."""
     pipeline_parallel: PositiveInt = 1
+    """Pipeline stages, at most the number of layers."""
     stage_memory_gb: PositiveFloat | None = None
-    """Most that a pipeline stage may hold of weights, gradients, optimizer and activations, as `fnet-t5 plan` counts them. The
-    cut is then the one with the fewest FLOPs in its busiest stage among those that fit. Default: by FLOPs alone."""
+    """Largest memory of a pipeline stage in GB (1e9 bytes): weights, gradients, optimizer state and activations, as `fnet-t5
+    plan` counts them. The partition is then the one with the fewest FLOPs in its busiest stage among those that fit. Default:
+    no limit."""
 
     def data_parallel(self, num_processes: int) -> int:
-        """Raises ValueError where the processes do not divide into whole replicas of the model."""
+        """Number of replicas. Raises ValueError if the processes do not divide into whole replicas of the model."""
         model_parallel = self.tensor_parallel * self.pipeline_parallel
         if num_processes % model_parallel:
             raise ValueError(
@@ -111,45 +120,58 @@ class MeshConfig(Section):
 
 
 class TrainConfig(Section):
+    """Length, batch sizes, checkpoints and checks of a run."""
+
     steps: PositiveInt
+    """Optimizer steps of the whole run."""
     global_batch_size: PositiveInt = 128
     """Rows of one optimizer step, over all replicas."""
     micro_batch_size: PositiveInt = 8
     """Rows that one replica computes at a time."""
     precision: Literal["fp32", "bf16"] = "bf16"
+    """Number format of weights and activations: bf16 or fp32. Logits, softmax, norms, FFT and reductions are always fp32."""
     seed: int = 0
+    """Seed of the initial weights, the order of the data, the objective's random choices and dropout."""
     checkpoint_every: PositiveInt = 1000
+    """Steps between two checkpoints."""
     checkpoint_steps: tuple[PositiveInt, ...] = ()
-    """Further steps to save after, never removed: where runs will branch off."""
+    """Further steps to save after. These checkpoints are never removed: other runs may branch off them."""
     validate_every: PositiveInt = 500
+    """Steps between two validations."""
     log_every: PositiveInt = 10
+    """Steps between two rows of metrics.jsonl."""
     samples: int = Field(default=0, ge=0)
-    """Texts that the model writes at every validation, into RUN/samples; each costs sample_tokens forward passes in all."""
+    """Texts that the model writes at every validation, into RUN/samples; 0: none. Together they cost sample_tokens forward
+    passes."""
     sample_tokens: PositiveInt = 32
+    """Length of each of these texts in tokens."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """1 shares the optimizer's state among replicas; one process in fp32, which has none, runs without."""
+    """ZeRO stage of DeepSpeed. 1 shares the optimizer state among replicas. One process in fp32 has none to share and runs
+    without ZeRO."""
     initial_weights: Path | None = None
-    """Folder to start from: what `fnet-t5 import` made, or a checkpoint of a run. Default: numbers drawn from `seed`."""
+    """Folder with the initial weights: one made by `fnet-t5 import`, or a checkpoint of a run. Default: random weights from
+    `seed`."""
     recompute: bool = False
-    """Keep only what flows between layers, and compute the rest again in the backward pass: a third more work, less memory."""
+    """Keep only the state between layers and compute the rest again in the backward pass: a third more compute, less memory."""
     checkpoint_minutes: PositiveFloat | None = None
-    """Also save when so much time has passed since the last checkpoint."""
+    """Also save when this many minutes have passed since the last checkpoint. Default: off."""
     keep_last: PositiveInt | None = None
-    """Remove checkpoints but the newest so many. Default: keep all."""
+    """Number of newest checkpoints to keep; older ones are removed. Default: all are kept."""
     keep_every: PositiveInt | None = None
-    """Never remove checkpoints at multiples of this step."""
+    """Checkpoints at multiples of this step are never removed. Default: none is protected."""
     spike_sigma: float = Field(default=6.0, ge=0)
-    """A step whose loss or gradient norm lies so many deviations above the last ones is skipped; 0 takes every step."""
+    """Skip a step whose loss or gradient norm exceeds the mean of the last steps by this many standard deviations; 0: never
+    skip."""
     spike_window: int = Field(default=128, ge=4)
-    """Steps that the mean and deviation are taken over."""
+    """Steps that this mean and standard deviation are taken over."""
     max_skips: PositiveInt = 20
-    """Steps skipped in a row, for whatever reason but skip_steps, after which the run ends as failed."""
+    """Consecutive skipped steps after which the run fails; steps in skip_steps do not count."""
     skip_steps: tuple[PositiveInt, ...] = ()
     """Steps to go through without an update: data that was found to be harmful."""
     consistency_check_every: PositiveInt = 100
     """Steps between two checks that copies of weights and the order of the data are equal across ranks."""
     hang_minutes: PositiveFloat = 20.0
-    """A rank that makes no progress for so long prints its stacks and ends the run."""
+    """Minutes without progress after which a rank prints its stacks and ends the run."""
 
     @model_validator(mode="before")
     @classmethod
@@ -171,7 +193,7 @@ class TrainConfig(Section):
         return values
 
     def accumulation_steps(self, data_parallel: int) -> int:
-        """Micro-batches of one replica in one step. Raises ValueError where the batch does not divide."""
+        """Micro-batches of one replica in one step. Raises ValueError if the batch does not divide."""
         rows = self.micro_batch_size * data_parallel
         if self.global_batch_size % rows:
             raise ValueError(
@@ -182,24 +204,33 @@ class TrainConfig(Section):
 
 
 class OptimizerConfig(Section):
+    """Optimizer and learning-rate schedule."""
+
     name: Literal["adamw", "adamw_rms"] = "adamw"
-    """adamw_rms scales each tensor's update by its root mean square: learning rates near 0.02 (nanoT5), not near 0.001."""
+    """adamw; adamw_rms also scales each tensor's update by its root mean square, for learning rates near 0.02 (nanoT5) instead
+    of 0.001."""
     learning_rate: PositiveFloat = 1e-3
+    """Largest learning rate, reached after the warm-up."""
     schedule: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up: cosine, linear, inverse_sqrt (T5's), wsd (constant, then a decay),
+    constant."""
     warmup_steps: int = Field(default=1000, ge=0)
+    """Steps in which the learning rate rises linearly from 0."""
     decay_steps: PositiveInt | None = None
-    """Step at which the schedule ends. Default: train.steps. Give it where a run will be made longer later: its learning
-    rates then stay what they were."""
+    """Step at which the schedule ends. Default: train.steps. Give it if the run will be made longer later, so that its learning
+    rates stay the same."""
     decay_begin: PositiveInt | None = None
-    """wsd only: the last step at learning_rate. Default: four fifths of the way to the end."""
+    """The last step at learning_rate, for wsd only. Default: four fifths of the way to the end."""
     final_fraction: float = Field(default=0.1, ge=0, le=1)
-    """Where cosine, linear and wsd end, as a share of learning_rate."""
+    """Learning rate at the end of cosine, linear and wsd, as a share of learning_rate."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Applied to matrices only: not to norms, embeddings or bias tables."""
+    """AdamW's weight decay. It applies to matrices only: not to norms, embeddings or bias tables."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
     eps: PositiveFloat = 1e-8
+    """AdamW's term in the denominator against division by 0."""
     clip: float = Field(default=1.0, ge=0)
-    """Largest global gradient norm; 0 switches clipping off."""
+    """Largest global gradient norm; larger gradients are scaled down to it. 0: no clipping."""
 
     @model_validator(mode="after")
     def _check_schedule(self) -> OptimizerConfig:
@@ -211,20 +242,31 @@ class OptimizerConfig(Section):
 
 
 class TrackingConfig(Section):
+    """What is logged to MLflow."""
+
     experiment: str = "fnet-t5"
-    """MLflow experiment. The server is MLFLOW_TRACKING_URI, or sqlite:///mlflow.db."""
+    """Name of the MLflow experiment. The server is MLFLOW_TRACKING_URI, by default sqlite:///mlflow.db."""
     parent_run: str | None = None
-    """Id of the MLflow run that this one is shown under, as in a sweep."""
+    """Id of the MLflow run under which this run is shown, as in a sweep. Default: none."""
     enabled: bool = True
+    """Whether the run is logged to MLflow. metrics.jsonl is always written."""
 
 
 class RunConfig(Section):
+    """A training recipe."""
+
     model: ModelConfig
+    """Dimensions and choices of the model."""
     data: DataConfig
+    """Text, objective and row lengths."""
     mesh: MeshConfig = MeshConfig()
+    """How the model is divided among processes."""
     train: TrainConfig
+    """Steps, batch sizes, checkpoints and checks."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer and learning rate."""
     tracking: TrackingConfig = TrackingConfig()
+    """MLflow."""
 
     @model_validator(mode="before")
     @classmethod
@@ -285,7 +327,7 @@ class RunConfig(Section):
     def resolved(self) -> RunConfig:
         """The same run with the data's absolute paths, and model.vocab_size taken from the data's tokenizer.
 
-        Raises ValueError where the recipe gives a vocabulary that the tokenizer exceeds.
+        Raises ValueError if the recipe gives a smaller vocabulary than the tokenizer has.
         """
         num_tokens = num_ids(load_tokenizer(self.data.path / TOKENIZER_FILE))
         if self.model.vocab_size and self.model.vocab_size < num_tokens:
@@ -302,7 +344,7 @@ class RunConfig(Section):
 
     @classmethod
     def load(cls, run: Path) -> RunConfig:
-        """The resolved configuration of a run folder. Raises ValueError where there is none or it is not ours."""
+        """The resolved configuration of a run folder. Raises ValueError if it is missing or invalid."""
         path = run / "config.json"
         if not path.is_file():
             raise ValueError(f"{run} is no run folder: it holds no config.json. Give the --output of a `fnet-t5 train`")

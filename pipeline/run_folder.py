@@ -1,6 +1,6 @@
-"""A run folder's names, and the parts of it that every tool reads: checkpoints and their canonical weights.
+"""A run folder: the names of its files, its status, and its checkpoints with their canonical weights.
 
-Nothing here needs the mesh that wrote them: no DeepSpeed, no Megatron.
+Nothing here depends on the mesh that wrote them, on DeepSpeed or on Megatron.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def step_name(step: int) -> str:
 def latest(run: Path) -> Path | None:
     """The newest complete checkpoint of a run, or None.
 
-    The one that `latest` names. Where that file is missing or names one that is gone or not whole (a crash between two
-    renames, a copy of a run that was cut short), the newest that is whole.
+    It is the one that `latest` names. If that file is missing, or names a missing or incomplete checkpoint (after a crash
+    between two renames, or in a partial copy of a run), it is the newest complete one.
     """
     folder = checkpoints_of(run)
     pointer = folder / LATEST
@@ -42,14 +42,14 @@ def latest(run: Path) -> Path | None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether every file of a checkpoint's manifest is there. What they hold is `checkpoints.verify`'s to say."""
+    """Whether every file of a checkpoint's manifest exists. `checkpoint.verify` also checks their contents."""
     if not (checkpoint / STATE / "manifest.json").is_file():
         return False
     return all((checkpoint / name).is_file() for name in checksums(checkpoint))
 
 
 def find(run: Path, step: int | None = None) -> Path:
-    """The checkpoint of `step`, or the latest. Raises ValueError, naming what there is, where it does not exist."""
+    """The checkpoint of `step`, or the latest. Raises ValueError, with the existing ones, if it does not exist."""
     if step is None:
         path = latest(run)
         if path is None:
@@ -63,7 +63,7 @@ def find(run: Path, step: int | None = None) -> Path:
 
 
 def load_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """Every parameter by its canonical name, on the CPU. Raises ValueError where a file is missing or not as written."""
+    """Every parameter by its canonical name, on the CPU. Raises ValueError if a file is missing or damaged."""
     sums = checksums(checkpoint)
     tensors: dict[str, Tensor] = {}
     for path in _weight_files(checkpoint):
@@ -73,7 +73,7 @@ def load_weights(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def weight_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter by its canonical name, without reading any. Raises ValueError where there are none."""
+    """The shape of every parameter by its canonical name, without reading any. Raises ValueError if there are none."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in _weight_files(checkpoint):
         check_file(path, None)
@@ -85,20 +85,20 @@ def weight_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
 def _weight_files(checkpoint: Path) -> list[Path]:
     index_path = checkpoint / WEIGHTS / INDEX
     if not index_path.is_file():
-        raise ValueError(f"{checkpoint} holds no {WEIGHTS}/{INDEX}: it is no checkpoint of ours, or not whole")
+        raise ValueError(f"{checkpoint} holds no {WEIGHTS}/{INDEX}: it is no checkpoint of this project, or incomplete")
     names = set(json.loads(index_path.read_bytes())["weight_map"].values())
     return [checkpoint / WEIGHTS / name for name in sorted(names)]
 
 
 def checksums(checkpoint: Path) -> dict[str, str]:
-    """The SHA-256 of every file of a checkpoint by its path there; empty for weights that were copied without them."""
+    """The SHA-256 of every file of a checkpoint by its path there; empty if the weights were copied without it."""
     path = checkpoint / STATE / "manifest.json"
     sums: dict[str, str] = json.loads(path.read_bytes())["sha256"] if path.is_file() else {}
     return sums
 
 
 def check_file(path: Path, sha256: str | None) -> None:
-    """Raise ValueError where a file of a checkpoint is missing, or has another hash than `sha256`."""
+    """Raise ValueError if a file of a checkpoint is missing, or if its hash is not `sha256` (None: any)."""
     remedy = "the checkpoint is damaged; take another one (--step)"
     if not path.is_file():
         raise ValueError(f"{path} is missing: {remedy}")
@@ -107,39 +107,41 @@ def check_file(path: Path, sha256: str | None) -> None:
 
 
 def write_status(run: Path, status: str) -> None:
-    """running, finished, preempted or failed."""
+    """Write STATUS: running, finished, preempted or failed."""
     with atomic_write(run / STATUS) as file:
         file.write(status.encode() + b"\n")
 
 
 def read_status(run: Path) -> str | None:
-    """The word in STATUS, or None where the run has none."""
+    """The word in STATUS, or None if there is no such file."""
     path = run / STATUS
     return path.read_text().strip() if path.is_file() else None
 
 
 def settle_status(run: Path) -> None:
-    """Mark a run whose processes are gone, and could not say so themselves, as failed."""
+    """Mark a run as failed if it still says running after its processes have ended."""
     if read_status(run) == "running":
         write_status(run, "failed")
 
 
-@dataclass(frozen=True)
-class Stored:
+@dataclass(frozen=True, kw_only=True)
+class StoredCheckpoint:
+    """A checkpoint in a list."""
+
     step: int
     mesh: str
-    """tensor × pipeline × data, or "?" where it does not say."""
+    """tensor × pipeline × data, or "?" if it is not recorded."""
     num_bytes: int
     target_tokens: int
     is_complete: bool
 
 
-def describe(checkpoint: Path) -> Stored:
-    """A checkpoint's own account, of one that is damaged too."""
+def describe(checkpoint: Path) -> StoredCheckpoint:
+    """Describe a checkpoint from its own files; it may be damaged."""
     path = checkpoint / STATE / POSITION
     position = json.loads(path.read_bytes()) if path.is_file() else {}
     mesh = position.get("mesh")
-    return Stored(
+    return StoredCheckpoint(
         step=int(checkpoint.name.removeprefix("step_")),
         mesh=f"{mesh['tensor']} × {mesh['pipeline']} × {mesh['data']}" if mesh else "?",
         num_bytes=sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()),

@@ -20,7 +20,7 @@ from launch.local import PREEMPTED_EXIT, STOPPED_EXITS
 from launch.preflight import check_data
 from launch.start import PreparedRun, Processes, check_run, start_run, write_config
 from pipeline.config import RunConfig
-from pipeline.eval.suffix_bpb import ALL, SUFFIX_BPB_FILE, overall, write_suffix_bpb
+from pipeline.eval.suffix_bpb import ALL, overall, suffix_bpb_file, write_suffix_bpb
 from pipeline.run_folder import read_status
 from pipeline.scaling.ladder.ladder import Ladder, PlannedRun
 from pipeline.scaling.ladder.learning_rates import has_diverged, next_rate, rate_for, read_optimum, tries_of, write_optimum
@@ -165,10 +165,10 @@ class _Execution:
 
     def _evaluate(self, run: Path) -> None:
         """Evaluate suffix bits per byte of a finished run; the prefix is as long as the encoder, the suffix as the decoder."""
-        if (run / SUFFIX_BPB_FILE).is_file():
+        if suffix_bpb_file(run) is not None:
             return
         data = self.ladder.recipe.data
-        measure(run, data.encoder_length, data.decoder_length, self.ladder.recipe.yardstick.rows_per_source)
+        measure(run, data.encoder_length, data.decoder_length, self.ladder.recipe.suffix_bpb.rows_per_source)
 
 
 def measure(run: Path, prefix: int, suffix: int, rows: int) -> float:
@@ -183,8 +183,8 @@ def measure(run: Path, prefix: int, suffix: int, rows: int) -> float:
     scores = evaluate_sources(run, prefix_length=prefix, suffix_length=suffix, rows_per_source=rows)
     if not all(math.isfinite(one.nll) for one in scores.values()):
         raise ValueError(f"{run} has a loss on held-out text that is not finite: it has diverged")
-    path = run / SUFFIX_BPB_FILE
-    if path.is_file():
+    path = suffix_bpb_file(run)
+    if path is not None:
         kept = json.loads(path.read_bytes())
         text = kept["sources"][ALL]["text_sha256"]
         if (kept["prefix"], kept["suffix"], text) != (prefix, suffix, overall(scores).text_sha256):

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.scaling.analysis import analyse
 from pipeline.scaling.fit.points import Excluded
 from pipeline.scaling.ladder.ladder import LADDER_FILE
-from pipeline.scaling.report.page import Section, write_report
+from pipeline.scaling.report.page import ReportSection, write_report
 from pipeline.scaling.report.tables import Table
 from pipeline.scaling.report.words import answer
 from pipeline.scaling.results import Collected, collect
@@ -70,7 +70,7 @@ def _baseline(collected: Collected) -> str:
     return next((name for name in (*named, "t5") if name in arms), arms[0])
 
 
-def _inference_section(path: Path) -> Section:
+def _inference_section(path: Path) -> ReportSection:
     from launch.bench.inference_record import columns, read_records, tables
 
     records = read_records(path)
@@ -79,5 +79,8 @@ def _inference_section(path: Path) -> Section:
         f"Random weights, {first.size}, {first.precision}, {first.device} with {first.threads} threads; {first.machine}. "
         "Ratios are to t5 in the same round. docs/inference.md describes each column."
     )
-    made = [Table(f"Inference, {title}", note, columns(records), tuple(rows)) for title, rows in tables(records)]
-    return Section("Inference cost", tables=tuple(made))
+    made = [
+        Table(title=f"Inference, {title}", note=note, columns=columns(records), rows=tuple(rows))
+        for title, rows in tables(records)
+    ]
+    return ReportSection(title="Inference cost", tables=tuple(made))

@@ -1,7 +1,7 @@
-"""Batches as a pure function of (seed, global sample index): not of the mesh, the micro-batch, or where a run was restarted.
+"""Batches as a pure function of (seed, global sample index): the mesh, the micro-batch and restarts change nothing.
 
-A step takes `global_batch_size` consecutive samples of `order.SampleOrder`; micro-batch k of replica r takes its share of them.
-Every rank knows the target tokens of the whole global batch without reading the others' rows.
+A step takes `global_batch_size` consecutive samples of `order.SampleOrder`; each micro-batch of each replica takes its part.
+Every rank knows the target tokens of the whole global batch without reading the rows of the others.
 
 Shapes: B samples of a micro-batch.
 """
@@ -44,7 +44,7 @@ PipelineBatch = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class DataShard:
-    """Which part of every global batch this replica computes, and in which portions."""
+    """The part of every global batch that this replica computes, and its micro-batch size in rows."""
 
     micro_batch_size: int
     data_parallel: int = 1
@@ -85,9 +85,9 @@ class TrainingBatches:
         self.fingerprint = sha256_bytes(canonical_json([self.rows.fingerprint, *blend])) if blend else self.rows.fingerprint
 
     def continue_at(self, step: int, position: int) -> None:
-        """Go on after `step` with sample `position`: the two that `position_after` gave together.
+        """Resume after `step` with sample `position`, where `position` is what `position_after(step)` returned.
 
-        From here another global batch size, or newly skipped ranges, change nothing that came before.
+        The global batch size and the skipped ranges may have changed since: samples before `position` stay as they were.
         """
         self._step, self._position = step, position
 
@@ -99,7 +99,7 @@ class TrainingBatches:
         """The global sample indices of the `step`-th update, counted from 1."""
         done = step - 1 - self._step
         if done < 0:
-            raise ValueError(f"step {step} lies before step {self._step}, where these batches go on")
+            raise ValueError(f"step {step} lies before step {self._step}, where these batches resume")
         return self._skipping.take(self._position, done * self.global_batch_size, self.global_batch_size)
 
     def sample_rows(self, step: int) -> Ints:
@@ -121,7 +121,7 @@ def vocabulary_of(folder: Path) -> Vocabulary:
 
 
 def objective_of(config: RunConfig, seed: str | None = None) -> Objective:
-    """The objective of a run. `seed` names its stream of random numbers; default: that of training."""
+    """The objective of a run. `seed` names its stream of random numbers; default: the stream of training."""
     data = config.data
     return build_objective(
         data.objective,
@@ -162,7 +162,7 @@ def validation_batches(
 ) -> tuple[list[PipelineBatch], int]:
     """The first `num_rows` rows as micro-batches of the training shape, and their target tokens over all replicas.
 
-    The same rows on every mesh; the last micro-batches are filled up with empty rows. What the objective draws belongs to the
+    The rows are the same on every mesh; empty rows fill the last micro-batches. The objective's random numbers are those of the
     row's number.
     """
     chosen = np.arange(min(num_rows, len(rows)), dtype=np.int64)
@@ -177,7 +177,7 @@ def _make(
 ) -> tuple[list[PipelineBatch], int]:
     counts = objective.loss_counts(source.lengths(rows), samples)
     # The engine averages micro-batch losses over accumulation steps and replicas; these weights make the average the mean over
-    # all targets of the global batch, however they are spread.
+    # all targets of the global batch, however they are distributed.
     weights = [len(samples) // share.micro_batch_size / max(1, count) for count in counts]
     batches = [
         as_tensors(objective(*source.read(mine), numbers), *weights)
@@ -187,7 +187,7 @@ def _make(
 
 
 def as_tensors(batch: AnyBatch, *weights: float) -> PipelineBatch:
-    """(inputs, labels) as DeepSpeed's pipeline takes them: integer inputs, and for each loss its targets and their weights."""
+    """(inputs, labels) for DeepSpeed's pipeline: integer inputs, and for each loss its targets and their weights."""
     inputs = tuple(torch.from_numpy(array) for array in batch.inputs)
     labels: list[Tensor] = []
     for (targets, mask), weight in zip(batch.losses, weights, strict=True):

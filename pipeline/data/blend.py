@@ -1,9 +1,9 @@
-"""Which source each sample comes from where several are blended by weight: the one furthest behind its share.
+"""The source of each sample in a weighted blend: always the source that is furthest behind its share.
 
-Largest-error blending, as Megatron builds its blended data sets: sample i goes to the source d with the largest
+Largest-error blending, as in Megatron's blended data sets: sample i goes to the source d with the largest
 weight_d * (i + 1) - (samples of d so far). No source is ever a whole sample ahead of or, for two sources, behind its share.
 With weights as multiples of 1/Q the choice has period Q: after Q samples every error is a whole number above -1, and they
-add up to 0, so all are 0. One period is kept, and any sample is found at once.
+add up to 0, so all are 0. One period is stored, from which any sample is found in constant time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 PERIOD = 1 << 14
-"""Weights that are not multiples of one over a number up to this are rounded to multiples of one over this."""
+"""Longest period. Weights that need a longer one are rounded to multiples of 1/PERIOD."""
 
 
 class Blend:
@@ -40,14 +40,14 @@ class Blend:
 
 
 def whole_shares(weights: Sequence[float]) -> list[int]:
-    """Whole numbers in proportion to the weights: exact where they then add up to PERIOD at most, else by largest remainder.
+    """Whole numbers in proportion to the weights: exact if they add up to at most PERIOD, else rounded by largest remainder.
 
-    Raises ValueError for a weight that is not positive, or too small to be kept.
+    Raises ValueError for a weight that is not positive, or too small to be represented.
     """
     if not weights or not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise ValueError(f"blend weights are {list(weights)}: each must be a positive number; leave out what is not wanted")
+        raise ValueError(f"blend weights are {list(weights)}: each must be a positive number; leave out unwanted folders")
     total = math.fsum(weights)
-    decimals = [Fraction(str(weight)) for weight in weights]  # 0.1 is a tenth, as its writer meant
+    decimals = [Fraction(str(weight)) for weight in weights]  # 0.1 means a tenth, not its nearest binary number
     scale = math.lcm(*(weight.denominator for weight in decimals))
     whole = [int(weight * scale) for weight in decimals]
     if sum(whole) // math.gcd(*whole) <= PERIOD:

@@ -1,8 +1,8 @@
 """The order of training data: from a global sample index to the row it reads, in constant time and no memory.
 
-Sample i passes over the skipped ranges, falls to a source of the blend as its j-th sample, and is row permute(j mod R) of that
-source's epoch j // R, for R rows: every row exactly once an epoch, in another order each epoch. Nothing here knows of ranks,
-batches or workers, so nothing there can change the order, and a run continues anywhere without replaying.
+Samples in skipped ranges are left out. The blend gives each remaining sample a source and its number j there. It is row
+permute(j mod R) of epoch j // R of that source's R rows: every row exactly once an epoch, in another order each epoch. Ranks,
+batches and workers do not enter, so they cannot change the order, and a run resumes anywhere without replaying.
 """
 
 from __future__ import annotations
@@ -37,21 +37,14 @@ class SampleOrder:
         for number in np.unique(passes).tolist():
             epoch, source = divmod(number, len(self.num_rows))
             chosen = passes == number
-            # The first source is keyed as a single one is: adding another folder does not reshuffle it.
+            # The first source has the key of a single one: adding another folder does not reshuffle it.
             key = f"{self.seed}/{epoch}" + (f"/{source}" if source else "")
             rows[chosen] = self.first_row[source] + permute(places[chosen], int(self.num_rows[source]), key)
         return rows
 
-    def epoch_of(self, sample: int) -> Ints:
-        """How many whole epochs of each source lie before a sample (D,)."""
-        counted = self.blend.shares * (sample // self.blend.period)
-        rest = np.arange(sample - sample % self.blend.period, sample, dtype=np.int64)
-        counted = counted + np.bincount(self.blend(rest)[0], minlength=len(self.num_rows))
-        return counted // self.num_rows
-
 
 class Skipping:
-    """Consecutive samples with ranges left out: what diverged on them once need not meet them again."""
+    """Consecutive samples without the skipped ranges, on which a run diverged before."""
 
     def __init__(self, ranges: Sequence[tuple[int, int]] = ()) -> None:
         merged: list[list[int]] = []
@@ -65,9 +58,9 @@ class Skipping:
         self._ranges = merged
 
     def take(self, position: int, offset: int, count: int) -> Ints:
-        """`count` samples that are not left out, `offset` such samples after `position`."""
+        """`count` samples that are not skipped, `offset` such samples after `position`."""
         samples = np.arange(position + offset, position + offset + count, dtype=np.int64)
-        for first, end in self._ranges:  # a few: people write them
+        for first, end in self._ranges:  # a few, written by hand
             first = max(first, position)
             if end > first:
                 samples[samples >= first] += end - first

@@ -1,7 +1,7 @@
-"""Steps made ahead in the background: each is a pure function of its number, so which thread makes it does not matter.
+"""Batches made ahead in the background. A step is a pure function of its number, so any thread may make it.
 
-Threads and not processes: reading and numpy's work on arrays let go of the interpreter's lock, no batch has to be copied
-between processes, and nothing is left behind when a run is killed.
+Threads and not processes: reading and numpy's array operations release the interpreter's lock, no batch is copied between
+processes, and no process remains when a run is killed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ Item = TypeVar("Item")
 
 
 class Prefetch(Generic[Item]):
-    """`make(step)` for rising steps up to `last`, `ahead` of them begun before they are asked for, by `workers` threads.
+    """`make(step)` for ascending steps up to `last`; `workers` threads start `ahead` steps before they are requested.
 
-    With `ahead` 0 nothing runs in the background. An exception in `make` is raised when its step is asked for.
+    With `ahead` 0 nothing runs in the background. An exception in `make` is raised when its step is requested.
     """
 
     def __init__(self, make: Callable[[int], Item], last: int, ahead: int = 2, workers: int = 1) -> None:
@@ -28,7 +28,7 @@ class Prefetch(Generic[Item]):
         self._begun: deque[tuple[int, Future[Item]]] = deque()
 
     def __call__(self, step: int) -> Item:
-        """What `make(step)` returns. Asking for another step than the next one is right too, only slower."""
+        """The result of `make(step)`. Any step may be requested; the next one is the fastest."""
         if self._threads is None:
             return self._make(step)
         while self._begun and self._begun[0][0] != step:
@@ -39,6 +39,6 @@ class Prefetch(Generic[Item]):
         return self._begun.popleft()[1].result()
 
     def close(self) -> None:
-        """End the threads; what they have begun is dropped."""
+        """End the threads and drop unfinished steps."""
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)

@@ -1,7 +1,7 @@
 """Rows of raw tokens, read by mmap: packed rows of a dataset folder, its token stream cut into rows, or several folders as one.
 
-Nothing is read at the start but the manifest and the headers, so a folder of 10^9 tokens opens in milliseconds. Files are only
-ever read, through the page cache: a network file system serves them as well as a local disk.
+Only the manifest and the headers are read at the start, so a folder of 10^9 tokens opens in milliseconds. Files are read
+through the page cache and never written.
 
 Shapes: B rows, L tokens of a row.
 """
@@ -23,11 +23,11 @@ from data_prep.files import canonical_json, sha256_bytes
 
 Ints = NDArray[np.int64]
 
-NO_ROW = -1  # an empty row: fills the last micro-batch of a validation set, and weighs nothing
+NO_ROW = -1  # an empty row, with weight 0: fills the last micro-batch of a validation set
 
 
 class RowSource(ABC):
-    """Rows 0 … len - 1. `fingerprint` is a hash of all that they are made of."""
+    """Rows 0 … len - 1. `fingerprint` is a hash of everything that they depend on."""
 
     row_length: int
     fingerprint: str
@@ -73,10 +73,10 @@ class Rows(RowSource):
 
 
 class StreamRows(RowSource):
-    """One split as a single stream of tokens, cut every L: row r holds tokens rL to (r + 1)L, and the last one what is left.
+    """One split as a single stream of tokens, cut every L tokens: row r has tokens rL to (r + 1)L, the last row the rest.
 
-    Megatron's GPT data set reads so too; but its samples overlap by a token and the last, short one is dropped. Here every
-    token lies in exactly one row. Needs no row index.
+    Like Megatron's GPT data set, but there samples overlap by a token and the last, short one is dropped. Here every token is
+    in exactly one row. Needs no row index.
     """
 
     def __init__(self, folder: Path, split: str, row_length: int, manifest: Manifest | None = None) -> None:
@@ -100,7 +100,7 @@ class StreamRows(RowSource):
 
 
 class JoinedRows(RowSource):
-    """Rows of several sources under one numbering: those of the first, then those of the second, …"""
+    """The rows of several sources, numbered one source after the other."""
 
     def __init__(self, sources: Sequence[RowSource]) -> None:
         lengths = {source.row_length for source in sources}
@@ -128,7 +128,7 @@ class JoinedRows(RowSource):
         return tokens, lengths
 
     def _by_source(self, rows: Ints) -> list[tuple[RowSource, Ints, Ints]]:
-        """Each source, where its rows stand among `rows`, and their numbers in it. NO_ROW belongs to none."""
+        """For each source: the source, the positions of its rows in `rows`, and their numbers in it. NO_ROW belongs to none."""
         number = np.searchsorted(self.first_row, rows, side="right") - 1
         found = []
         for index, source in enumerate(self.sources):
@@ -139,7 +139,7 @@ class JoinedRows(RowSource):
 
 
 class ChosenRows(RowSource):
-    """Some pieces of a split, each one a row of its own: for evaluation sets."""
+    """Chosen pieces of a split, each one a row: for evaluation sets."""
 
     def __init__(self, tokens: NDArray[Any], starts: Ints, lengths: Ints, row_length: int, fingerprint: str) -> None:
         number = np.arange(len(starts) + 1, dtype=np.int64)
@@ -175,7 +175,7 @@ def open_tokens(folder: Path, split: str, manifest: Manifest | None = None) -> t
 
 
 def stream_fingerprint(manifest: Manifest) -> str:
-    """One hash over the tokens and the tokenizer of a folder, whatever row indexes it has."""
+    """A hash of the tokens and the tokenizer of a folder; its row indexes do not matter."""
     read = {
         name: record.sha256
         for name, record in manifest.files.items()
@@ -185,11 +185,11 @@ def stream_fingerprint(manifest: Manifest) -> str:
 
 
 def check_size(folder: Path, manifest: Manifest, name: str) -> None:
-    """A fingerprint is what the manifest says of the files; a file of another size shows for free that it lies."""
+    """A fingerprint rests on the manifest; a size mismatch reveals a stale manifest without reading the file."""
     record, path = manifest.files.get(name), folder / name
     if record is None or not path.is_file() or path.stat().st_size != record.bytes:
         raise ValueError(
-            f"{path} is not the file that {folder / 'manifest.json'} describes: find out by `fnet-t5 data verify {folder}`, "
+            f"{path} is not the file that {folder / 'manifest.json'} describes: check it with `fnet-t5 data verify {folder}`, "
             "and restore it or prepare again"
         )
 
@@ -209,12 +209,14 @@ def read_packed(packed: PackedRows, tokens: NDArray[Any], rows: Ints) -> tuple[I
     lengths[rows == NO_ROW] = 0
     row = np.repeat(np.arange(len(rows)), num_pieces)
     place = row * width + before - before[first_of_row][row]  # where each piece begins in the flattened rows
-    # Where each token lies in the corpus, as a running sum of steps: 1, but at a piece's first the way from the last one there.
+    # Each token's position in the corpus as a running sum: steps of 1, at a piece's first token the distance from the last.
     source = np.ones(len(rows) * width, dtype=np.int64)
     source[place] = np.diff(start, prepend=0) - np.diff(place, prepend=0) + 1
     source[:1] -= 1
     np.cumsum(source, out=source)
-    ids = tokens.take(source, mode="clip").astype(np.int64).reshape(len(rows), width)  # behind a row's end is what follows it
+    ids = (
+        tokens.take(source, mode="clip").astype(np.int64).reshape(len(rows), width)
+    )  # after a row's end stand the tokens that follow it
     if (lengths != width).any():
         ids *= np.arange(width) < lengths[:, None]
     return ids, lengths

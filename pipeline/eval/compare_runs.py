@@ -1,4 +1,4 @@
-"""Two runs: settings that differ, cost, and the yardstick by source on exactly the same text."""
+"""Two runs: settings that differ, cost, and suffix bits per byte by source on exactly the same text."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pipeline.tracking.metrics import read_metrics
 _SAME_ANYWAY = ("tracking.",)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Rows of three tables, as text."""
+@dataclass(frozen=True, kw_only=True)
+class RunComparison:
+    """Rows of three tables, as text: how two runs differ."""
 
     prefix: int
     settings: list[tuple[str, str, str]]
@@ -28,12 +28,20 @@ class Comparison:
     quality: list[tuple[str, str, str, str]]
 
 
-def compare_runs(first: Path, second: Path, prefix: int | None, suffix: int, rows: int) -> Comparison:
-    """Raises ValueError where one is no run, or where the two cannot be measured on the same text."""
+def compare_runs(first: Path, second: Path, prefix: int | None, suffix: int, rows: int) -> RunComparison:
+    """Compare two run folders; `prefix` and `suffix` in tokens, `rows` of each source.
+
+    Raises ValueError if one is no run, or if the two cannot be evaluated on the same text.
+    """
     configs = RunConfig.load(first), RunConfig.load(second)
     given = prefix or min(config.data.encoder_length for config in configs)
     scores = [evaluate_sources(run, prefix_length=given, suffix_length=suffix, rows_per_source=rows) for run in (first, second)]
-    return Comparison(given, _settings(*configs), _cost((first, second), configs), _quality(first, second, *scores))
+    return RunComparison(
+        prefix=given,
+        settings=_settings(*configs),
+        cost=_cost((first, second), configs),
+        quality=_quality(first, second, *scores),
+    )
 
 
 def _settings(first: RunConfig, second: RunConfig) -> list[tuple[str, str, str]]:

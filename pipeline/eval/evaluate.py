@@ -28,27 +28,27 @@ from pipeline.objectives.interface import VALIDATION_SEED, AnyBatch
 from pipeline.objectives.loss import losses_of
 from pipeline.run_folder import find, load_weights
 
-_COUNTED_AT_ONCE = 1 << 22
+_TOKENS_PER_COUNT = 1 << 22
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Results on the validation rows of a run."""
 
     step: int
     loss: float
-    """Nats per target token; an encoder alone adds those per row of telling the order of its segments."""
+    """Nats per target token. For an encoder-only model plus the nats per row of predicting the order of its segments."""
     swapped_loss: float | None
-    """The same with every decoder reading the encoder input of another row: higher where the decoder uses the encoder. None for
-    models of one stack."""
+    """The loss with the encoder inputs swapped between rows: higher if the decoder uses the encoder. None without an encoder or
+    a decoder."""
     unigram_loss: float
-    """Of the training split's token frequencies, on the same target tokens."""
+    """Nats per target token of the training split's token frequencies, on the same targets."""
     bits_per_byte: float | None
-    """None for an encoder alone, whose targets are no text."""
+    """None for an encoder-only model, whose targets are no continuous text."""
     target_tokens: int
     target_bytes: int
     order_loss: float | None = None
-    """What the loss of an encoder alone holds of telling the order of its segments, nats per row."""
+    """The part of an encoder-only model's loss that is the order of its segments, in nats per row."""
 
 
 def load_model(run: Path, step: int | None = None) -> tuple[SingleProcessModel, RunConfig, int]:
@@ -64,7 +64,7 @@ def load_model(run: Path, step: int | None = None) -> tuple[SingleProcessModel, 
 
 
 def check_fits(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], problem: str) -> None:
-    """Raise ValueError, beginning with `problem`, where the names or shapes of weights are not the model's."""
+    """Raise ValueError, with a message that begins with `problem`, if the names or shapes of weights are not the model's."""
     expected = model.state_dict()
     missing, unexpected = sorted(expected.keys() - shapes.keys()), sorted(shapes.keys() - expected.keys())
     if missing or unexpected:
@@ -81,7 +81,7 @@ def check_fits(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], problem:
 
 @torch.no_grad()
 def evaluate(run: Path, step: int | None = None) -> Evaluation:
-    """Evaluate a run's checkpoint on its validation rows. Raises ValueError where run, checkpoint or data are missing."""
+    """Evaluate a run's checkpoint on its validation rows. Raises ValueError if run, checkpoint or data are missing."""
     model, config, found_step = load_model(run, step)
     data = config.data
     share = DataShard(config.train.micro_batch_size)
@@ -129,10 +129,10 @@ def evaluate_sources(
     suffix_length: int = 128,
     rows_per_source: int = 256,
 ) -> dict[str, Score]:
-    """The common yardstick on each source's fixed rows: suffixes given prefixes, whatever the run was trained on.
+    """Suffix bits per byte on fixed rows of each source, whatever the run was trained on.
 
-    The prefix is as long as the run's encoder by default. Two runs compare where the lengths and the dataset folder are
-    the same. A GPU is used where there is one.
+    The prefix is as long as the run's encoder by default. Results of two runs are comparable if the lengths and the dataset
+    folder are the same. A GPU is used if there is one.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, config, _ = load_model(run, step)
@@ -153,20 +153,20 @@ def evaluate_sources(
 def unigram_losses(tokens: NDArray[np.integer], vocab_size: int) -> NDArray[np.float64]:
     """Negative log-likelihood in nats of each id (vocab_size,) under the frequencies of `tokens`, with one added to each."""
     counts = np.ones(vocab_size, dtype=np.int64)
-    for start in range(0, len(tokens), _COUNTED_AT_ONCE):
-        counts += np.bincount(tokens[start : start + _COUNTED_AT_ONCE], minlength=vocab_size)
+    for start in range(0, len(tokens), _TOKENS_PER_COUNT):
+        counts += np.bincount(tokens[start : start + _TOKENS_PER_COUNT], minlength=vocab_size)
     return -np.log(counts / counts.sum())
 
 
 class _Swap:
-    """Gives every row the encoder input of another one."""
+    """Gives every row the encoder input of another row."""
 
     def __init__(self, batches: list[PipelineBatch]) -> None:
         self._ids, self._mask = (torch.cat([inputs[field] for inputs, _ in batches]) for field in (0, 1))
         self._rows = len(batches[0][0][0])
-        used = self._mask.sum(1) > 0  # rows that fill up the last micro-batch have no text to lend
+        used = self._mask.sum(1) > 0  # rows that fill the last micro-batch have no text
         self._partner = torch.arange(len(used))
-        # far away: the next row often continues the same document
+        # far away, because the next row often continues the same document
         self._partner[used] = self._partner[used].roll(int(used.sum()) // 2)
 
     def __call__(self, index: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -1,12 +1,12 @@
-"""Held-out text by source: the same rows for every run, whatever it was trained on and with.
+"""Held-out text by source: the same rows for every run.
 
 Each document of a split is cut into windows of a row's length, every window inside one document. Of the windows that are long
-enough, each source gives a fixed number, chosen by a permutation that knows no seed of a run. So a set is a function of the
-dataset folder, the row length and the number of rows alone.
+enough, a fixed number of each source is chosen by a permutation that does not depend on a run's seed. So a set is a function of
+the dataset folder, the row length and the number of rows only.
 
-Which source a document has is read from `<split>.sources.npy` beside the tokens: uint16, one number a document, an index into
-the sorted names of the split's sources in the manifest. A split of a single source needs no such file; without it the
-documents of several sources cannot be told apart, and all form one set.
+The source of each document is in `<split>.sources.npy` beside the tokens: uint16, one number a document, an index into the
+sorted names of the split's sources in the manifest. A split with one source needs no such file. Without it, all documents form
+one set.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ ALL = "all"
 def evaluation_sets(
     folder: Path, split: str, row_length: int, rows_per_source: int, shortest: int = 1, required: bool = True
 ) -> dict[str, ChosenRows]:
-    """At most `rows_per_source` windows of each source, of `shortest` to `row_length` tokens; a source without any is left out.
+    """At most `rows_per_source` windows of each source, of `shortest` to `row_length` tokens. Sources without one are left out.
 
-    Raises ValueError where nothing is long enough (unless none is `required`), or `<split>.sources.npy` does not fit the split.
+    Raises ValueError if no window is long enough (unless `required` is false), or if `<split>.sources.npy` does not fit.
     """
     tokens, manifest = open_tokens(folder, split)
     lengths = TokenFile(folder / split).lengths
@@ -52,13 +52,13 @@ def evaluation_sets(
         sets[name] = ChosenRows(tokens, starts, sizes, row_length, fingerprint)
     if not sets and required:
         raise ValueError(
-            f"no document of {folder}'s {split} split has {shortest} tokens: prepare longer text, or a shorter row"
+            f"no document of {folder}'s {split} split has {shortest} tokens: prepare longer text, or shorten the row"
         )
     return sets
 
 
 def document_sources(folder: Path, split: str, manifest: Manifest, num_documents: int) -> tuple[list[str], NDArray[np.integer]]:
-    """The names of a split's sources, and for each document which it is of: one name, ALL, where that is not recorded."""
+    """The names of a split's sources, and each document's index into them. One name, ALL, if sources are not recorded."""
     names = sorted(manifest.splits[split].sources)
     path = folder / sources_file(split)
     if len(names) == 1 or not path.is_file():

@@ -1,4 +1,4 @@
-"""Text in, text out: a run's model continues one text, streamed as it is written, or many at once."""
+"""Generation from text to text: the continuation of one prompt as a stream, or those of many prompts at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models.generation.beam_search import beam_search
 from models.generation.decode import prepare_prompts
 from models.generation.sampling import Sampling, generate
 
-_UNFINISHED = "�"  # what a character decodes to while some of its bytes are still to come
+_UNFINISHED = "�"  # what an incomplete UTF-8 character decodes to
 
 
 def write_text(
@@ -24,7 +24,7 @@ def write_text(
     sampling: Sampling,
     stops: Sequence[int] = (),
 ) -> Iterator[str]:
-    """Yield pieces of the continuation of `prompt`, whole characters only; with beams, all of it at once.
+    """Yield pieces of the continuation of `prompt`, whole characters only; with beams, the whole text at once.
 
     The encoder reads the prompt's last `encoder_length` tokens. The text ends before the end token or one of `stops`.
     Raises ValueError for an empty prompt.
@@ -57,7 +57,7 @@ def write_texts(
     sampling: Sampling,
     stops: Sequence[int] = (),
 ) -> list[str]:
-    """The continuations of a batch of prompts; as `write_text`, each the best one where there are beams."""
+    """The continuations of a batch of prompts, as in `write_text`; with beams, the best one of each prompt."""
     ends = [eos_id(tokenizer), *stops]
     ids, mask = _encode(model, tokenizer, prompts, encoder_length)
     begin = start_id(tokenizer)

@@ -1,8 +1,7 @@
-"""A trained model as a Hugging Face folder: weights, configuration, tokenizer, model card, and code where transformers has
-none.
+"""A trained model as a Hugging Face folder: weights, configuration, tokenizer, model card, and code for the hybrid.
 
-T5, GPT-2, BERT and FNet become transformers' own classes. The hybrid brings three files of its own, which import nothing of
-this project.
+T5, GPT-2, BERT and FNet become transformers' own classes. The hybrid has no class there: its folder has three files with code,
+which import nothing of this project.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _CODE = ("configuration_fnet_t5.py", "layers_fnet_t5.py", "modeling_fnet_t5.py")
 
 
 def export_run(run: Path, output: Path, step: int | None = None) -> ModelConfig:
-    """Write a run's checkpoint (the latest by default) as a folder. Raises ValueError where no class can hold the model."""
+    """Write a run's checkpoint (the latest by default) as a folder. Raises ValueError if no class there can hold the model."""
     config = RunConfig.load(run)
     checkpoint = find(run, step)
     number = int(checkpoint.name.removeprefix("step_"))
@@ -60,7 +59,7 @@ def export_model(
 ) -> None:
     """Write a model by its canonical weights. `encoder_length` is the length that a hybrid was trained on.
 
-    Raises ValueError where `output` exists and is not empty, or where no Hugging Face class can hold the model.
+    Raises ValueError if `output` exists and is not empty, or if no Hugging Face class can hold the model.
     """
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} exists and is not empty: give a new folder")
@@ -68,7 +67,7 @@ def export_model(
     if tokenizer is not None:
         loaded = load_tokenizer(tokenizer)
         special = {"pad_token_id": 0, "eos_token_id": eos_id(loaded)}
-        if config.is_decoder_only:  # every row began with it
+        if config.is_decoder_only:  # every training row began with it
             special["bos_token_id"] = start_id(loaded)
         elif not config.is_encoder_only:
             special["decoder_start_token_id"] = start_id(loaded)
@@ -94,7 +93,7 @@ def export_model(
 
 
 def model_card(config: ModelConfig, name: str, results: Mapping[str, str]) -> str:
-    """What the model is, what it was trained on and how to use it."""
+    """The model card as Markdown: what the model is, its results and how to use it."""
     is_writer = not config.is_encoder_only
     auto = "AutoModelForCausalLM" if config.is_decoder_only else "AutoModelForSeq2SeqLM"
     is_hybrid = config.architecture == "fnet_t5"
@@ -153,7 +152,7 @@ def _results(run: Path, step: int, config: RunConfig) -> dict[str, str]:
 
 
 def _begin_with(tokenizer: Tokenizer, token_id: int) -> Tokenizer:
-    """The tokenizer with the token before every text, as a decoder alone was trained."""
+    """The tokenizer with the token before every text, as in the training of decoder-only models."""
     token = tokenizer.id_to_token(token_id)
     tokenizer.post_processor = TemplateProcessing(single=f"{token} $A", special_tokens=[(token, token_id)])
     return tokenizer

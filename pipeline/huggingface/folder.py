@@ -1,7 +1,7 @@
 """Checkpoint folders in the format of Hugging Face: `config.json` beside safetensors (or an old `pytorch_model.bin`), whole or
 in shards.
 
-A `.bin` is read with `weights_only`, so it cannot run code; nothing is ever written but safetensors.
+A `.bin` is read with `weights_only`, so it cannot run code. Only safetensors are written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CONFIG, _SAFETENSORS, _BIN = "config.json", "model.safetensors", "pytorch_model
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Raises ValueError where the folder holds no readable config.json."""
+    """The values of config.json. Raises ValueError if the folder has no readable one."""
     path = folder / _CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} holds no {_CONFIG}: give a checkpoint folder in the format of Hugging Face")
@@ -35,7 +35,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a folder by its name, fp32, on the CPU. Raises ValueError where there are none or a shard is missing."""
+    """Every tensor of a folder by its name, fp32, on the CPU. Raises ValueError if there are none or a shard is missing."""
     for name in (_SAFETENSORS, _BIN):
         index, single = folder / f"{name}.index.json", folder / name
         if index.is_file():
@@ -54,10 +54,10 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def write_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """config.json and model.safetensors; names that share memory are written once each."""
+    """Write config.json and model.safetensors; a tensor with several names is written under each."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{_SAFETENSORS}.partial"
-    # safetensors refuses tensors that share memory, as tied ones do
+    # safetensors refuses tensors that share memory, such as tied ones
     save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, partial, {"format": "pt"})
     partial.replace(folder / _SAFETENSORS)
     write_json_atomically(folder / _CONFIG, dict(config))
@@ -68,10 +68,10 @@ def _read(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     try:
         values = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds
+    except Exception as error:  # torch raises many kinds of errors
         raise ValueError(
             f"{file} cannot be read as plain tensors ({type(error).__name__}): convert it to safetensors"
         ) from error
     if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
-        raise ValueError(f"{file} holds something else than tensors by name: convert it to safetensors")
+        raise ValueError(f"{file} holds other objects than tensors by name: convert it to safetensors")
     return values

@@ -1,5 +1,5 @@
-"""An FNet checkpoint (google/fnet-base's format) as the encoder of a hybrid: what fits is taken, what does not is resized or
-left, all is told.
+"""An FNet checkpoint (google/fnet-base's format) as the encoder of a hybrid. Every tensor is reported as used, resized or
+skipped.
 
 The hybrid's encoder is FNet's own block (`encoder_block: fnet`), so it computes what the checkpoint computed. Its decoder
 starts fresh.
@@ -29,24 +29,24 @@ _FILE = "model-00001-of-00001.safetensors"
 MODEL, REPORT = "model.json", "import_report.json"
 
 
-@dataclass
-class Report:
-    """Every tensor of the checkpoint, and every one of the new model, in exactly one list."""
+@dataclass(kw_only=True)
+class ImportReport:
+    """Every tensor of the checkpoint and of the new model, each in exactly one of the lists."""
 
     used: dict[str, str] = field(default_factory=dict)
-    """Their name → ours: taken as it is."""
+    """Name in the checkpoint → name in the model: used as it is."""
     resized: dict[str, str] = field(default_factory=dict)
-    """Their name → ours and what was done: other numbers of rows."""
+    """Name in the checkpoint → name in the model, and how the number of rows was changed."""
     left: dict[str, str] = field(default_factory=dict)
-    """Their name → why it has no place."""
+    """Name in the checkpoint → why it was skipped."""
     fresh: list[str] = field(default_factory=list)
-    """Ours that the checkpoint says nothing about."""
+    """Names in the model without a tensor in the checkpoint: initial values."""
 
 
 def hybrid_config(
     theirs: ModelConfig, *, vocab_size: int | None, max_length: int | None, decoder_layers: int | None
 ) -> ModelConfig:
-    """The hybrid whose encoder an FNet is; None keeps the checkpoint's (and as many decoder layers as encoder layers)."""
+    """The hybrid with this FNet as its encoder. None keeps the checkpoint's value (decoder layers: that of the encoder)."""
     return ModelConfig(
         architecture="fnet_t5",
         encoder_block="fnet",
@@ -72,11 +72,11 @@ def import_fnet(
     max_length: int | None = None,
     decoder_layers: int | None = None,
     seed: int = 0,
-) -> Report:
+) -> ImportReport:
     """Write `output` with weights by canonical name, model.json and import_report.json.
 
-    Rows of the vocabulary, positions and segment types are cut, or filled up with initial values, where the sizes differ.
-    Raises ValueError where the folder holds no FNet, or one whose other dimensions do not fit its config.json.
+    Rows of the vocabulary, positions and segment types are cut, or filled with initial values, if the sizes differ. Raises
+    ValueError if the folder is no FNet, or if its other dimensions do not fit its config.json.
     """
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} exists and is not empty: give a new folder")
@@ -100,13 +100,13 @@ def import_fnet(
     return report
 
 
-def _take(config: ModelConfig, theirs: Mapping[str, Tensor], weights: dict[str, Tensor]) -> Report:
-    report, entries = Report(), encoder_entries(config)
+def _take(config: ModelConfig, theirs: Mapping[str, Tensor], weights: dict[str, Tensor]) -> ImportReport:
+    report, entries = ImportReport(), encoder_entries(config)
     for one in entries:
         (ours,) = one.ours
         if one.theirs not in theirs:
             raise ValueError(
-                f"the checkpoint has no {one.theirs}: it is no FNet of {config.num_encoder_layers} layers, or not whole"
+                f"the checkpoint has no {one.theirs}: it is no FNet of {config.num_encoder_layers} layers, or incomplete"
             )
         value, old = theirs[one.theirs], weights[ours]
         if value.shape == old.shape:
@@ -124,14 +124,14 @@ def _take(config: ModelConfig, theirs: Mapping[str, Tensor], weights: dict[str, 
     named = {one.theirs for one in entries}
     for name in sorted(set(theirs) - named):
         copied = name.startswith("cls.predictions.decoder")
-        report.left[name] = "a copy of the embedding" if copied else "a head or a buffer of FNet's, which a hybrid has not"
+        report.left[name] = "a copy of the embedding" if copied else "a head or a buffer of FNet that a hybrid does not have"
     taken = {ours for one in entries for ours in one.ours}
     report.fresh = sorted(set(weights) - taken)
     return report
 
 
 def _with_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A bare FNetModel has the names of the whole one without `fnet.`."""
+    """The names of an FNetModel without heads lack the prefix `fnet.`; add it."""
     bare = "embeddings.word_embeddings.weight" in tensors
     return {f"fnet.{name}" if bare else name: tensor for name, tensor in tensors.items()}
 

@@ -1,4 +1,4 @@
-"""Every objective by its name in a recipe, and how a run's objective is made from it.
+"""All objectives by their names in a recipe, and the making of a run's objective.
 
 objective: prefix_lm                                         its defaults
 objective: {name: span_corruption, noise_density: 0.3}       or with settings
@@ -24,7 +24,7 @@ from pipeline.objectives.vocabulary import Vocabulary
 
 
 def named(value: Any) -> Any:
-    """`ul2` is short for `{name: ul2}`, and settings without a name are those of the default, prefix_lm."""
+    """`ul2` is short for `{name: ul2}`; settings without a name belong to the default, prefix_lm."""
     if isinstance(value, str):
         return {"name": value}
     return {"name": "prefix_lm", **value} if isinstance(value, dict) else value
@@ -34,10 +34,11 @@ class MixturePartConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weight: PositiveFloat = 1.0
-    """Share of samples, relative to the other parts'."""
+    """Share of samples, relative to the other parts' weights."""
     objective: PairObjective
+    """An encoder-decoder objective: its name, or a mapping of `name` and its settings."""
     mode_token: str | None = None
-    """A special token of the tokenizer, put before the encoder's text."""
+    """Special token of the tokenizer that is put before the encoder's text. Default: none."""
 
     _short = field_validator("objective", mode="before")(named)
 
@@ -45,12 +46,13 @@ class MixturePartConfig(BaseModel):
 class MixtureConfig(ObjectiveConfig):
     name: Literal["mixture"] = "mixture"
     parts: tuple[MixturePartConfig, ...]
+    """The objectives, one of which is drawn for each sample."""
 
     @field_validator("parts")
     @classmethod
     def _not_empty(cls, parts: tuple[MixturePartConfig, ...]) -> tuple[MixturePartConfig, ...]:
         if not parts:
-            raise ValueError("a mixture without parts trains nothing: give at least one {weight, objective}")
+            raise ValueError("a mixture without parts has nothing to train on: give at least one {weight, objective}")
         return parts
 
     def row_length(self, encoder_length: int, decoder_length: int) -> int:
@@ -58,7 +60,7 @@ class MixtureConfig(ObjectiveConfig):
         return shared_row_length(parts, encoder_length, decoder_length)
 
     def default_decoder_length(self, encoder_length: int) -> int:
-        """What the hungriest part takes of rows that fit all of them."""
+        """The decoder length of the part with the longest decoder, on rows that fit all parts."""
         return max(part.objective.default_decoder_length(encoder_length - (part.mode_token is not None)) for part in self.parts)
 
     def build(self, row_length: int, encoder_length: int, decoder_length: int, vocabulary: Vocabulary, seed: str) -> Objective:
@@ -70,7 +72,7 @@ class MixtureConfig(ObjectiveConfig):
             built.append(
                 Part(part.objective.build(row_length, room, decoder_length, vocabulary, f"{seed}/{number}"), share, mode)
             )
-        return Mixture(tuple(built), encoder_length, decoder_length, seed)
+        return Mixture(parts=tuple(built), encoder_length=encoder_length, decoder_length=decoder_length, seed=seed)
 
 
 PairObjective = Annotated[
@@ -86,19 +88,19 @@ NAMES = ("prefix_lm", "causal_lm", "span_corruption", "text_infilling", "ul2", "
 
 
 def form_of(architecture: str) -> Form:
-    """Which kind of model an architecture (`model.architecture`) is."""
+    """Whether an architecture (`model.architecture`) is an encoder-decoder, decoder-only or encoder-only."""
     if architecture in DECODER_ONLY:
         return "decoder_only"
     return "encoder_only" if architecture in ENCODER_ONLY else "encoder_decoder"
 
 
 def check_form(config: ObjectiveConfig, architecture: str) -> None:
-    """Raises ValueError where the architecture cannot be trained on the objective."""
+    """Raise ValueError if the architecture cannot be trained on the objective."""
     form = form_of(architecture)
     if config.form != form and not (config.form == "encoder_decoder" and form == "decoder_only"):
         fitting = {
             "encoder_decoder": "prefix_lm, span_corruption, text_infilling, ul2 or mixture",
-            "decoder_only": "causal_lm, or any that encoder-decoders have",
+            "decoder_only": "causal_lm, or any objective of encoder-decoders",
             "encoder_only": "masked_lm",
         }[form]
         raise ValueError(f"data.objective {config.name} cannot train model.architecture {architecture}: take {fitting}")
@@ -113,10 +115,10 @@ def build_objective(
     vocabulary: Vocabulary,
     seed: str,
 ) -> Objective:
-    """The objective of a run, on rows of the longest length that always fits, laid out for the architecture.
+    """The objective of a run in the form that the architecture takes, on rows of the longest length that always fits.
 
-    `seed` names the stream of random numbers: the run's seed in training, a constant in evaluation. Raises ValueError where
-    the architecture, the lengths or the vocabulary do not allow it.
+    `seed` names the stream of random numbers: the run's seed in training, a constant in evaluation. Raises ValueError if
+    the architecture, the lengths or the vocabulary do not fit it.
     """
     check_form(config, architecture)
     row_length = config.row_length(encoder_length, decoder_length)

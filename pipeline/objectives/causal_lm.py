@@ -1,7 +1,7 @@
-"""Causal language modelling for a decoder alone (GPT-2): every token of the row is a target, the first behind the start token.
+"""Causal language modelling for decoder-only models (GPT-2): every token of the row is a target.
 
-`DecoderOnlyAdapter` turns any encoder-decoder batch into one for a decoder alone: the encoder's text becomes a prefix without
-loss (Raffel et al. 2020, figure 4, "prefix LM").
+`DecoderOnlyAdapter` turns any encoder-decoder batch into a decoder-only one: the encoder's text becomes a prefix without loss
+(Raffel et al. 2020, figure 4, "prefix LM").
 
 Shapes: B rows, L tokens.
 """
@@ -18,7 +18,7 @@ from pipeline.objectives.vocabulary import Vocabulary
 
 
 class CausalLMConfig(ObjectiveConfig):
-    """Rows have data.encoder_length + data.decoder_length tokens: those of the prefix-LM that it is compared with."""
+    """Rows have data.encoder_length + data.decoder_length tokens, as those of the prefix-LM that it is compared with."""
 
     name: Literal["causal_lm"] = "causal_lm"
     form: ClassVar[Form] = "decoder_only"
@@ -40,7 +40,7 @@ class CausalLM(Objective):
 
     @property
     def cost(self) -> Cost:
-        return Cost(self.row_length, 0, self.row_length, self.row_length)
+        return Cost(raw=self.row_length, encoder=0, decoder=self.row_length, target=self.row_length)
 
     def num_targets(self, row_lengths: Ints, samples: Ints) -> Ints:
         return row_lengths
@@ -48,17 +48,17 @@ class CausalLM(Objective):
     def __call__(self, rows: Ints, row_lengths: Ints, samples: Ints) -> TextBatch:
         mask = valid(row_lengths, self.row_length).astype(np.int64)
         targets = rows * mask
-        return TextBatch(shift_right(targets, self.start_id) * mask, mask, targets, mask)
+        return TextBatch(ids=shift_right(targets, self.start_id) * mask, mask=mask, targets=targets, target_mask=mask)
 
 
 @dataclass(frozen=True)
 class DecoderOnlyAdapter(Objective):
-    """An encoder-decoder's objective for a decoder alone."""
+    """An encoder-decoder's objective in decoder-only form."""
 
     pair: Objective
     start_id: int
     bidirectional_prefix: bool = False
-    """Mark the prefix as readable in both directions (a prefix decoder), or read it causally (GPT-2)."""
+    """Whether attention reads the prefix in both directions (a prefix decoder) or causally (GPT-2)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "row_length", self.pair.row_length)
@@ -66,7 +66,7 @@ class DecoderOnlyAdapter(Objective):
     @property
     def cost(self) -> Cost:
         cost = self.pair.cost
-        return Cost(cost.raw, 0, cost.encoder + cost.decoder, cost.target)
+        return Cost(raw=cost.raw, encoder=0, decoder=cost.encoder + cost.decoder, target=cost.target)
 
     def num_targets(self, row_lengths: Ints, samples: Ints) -> Ints:
         return self.pair.num_targets(row_lengths, samples)
@@ -85,4 +85,9 @@ class DecoderOnlyAdapter(Objective):
         if self.bidirectional_prefix:
             # The start token comes first, so the prefix ends one place later than in the text.
             mask += used & valid(num_prefix + 1, width)
-        return TextBatch(shift_right(text, self.start_id) * used, mask, text * target_mask, target_mask.astype(np.int64))
+        return TextBatch(
+            ids=shift_right(text, self.start_id) * used,
+            mask=mask,
+            targets=text * target_mask,
+            target_mask=target_mask.astype(np.int64),
+        )

@@ -1,9 +1,9 @@
-"""Random numbers that belong to a sample: the same whatever batch, rank or restart the sample comes in.
+"""Random numbers of a sample: they do not depend on the batch, the rank or a restart.
 
 Sample i has a stream of SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators") whose start
-is a hash of (seed, purpose, i). Its k-th number is computed at k, so all samples of a batch are drawn at once.
+is a hash of (seed, purpose, i). Its k-th number is a function of k, so those of all samples of a batch are computed at once.
 
-Shapes: B samples, W places.
+Shapes: B samples, W positions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LARGEST = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 class CounterRNG:
-    """The streams of `samples` (B,); every call goes on where the last one ended."""
+    """The streams of `samples` (B,). Every call continues where the last one ended."""
 
     def __init__(self, seed: str, purpose: str, samples: Ints) -> None:
         digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
@@ -48,25 +48,25 @@ class CounterRNG:
         return self.integers(-(-width // 2)).astype("<u8", copy=False).view("<u4")[:, :width]
 
     def subset(self, count: int, width: int) -> NDArray[np.bool_]:
-        """(B, width), true at `count` places of each row: every such set is equally likely."""
+        """(B, width), true at `count` positions of each row. All such sets are equally likely."""
         keys = self.keys(width)
         if not 0 < count < width:
             return np.full(keys.shape, count > 0)
         chosen = keys <= np.partition(keys, count - 1, axis=1)[:, count - 1 : count]
         if np.count_nonzero(chosen) == count * len(keys):
             return chosen
-        sizes = np.full(len(keys), width)  # two equal keys met at the border: once in millions of rows
+        sizes = np.full(len(keys), width)  # two equal keys at the border: once in millions of rows
         return _first(keys, np.full(len(keys), count), sizes)
 
     def subsets(self, counts: Ints, sizes: Ints, width: int) -> NDArray[np.bool_]:
-        """(B, width), true at counts (B,) of the first sizes (B,) places of each row."""
+        """(B, width), true at counts (B,) of the first sizes (B,) positions of each row."""
         if counts.size and (counts == counts[0]).all() and (sizes == width).all():
-            return self.subset(int(counts[0]), width)  # the same places, found without sorting
+            return self.subset(int(counts[0]), width)  # the same positions, found without sorting
         return _first(self.keys(width), counts, sizes)
 
 
 def _first(keys: NDArray[np.uint32], counts: Ints, sizes: Ints) -> NDArray[np.bool_]:
-    """The places of the `counts` smallest keys among the first `sizes`; of equal ones the first."""
+    """The positions of the `counts` smallest keys among the first `sizes`; of equal keys the first."""
     places = np.arange(keys.shape[1], dtype=np.uint64)
     ordered = (keys.astype(np.uint64) << np.uint64(32)) | places  # all different, and sorted without moving anything else
     ordered[places >= sizes[:, None].astype(np.uint64)] = _LARGEST

@@ -1,6 +1,6 @@
-"""What is taken from a model's outputs as its loss: the same for the engine of a mesh and for one process that evaluates.
+"""The loss from a model's outputs, for the engine of a mesh and for evaluation in one process.
 
-Shapes: B rows, M target places, V vocabulary, t tensor-parallel degree.
+Shapes: B rows, M target positions, V vocabulary, t tensor-parallel degree.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Outputs = Tensor | EncoderOutputs
 
 
 def token_logits(outputs: Outputs) -> Tensor:
-    """The logits (B, M, V / t) over the vocabulary. Raises ValueError for an encoder without that head."""
+    """The logits (B, M, V / t) over the vocabulary. Raises ValueError for an encoder-only model without that head."""
     logits = outputs.mlm if isinstance(outputs, EncoderOutputs) else outputs
     if logits is None:
         raise ValueError("the model has no masked-token head: give model.heads mlm")
@@ -26,10 +26,10 @@ def token_logits(outputs: Outputs) -> Tensor:
 
 
 def losses_of(outputs: Outputs, labels: tuple[Tensor, ...], factory: LayerFactory) -> Iterator[tuple[Tensor, Tensor]]:
-    """Negative log-likelihood in nats, fp32, and weight of every place, for each loss: of tokens (B, M), then of order (B,).
+    """For each loss the negative log-likelihood (nats, fp32) and the weight of every position: of tokens (B, M), of order (B,).
 
-    `labels` are those of `batches.as_tensors`. Only an encoder that tells the order of its segments has a second loss; its two
-    logits are whole on every tensor rank.
+    `labels` are those of `batches.as_tensors`. Only an encoder-only model that predicts the order of its segments has a second
+    loss; its two logits are replicated on every tensor rank.
     """
     yield factory.cross_entropy(token_logits(outputs), labels[0]), labels[1]
     if isinstance(outputs, EncoderOutputs) and outputs.order is not None:
@@ -37,7 +37,7 @@ def losses_of(outputs: Outputs, labels: tuple[Tensor, ...], factory: LayerFactor
 
 
 def weighted_loss(factory: LayerFactory) -> Callable[[Outputs, tuple[Tensor, ...]], Tensor]:
-    """The scalar that is trained: the weighted sum of all losses."""
+    """The scalar that training minimises: the weighted sum of all losses."""
 
     def loss(outputs: Outputs, labels: tuple[Tensor, ...]) -> Tensor:
         parts = [(nll * weights).sum() for nll, weights in losses_of(outputs, labels, factory)]

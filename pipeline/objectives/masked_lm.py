@@ -1,12 +1,12 @@
 """Masked language modelling with sentence-order prediction, as FNet was trained.
 
 (Devlin et al. 2019 for the masking; `f_net/input_pipeline.py` of google-research for the rest.) A row becomes [CLS] A [SEP] B
-[SEP], with A and B in their order or swapped, each as likely, and the model says which: the repository calls this next-sentence
-prediction, but both segments always come from one document. They meet at the end of a line where there is one. Of all
-places but the three specials, int(rate * tokens) are predicted, specials counted: 80 % show [MASK], 10 % a random token,
-10 % the token itself.
+[SEP], with A and B in their order or swapped, both equally likely, and the model predicts which. The repository calls this
+next-sentence prediction, but both segments always come from one document. They are split at the end of a line if there is one.
+Of all positions but the three specials, int(rate * tokens) are predicted (`tokens` includes the specials): 80 % show [MASK],
+10 % a random token, 10 % the token itself.
 
-A packed row may hold several documents: the seam then lies inside the longest, so that both sides hold a part of it.
+A packed row may hold several documents: the split is then inside the longest one, so that both segments have a part of it.
 
 Shapes: B rows, L raw tokens, N encoder length, P predicted positions.
 """
@@ -36,12 +36,13 @@ class MaskedLMConfig(ObjectiveConfig):
     rate: float = Field(default=0.15, gt=0, lt=1)
     """Share of a row's tokens that are predicted."""
     mask_share: float = Field(default=0.8, ge=0, le=1)
-    """Of the predicted, those that show [MASK]."""
+    """Share of the predicted tokens that are replaced by [MASK]."""
     random_share: float = Field(default=0.1, ge=0, le=1)
-    """Of the predicted, those that show a random token; what is left shows itself."""
+    """Share of the predicted tokens that are replaced by a random token; the rest stay as they are."""
     max_predictions: PositiveInt | None = None
-    """Most predictions of a row. Default: as many as a full row has. FNet's 80 for 512 tokens leaves 4 unused."""
+    """Most predictions of a row. Default: as many as a full row has. FNet's 80 for 512 tokens leave 4 unused."""
     sentence_order: bool = True
+    """Whether the model also predicts if the row's two segments were swapped."""
 
     @model_validator(mode="after")
     def _shares(self) -> MaskedLMConfig:
@@ -53,14 +54,16 @@ class MaskedLMConfig(ObjectiveConfig):
 
     def row_length(self, encoder_length: int, decoder_length: int) -> int:
         if encoder_length <= _SPECIALS + 1:
-            raise ValueError(f"data.encoder_length {encoder_length} leaves no room beside [CLS] and two [SEP]: raise it")
+            raise ValueError(
+                f"data.encoder_length {encoder_length} has no room for tokens beside [CLS] and two [SEP]: raise it"
+            )
         return encoder_length - _SPECIALS
 
     def default_decoder_length(self, encoder_length: int) -> int:
         return 1
 
     def num_predictions(self, row_length: int) -> int:
-        """P: places for predictions in a row of so many raw tokens."""
+        """P: number of predicted positions in a row of `row_length` raw tokens."""
         return self.max_predictions or max(1, int((row_length + _SPECIALS) * self.rate))
 
     def lengths(self, encoder_length: int, decoder_length: int) -> Lengths:
@@ -72,10 +75,19 @@ class MaskedLMConfig(ObjectiveConfig):
                 f"rows of {row_length} tokens and 3 specials exceed data.encoder_length {encoder_length}: raise it"
             )
         cls_id, sep_id, mask_id = (vocabulary.token(name, self.name) for name in ("[CLS]", "[SEP]", "[MASK]"))
-        return MaskedLM(row_length, encoder_length, self, vocabulary, cls_id, sep_id, mask_id, seed)
+        return MaskedLM(
+            row_length=row_length,
+            encoder_length=encoder_length,
+            config=self,
+            vocabulary=vocabulary,
+            cls_id=cls_id,
+            sep_id=sep_id,
+            mask_id=mask_id,
+            seed=seed,
+        )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class MaskedLM(Objective):
     row_length: int
     encoder_length: int
@@ -88,13 +100,13 @@ class MaskedLM(Objective):
 
     @property
     def num_predictions(self) -> int:
-        """P: places for predictions in a batch."""
+        """P: number of predicted positions of a row in a batch."""
         return self.config.num_predictions(self.row_length)
 
     @property
     def cost(self) -> Cost:
         full = np.array([self.row_length])
-        return Cost(self.row_length, self.encoder_length, 0, int(self.num_targets(full, full)[0]))
+        return Cost(raw=self.row_length, encoder=self.encoder_length, decoder=0, target=int(self.num_targets(full, full)[0]))
 
     def num_targets(self, row_lengths: Ints, samples: Ints) -> Ints:
         wanted = np.maximum(1, ((row_lengths + _SPECIALS) * self.config.rate).astype(np.int64))
@@ -111,7 +123,7 @@ class MaskedLM(Objective):
         mask = valid(np.where(row_lengths > 0, row_lengths + _SPECIALS, 0), self.encoder_length)
         draws = CounterRNG(self.seed, "masking", samples)
         num_targets = self.num_targets(row_lengths, samples)
-        # Candidates are all places but the specials. They lie at 1 …, with the middle [SEP] cut out of the numbering.
+        # Candidates are all positions but the specials, numbered from 1 on without the middle [SEP].
         middle = np.argmax(ids == self.sep_id, axis=1)  # (B,)
         chosen = draws.subsets(num_targets, row_lengths, self.row_length)
         target_mask = valid(num_targets, self.num_predictions)
@@ -122,18 +134,18 @@ class MaskedLM(Objective):
         shown = self._shown(targets, draws)
         np.put_along_axis(ids, np.where(target_mask, positions, 0), np.where(target_mask, shown, ids[:, :1]), axis=1)
         return EncoderBatch(
-            ids * mask,
-            mask.astype(np.int64),
-            type_ids,
-            positions,
-            targets,
-            target_mask.astype(np.int64),
-            swapped,
-            self._has_order(row_lengths),
+            ids=ids * mask,
+            mask=mask.astype(np.int64),
+            type_ids=type_ids,
+            positions=positions,
+            targets=targets,
+            target_mask=target_mask.astype(np.int64),
+            order=swapped,
+            order_mask=self._has_order(row_lengths),
         )
 
     def _shown(self, targets: Ints, draws: CounterRNG) -> Ints:
-        """What stands in the text at each predicted place (B, P)."""
+        """The token that the encoder reads at each predicted position (B, P)."""
         kind = draws.uniform(targets.shape[1])
         ordinary = self.vocabulary.ordinary
         random = ordinary[draws.below(np.full(len(targets), len(ordinary)), targets.shape[1])]
@@ -149,7 +161,7 @@ class MaskedLM(Objective):
         num_first = np.where(swapped, row_lengths - seam, seam)
         place = np.arange(self.encoder_length)
         in_first = place <= num_first[:, None]
-        # Place p of A is token p - 1 of A, of B token p - 2 of both; A starts at the seam where the halves are swapped.
+        # Position p of A is token p - 1 of A, position p of B token p - 2 of both; if swapped, A starts at the split.
         source = place - np.where(in_first, 1, 2)
         source = np.where(swapped[:, None], np.where(in_first, source + seam[:, None], source - num_first[:, None]), source)
         ids = np.take_along_axis(rows, np.clip(source, 0, self.row_length - 1), axis=1)
@@ -161,7 +173,7 @@ class MaskedLM(Objective):
 
 
 def seams(rows: Ints, row_lengths: Ints, vocabulary: Vocabulary, draws: CounterRNG) -> Ints:
-    """(B,) how many tokens lie before the seam: a line end inside the row's longest document, else any place inside it."""
+    """(B,) tokens before the split: at a line end inside the row's longest document, else anywhere inside it."""
     width = rows.shape[1]
     places = np.arange(width)
     used = valid(row_lengths, width)
@@ -170,7 +182,7 @@ def seams(rows: Ints, row_lengths: Ints, vocabulary: Vocabulary, draws: CounterR
     flat = document + np.arange(len(rows))[:, None] * width
     lengths = np.bincount(flat[used], minlength=len(rows) * width).reshape(len(rows), width)
     longest = (document == lengths.argmax(1)[:, None]) & used
-    # The seam is before token p, and token p - 1 is of the same document.
+    # The split is before token p, and token p - 1 is of the same document.
     inside = np.zeros_like(longest)
     inside[:, 1:] = longest[:, 1:] & longest[:, :-1]
     after_line = np.zeros_like(inside)

@@ -1,8 +1,8 @@
-"""Objectives mixed by weight: each sample draws its own, and may tell the model which by a token before the encoder's text.
+"""Objectives mixed by weight: each sample draws one, which a mode token before the encoder's text may name.
 
 All parts read rows of one length, the longest that fits every part, so one row index serves them all and an epoch still visits
-every token once. A sample's part is drawn from its index and not taken in turns: in turns, two folders blended half and half
-and two objectives would meet in fixed pairs.
+every token once. A sample's part is drawn by its index and not taken in turns: in turns, two folders blended half and half
+with two objectives would form fixed pairs.
 
 Shapes: B rows, N encoder length, M decoder length.
 """
@@ -20,14 +20,14 @@ from pipeline.objectives.interface import Batch, Cost, Ints, Objective, Objectiv
 
 @dataclass(frozen=True)
 class Part:
-    """One objective of a mixture, bound to the mixture's rows and to its lengths less the place of the mode token."""
+    """One objective of a mixture, on the mixture's rows and its lengths less the position of the mode token."""
 
     objective: Objective
     share: float
     mode_id: int | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Mixture(Objective):
     parts: tuple[Part, ...]
     encoder_length: int
@@ -40,10 +40,10 @@ class Mixture(Objective):
     @property
     def cost(self) -> Cost:
         target = sum(part.share * part.objective.cost.target for part in self.parts)
-        return Cost(self.row_length, self.encoder_length, self.decoder_length, target)
+        return Cost(raw=self.row_length, encoder=self.encoder_length, decoder=self.decoder_length, target=target)
 
     def part_of(self, samples: Ints) -> Ints:
-        """(B,) which part each sample draws."""
+        """(B,) the number of the part that each sample draws."""
         bounds = np.cumsum([part.share for part in self.parts])
         return np.searchsorted(bounds[:-1], CounterRNG(self.seed, "mixture", samples).uniform(1)[:, 0], side="right")
 
@@ -72,19 +72,25 @@ class Mixture(Objective):
                 encoder_ids[chosen, 0] = part.mode_id * encoder_mask[chosen, 0]
             decoder_ids[chosen], targets[chosen] = batch.decoder_ids, batch.targets
             target_mask[chosen] = batch.target_mask
-        return Batch(encoder_ids, encoder_mask, decoder_ids, targets, target_mask)
+        return Batch(
+            encoder_ids=encoder_ids,
+            encoder_mask=encoder_mask,
+            decoder_ids=decoder_ids,
+            targets=targets,
+            target_mask=target_mask,
+        )
 
 
 @dataclass(frozen=True)
 class PartConfig:
-    """What `shared_row_length` needs of a part."""
+    """The settings of a part that `shared_row_length` needs."""
 
     config: ObjectiveConfig
     has_mode: bool = False
 
 
 def shared_row_length(parts: Sequence[PartConfig], encoder_length: int, decoder_length: int) -> int:
-    """The longest rows that fit every part."""
+    """The length in tokens of the longest rows that fit every part."""
     return min(part.config.row_length(encoder_length - part.has_mode, decoder_length) for part in parts)
 
 

@@ -1,8 +1,8 @@
 """Prefix language modelling: the encoder reads the start of a row, the decoder writes the rest.
 
-(Raffel et al. 2020, section 3.2.1.) The split is constant by default, so that every shape is; or it is drawn for each sample
-from a stated set of prefix lengths, and encoder and decoder are padded to the longest prefix and the longest rest, as
-`docs/architecture.md` says of padding; or the decoder writes a fixed share of the row.
+(Raffel et al. 2020, section 3.2.1.) The split is constant by default, and so is every shape. Or it is drawn for each sample
+from a set of prefix lengths, and encoder and decoder are padded to the longest prefix and the longest rest
+(`docs/architecture.md` has the padding rule). Or the decoder writes a fixed share of the row.
 
 Shapes: B rows, N encoder length, M decoder length, L raw tokens of a row.
 """
@@ -25,22 +25,24 @@ __all__ = ["Batch", "PrefixLM", "PrefixLMConfig"]
 class PrefixLMConfig(ObjectiveConfig):
     name: Literal["prefix_lm"] = "prefix_lm"
     prefix_lengths: tuple[PositiveInt, ...] = ()
-    """Lengths that the prefix is drawn from, each as likely. Default: always data.encoder_length."""
+    """Prefix lengths in tokens, one of which is drawn for each row, all equally likely. Default: always data.encoder_length."""
     target_share: float | None = Field(default=None, gt=0, lt=1)
-    """The share of the row that the decoder writes, instead of a set of prefix lengths."""
+    """Share of each row that the decoder writes. Give it instead of prefix_lengths."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> PrefixLMConfig:
         if self.prefix_lengths and self.target_share is not None:
             raise ValueError("prefix_lengths and target_share exclude each other: give one of them")
         if len(set(self.prefix_lengths)) != len(self.prefix_lengths):
-            raise ValueError(f"prefix_lengths {list(self.prefix_lengths)} repeats a length: each is as likely as any other")
+            raise ValueError(
+                f"prefix_lengths {list(self.prefix_lengths)} repeats a length: all are equally likely, so give each once"
+            )
         return self
 
     def row_length(self, encoder_length: int, decoder_length: int) -> int:
         if self.target_share is not None:
             length = encoder_length + decoder_length
-            while True:  # at most a few steps: the two bounds below differ from the truth by rounding alone
+            while True:  # at most a few steps: the two bounds below differ from the exact ones by rounding only
                 rest = _rest(length, self.target_share)
                 excess = max(length - rest - encoder_length, rest - decoder_length)
                 if excess <= 0:
@@ -72,10 +74,17 @@ class PrefixLMConfig(ObjectiveConfig):
                 f"data.encoder_length is {encoder_length}, data.decoder_length {decoder_length}; "
                 "give target_share or prefix_lengths that fit them"
             )
-        return PrefixLM(encoder_length, decoder_length, vocabulary.start, prefixes, row_length, seed)
+        return PrefixLM(
+            encoder_length=encoder_length,
+            decoder_length=decoder_length,
+            start_id=vocabulary.start,
+            prefix_lengths=prefixes,
+            row_length=row_length,
+            seed=seed,
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrefixLM(Objective):
     encoder_length: int
     decoder_length: int
@@ -93,7 +102,7 @@ class PrefixLM(Objective):
     @property
     def cost(self) -> Cost:
         target = self.row_length - sum(self.prefix_lengths) / len(self.prefix_lengths)
-        return Cost(self.row_length, self.encoder_length, self.decoder_length, target)
+        return Cost(raw=self.row_length, encoder=self.encoder_length, decoder=self.decoder_length, target=target)
 
     def prefixes(self, samples: Ints) -> Ints:
         """The length of each sample's prefix (B,)."""
@@ -119,11 +128,11 @@ class PrefixLM(Objective):
             places = np.minimum(prefixes[:, None] + np.arange(m), n + m - 1)
             targets = np.take_along_axis(padded, places, axis=1) * target_mask
         return Batch(
-            encoder_ids,
-            encoder_mask.astype(np.int64),
-            shift_right(targets, self.start_id),
-            targets,
-            target_mask.astype(np.int64),
+            encoder_ids=encoder_ids,
+            encoder_mask=encoder_mask.astype(np.int64),
+            decoder_ids=shift_right(targets, self.start_id),
+            targets=targets,
+            target_mask=target_mask.astype(np.int64),
         )
 
 

@@ -1,9 +1,9 @@
 """T5's span corruption: spans of a row are cut out, each replaced by a sentinel; the decoder writes sentinels and spans.
 
-(Raffel et al. 2020, section 3.1.4.) Nothing about the counts is random: a row of L tokens loses round(L * noise_density) of
-them in round(that / mean_span_length) spans, it begins with kept tokens and ends with a span, and subject to that every choice
-of spans is equally likely. Encoder and decoder text each end with the end token. So lengths are exact, and where rows are cut
-to fit there is no padding at all: 568 raw tokens make 512 for the encoder and 114 for the decoder.
+(Raffel et al. 2020, section 3.1.4.) The counts are not random: a row of L tokens loses n = round(L * noise_density) of them in
+round(n / mean_span_length) spans. It begins with kept tokens and ends with a span; all such choices of spans are equally
+likely. Encoder and decoder text each end with the end token. So lengths are exact, and rows that are cut to fit have no
+padding: 568 raw tokens become 512 for the encoder and 114 for the decoder.
 
 Shapes: B rows, L raw tokens, N encoder length, M decoder length, S spans of a row.
 """
@@ -24,10 +24,11 @@ from pipeline.objectives.vocabulary import Vocabulary
 class SpanCorruptionConfig(FittedConfig):
     name: Literal["span_corruption"] = "span_corruption"
     noise_density: float = Field(default=0.15, gt=0, lt=1)
-    """Share of tokens that are cut out."""
+    """Share of tokens that are cut out of the encoder's text."""
     mean_span_length: float = Field(default=3.0, ge=1)
+    """Mean length of the cut spans in tokens."""
     repeat_sentinels: bool = False
-    """Where a row has more spans than the tokenizer has sentinels, start again from the first."""
+    """If a row has more spans than the tokenizer has sentinels, start again from the first; otherwise that is an error."""
 
     def needs(self, row_length: int) -> tuple[int, int]:
         num_noise, num_spans = span_counts(row_length, self.noise_density, self.mean_span_length)
@@ -39,20 +40,20 @@ class SpanCorruptionConfig(FittedConfig):
         self.check_fit(row_length, encoder_length, decoder_length)
         num_spans = span_counts(row_length, self.noise_density, self.mean_span_length)[1]
         return SpanCorruption(
-            row_length,
-            encoder_length,
-            decoder_length,
-            self.noise_density,
-            self.mean_span_length,
-            vocabulary.span_ids(num_spans, self.repeat_sentinels, self.name),
-            vocabulary.start,
-            vocabulary.end,
-            seed,
+            row_length=row_length,
+            encoder_length=encoder_length,
+            decoder_length=decoder_length,
+            noise_density=self.noise_density,
+            mean_span_length=self.mean_span_length,
+            sentinels=vocabulary.span_ids(num_spans, self.repeat_sentinels, self.name),
+            start_id=vocabulary.start,
+            end_id=vocabulary.end,
+            seed=seed,
         )
 
 
 def span_counts(num_tokens: int, noise_density: float, mean_span_length: float) -> tuple[int, int]:
-    """How many tokens a row of `num_tokens` loses, and in how many spans. At least one of each, and one kept token a span.
+    """(tokens that a row of `num_tokens` loses, number of spans). At least one of each, and one kept token per span.
 
     A row of fewer than two tokens loses none.
     """
@@ -63,14 +64,7 @@ def span_counts(num_tokens: int, noise_density: float, mean_span_length: float) 
     return num_noise, min(num_spans, num_tokens - num_noise)
 
 
-def raw_length(encoder_length: int, noise_density: float = 0.15, mean_span_length: float = 3.0) -> tuple[int, int]:
-    """(raw tokens, target tokens) of the longest row whose encoder text takes `encoder_length` places: (568, 114) for 512."""
-    config = SpanCorruptionConfig(noise_density=noise_density, mean_span_length=mean_span_length)
-    raw = config.row_length(encoder_length, 1 << 40)
-    return raw, config.needs(raw)[1]
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SpanCorruption(Objective):
     row_length: int
     encoder_length: int
@@ -85,7 +79,7 @@ class SpanCorruption(Objective):
     @property
     def cost(self) -> Cost:
         target = self._counts(self.row_length)[2]
-        return Cost(self.row_length, self.encoder_length, self.decoder_length, target)
+        return Cost(raw=self.row_length, encoder=self.encoder_length, decoder=self.decoder_length, target=target)
 
     def num_targets(self, row_lengths: Ints, samples: Ints) -> Ints:
         lengths, inverse = np.unique(row_lengths, return_inverse=True)
@@ -95,17 +89,23 @@ class SpanCorruption(Objective):
     def _counts(self, length: int) -> tuple[int, int, int]:
         """Encoder tokens, spans and target tokens of a row of `length`."""
         num_noise, num_spans = span_counts(length, self.noise_density, self.mean_span_length)
-        if not num_spans:  # nothing to cut from: the encoder reads what there is, and nothing is learnt
+        if not num_spans:  # too short for a span: the encoder reads the row, and there is no target
             return length, 0, 0
         return length - num_noise + num_spans + 1, num_spans, num_noise + num_spans + 1
 
     def __call__(self, rows: Ints, row_lengths: Ints, samples: Ints) -> Batch:
         lengths = np.unique(row_lengths)
         if len(lengths) == 1 and self._counts(int(lengths[0]))[::2] == (self.encoder_length, self.decoder_length):
-            # Rows that fill their places, as almost all do: nothing to pad, nothing to mask.
+            # Full rows, as almost all are: nothing to pad, nothing to mask.
             encoder_ids, targets = self._corrupt(rows[:, : lengths[0]], CounterRNG(self.seed, "spans", samples))
             encoder_mask, target_mask = np.ones_like(encoder_ids), np.ones_like(targets)
-            return Batch(encoder_ids, encoder_mask, shift_right(targets, self.start_id), targets, target_mask)
+            return Batch(
+                encoder_ids=encoder_ids,
+                encoder_mask=encoder_mask,
+                decoder_ids=shift_right(targets, self.start_id),
+                targets=targets,
+                target_mask=target_mask,
+            )
         encoder_ids = np.zeros((len(rows), self.encoder_length), dtype=np.int64)
         targets = np.zeros((len(rows), self.decoder_length), dtype=np.int64)
         num_encoder, num_targets = np.zeros((2, len(rows)), dtype=np.int64)
@@ -117,11 +117,11 @@ class SpanCorruption(Objective):
             kept, cut = self._corrupt(rows[chosen, :length], CounterRNG(self.seed, "spans", samples[chosen]))
             encoder_ids[chosen, : counts[0]], targets[chosen, : counts[2]] = kept, cut
         return Batch(
-            encoder_ids,
-            valid(num_encoder, self.encoder_length).astype(np.int64),
-            shift_right(targets, self.start_id),
-            targets,
-            valid(num_targets, self.decoder_length).astype(np.int64),
+            encoder_ids=encoder_ids,
+            encoder_mask=valid(num_encoder, self.encoder_length).astype(np.int64),
+            decoder_ids=shift_right(targets, self.start_id),
+            targets=targets,
+            target_mask=valid(num_targets, self.decoder_length).astype(np.int64),
         )
 
     def _corrupt(self, rows: Ints, draws: CounterRNG) -> tuple[Ints, Ints]:
@@ -138,7 +138,7 @@ class SpanCorruption(Objective):
 
 
 def _segment_starts(draws: CounterRNG, num_items: int, num_segments: int) -> Ints:
-    """(B, S + 1): where each of S non-empty segments starts, and the end; every cut into segments is equally likely."""
+    """(B, S + 1): where each of S non-empty segments starts, and the end. All such partitions are equally likely."""
     is_start = draws.subset(num_segments - 1, num_items - 1)  # of item 1, 2, …
     starts = np.zeros((len(is_start), num_segments + 1), dtype=np.int64)
     places = np.flatnonzero(is_start).reshape(len(is_start), num_segments - 1)  # in the flattened rows
@@ -148,18 +148,18 @@ def _segment_starts(draws: CounterRNG, num_items: int, num_segments: int) -> Int
 
 
 def _pick(rows: Ints, places: Ints, left_out: Ints, sentinels: Ints, end_id: int) -> Ints:
-    """Texts (B, W) of tokens of `rows` (B, L) in order: sentinel s at places[:, s], where left_out[:, s] tokens are passed
-    over; the end token last."""
+    """Texts (B, W) of tokens of `rows` (B, L) in order: sentinel s at places[:, s], where left_out[:, s] tokens are skipped;
+    the end token last."""
     num_rows, length = rows.shape
     width = length - int(left_out[0].sum()) + places.shape[1] + 1
-    # Where each token lies in the flattened rows, as a running sum of steps: 1, but at a sentinel what is left out.
+    # Each token's position in the flattened rows as a running sum: 1 for every token, at a sentinel the skipped tokens.
     source = np.ones((num_rows, width), dtype=np.int64)
     first = np.arange(num_rows)
     flat_places = (places + first[:, None] * width).ravel()
     source.reshape(-1)[flat_places] = left_out.ravel()
     source[:, 0] += first * length - 1
     np.cumsum(source, axis=1, out=source)
-    text = np.ravel(rows).take(source, mode="clip")  # the end token's place may lie behind the last row
+    text = np.ravel(rows).take(source, mode="clip")  # the end token's position may lie after the last row
     text.reshape(-1)[flat_places] = np.tile(sentinels, num_rows)
     text[:, -1] = end_id
     return text

@@ -1,8 +1,9 @@
 """BART's noise: sentences in random order, then spans of text each replaced by one mask; the decoder writes the whole original.
 
-(Lewis et al. 2020, arXiv:1910.13461, section 2.2.) Span lengths are Poisson(3), 0 among them: a mask is then put in between two
-tokens. Lengths are drawn until they cover round(L * mask_share) tokens, the last one cut to cover exactly that; then every
-arrangement of kept tokens and masks is equally likely. Sentences change places inside their document; the end token stays.
+(Lewis et al. 2020, arXiv:1910.13461, section 2.2.) Span lengths are Poisson(3), 0 among them: a mask is then inserted between
+two tokens. Lengths are drawn until they cover round(L * mask_share) tokens, and the last one is cut to cover exactly that
+number. All arrangements of kept tokens and masks are equally likely. Sentences are permuted inside their document, before its
+end token.
 The decoder's cost is that of the whole row, so a raw token costs more than under span corruption.
 
 Shapes: B rows, L raw tokens, S most spans of a row.
@@ -23,8 +24,8 @@ from pipeline.objectives.interface import Batch, Cost, FittedConfig, Ints, Objec
 from pipeline.objectives.vocabulary import Vocabulary
 
 _DEVIATIONS = 7.0
-"""How far above its mean the number of spans may lie before the last span is made to cover the rest: less than once in 10^10
-rows."""
+"""Standard deviations above its mean up to which the number of spans has positions. Less than one of 10^10 rows needs more: its
+last span then covers the rest."""
 
 _LONGEST_ROW = 0xFFFF  # documents and places in a row are numbered in 16 bits
 _BEHIND_SENTENCES = np.uint64(0xFFFFFFFF)
@@ -35,7 +36,9 @@ class TextInfillingConfig(FittedConfig):
     mask_share: float = Field(default=0.3, ge=0, lt=1)
     """Share of tokens that are covered by spans."""
     mean_span_length: float = Field(default=3.0, ge=1)
+    """Mean of the Poisson distribution that span lengths in tokens are drawn from."""
     permute_sentences: bool = True
+    """Whether the sentences of the encoder's text change places."""
 
     def needs(self, row_length: int) -> tuple[int, int]:
         num_masked = round(row_length * self.mask_share)
@@ -50,18 +53,26 @@ class TextInfillingConfig(FittedConfig):
                 f"{self.name} takes rows of at most {_LONGEST_ROW} tokens, not {row_length}: shorten data.decoder_length"
             )
         mask_id = vocabulary.token("[MASK]", self.name)
-        return TextInfilling(row_length, encoder_length, decoder_length, self, vocabulary, mask_id, seed)
+        return TextInfilling(
+            row_length=row_length,
+            encoder_length=encoder_length,
+            decoder_length=decoder_length,
+            config=self,
+            vocabulary=vocabulary,
+            mask_id=mask_id,
+            seed=seed,
+        )
 
 
 def most_spans(num_masked: int, mean_span_length: float) -> int:
-    """A number of spans whose Poisson lengths practically always cover `num_masked` tokens."""
+    """Number of spans whose Poisson lengths cover `num_masked` tokens in practically all rows."""
     if not num_masked:
         return 0
     mean = num_masked / mean_span_length
     return math.ceil(mean + _DEVIATIONS * math.sqrt(mean / mean_span_length) + _DEVIATIONS**2 / mean_span_length)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TextInfilling(Objective):
     row_length: int
     encoder_length: int
@@ -73,7 +84,7 @@ class TextInfilling(Objective):
 
     @property
     def cost(self) -> Cost:
-        return Cost(self.row_length, self.encoder_length, self.decoder_length, self.row_length)
+        return Cost(raw=self.row_length, encoder=self.encoder_length, decoder=self.decoder_length, target=self.row_length)
 
     def num_targets(self, row_lengths: Ints, samples: Ints) -> Ints:
         return row_lengths
@@ -88,7 +99,13 @@ class TextInfilling(Objective):
         targets = np.zeros_like(target_mask)
         targets[:, : self.row_length] = rows[:, : self.row_length]
         targets *= target_mask
-        return Batch(encoder_ids, encoder_mask, shift_right(targets, self.vocabulary.start), targets, target_mask)
+        return Batch(
+            encoder_ids=encoder_ids,
+            encoder_mask=encoder_mask,
+            decoder_ids=shift_right(targets, self.vocabulary.start),
+            targets=targets,
+            target_mask=target_mask,
+        )
 
     def _permuted(self, rows: Ints, row_lengths: Ints, samples: Ints) -> Ints:
         """The rows (B, L) with the sentences of each document in random order."""
@@ -97,7 +114,7 @@ class TextInfilling(Objective):
         closes = self.vocabulary.ends_sentence[rows] | is_end
         sentence = np.cumsum(closes, axis=1, dtype=np.int64) - closes
         drawn = CounterRNG(self.seed, "sentences", samples).keys(rows.shape[1])
-        # Sorted by document, then by what its sentence has drawn, then by place, which keeps a sentence's tokens in order.
+        # Sorted by document, then by the sentence's random number, then by position, which keeps a sentence's tokens in order.
         key = np.take_along_axis(drawn, sentence, axis=1).astype(np.uint64)
         key[is_end] = _BEHIND_SENTENCES
         document[~valid(row_lengths, rows.shape[1])] = _LONGEST_ROW
@@ -107,7 +124,7 @@ class TextInfilling(Objective):
         return np.take_along_axis(rows, order, axis=1)
 
     def _infilled(self, rows: Ints, draws: CounterRNG) -> tuple[Ints, NDArray[np.bool_]]:
-        """Rows (B, L) of one length → encoder ids (B, W), and which of them are used."""
+        """Rows (B, L) of one length → encoder ids (B, W), and a mask of those that are used."""
         num_rows, length = rows.shape
         num_masked = round(length * self.config.mask_share)
         if not num_masked:
@@ -117,7 +134,7 @@ class TextInfilling(Objective):
         width = length - num_masked + covered.shape[1]
         num_places = length - num_masked + num_spans
         is_mask = draws.subsets(num_spans, num_places, width)
-        before = np.cumsum(is_mask, axis=1, dtype=np.int64)  # masks up to and including each place
+        before = np.cumsum(is_mask, axis=1, dtype=np.int64)  # masks up to and including each position
         skipped = np.concatenate([np.zeros((num_rows, 1), dtype=np.int64), covered], axis=1)
         used = valid(num_places, width)
         place = np.arange(width) - before + np.take_along_axis(skipped, before, axis=1)
@@ -126,7 +143,7 @@ class TextInfilling(Objective):
 
 
 def span_ends(draws: CounterRNG, num_masked: int, mean_span_length: float) -> Ints:
-    """(B, S) how many tokens the first 1, 2, … spans cover, never more than `num_masked`, which the last one reaches."""
+    """(B, S) tokens that the first 1, 2, … spans cover: never more than `num_masked`, which the last span reaches."""
     lengths = poisson(draws.uniform(most_spans(num_masked, mean_span_length)), mean_span_length)
     covered = np.minimum(np.cumsum(lengths, axis=1), num_masked)
     covered[:, -1] = num_masked

@@ -1,4 +1,4 @@
-"""UL2's mixture of denoisers: span corruption mild (R) and extreme (X), and prefix-LM (S), each announced by a mode token.
+"""UL2's mixture of denoisers: mild (R) and extreme (X) span corruption and prefix-LM (S), each with a mode token.
 
 (Tay et al. 2022, arXiv:2205.05131: R has spans of 3 and 8 tokens at 15 %; X of 3, 8 and 64 at 50 %, and of 64 at 15 %; S a
 suffix of a quarter. Their tokens are [NLU], [NLG], [S2S].) All seven are equally likely by default.
@@ -30,19 +30,21 @@ _SPANS = (
 class UL2Config(ObjectiveConfig):
     name: Literal["ul2"] = "ul2"
     prefix_weight: float = Field(default=1.0, ge=0)
-    """Weight of prefix-LM, where each of the six span denoisers has 1; the ports that give it half of all samples have 6."""
+    """Weight of prefix-LM relative to each of the six span denoisers, which have 1. Ports that give prefix-LM half of all
+    samples have 6."""
     target_share: float = Field(default=0.25, gt=0, lt=1)
-    """Share of the row that prefix-LM writes."""
+    """Share of the row that the decoder writes under prefix-LM."""
     mode_tokens: bool = True
+    """Whether the encoder's text begins with the mode's token: [NLU], [NLG] or [S2S]."""
     repeat_sentinels: bool = False
-    """Where a row has more spans than the tokenizer has sentinels (50 % in spans of 3), start again from the first."""
+    """If a row has more spans than the tokenizer has sentinels (50 % in spans of 3), start again from the first."""
 
     def row_length(self, encoder_length: int, decoder_length: int) -> int:
         parts = [PartConfig(config, self.mode_tokens) for config, _, _ in self._parts()]
         return shared_row_length(parts, encoder_length, decoder_length)
 
     def default_decoder_length(self, encoder_length: int) -> int:
-        """As long as the encoder: what a denoiser takes from the encoder's text, it gives to the decoder's."""
+        """The encoder length: a denoiser moves text from the encoder to the decoder."""
         return encoder_length
 
     def build(self, row_length: int, encoder_length: int, decoder_length: int, vocabulary: Vocabulary, seed: str) -> Objective:
@@ -56,7 +58,7 @@ class UL2Config(ObjectiveConfig):
             )
             for number, ((config, _, mode), share) in enumerate(zip(parts, shares, strict=True))
         ]
-        return Mixture(tuple(built), encoder_length, decoder_length, seed)
+        return Mixture(parts=tuple(built), encoder_length=encoder_length, decoder_length=decoder_length, seed=seed)
 
     def _parts(self) -> list[tuple[ObjectiveConfig, float, str]]:
         spans: list[tuple[ObjectiveConfig, float, str]] = [

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Bytes that a rank sends in a step: within its tensor group, to adjacent stages, and for weights that two stages share."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from pipeline.config import RunConfig
 from pipeline.planner.footprint import PieceFootprint
 
 
-def _sent_on(model: Sequence[PieceFootprint], begin: int, end: int) -> int:
-    """Sent by a stage for one micro-batch: its state to the next one, gradients of what it received to the one before."""
+def boundary_bytes(model: Sequence[PieceFootprint], begin: int, end: int) -> int:
+    """Bytes that the stage of pieces [begin, end) sends for one micro-batch.
+
+    Its state goes to the next stage, the gradients of the state that it received go back to the previous one.
+    """
     forward = model[end - 1].sent_floats + model[end - 1].sent_integers if end < len(model) else 0
     return forward + (model[begin - 1].sent_floats if begin > 0 else 0)
 
 
-def _tied_bytes(model: Sequence[PieceFootprint], bounds: list[int]) -> int:
-    """Sent once a step to add up the fp32 gradients of a weight that two stages share."""
+def tied_gradient_bytes(model: Sequence[PieceFootprint], bounds: list[int]) -> int:
+    """Bytes sent once a step to sum the fp32 gradients of a weight that two stages share; 0 if one stage holds both."""
     place = {piece.name: index for index, piece in enumerate(model)}
     for index, piece in enumerate(model):
         if piece.tied_to is not None:
@@ -26,8 +29,8 @@ def _tied_bytes(model: Sequence[PieceFootprint], bounds: list[int]) -> int:
     return 0
 
 
-def _tensor_bytes(config: RunConfig, part: Sequence[PieceFootprint], lengths: Lengths) -> float:
-    """Sent by a rank within its tensor group for one micro-batch, forward and backward.
+def tensor_parallel_bytes(config: RunConfig, part: Sequence[PieceFootprint], lengths: Lengths) -> float:
+    """Bytes that a rank sends within its tensor group for one micro-batch, forward and backward.
 
     A ring all-reduce of S bytes sends 2 (t - 1) / t * S, all-gather and reduce-scatter half of that.
     """
@@ -49,17 +52,17 @@ def _tensor_bytes(config: RunConfig, part: Sequence[PieceFootprint], lengths: Le
 
 
 def _reductions(config: RunConfig, piece: PieceFootprint, lengths: Lengths) -> tuple[float, float]:
-    """All-reduces of a token's state, times tokens, in a piece's forward and backward pass; a gathering counts a half."""
+    """All-reduces of a token's state, times tokens, in a piece's forward and backward pass; an all-gather counts as a half."""
     model = config.model
     written = decoder_tokens(model, lengths)
     if piece.name.startswith("encoder.layers."):
         attends, gated = not piece.transforms, model.encoder_block_config.gated
         forward, backward = 1.0 + attends, 1.0 + gated + 3 * attends  # backward: one for each product that shares an input
         if config.train.micro_batch_size % config.mesh.tensor_parallel == 0:
-            # sharded over the batch: one gathering serves them all; the region is entered and left once
+            # sharded over the batch: one all-gather serves them all; the region is entered and left once
             backward = 1.0 + attends + 0.5 * (piece.name == "encoder.layers.0")
             forward += 0.5 * (piece.name == f"encoder.layers.{model.num_encoder_layers - 1}")
-        elif piece.transforms:  # half of the columns gathered
+        elif piece.transforms:  # an all-gather of half of the columns
             forward, backward = forward + 0.25, backward + 0.25
         return lengths.encoder * forward, lengths.encoder * backward
     if piece.name.startswith("decoder.layers."):

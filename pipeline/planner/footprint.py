@@ -1,4 +1,4 @@
-"""What each piece of a model holds on one tensor rank, found by running it on PyTorch's meta device: shapes without numbers.
+"""The size of each piece of a model on one tensor rank, found by running it on PyTorch's meta device, which has shapes only.
 
 Parameters are counted exactly. Activations are what autograd saves for the backward pass of one micro-batch, each storage
 once, parameters excluded.
@@ -24,27 +24,31 @@ from pipeline.objectives.loss import token_logits
 _REGION = "encoder.layers."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PieceFootprint:
+    """Sizes of one piece of the model."""
+
     name: str
     flops: float
-    """Forward, one sequence, all tensor ranks together."""
+    """FLOPs of the forward pass of one sequence, all tensor ranks together."""
     decayed: int
     """Elements on one tensor rank that weight decay applies to."""
     plain: int
+    """Elements on one tensor rank without weight decay."""
     saved_bytes: int
-    """Saved for backward on one tensor rank, one micro-batch."""
+    """Bytes saved for the backward pass of one micro-batch on one tensor rank."""
     passed_bytes: int
-    """What it hands on that is new: all that recomputation keeps of it, and what a pipeline sends behind it."""
+    """Bytes of new tensors in its output: what recomputation keeps, and what a pipeline sends after it."""
     sent_floats: int
-    """Bytes of float tensors in the state behind it: what a stage that ends here sends on, and gets gradients for."""
+    """Bytes of float tensors in the state after it: a stage that ends here sends them and receives their gradients."""
     sent_integers: int
+    """Bytes of integer tensors in the state after it, which have no gradients."""
     partial: int
     """Elements whose gradients are summed over the tensor ranks once a step: replicated ones inside a batch-sharded encoder."""
     tied_to: str | None
     starts_stage: bool
     transforms: bool
-    """Whether it mixes tokens by a transform in the place of attention."""
+    """Whether it mixes tokens by a transform instead of attention."""
 
 
 class ShapeLayers(TorchLayers):
@@ -72,7 +76,7 @@ class ShapeLayers(TorchLayers):
 def footprints(
     config: ModelConfig, lengths: Lengths, micro_batch_size: int, tensor_parallel: int, dtype: torch.dtype
 ) -> list[PieceFootprint]:
-    """Every piece of the model on one of `tensor_parallel` ranks; weights and activations in `dtype`."""
+    """The footprint of every piece of the model on one of `tensor_parallel` ranks; weights and activations in `dtype`."""
     by_batch = tensor_parallel > 1 and micro_batch_size % tensor_parallel == 0
     with torch.device("meta"):
         factory = ShapeLayers(tensor_parallel)
@@ -95,7 +99,7 @@ def footprints(
             partial = 0
             if by_batch and piece.name in region:
                 partial = _replicated(piece, module)
-                if piece.name != region[-1]:  # it crosses as this rank's samples alone
+                if piece.name != region[-1]:  # only this rank's samples are sent
                     hidden = after.encoder_hidden if hasattr(after, "encoder_hidden") else after.hidden
                     floats -= _bytes_of((hidden,), floating=True) * (tensor_parallel - 1) // tensor_parallel
             result.append(_footprint(piece, module, saved, passed, (floats, integers), partial))
@@ -122,7 +126,7 @@ def _bytes_of(state: Any, floating: bool) -> int:
 
 
 def _replicated(piece: Piece, module: nn.Module) -> int:
-    """Elements of the parameters that every tensor rank holds whole."""
+    """Elements of the parameters that are replicated on every tensor rank."""
     whole = dict(piece.build(TorchLayers()).named_parameters())
     return sum(part.numel() for name, part in module.named_parameters() if part.shape == whole[name].shape)
 
@@ -155,7 +159,7 @@ def _saved_by(module: nn.Module, run: Any) -> tuple[int, Any]:
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage  # held, so that no other storage takes its number
+            kept[storage._cdata] = storage  # kept alive, so that no other storage gets its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -164,7 +168,7 @@ def _saved_by(module: nn.Module, run: Any) -> tuple[int, Any]:
 
 
 def _divided(layer: nn.Module, saved: int, state: Any, tensor_parallel: int) -> int:
-    """An encoder layer sharded over the batch: all but its sharded products keep 1/t (`batch_sharding.py`)."""
+    """An encoder layer sharded over the batch: everything but its sharded products keeps 1/t (`batch_parallel_encoder.py`)."""
     is_pair = hasattr(state, "encoder_hidden")
     hidden = (state.encoder_hidden if is_pair else state.hidden).detach().requires_grad_()
     mask = state.encoder_mask if is_pair else state.mask

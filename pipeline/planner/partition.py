@@ -1,6 +1,6 @@
-"""Where a model is cut into pipeline stages, and which of its parameters weight decay applies to: decided without any library.
+"""The partition of a model into pipeline stages: the contiguous one whose most expensive stage costs the fewest FLOPs.
 
-The planner and the command line ask the same questions as the engine, on machines without GPUs and before anything is started.
+The planner, the engine and resharding all call this, so they agree. It needs no GPU and no distributed library.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Protocol
 from models.architectures.pieces import pieces
 from models.layers.factory import TorchLayers
 from pipeline.config import RunConfig
-from pipeline.planner.memory import _footprints, _limit
+from pipeline.planner.memory import memory_check, recipe_footprints
 
 
 class Partitionable(Protocol):
-    """What the cut looks at: a piece of the model, or its footprint."""
+    """What the partition reads of a piece of the model, or of its footprint."""
 
     @property
     def flops(self) -> float: ...
@@ -27,14 +27,17 @@ class Partitionable(Protocol):
 def partition_stages(
     model: Sequence[Partitionable], num_stages: int, fits: Callable[[int, int, int], bool] = lambda *_: True
 ) -> list[int]:
-    """Bounds [0, …, len(model)] of the contiguous cut whose most expensive stage costs the fewest FLOPs.
+    """Bounds [0, …, len(model)] of the contiguous partition whose most expensive stage costs the fewest FLOPs.
 
     A stage starts only at a piece that allows it; `fits(stage, begin, end)` says whether it may hold these pieces. Raises
-    ValueError where there are too few places to cut, or no cut fits.
+    ValueError if the model has too few places to start a stage, or no partition fits.
     """
     starts = [0] + [index for index, piece in enumerate(model) if piece.starts_stage and index > 0]
     if len(starts) < num_stages:
-        raise ValueError(f"mesh.pipeline_parallel {num_stages} exceeds the {len(starts)} places at which this model can be cut")
+        raise ValueError(
+            f"mesh.pipeline_parallel {num_stages} exceeds the {len(starts)} pieces of this model that can start a stage: "
+            "lower it"
+        )
     cost = [0.0]
     for piece in model:
         cost.append(cost[-1] + piece.flops)
@@ -56,15 +59,15 @@ def partition_stages(
         best.append(row)
     if len(ends) - 1 not in best[-1]:
         raise ValueError(
-            f"no cut into mesh.pipeline_parallel {num_stages} stages keeps each within mesh.stage_memory_gb: raise either, "
-            "or lower train.micro_batch_size"
+            f"no partition into mesh.pipeline_parallel {num_stages} stages keeps each within mesh.stage_memory_gb: raise "
+            "either, or lower train.micro_batch_size"
         )
     return best[-1][len(ends) - 1][1]
 
 
 def stage_bounds(config: RunConfig, data_parallel: int) -> list[int]:
-    """Where the pieces of a recipe's model are cut on its mesh. Raises ValueError where they cannot be."""
+    """The stage bounds of a recipe's model on its mesh. Raises ValueError if there is no such partition."""
     if config.mesh.stage_memory_gb is None:  # FLOPs are known without running the model on shapes
         return partition_stages(pieces(config.model, TorchLayers(), config.data.lengths), config.mesh.pipeline_parallel)
-    model = _footprints(config)
-    return partition_stages(model, config.mesh.pipeline_parallel, _limit(config, model, data_parallel))
+    model = recipe_footprints(config)
+    return partition_stages(model, config.mesh.pipeline_parallel, memory_check(config, model, data_parallel))

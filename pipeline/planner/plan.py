@@ -12,19 +12,21 @@ A micro-batches a replica, P stages. No overlap of communication with computatio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from pipeline.config import MeshConfig, RunConfig
-from pipeline.planner.communication import _sent_on, _tensor_bytes, _tied_bytes
+from pipeline.planner.communication import boundary_bytes, tensor_parallel_bytes, tied_gradient_bytes
+from pipeline.planner.footprint import PieceFootprint
 from pipeline.planner.hardware import GPU, LINK_EFFICIENCY, MATMUL_EFFICIENCY, USABLE_MEMORY
-from pipeline.planner.memory import _footprints, _held, _limit, _stage_bytes, num_parameters
+from pipeline.planner.memory import held_pieces, memory_check, num_parameters, recipe_footprints, stage_bytes
 from pipeline.planner.partition import partition_stages
 
 _TRANSFORM_BYTES = 32  # an FFT in fp32 reads and writes a real and two complex numbers for each point
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StagePlan:
     """One pipeline stage on one of its ranks."""
 
@@ -44,7 +46,7 @@ class StagePlan:
         return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A recipe on a mesh."""
 
@@ -74,76 +76,106 @@ class Plan:
 
 
 def make_plan(config: RunConfig, data_parallel: int, device: GPU) -> Plan:
-    """Plan a recipe on its own mesh with so many replicas. Raises ValueError where it cannot stand on it."""
+    """Plan a recipe on its own mesh with `data_parallel` replicas.
+
+    Raises ValueError if the batch does not divide, or if the model has no partition into the mesh's stages.
+    """
     mesh, train = config.mesh, config.train
-    tp, pp = mesh.tensor_parallel, mesh.pipeline_parallel
     num_micro_batches = train.accumulation_steps(data_parallel)
-    lengths = config.data.lengths
-    model = _footprints(config)
-    bounds = partition_stages(model, pp, _limit(config, model, data_parallel))
-    crosses_nodes = tp * pp * data_parallel > device.per_node
-    between_nodes = device.network_bandwidth if crosses_nodes else device.link_bandwidth
-    stages = []
-    tensor_bytes = []
-    total_flops = sum(piece.flops for piece in model)
-    for number, (begin, end) in enumerate(pairwise(bounds)):
-        part = model[begin:end]
-        held = _held(part)
-        flops = sum(piece.flops for piece in part)
-        sent = _tensor_bytes(config, part, lengths)
-        ring = 2 * (tp - 1) / tp
-        tensor_bytes.append(num_micro_batches * sent + ring * 4 * sum(piece.partial for piece in part))
-        transform_bytes = sum(
-            3 * _TRANSFORM_BYTES * train.micro_batch_size * lengths.encoder * config.model.d_model for p in part if p.transforms
-        )
-        passes = 4 if train.recompute else 3
-        seconds = passes * flops * train.micro_batch_size / tp / (device.peak_flops * MATMUL_EFFICIENCY)
-        seconds += transform_bytes / tp / device.memory_bandwidth + sent / (device.link_bandwidth * LINK_EFFICIENCY)
-        seconds += _sent_on(model, begin, end) / (between_nodes * LINK_EFFICIENCY)
-        weights, gradients, optimizer, activations = _stage_bytes(config, part, number, data_parallel)
-        stages.append(
-            StagePlan(
-                first_piece=part[0].name,
-                last_piece=part[-1].name,
-                num_parameters=sum(piece.decayed + piece.plain for piece in held),
-                flops_share=flops / total_flops,
-                weight_bytes=weights,
-                gradient_bytes=gradients,
-                optimizer_bytes=optimizer,
-                activation_bytes=activations,
-                seconds=seconds,
-            )
-        )
-    slowest = max(stage.seconds for stage in stages)
-    working = (num_micro_batches + pp - 1) * slowest
-    ideal = num_micro_batches * sum(stage.seconds for stage in stages) / pp
-    widest = max(stage.num_parameters for stage in stages)
-    element = 2 if train.precision == "bf16" else 4
-    share = (data_parallel - 1) / data_parallel
-    data_bytes = share * widest * (2 * 4 + element)  # all-reduce of fp32 gradients, all-gather of weights
-    pipeline_bytes = num_micro_batches * max(_sent_on(model, begin, end) for begin, end in pairwise(bounds))
-    tied_bytes = _tied_bytes(model, bounds)
-    step_seconds = working + (data_bytes + tied_bytes) / (between_nodes * LINK_EFFICIENCY)
-    flops_per_step = 3 * total_flops * train.global_batch_size
+    model = recipe_footprints(config)
+    bounds = partition_stages(model, mesh.pipeline_parallel, memory_check(config, model, data_parallel))
+    num_gpus = mesh.tensor_parallel * mesh.pipeline_parallel * data_parallel
+    slowest_link = device.network_bandwidth if num_gpus > device.per_node else device.link_bandwidth
+    stages = tuple(
+        _stage_plan(config, model, number, bound, data_parallel, device, slowest_link)
+        for number, bound in enumerate(pairwise(bounds))
+    )
+    data_bytes = _data_parallel_bytes(stages, data_parallel, train.precision)
+    tied_bytes = tied_gradient_bytes(model, bounds)
+    working, bubble = _pipeline_seconds(stages, num_micro_batches)
+    step_seconds = working + (data_bytes + tied_bytes) / (slowest_link * LINK_EFFICIENCY)
+    flops_per_step = 3 * sum(piece.flops for piece in model) * train.global_batch_size
     return Plan(
         mesh=mesh,
         data_parallel=data_parallel,
         num_parameters=num_parameters(config),
         flops_per_step=flops_per_step,
-        stages=tuple(stages),
+        stages=stages,
         num_micro_batches=num_micro_batches,
-        tensor_bytes=max(tensor_bytes),
-        pipeline_bytes=pipeline_bytes + tied_bytes,
+        tensor_bytes=max(_tensor_bytes_a_step(config, model[begin:end], num_micro_batches) for begin, end in pairwise(bounds)),
+        pipeline_bytes=num_micro_batches * max(boundary_bytes(model, *bound) for bound in pairwise(bounds)) + tied_bytes,
         data_bytes=data_bytes,
-        bubble=1 - ideal / working,
+        bubble=bubble,
         step_seconds=step_seconds,
-        mfu=flops_per_step / (step_seconds * tp * pp * data_parallel * device.peak_flops),
+        mfu=flops_per_step / (step_seconds * num_gpus * device.peak_flops),
         tokens_per_step=train.global_batch_size * config.data.row_length,
     )
 
 
+def _stage_plan(
+    config: RunConfig,
+    model: Sequence[PieceFootprint],
+    number: int,
+    bound: tuple[int, int],
+    data_parallel: int,
+    device: GPU,
+    slowest_link: float,
+) -> StagePlan:
+    """Stage `number` with the pieces [begin, end) of `bound`; `slowest_link` (bytes per second) carries its state onwards."""
+    part = model[slice(*bound)]
+    flops = sum(piece.flops for piece in part)
+    weights, gradients, optimizer, activations = stage_bytes(config, part, number, data_parallel)
+    return StagePlan(
+        first_piece=part[0].name,
+        last_piece=part[-1].name,
+        num_parameters=sum(piece.decayed + piece.plain for piece in held_pieces(part)),
+        flops_share=flops / sum(piece.flops for piece in model),
+        weight_bytes=weights,
+        gradient_bytes=gradients,
+        optimizer_bytes=optimizer,
+        activation_bytes=activations,
+        seconds=_stage_seconds(config, model, bound, device, slowest_link),
+    )
+
+
+def _stage_seconds(
+    config: RunConfig, model: Sequence[PieceFootprint], bound: tuple[int, int], device: GPU, slowest_link: float
+) -> float:
+    """Forward and backward of one micro-batch: matrix products, transforms and tensor group, then the adjacent stages."""
+    train, tp, part = config.train, config.mesh.tensor_parallel, model[slice(*bound)]
+    flops = sum(piece.flops for piece in part)
+    passes = 4 if train.recompute else 3
+    points = train.micro_batch_size * config.data.lengths.encoder * config.model.d_model
+    transform_bytes = sum(3 * _TRANSFORM_BYTES * points for piece in part if piece.transforms)
+    sent = tensor_parallel_bytes(config, part, config.data.lengths)
+    seconds = passes * flops * train.micro_batch_size / tp / (device.peak_flops * MATMUL_EFFICIENCY)
+    seconds += transform_bytes / tp / device.memory_bandwidth + sent / (device.link_bandwidth * LINK_EFFICIENCY)
+    return seconds + boundary_bytes(model, *bound) / (slowest_link * LINK_EFFICIENCY)
+
+
+def _tensor_bytes_a_step(config: RunConfig, part: Sequence[PieceFootprint], num_micro_batches: int) -> float:
+    """Sent by a rank within its tensor group: activations of each micro-batch, and once the gradients of replicated weights."""
+    ring = 2 * (config.mesh.tensor_parallel - 1) / config.mesh.tensor_parallel
+    sent = tensor_parallel_bytes(config, part, config.data.lengths)
+    return num_micro_batches * sent + ring * 4 * sum(piece.partial for piece in part)
+
+
+def _data_parallel_bytes(stages: Sequence[StagePlan], data_parallel: int, precision: str) -> float:
+    """Sent once a step by a rank of the largest stage: all-reduce of fp32 gradients, all-gather of weights."""
+    element = 2 if precision == "bf16" else 4
+    share = (data_parallel - 1) / data_parallel
+    return share * max(stage.num_parameters for stage in stages) * (2 * 4 + element)
+
+
+def _pipeline_seconds(stages: Sequence[StagePlan], num_micro_batches: int) -> tuple[float, float]:
+    """(seconds until the last micro-batch is through the pipeline, share of them in which a stage waits)."""
+    working = (num_micro_batches + len(stages) - 1) * max(stage.seconds for stage in stages)
+    ideal = num_micro_batches * sum(stage.seconds for stage in stages) / len(stages)
+    return working, 1 - ideal / working
+
+
 def propose(config: RunConfig, num_gpus: int, device: GPU) -> Plan:
-    """The fastest plan on so many GPUs that fits in their memory. Raises ValueError where none does."""
+    """The fastest plan on `num_gpus` GPUs that fits in their memory. Raises ValueError if none does."""
     plans = []
     for tp in (1, 2, 4, 8):
         for pp in (1, 2, 4, 8, 16, 32):
@@ -154,9 +186,9 @@ def propose(config: RunConfig, num_gpus: int, device: GPU) -> Plan:
                 try:
                     tried = RunConfig.model_validate({**config.model_dump(), "mesh": mesh.model_dump()})
                     plans.append(make_plan(tried, num_gpus // (tp * pp), device))
-                except ValueError:  # heads, layers or rows that do not divide, or no cut that fits: not a mesh of this model
+                except ValueError:  # heads, layers or rows that do not divide, or no partition that fits: try the next mesh
                     break
-                if fits(plans[-1], device):  # cut by FLOPs, and no memory in its way
+                if fits(plans[-1], device):  # the partition by FLOPs fits: no need for one by memory
                     break
     if not plans:
         raise ValueError(
@@ -167,7 +199,7 @@ def propose(config: RunConfig, num_gpus: int, device: GPU) -> Plan:
     if not fitting:
         nearest = min(plans, key=lambda plan: plan.peak_bytes)
         raise ValueError(
-            f"{config.model.size} does not fit on {num_gpus} {device.name}: the leanest mesh (tensor "
+            f"{config.model.size} does not fit on {num_gpus} {device.name}: the mesh that needs the least memory (tensor "
             f"{nearest.mesh.tensor_parallel} × pipeline {nearest.mesh.pipeline_parallel} × data {nearest.data_parallel}) needs "
             f"{nearest.peak_bytes / 1e9:.0f} GB; take more GPUs, a smaller train.micro_batch_size, or train.recompute=true"
         )
@@ -175,4 +207,5 @@ def propose(config: RunConfig, num_gpus: int, device: GPU) -> Plan:
 
 
 def fits(plan: Plan, device: GPU) -> bool:
+    """Whether every stage of a plan stays within the usable memory of the device."""
     return plan.peak_bytes <= USABLE_MEMORY * device.memory_bytes

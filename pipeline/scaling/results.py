@@ -1,8 +1,8 @@
-"""The results of ladders and of single run folders, each a point with what else a report shows of it, or left out by name.
+"""The results of ladders and of single run folders: each is a point with further columns of the report, or excluded with
+a reason.
 
-Arms of one objective form a set. On prefix-LM all arms, gpt2 among them, are measured by the yardstick: bits per byte of the
-same suffixes given the same prefixes. On other objectives encoder-decoders are measured by their own loss, never on one axis
-with another objective's.
+Arms of one objective form a set. On prefix-LM all arms, gpt2 among them, are measured by suffix bits per byte on the same text.
+On other objectives encoder-decoders are measured by their own loss, never on one axis with another objective's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from models.sizes import shape_of
-from pipeline.eval.suffix_bpb import ALL, SUFFIX_BPB_FILE
+from pipeline.eval.suffix_bpb import ALL, suffix_bpb_file
 from pipeline.run_folder import METRICS
 from pipeline.scaling.fit.points import CheckedRuns, Excluded, Point, check_runs
 from pipeline.scaling.ladder.ladder import LADDER_FILE, End, Ladder, PlannedRun, read_ladder
@@ -26,12 +26,12 @@ from pipeline.scaling.runs import read_run
 from pipeline.tracking.metrics import read_metrics
 
 _ONE_BUDGET = 1.05
-"""Run folders without a ladder whose FLOPs lie within 5 % of each other count as one budget."""
+"""Run folders without a ladder whose FLOPs are within 5 % of each other have one budget."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """A run that ended, beside its point."""
+    """A finished run: its point and what else a report shows."""
 
     point: Point
     folder: Path
@@ -39,7 +39,7 @@ class RunResult:
     own_loss: float
     """Last validation loss, nats per target token of its own objective."""
     sources: dict[str, float]
-    """Bits per byte by source; empty where the yardstick was not applied."""
+    """Bits per byte by source; empty if suffix bits per byte were not evaluated."""
     steps: int
     rows: int
     learning_rate: float
@@ -47,7 +47,7 @@ class RunResult:
     decoder_tokens: float
     target_tokens: float
     memory_gb: float | None
-    """Peak of the process, or of the device."""
+    """Peak memory of the process, or of the device, in GB."""
     non_embedding: int
     config: dict[str, Any]
     provenance: dict[str, str]
@@ -58,16 +58,16 @@ class RunResult:
         return shape_of(self.config["model"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResultSet:
-    """Everything that may be compared with each other."""
+    """Results that may be compared with each other."""
 
     name: str
-    """The objective: of prefix-LM, gpt2's causal text included."""
+    """The objective. prefix_lm includes gpt2's causal_lm."""
     measure: str
     checked: CheckedRuns
     results: tuple[RunResult, ...]
-    """One for each point, in their order."""
+    """One for each point, in the order of the points."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def collect(folders: Sequence[Path]) -> Collected:
         excluded += checked.excluded
         if checked.points:
             chosen = tuple(members[point.run] for point in checked.points)
-            sets.append(ResultSet(name, checked.points[0].measure, checked, chosen))
+            sets.append(ResultSet(name=name, measure=checked.points[0].measure, checked=checked, results=chosen))
     return Collected(tuple(ladders), tuple(sets), tuple(excluded))
 
 
@@ -111,7 +111,7 @@ def _of_ladder(place: Path, name: str, ladder: Ladder, run: PlannedRun, end: End
         return Excluded(str(folder), "was not started yet")
     try:
         rate = rate_for(place, ladder, run)
-    except ValueError:  # the sweeps are not at hand
+    except ValueError:  # the sweeps are not in this folder
         rate = None
     planned = run_config(ladder, run, end, rate or 1.0, None).model_dump(mode="json")
     there = _config_of(folder / "config.json")
@@ -122,13 +122,13 @@ def _of_ladder(place: Path, name: str, ladder: Ladder, run: PlannedRun, end: End
             return Excluded(str(folder), f"is not the run that was planned: its {key} differs")
     result = _result(folder, run.arm, end.budget, run.size, True)
     if isinstance(result, RunResult) and result.point.problem is None and _set_of(result) == "prefix_lm" and not result.sources:
-        return Excluded(str(folder), "was not scored on the yardstick yet: bring it to its end by `fnet-t5 scaling run`")
+        return Excluded(str(folder), "has no suffix bits per byte yet: complete it with `fnet-t5 scaling run`")
     return result
 
 
 def _singles(folders: Sequence[Path]) -> list[RunResult | Excluded]:
-    """Run folders that no ladder planned: the arm from the model, the budget from what was spent."""
-    are_measured = all((folder / SUFFIX_BPB_FILE).is_file() for folder in folders)
+    """Run folders without a ladder: the arm follows from the model, the budget from the FLOPs that were spent."""
+    are_measured = all(suffix_bpb_file(folder) for folder in folders)
     found: list[RunResult | Excluded] = []
     for folder in folders:
         model = _config_of(folder / "config.json").get("model", {})
@@ -148,14 +148,14 @@ def _singles(folders: Sequence[Path]) -> list[RunResult | Excluded]:
 
 
 def _config_of(config_file: Path) -> dict[str, Any]:
-    """Empty where there is none; `read_run` then says what is wrong with the file."""
+    """The values of a config.json; empty if it is unreadable, which `read_run` then reports."""
     with suppress(OSError, ValueError, TypeError):
         return dict(json.loads(config_file.read_bytes()))
     return {}
 
 
 def _differences(planned: Mapping[str, Any], there: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    """Keys with other values; what only one of the two has was added to the code since."""
+    """Keys with different values. A key that only one of the two has was added to the code later, and is ignored."""
     for key in planned.keys() & there.keys():
         mine, its = planned[key], there[key]
         if isinstance(mine, Mapping) and isinstance(its, Mapping):
@@ -177,7 +177,7 @@ def _arm_of(model: dict[str, Any]) -> str:
 
 
 def _result(folder: Path, arm: str, budget: float, size: str, by_suffix_bpb: bool) -> RunResult | Excluded:
-    """The end of a run, measured by the yardstick where that is asked for and was applied, else by its own loss."""
+    """The end of a run, measured by suffix bits per byte if asked for and evaluated, else by its own loss."""
     try:
         return _read_result(folder, arm, budget, size, by_suffix_bpb)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -192,25 +192,14 @@ def _read_result(folder: Path, arm: str, budget: float, size: str, by_suffix_bpb
     rows = read_metrics(folder / METRICS)
     last = rows[-1]
     objective = str(config["data"]["objective"]["name"])
-    own_loss, sources = point.loss, {}
-    if (
-        by_suffix_bpb
-        and objective in ("prefix_lm", "causal_lm")
-        and (folder / SUFFIX_BPB_FILE).is_file()
-        and point.problem is None
-    ):
-        measured = json.loads((folder / SUFFIX_BPB_FILE).read_bytes())
-        for name, one in measured["sources"].items():
-            if not math.isclose(one["bits_per_byte"], one["nll"] / math.log(2) / one["target_bytes"], rel_tol=1e-9):
-                return Excluded(
-                    str(folder), f"{SUFFIX_BPB_FILE} was changed: bits_per_byte of {name} is not nll / ln 2 / target_bytes"
-                )
-        sources = {name: float(one["bits_per_byte"]) for name, one in measured["sources"].items() if name != ALL}
-        whole = measured["sources"][ALL]
-        measure = (
-            f"bits per byte of {measured['suffix']} tokens given {measured['prefix']} tokens, text {whole['text_sha256'][:8]}"
-        )
-        point = replace(point, loss=float(whole["bits_per_byte"]), measure=measure)
+    own_loss = point.loss
+    sources: dict[str, float] = {}
+    scores = suffix_bpb_file(folder)
+    if by_suffix_bpb and objective in ("prefix_lm", "causal_lm") and scores is not None and point.problem is None:
+        measured = _with_suffix_bpb(point, scores)
+        if isinstance(measured, Excluded):
+            return measured
+        point, sources = measured
     provenance = folder / "provenance.json"
     memory = [row["memory_gb"] for row in rows if row.get("memory_gb") is not None]
     return RunResult(
@@ -232,8 +221,20 @@ def _read_result(folder: Path, arm: str, budget: float, size: str, by_suffix_bpb
     )
 
 
+def _with_suffix_bpb(point: Point, scores: Path) -> tuple[Point, dict[str, float]] | Excluded:
+    """The point with suffix bits per byte as its loss, and bits per byte by source. Excluded if the file was edited."""
+    measured = json.loads(scores.read_bytes())
+    for name, one in measured["sources"].items():
+        if not math.isclose(one["bits_per_byte"], one["nll"] / math.log(2) / one["target_bytes"], rel_tol=1e-9):
+            return Excluded(point.run, f"{scores.name} was changed: bits_per_byte of {name} is not nll / ln 2 / target_bytes")
+    whole = measured["sources"][ALL]
+    measure = f"bits per byte of {measured['suffix']} tokens given {measured['prefix']} tokens, text {whole['text_sha256'][:8]}"
+    sources = {name: float(one["bits_per_byte"]) for name, one in measured["sources"].items() if name != ALL}
+    return replace(point, loss=float(whole["bits_per_byte"]), measure=measure), sources
+
+
 def _non_embedding(num_parameters: int, model: dict[str, Any]) -> int:
-    """Without the table of tokens and, where it is not the same, the head."""
+    """Parameters without the embedding table and an untied head."""
     multiple = model["vocab_multiple"]
     rows = math.ceil(model["vocab_size"] / multiple) * multiple
     return num_parameters - rows * model["d_model"] * (1 if model["tie_embeddings"] else 2)

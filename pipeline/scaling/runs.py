@@ -1,4 +1,4 @@
-"""A run folder as a point of a scaling fit, or the reason why it is none. Reads JSON alone: no weights, no torch."""
+"""A run folder as a point of a scaling fit, or the reason why it is excluded. Reads only JSON: no weights, no torch."""
 
 from __future__ import annotations
 
@@ -7,29 +7,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_prep.dataset.manifest import ManifestError, load_manifest
 from data_prep.files import canonical_json, sha256_file
 from data_prep.tokenization.tokenizer import TOKENIZER_FILE
 from models.config import ModelConfig
 from models.cost.parameters import num_parameters
-from pipeline.scaling.fit.points import Curve, Excluded, Point
+from pipeline.scaling.fit.points import Excluded, Point
 from pipeline.tracking.metrics import read_metrics
 
 _CONFIG, _METRICS, _STATUS, _ALL = "config.json", "metrics.jsonl", "STATUS", "all"
 _RISEN = 1.05
-"""A run that ends this much above its own lowest validation loss has left the rails, even if its numbers are finite."""
+"""A run that ends this much above its own lowest validation loss has diverged, even if its numbers are finite."""
 
 
 def read_run(
     folder: Path, *, arm: str, budget: float, size: str | None = None, train_tokens: int | None = None
 ) -> Point | Excluded:
-    """The end of a run: its last validation loss over all sources, and what it had spent by then.
+    """The end of a run: its last validation loss over all sources, and the tokens, FLOPs and seconds until then.
 
-    `size` is its place on the ladder (default: model.size). `train_tokens` are the distinct tokens of the training text, for
-    runs whose data folder is gone; else the folder's manifest says. Whatever is missing or unfinished is named in an
-    `Excluded`. Raises ValueError for files that are there but are not ours.
+    `size` is its name on the ladder (default: model.size). `train_tokens` is the number of distinct tokens of the training
+    text, for runs whose data folder is gone (default: from the folder's manifest). A missing or unfinished part gives an
+    `Excluded` that names it. Raises ValueError for files that exist but cannot be read.
     """
     try:
         config = _read_json(folder / _CONFIG)
@@ -61,21 +59,8 @@ def read_run(
     )
 
 
-def read_curve(folder: Path) -> Curve:
-    """The validation losses of a run that `read_run` takes. Raises ValueError where it has none."""
-    try:
-        config = _read_json(folder / _CONFIG)
-        rows = [row for row in _validations(folder) if row["validation_loss"] is not None]
-    except _MissingError as missing:
-        raise ValueError(f"{folder} has no loss curve: {missing}") from missing
-    return Curve(
-        num_parameters(ModelConfig(**config["model"])),
-        *(np.array([row[name] for row in rows], dtype=np.float64) for name in ("raw_tokens", "flops", "validation_loss")),
-    )
-
-
 class _MissingError(Exception):
-    """Something that a result needs is not there."""
+    """A file or value that a result needs is missing."""
 
 
 def _existing(path: Path) -> Path:
@@ -112,7 +97,7 @@ def _latest(folder: Path) -> Path:
 
 
 def _measure(data: Mapping[str, Any]) -> str:
-    """All that decides which target tokens a validation loss is the mean of, beside the data itself."""
+    """What, besides the data, decides which target tokens a validation loss is the mean of."""
     objective = canonical_json(data["objective"]).decode()
     lengths = f"{data['encoder_length']}+{data['decoder_length']}"
     return f"nats per target token of {objective} at {lengths} on {data['validation_rows']} rows"
@@ -126,14 +111,14 @@ def _problem(status: str, step: int, steps: int, rows: list[dict[str, Any]]) -> 
     if losses[-1] > _RISEN * min(finite):
         return f"diverged: validation loss {losses[-1]:.4f} at its end, {min(finite):.4f} before"
     if status != "finished":
-        return f"its status is {status}, at step {step} of {steps}: continue it first"
+        return f"its status is {status}, at step {step} of {steps}: resume it first"
     if step != steps:
         return f"its last validation is of step {step}, not of its last step {steps}"
     return None
 
 
 def _epochs(data: Mapping[str, Any], tokens: float, train_tokens: int | None) -> float:
-    """Passes over the text that training came back to most: of a blend's folders, and of sources that `prepare` repeated."""
+    """Passes over the text that was repeated most, among a blend's folders and the sources that `prepare` repeated."""
     if train_tokens is not None:
         return tokens / train_tokens
     parts = [(part["path"], part["weight"]) for part in data["blend"]] or [(data["path"], 1.0)]
@@ -143,7 +128,7 @@ def _epochs(data: Mapping[str, Any], tokens: float, train_tokens: int | None) ->
         try:
             manifest = load_manifest(path)
         except ManifestError as error:
-            raise _MissingError(f"how often it repeats its data is not known ({error}); or give its train_tokens") from error
+            raise _MissingError(f"how often it repeats its data is unknown ({error}); or give its train_tokens") from error
         repeated = max(manifest.epochs.values(), default=1.0)
         passes.append(tokens * weight / total / manifest.splits["train"].total.tokens * max(1.0, repeated))
     return max(passes)

@@ -125,7 +125,7 @@ def objective_of(training: Training) -> Objective:
     )
 
 
-PREFIX_LM = PrefixLM(*LENGTHS, start_id=0)
+PREFIX_LM = PrefixLM(encoder_length=LENGTHS[0], decoder_length=LENGTHS[1], start_id=0)
 
 
 def global_batch(step: int, objective: Objective = PREFIX_LM) -> tuple[AnyBatch, tuple[int, ...]]:

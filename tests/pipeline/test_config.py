@@ -108,7 +108,7 @@ def test_an_objective_is_a_name_or_a_name_with_settings() -> None:
     ("data", "message"),
     [
         ({"objective": "causal_lm"}, "causal_lm cannot train model.architecture fnet_t5"),
-        ({"objective": "span_corruption", "encoder_length": 2}, "no room for span_corruption"),
+        ({"objective": "span_corruption", "encoder_length": 2}, "too short for span_corruption"),
         ({"objective": {"name": "prefix_lm", "prefix_lengths": [1, 512]}, "decoder_length": 9}, "data.decoder_length"),
         ({"objective": {"name": "prefix_lm", "prefix_lengths": [9, 9]}}, "repeats a length"),
         ({"objective": {"name": "prefix_lm", "prefix_lengths": [9], "target_share": 0.5}}, "exclude each other"),

@@ -119,6 +119,7 @@ class KubernetesSection(PlatformSection):
     node_selector: dict[str, str] = Field(default_factory=dict)
     """Labels that a node must have to run the pods."""
     tolerations: tuple[Toleration, ...] = ()
+    """Taints of nodes that the pods tolerate."""
     priority_class: str | None = None
     """PriorityClass of the pods."""
     annotations: dict[str, str] = Field(default_factory=dict)

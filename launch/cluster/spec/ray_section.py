@@ -9,6 +9,8 @@ from launch.cluster.spec.section import PlatformSection
 
 
 class RaySection(PlatformSection):
+    """A Ray cluster that is already running."""
+
     has_fixed_size: ClassVar = False
 
     address: str | None = None

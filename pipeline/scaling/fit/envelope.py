@@ -1,9 +1,9 @@
-"""Chinchilla's approach 1: the lower envelope of all loss curves over compute, and power laws through who is on it.
+"""Chinchilla's approach 1: the lower envelope of all loss curves over compute, and power laws through the runs on it.
 
-Hoffmann et al. 2022 (arXiv:2203.15556), section 3.1. Curves are read at 1,500 budgets, evenly spaced in log C; at each the run
-with the lowest loss gives N_opt and D_opt. It needs no form of the loss, but N_opt can only be one of the sizes that were
-trained, and a curve of a run whose learning rate has not yet decayed lies above what the same model would reach with that
-budget: take runs with a schedule of their own for every length, or constant learning rates with decayed branches.
+Hoffmann et al. 2022 (arXiv:2203.15556), section 3.1. Curves are read at 1,500 budgets, evenly spaced in log C; at each, the
+run with the lowest loss gives N_opt and D_opt. No form of the loss is assumed, but N_opt can only be one of the trained sizes.
+While a run's learning rate has not decayed, its loss is higher than the same model would reach with that budget: use runs with
+a schedule for every length, or constant learning rates with decayed branches.
 
 Shapes: S runs, G budgets, B draws.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.scaling.fit.arms import Arm
+from pipeline.scaling.fit.bootstrap import FittedArm
 from pipeline.scaling.fit.frontier import frontier
 from pipeline.scaling.fit.intervals import NUM_DRAWS, Interval, check_failures, pivotal
 from pipeline.scaling.fit.points import Curve, Floats
@@ -26,9 +26,9 @@ NUM_BUDGETS = 1500
 _FEWEST_SIZES = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Envelope:
-    """The lowest curve at each budget where it is neither of the smallest nor of the largest size: (G',)."""
+    """The lowest curve at each budget at which it belongs neither to the smallest nor to the largest size: (G',)."""
 
     flops: Floats
     loss: Floats
@@ -39,28 +39,30 @@ class Envelope:
 
 
 def fit_envelope(curves: Sequence[Curve]) -> Envelope:
-    """Raises ValueError under 4 sizes, and where under two sizes between the smallest and the largest are ever the best."""
+    """Fit the envelope. Raises ValueError for less than 4 sizes, or if less than two inner sizes are best somewhere."""
     grid, log_l, log_d, sizes = _on_grid(curves)
     inside, log_n, log_tokens = _lowest(log_l, log_d, np.log(sizes))
     slopes = _slopes(grid, inside, log_n, log_tokens)
     if not np.isfinite(slopes).all():
         raise ValueError(
-            "the envelope is held by the smallest and largest sizes: only where two others have the lowest loss somewhere is "
-            "there a slope; add sizes, or train the small ones longer"
+            "the smallest and largest sizes are best at all budgets: a slope needs two others with the lowest loss somewhere; "
+            "add sizes, or train the small ones longer"
         )
     flops, loss, best_n, best_d = (np.exp(values[inside]) for values in (grid, log_l.min(axis=0), log_n, log_tokens))
-    return Envelope(flops, loss, best_n, best_d, float(slopes[0]), float(slopes[1]))
+    return Envelope(
+        flops=flops, loss=loss, num_parameters=best_n, tokens=best_d, n_exponent=float(slopes[0]), d_exponent=float(slopes[1])
+    )
 
 
 def envelope_intervals(
-    arm: Arm, curves: Sequence[Curve], generator: np.random.Generator, num_draws: int = NUM_DRAWS
+    arm: FittedArm, curves: Sequence[Curve], generator: np.random.Generator, num_draws: int = NUM_DRAWS
 ) -> tuple[Interval, Interval]:
     """95 % intervals of the exponents of N_opt and D_opt, from curves drawn around the arm's surface.
 
-    Few sizes make the exponent of an envelope far too small or too large, whatever the noise. On the surface the truth is
-    known, so that this bias is taken off as in approach 2; it needs curves whose losses at every step lie on the surface, as
-    those of decayed branches do. Each curve is shifted as a whole by noise like that of the arm. Raises ValueError where over
-    5 % of the draws have no slope.
+    With few sizes the exponent of an envelope is far too small or too large, whatever the noise. On the surface the true one
+    is known, so this bias is subtracted as in approach 2. That needs curves whose losses lie on the surface at every step, as
+    those of decayed branches. Each curve is shifted as a whole by noise like that of the arm. Raises ValueError if over 5 % of
+    the draws have no slope.
     """
     found = fit_envelope(curves)
     grid, log_l, log_d, sizes = _on_grid(curves)
@@ -85,7 +87,7 @@ def _on_grid(curves: Sequence[Curve]) -> tuple[Floats, Floats, Floats, Floats]:
     """log C (G,), log losses (S, G; infinite outside a run), log tokens (S, G), sizes (S,)."""
     sizes = np.array([curve.num_parameters for curve in curves], dtype=np.float64)
     if len(np.unique(sizes)) < _FEWEST_SIZES:
-        raise ValueError(f"an envelope of {len(np.unique(sizes))} sizes, under {_FEWEST_SIZES}: train more sizes")
+        raise ValueError(f"an envelope of {len(np.unique(sizes))} sizes, less than {_FEWEST_SIZES}: train more sizes")
     first = min(curve.flops[0] for curve in curves)
     last = max(curve.flops[-1] for curve in curves)
     grid = np.linspace(np.log(first), np.log(last), NUM_BUDGETS)
@@ -97,7 +99,7 @@ def _on_grid(curves: Sequence[Curve]) -> tuple[Floats, Floats, Floats, Floats]:
 
 
 def _lowest(log_l: Floats, log_d: Floats, log_n: Floats) -> tuple[NDArray[np.bool_], Floats, Floats]:
-    """At each budget: whether an inner size is lowest there, its log N and its log D, all (G,)."""
+    """At each budget: whether a size between the extremes is lowest there, its log N and its log D, all (G,)."""
     best = log_l.argmin(axis=0)
     winner = log_n[best]
     budgets = np.arange(len(best))
@@ -106,7 +108,7 @@ def _lowest(log_l: Floats, log_d: Floats, log_n: Floats) -> tuple[NDArray[np.boo
 
 
 def _slopes(grid: Floats, inside: NDArray[np.bool_], log_n: Floats, log_d: Floats) -> Floats:
-    """Least-squares slopes of N_opt and D_opt over the inner budgets, (2,); not numbers where one size holds them all."""
+    """Least-squares slopes of N_opt and D_opt over these budgets, (2,); NaN if one size is lowest at all of them."""
     if len(np.unique(log_n[inside])) < 2:
         return np.full(2, np.nan)
     centred = grid[inside] - grid[inside].mean()

@@ -1,7 +1,7 @@
-"""What a budget buys: compute-optimal size, tokens and loss of a fitted surface, in closed form.
+"""The compute-optimal frontier: best size, tokens and loss at a budget on a fitted surface, in closed form.
 
 Chinchilla writes C = 6 N D. Here compute is counted per architecture, and a token costs k N^q FLOPs: q is near 1, but an FNet
-encoder has a lower k, and embeddings are parameters that cost nothing to read. With C = k N^q D the optimum of
+encoder has a lower k, and embeddings are parameters without FLOPs. With C = k N^q D the optimum of
 E + A / N^alpha + B / D^beta stays a power law:
 
     N_opt = (alpha A / (q beta B))^(1 / (alpha + q beta)) (C / k)^(beta / (alpha + q beta)),   D_opt = C / (k N_opt^q)
@@ -21,23 +21,20 @@ from pipeline.scaling.fit.points import Columns, Floats
 
 @dataclass(frozen=True)
 class CostLaw:
-    """FLOPs of training on one token: k N^q."""
+    """Training FLOPs per token: k N^q."""
 
     log_k: float
     q: float
     worst: float = 0.0
-    """Largest relative error on the runs that it was fitted to."""
+    """Largest relative error on the fitted runs."""
 
     def log_tokens(self, log_c: Floats | float, log_n: Floats) -> Floats:
-        """The tokens that a budget pays for at a size; all in logarithms."""
+        """The tokens of a budget at a size; all in logarithms."""
         return log_c - self.log_k - self.q * log_n
 
 
-CHINCHILLA_COST = CostLaw(float(np.log(6.0)), 1.0)
-
-
 def fit_cost(runs: Columns) -> CostLaw:
-    """The power law through the FLOPs per token of the runs. Raises ValueError where they have one size only."""
+    """The power law through the FLOPs per token of the runs. Raises ValueError if all have one size."""
     log_n, log_cost = np.log(runs.num_parameters), np.log(runs.flops / runs.tokens)
     if len(np.unique(log_n)) < 2:
         raise ValueError("the cost of a token by size needs runs of at least two sizes: add some")
@@ -45,9 +42,9 @@ def fit_cost(runs: Columns) -> CostLaw:
     return CostLaw(float(log_k), float(q), float(np.abs(np.expm1(q * log_n + log_k - log_cost)).max()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Frontier:
-    """The best that budgets can buy on P surfaces: all attributes (P,)."""
+    """The frontier of P surfaces: all attributes (P,)."""
 
     n_exponent: Floats
     """a of N_opt ~ C^a."""
@@ -67,15 +64,15 @@ class Frontier:
         return np.exp(self.log_e) + np.exp(self.log_g - self.gamma * log_c)
 
     def log_compute(self, loss: Floats) -> Floats:
-        """Logarithm of the compute that reaches a loss (P,); infinite where the loss lies below what remains with endless
-        compute."""
+        """Logarithm of the compute that reaches a loss (P,); infinite if the loss is below E, the limit of
+        infinite compute."""
         above = loss - np.exp(self.log_e)
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(above > 0, (self.log_g - np.log(above)) / self.gamma, np.inf)
 
 
 def frontier(coefficients: Floats, cost: CostLaw) -> Frontier:
-    """The closed form above, for (P, 5)."""
+    """The closed form above, for coefficients (P, 5)."""
     log_a, log_b, log_e, alpha, beta = coefficients.T
     q, total = cost.q, alpha + cost.q * beta
     balance = (np.log(alpha) + log_a - np.log(q * beta) - log_b) / total
@@ -84,4 +81,11 @@ def frontier(coefficients: Floats, cost: CostLaw) -> Frontier:
     log_d_scale = cost.log_tokens(0.0, log_n_scale)
     # at C = 1; both terms then fall as C^-gamma
     log_g = np.logaddexp(log_a - alpha * log_n_scale, log_b - beta * log_d_scale)
-    return Frontier(n_exponent, d_exponent, log_n_scale, log_e, log_g, alpha * beta / total)
+    return Frontier(
+        n_exponent=n_exponent,
+        d_exponent=d_exponent,
+        log_n_scale=log_n_scale,
+        log_e=log_e,
+        log_g=log_g,
+        gamma=alpha * beta / total,
+    )

@@ -1,4 +1,4 @@
-"""Does the law hold where it was not fitted? Fit without the largest size, and predict it."""
+"""Extrapolation: fit without the largest size, and predict it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.scaling.fit.arms import Arm, draw, fit_columns
+from pipeline.scaling.fit.bootstrap import FittedArm, draw, fit_columns
 from pipeline.scaling.fit.intervals import NUM_DRAWS, Interval, percentile
 from pipeline.scaling.fit.points import Floats
 from pipeline.scaling.fit.surface import log_loss
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HeldOut:
     """One run of the largest size."""
 
@@ -20,16 +20,16 @@ class HeldOut:
     tokens: float
     loss: float
     predicted: Interval
-    """Where a new run's loss is expected with 95 %: noise of the fit and of the run itself."""
+    """95 % interval of a new run's loss: noise of the fit and of the run itself."""
 
     @property
     def error(self) -> float:
-        """Predicted over measured loss, less 1."""
+        """Predicted / measured loss - 1."""
         return self.predicted.value / self.loss - 1
 
 
-def hold_out_largest(arm: Arm, generator: np.random.Generator, num_draws: int = NUM_DRAWS) -> tuple[HeldOut, ...]:
-    """Predict every run of the largest size from the others. Raises ValueError where under 10 runs would be left."""
+def hold_out_largest(arm: FittedArm, generator: np.random.Generator, num_draws: int = NUM_DRAWS) -> tuple[HeldOut, ...]:
+    """Predict every run of the largest size from the others. Raises ValueError if less than 10 runs remain."""
     runs = arm.runs
     largest = runs.num_parameters == runs.num_parameters.max()
     rest = runs.take(~largest)
@@ -47,10 +47,10 @@ def hold_out_largest(arm: Arm, generator: np.random.Generator, num_draws: int = 
     values: Floats = smaller.surface.predict(held.num_parameters, held.tokens)
     return tuple(
         HeldOut(
-            float(held.num_parameters[number]),
-            float(held.tokens[number]),
-            float(held.loss[number]),
-            percentile(float(values[number]), np.exp(losses[:, number])),
+            num_parameters=float(held.num_parameters[number]),
+            tokens=float(held.tokens[number]),
+            loss=float(held.loss[number]),
+            predicted=percentile(float(values[number]), np.exp(losses[:, number])),
         )
         for number in range(len(held))
     )

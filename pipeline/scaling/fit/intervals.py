@@ -1,4 +1,4 @@
-"""Intervals from bootstrap draws, and the refusal of draws of which too many failed.
+"""Intervals from bootstrap draws, which are refused if too many of them failed.
 
 Shapes: B draws.
 """
@@ -25,12 +25,12 @@ class Interval:
     high: float
 
     def exp(self) -> Interval:
-        """Of the exponential of what this is an interval of."""
+        """The interval of the exponential."""
         return Interval(*(float(np.exp(bound)) for bound in (self.value, self.low, self.high)))
 
 
 def check_failures(sound: NDArray[np.bool_], what: str) -> None:
-    """Raise ValueError where over 5 % of the draws (B,) failed: what is left would be a choice of the well-behaved."""
+    """Raise ValueError if over 5 % of the draws (B,) failed: those that remain would be a biased selection."""
     failed = 1 - float(sound.mean())
     if failed > MOST_FAILED:
         raise ValueError(
@@ -40,26 +40,18 @@ def check_failures(sound: NDArray[np.bool_], what: str) -> None:
 
 
 def percentile(value: float, draws: Floats) -> Interval:
-    """The middle 95 % of the draws; infinite draws count as larger than all others."""
+    """The middle 95 % of the draws. Infinite draws count as larger than all others."""
     low, high = _bounds(draws)
     return Interval(value, low, high)
 
 
 def pivotal(value: float, draws: Floats, truth: float) -> Interval:
-    """The interval whose draws came from a known `truth`: what the method gets wrong there, noise and bias, is taken off."""
+    """The interval from draws around a known `truth`: the errors of the method there, noise and bias, are subtracted."""
     low, high = _bounds(draws - truth)
     return Interval(value, value - high, value - low)
 
 
-def resampled_counts(num_runs: int, num_draws: int, generator: np.random.Generator) -> Floats:
-    """How often each run stands in each sample with replacement, (B, R): the weights of a bootstrap over cases.
-
-    Give both arms of a comparison the same counts, and it is paired.
-    """
-    return generator.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=num_draws).astype(np.float64)
-
-
 def _bounds(draws: Floats) -> tuple[float, float]:
-    # no interpolation: between a number and infinity there is none
+    # no interpolation, which is undefined between a number and infinity
     low, high = np.quantile(draws, [0.025, 0.975], method="inverted_cdf")
     return float(low), float(high)

@@ -1,11 +1,10 @@
 """Chinchilla's approach 2: at each budget a parabola in log N, its minimum, and power laws through the minima.
 
 Hoffmann et al. 2022 (arXiv:2203.15556), section 3.2. The curve through runs of one budget is no parabola: it falls as
-N^-alpha and rises as N^beta. Wide or off-centre sizes therefore shift the minimum, and sizes that stay while budgets grow tilt
-the exponent.
-`exponent_intervals` takes that off, as far as approach 3's surface knows the true curve; what is left is noise.
+N^-alpha and rises as N^beta. Wide or off-centre sizes therefore shift the minimum, and sizes that stay the same while budgets
+grow bias the exponent. `exponent_intervals` subtracts this bias, as far as approach 3's surface is the true curve.
 
-Parabolas are fitted to log losses, because noise is a share of the loss.
+Parabolas are fitted to log losses, because noise is proportional to the loss.
 
 Shapes: P sets of losses, R runs, K budgets.
 """
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.scaling.fit.arms import Arm, Draws
+from pipeline.scaling.fit.bootstrap import FittedArm, SurfaceDraws
 from pipeline.scaling.fit.frontier import CostLaw, fit_cost, frontier
 from pipeline.scaling.fit.intervals import Interval, check_failures, pivotal
 from pipeline.scaling.fit.points import Columns, Floats
@@ -25,18 +24,18 @@ from pipeline.scaling.fit.points import Columns, Floats
 FEWEST_SIZES = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Isoflops:
-    """Minima of the parabolas by budget, and the power laws through them. `budgets` (K,) ascend; all else (P, K) or (P,)."""
+    """Minima of the parabolas by budget, and power laws through them. `budgets` (K,) ascend; the others are (P, K) or (P,)."""
 
     budgets: Floats
-    """Mean FLOPs that the runs of a budget spent."""
+    """Mean FLOPs of the runs of a budget."""
     log_n: Floats
     log_loss: Floats
     log_d: Floats
     curvature: Floats
     inside: NDArray[np.bool_]
-    """Whether the minimum is one, and lies between the smallest and the largest size."""
+    """Whether the parabola has a minimum, between the smallest and the largest size."""
     n_exponent: Floats
     d_exponent: Floats
 
@@ -48,7 +47,7 @@ class Isoflops:
 
 @dataclass(frozen=True)
 class Design:
-    """What parabolas need of the runs beside their losses."""
+    """The places of an arm's runs, grouped by budget."""
 
     runs: Columns
     cost: CostLaw
@@ -57,15 +56,15 @@ class Design:
 
 
 def isoflop_design(name: str, runs: Columns, budgets: Floats) -> Design:
-    """Group an arm's runs by their budget (R,). Raises ValueError under 4 sizes in a budget, and under 2 budgets."""
+    """Group an arm's runs by their budget (R,). Raises ValueError for less than 4 sizes in a budget, or less than 2 budgets."""
     members = []
     for budget in np.unique(budgets):
         chosen = np.flatnonzero(budgets == budget)
         sizes = len(np.unique(runs.num_parameters[chosen]))
         if sizes < FEWEST_SIZES:
             raise ValueError(
-                f"arm {name} has {sizes} sizes at {budget:.3g} FLOPs, under {FEWEST_SIZES}: train more sizes there, or leave "
-                "the budget out of approach 2"
+                f"arm {name} has {sizes} sizes at {budget:.3g} FLOPs, less than {FEWEST_SIZES}: train more sizes there, or "
+                "leave the budget out of approach 2"
             )
         members.append(chosen)
     if len(members) < 2:
@@ -74,9 +73,10 @@ def isoflop_design(name: str, runs: Columns, budgets: Floats) -> Design:
 
 
 def fit_isoflops(name: str, design: Design) -> Isoflops:
-    """The minima of the measured losses (P = 1). Raises ValueError where one is at the edge of the sizes.
+    """The minima of the measured losses (P = 1). Raises ValueError if one is at the edge of the sizes.
 
-    At the edge: the parabola has no minimum between the smallest and the largest size, or the lowest loss is at one of them.
+    At the edge means that the parabola has no minimum between the smallest and the largest size, or the lowest loss is at one
+    of them.
     """
     log_l = np.log(design.runs.loss)
     found = parabolas(design, log_l[None])
@@ -94,7 +94,7 @@ def fit_isoflops(name: str, design: Design) -> Isoflops:
 
 
 def parabolas(design: Design, log_losses: Floats) -> Isoflops:
-    """Minima and exponents for log losses (P, R); `inside` says which minima are to be believed."""
+    """Minima and exponents for log losses (P, R); `inside` marks the usable minima."""
     log_n = np.log(design.runs.num_parameters)
     budgets = np.array([design.runs.flops[chosen].mean() for chosen in design.members])
     at, low, bent, inside = [], [], [], []
@@ -116,23 +116,23 @@ def parabolas(design: Design, log_losses: Floats) -> Isoflops:
     centred = log_c - log_c.mean()
     slope = centred / (centred**2).sum()
     return Isoflops(
-        budgets,
-        minima,
-        np.stack(low, axis=1),
-        log_d,
-        np.stack(bent, axis=1),
-        np.stack(inside, axis=1),
-        minima @ slope,
-        log_d @ slope,
+        budgets=budgets,
+        log_n=minima,
+        log_loss=np.stack(low, axis=1),
+        log_d=log_d,
+        curvature=np.stack(bent, axis=1),
+        inside=np.stack(inside, axis=1),
+        n_exponent=minima @ slope,
+        d_exponent=log_d @ slope,
     )
 
 
-def exponent_intervals(arm: Arm, found: Isoflops, design: Design, draws: Draws) -> tuple[Interval, Interval]:
-    """95 % intervals of a in N_opt ~ C^a and b in D_opt ~ C^b, from ladders drawn by "noise" around approach 3's surface.
+def exponent_intervals(arm: FittedArm, found: Isoflops, design: Design, draws: SurfaceDraws) -> tuple[Interval, Interval]:
+    """95 % intervals of a in N_opt ~ C^a and b in D_opt ~ C^b, from ladders drawn around approach 3's surface.
 
     On the surface the exponents are known, so the draws show both the scatter and the bias of parabolas in this design. The
-    bias is taken off: the interval need not be centred on the estimate, nor even hold it. Raises ValueError where over 5 % of
-    the drawn ladders have a minimum at the edge.
+    bias is subtracted, so the interval need not be centred on the estimate, or even contain it. Raises ValueError if over 5 %
+    of the drawn ladders have a minimum at the edge.
     """
     drawn = parabolas(design, draws.log_losses)
     sound = drawn.sound

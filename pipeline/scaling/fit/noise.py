@@ -1,9 +1,10 @@
-"""How far a loss moves by the seed alone, and what that lets a design see.
+"""The noise of losses between seeds, and the differences that a design can detect.
 
-Noise is taken in log loss: a seed moves a loss by a share of itself. s^2 below has f degrees of freedom, and every interval of
-this package carries that it is an estimate: where noise is drawn, its variance is drawn first, from f s^2 / chi^2(f) (for two
-arms an inverse Wishart with the same margins). On what is linear in the noise, percentiles of such draws are Student's t
-intervals; with s taken as known they cover too little (docs/scaling.md has the figures).
+Noise is measured in log loss, because it is proportional to the loss. Its estimate s^2 has f degrees of freedom, and every
+interval of this package includes the error of this estimate: the variance of the noise is drawn first, from f s^2 / chi^2(f)
+(for two arms from an inverse Wishart distribution with the same margins). For statistics that are linear in the noise,
+percentiles of such draws are Student's t intervals. If s is taken as known, intervals are too narrow (docs/scaling.md has the
+figures).
 
 Shapes: B draws, R runs.
 """
@@ -22,13 +23,13 @@ from scipy import optimize, stats
 from pipeline.scaling.fit.points import Floats, Point
 
 FEWEST_PAIRS = 8
-"""Under so many pairs a correlation between arms is not estimated, but taken as none."""
+"""With fewer pairs the correlation between arms is not estimated, but assumed to be 0."""
 _CLOSEST = 1 - 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NoiseFloor:
-    """Scatter of log loss between runs that differ in the seed alone."""
+    """Standard deviation of log loss between runs that differ only in the seed."""
 
     deviation: float
     dof: int
@@ -38,7 +39,7 @@ class NoiseFloor:
 
 
 def noise_floor(points: Sequence[Point]) -> NoiseFloor:
-    """Pooled over all places of the ladder that have several seeds. Raises ValueError where none has."""
+    """The noise floor pooled over all places (arm, size, budget) with several seeds. Raises ValueError if there are none."""
 
     def place(point: Point) -> tuple[str, str, float]:
         return point.arm, point.size, point.budget
@@ -49,26 +50,26 @@ def noise_floor(points: Sequence[Point]) -> NoiseFloor:
         squares += float(((logs - logs.mean()) ** 2).sum())
         dof += len(logs) - 1
     if dof == 0:
-        raise ValueError("no place of the ladder has two seeds, so the noise is not known: train one with 3 seeds")
+        raise ValueError("no place of the ladder has two seeds, so the noise is unknown: train one with 3 seeds")
     low, high = (math.sqrt(squares / stats.chi2.ppf(share, dof)) for share in (0.975, 0.025))
-    return NoiseFloor(math.sqrt(squares / dof), dof, low, high)
+    return NoiseFloor(deviation=math.sqrt(squares / dof), dof=dof, low=low, high=high)
 
 
 def smallest_difference(
     deviation: float, num_seeds: int, dof: float = math.inf, correlation: float = 0.0, power: float = 0.8
 ) -> float:
-    """The difference in log loss (about: relative loss) between two arms at one place that a two-sided test at 5 % finds with
-    `power`.
+    """The smallest difference in log loss (about the relative difference) between two arms that a two-sided test at 5 % finds
+    with probability `power`.
 
-    Each arm has `num_seeds` runs, of one deviation, which is known with `dof` degrees of freedom; runs of equal seeds
-    correlate by `correlation`.
+    Each arm has `num_seeds` runs with the standard deviation `deviation`, which is known with `dof` degrees of freedom. Runs
+    of equal seeds have the correlation `correlation`.
     """
     error = deviation * math.sqrt(2 * (1 - correlation) / num_seeds)
     return error * _noncentrality(dof, power)
 
 
 def _noncentrality(dof: float, power: float) -> float:
-    """How many standard errors an effect must measure to be found."""
+    """The size of an effect, in standard errors, that is found with probability `power`."""
     if math.isinf(dof):
         return float(stats.norm.ppf(0.975) + stats.norm.ppf(power))
     critical = stats.t.ppf(0.975, dof)
@@ -80,16 +81,16 @@ def _noncentrality(dof: float, power: float) -> float:
 
 
 def detectable_shift(draws: Floats, dof: float, power: float = 0.8) -> float:
-    """The shift of a statistic that a design finds with `power`, from draws (B,) of it under no difference.
+    """The shift of a statistic that a design finds with probability `power`, from draws (B,) of it without a difference.
 
-    The middle 68.27 % of the draws stand for two standard errors, so that a few wild ones do not count.
+    The width of the middle 68.27 % of the draws is taken as two standard errors, so that outliers have no effect.
     """
     low, high = np.quantile(draws, stats.norm.cdf([-1.0, 1.0]))
     return float(high - low) / 2 * _noncentrality(dof, power)
 
 
 def draw_noise(residuals: Floats, num_coefficients: int, num_draws: int, generator: np.random.Generator) -> Floats:
-    """Noise like that of `residuals` (R,) around a least-squares fit of so many coefficients: (B, R)."""
+    """Noise like that of `residuals` (R,) around a least-squares fit of `num_coefficients` coefficients: (B, R)."""
     dof = len(residuals) - num_coefficients
     variance = float((residuals**2).sum()) / generator.chisquare(dof, num_draws)  # (B,)
     return np.sqrt(variance)[:, None] * generator.standard_normal((num_draws, len(residuals)))
@@ -102,10 +103,10 @@ def draw_paired_noise(
     num_draws: int,
     generator: np.random.Generator,
 ) -> tuple[Floats, Floats]:
-    """Noise of two arms (B, R1), (B, R2) that correlates as their residuals do over `pairs` (Q, 2) of run numbers.
+    """Noise of two arms (B, R1), (B, R2) with the correlation of their residuals over `pairs` (Q, 2) of run numbers.
 
-    Runs of one seed read the same text in the same order, so a part of their noise may be common, and cancels in differences.
-    The mean correlation of the draws is that of the residuals; under 8 pairs it is none.
+    Runs of one seed read the same text in the same order, so a part of their noise may be common and cancel in differences.
+    The mean correlation of the draws is that of the residuals; with less than 8 pairs it is 0.
     """
     first, second = residuals
     if len(pairs) < FEWEST_PAIRS or not (first.any() and second.any()):

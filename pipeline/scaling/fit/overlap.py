@@ -1,14 +1,14 @@
 """The compute multiplier without a form of the loss: the distance along the compute axis between two lines of isoFLOP minima.
 
-Each arm's minima (budget, loss) are joined by a monotone cubic in log-log (scipy's PCHIP), and nothing is extended. Over the
-losses that both lines reach, the mean of log(C of the arm / C of the baseline) is the multiplier. What is assumed is only that
-a parabola finds the lowest loss of a budget, which it does better than the place of it. What it gets wrong there differs
-between arms whose sizes lie otherwise about the optimum: `minima_bias` says by how much, on surfaces where the truth is known,
-and that is taken off, so that the form of the loss enters to second order.
+Each arm's minima (budget, loss) are joined by a monotone cubic in log-log (scipy's PCHIP), without extrapolation. The log of
+the multiplier is the mean of log(C of the arm / C of the baseline) over the losses that both lines reach. The only assumption
+is that a parabola finds the lowest loss of a budget; it finds the loss better than the size. Its error differs between arms
+with other sizes around the optimum. `minima_bias` computes this error on the fitted surfaces, where the truth is known, and it
+is subtracted, so the form of the loss matters to second order only.
 
 Noise is drawn around the parabolas, not around a loss surface.
 
-Shapes: B draws, K budgets, G places of a grid.
+Shapes: B draws, K budgets, G points of a grid.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
-from pipeline.scaling.fit.arms import Arm, expected
+from pipeline.scaling.fit.bootstrap import FittedArm, expected
 from pipeline.scaling.fit.frontier import frontier
 from pipeline.scaling.fit.intervals import NUM_DRAWS, Interval, check_failures, percentile
 from pipeline.scaling.fit.isoflop import Design, fit_isoflops, parabolas
@@ -38,11 +38,9 @@ def overlap_multiplier(
 ) -> Interval:
     """Compute of the second arm over that of the first for equal losses, with a 95 % interval.
 
-    `bias`, in log compute, is taken off (`minima_bias`).
-
-    `pairs` as `arms.paired_runs` gives them. Raises ValueError for optima at the edge, for lines that do not fall, for ladders
-    that reach under a third of their losses in common, for designs that leave no residuals to know the noise from, and where
-    over 5 % of the draws fail.
+    `bias`, in log compute, is subtracted (`minima_bias`); `pairs` are those of `bootstrap.paired_runs`. Raises ValueError for
+    optima at the edge, for lines that do not fall, for arms with less than a third of their losses in common, for designs
+    without residuals to estimate the noise from, and if over 5 % of the draws fail.
     """
     measured, residuals, middles = [], [], []
     for name, design in zip(names, designs, strict=True):
@@ -55,13 +53,13 @@ def overlap_multiplier(
     fewest = min(len(design.runs) for design in designs)
     if fewest <= num_coefficients:
         raise ValueError(
-            f"{fewest} runs leave nothing beside {num_coefficients} constants of parabolas to know the noise from: "
+            f"{fewest} runs and {num_coefficients} constants of parabolas leave no residuals to estimate the noise from: "
             "add sizes or seeds"
         )
     value = _mean_distance(measured[0], measured[1])
     if not np.isfinite(value[0]):
         raise ValueError(
-            f"the lowest losses of {names[0]} and {names[1]} do not fall with every budget, or have under a third of their "
+            f"the lowest losses of {names[0]} and {names[1]} do not fall with every budget, or have less than a third of their "
             "range in common: add budgets until they do"
         )
     noise = draw_paired_noise((residuals[0], residuals[1]), pairs, num_coefficients, num_draws, generator)
@@ -72,10 +70,10 @@ def overlap_multiplier(
     return percentile(float(value[0]) - bias, distances[sound] - bias).exp()
 
 
-def minima_bias(arms: tuple[Arm, Arm], designs: tuple[Design, Design]) -> float:
-    """What the method gets wrong on ladders without noise that lie on the arms' fitted surfaces, in log compute.
+def minima_bias(arms: tuple[FittedArm, FittedArm], designs: tuple[Design, Design]) -> float:
+    """The error of the method on ladders without noise on the arms' fitted surfaces, in log compute.
 
-    Not a number where the lines of those ladders do not fall or have too little in common.
+    NaN if the lines of those ladders do not fall or have too little in common.
     """
     found, truth = [], []
     for arm, design in zip(arms, designs, strict=True):
@@ -99,7 +97,7 @@ def _fitted(design: Design) -> Floats:
 
 
 def _mean_distance(first: tuple[Floats, Floats], second: tuple[Floats, Floats]) -> Floats:
-    """Mean of log C2 - log C1 over the common losses, (B,); not a number where a line rises or too little is common."""
+    """Mean of log C2 - log C1 over the common losses, (B,); NaN if a line rises or too little is common."""
     lines = [_line(log_c, losses) for log_c, losses in (first, second)]
     first_losses, last_losses = (np.stack([losses[:, end] for _, losses in lines]) for end in (0, -1))
     top, bottom = first_losses.min(axis=0), last_losses.max(axis=0)

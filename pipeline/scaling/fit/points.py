@@ -1,8 +1,8 @@
-"""What a fit takes: one finished run a point, and the checks that keep runs which must not be averaged in out of every fit.
+"""The input of fits: one point a finished run, and the checks that exclude runs.
 
-A run that is wrong in itself (unfinished, diverged, repeats its data too often, a copy of another) is left out with its reason.
-Runs that contradict each other (two tokenizers, two data sets, two kinds of loss, two results for one place of the ladder)
-leave no honest choice: the whole set is refused.
+An invalid run (unfinished, diverged, repeats its data too often, a copy of another) is excluded with a reason. If runs
+contradict each other (two tokenizers, two data sets, two kinds of loss, two results for one place of the ladder), any choice
+would be arbitrary, and the whole set is refused.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 MOST_EPOCHS = 4.0
-"""Up to about 4 passes repeated text is nearly worth new text, and less and less beyond (Muennighoff et al. 2023,
+"""Repeated text is nearly worth new text up to about 4 passes, and worth less beyond (Muennighoff et al. 2023,
 arXiv:2305.16264)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Point:
     """One run, at its end."""
 
     run: str
-    """Where it lies: every message names it."""
+    """Its folder, for messages."""
     arm: str
     size: str
-    """Its place among the sizes of the ladder; runs of two arms with equal size, budget and seed are a pair."""
+    """Name of its size on the ladder. Runs of two arms with equal size, budget and seed are a pair."""
     budget: float
-    """Training FLOPs that the ladder meant it to have."""
+    """Planned training FLOPs."""
     seed: int
     num_parameters: int
-    """Of the whole model, embeddings and head included, tied ones once."""
+    """Parameters of the whole model, embeddings and head included, tied ones once."""
     tokens: float
     """Raw tokens of the corpus that were read: the D of every fit, whatever the objective."""
     flops: float
-    """Model FLOPs of training that were spent: 3 x forward."""
+    """Model FLOPs of the training: 3 x forward."""
     loss: float
     seconds: float
     measure: str
-    """What `loss` is a number of, such as "nats per target token, prefix_lm": only equal measures may be compared."""
+    """Unit of `loss`, such as "nats per target token, prefix_lm". Only equal measures may be compared."""
     data: str
     """Fingerprint of the training data."""
     tokenizer: str
     """Hash of the tokenizer."""
     epochs: float
-    """Passes over the source that was repeated most."""
+    """Passes over the source that is repeated most."""
     problem: str | None = None
-    """Why the run itself says that it is no result, such as "diverged"."""
+    """Why the run is no result, such as "diverged"; None if it is one."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,13 @@ class Excluded:
 
 @dataclass(frozen=True)
 class CheckedRuns:
-    """What is left of a set of runs after the checks."""
+    """A set of runs after the checks."""
 
     points: tuple[Point, ...]
     excluded: tuple[Excluded, ...]
 
-    def arm(self, name: str) -> tuple[Point, ...]:
-        """The points of one arm. Raises ValueError where there are none."""
-        found = tuple(point for point in self.points if point.arm == name)
-        if not found:
-            there = ", ".join(sorted({point.arm for point in self.points})) or "none"
-            raise ValueError(f"no run of arm {name!r} is left to compare (there are: {there}): see the excluded runs")
-        return found
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Columns:
     """Points as arrays (R,), R runs in the order given."""
 
@@ -91,25 +83,30 @@ class Columns:
         return len(self.loss)
 
     def take(self, chosen: NDArray[Any]) -> Columns:
-        """The runs where `chosen` (R,) is true, or whose numbers it holds."""
-        return Columns(self.num_parameters[chosen], self.tokens[chosen], self.flops[chosen], self.loss[chosen])
+        """The runs at which `chosen` (R,) is true, or whose numbers it has."""
+        return Columns(
+            num_parameters=self.num_parameters[chosen],
+            tokens=self.tokens[chosen],
+            flops=self.flops[chosen],
+            loss=self.loss[chosen],
+        )
 
 
 def columns(points: Sequence[Point]) -> Columns:
-    """The numbers of the points that fits read."""
+    """The points as columns, for fits."""
     return Columns(
-        np.array([point.num_parameters for point in points], dtype=np.float64),
-        np.array([point.tokens for point in points], dtype=np.float64),
-        np.array([point.flops for point in points], dtype=np.float64),
-        np.array([point.loss for point in points], dtype=np.float64),
+        num_parameters=np.array([point.num_parameters for point in points], dtype=np.float64),
+        tokens=np.array([point.tokens for point in points], dtype=np.float64),
+        flops=np.array([point.flops for point in points], dtype=np.float64),
+        loss=np.array([point.loss for point in points], dtype=np.float64),
     )
 
 
 def check_runs(runs: Sequence[Point | Excluded]) -> CheckedRuns:
-    """Sort out the runs of all arms that are to be compared with each other; nothing is averaged or mended.
+    """Check the runs of all arms that will be compared, and exclude invalid ones; no value is averaged or changed.
 
-    Raises ValueError, naming runs and remedy, where tokenizers, data or measures are mixed, or where two different results
-    claim the same arm, size, budget and seed.
+    Raises ValueError, with runs and remedy, if tokenizers, data or measures are mixed, or if two different results have the
+    same arm, size, budget and seed.
     """
     excluded = [run for run in runs if isinstance(run, Excluded)]
     kept: list[Point] = []
@@ -121,7 +118,7 @@ def check_runs(runs: Sequence[Point | Excluded]) -> CheckedRuns:
         if reason is None and place in seen:
             reason = _copy_of(seen[place], point)
         result = (point.arm, point.size, point.loss, point.tokens, point.seconds)
-        if reason is None and result in results:  # another seed never has the same loss and time to the last bit
+        if reason is None and result in results:  # runs of two seeds never have the same loss and time to the last bit
             reason = f"a copy of {results[result].run}"
         if reason is not None:
             excluded.append(Excluded(point.run, reason))
@@ -134,7 +131,7 @@ def check_runs(runs: Sequence[Point | Excluded]) -> CheckedRuns:
         kept,
         "measures of loss",
         lambda point: point.measure,
-        "compare one objective at a time, or give all bits per byte of the same suffixes: fnet-t5 scaling measure RUNS…",
+        "compare one objective at a time, or evaluate suffix bits per byte of all: fnet-t5 scaling measure RUNS…",
     )
     return CheckedRuns(tuple(kept), tuple(excluded))
 
@@ -158,7 +155,7 @@ def _copy_of(first: Point, second: Point) -> str:
         return f"a copy of {first.run}"
     raise ValueError(
         f"{first.run} and {second.run} are both arm {first.arm}, size {first.size}, budget {first.budget:.3g}, seed "
-        f"{first.seed}, with losses {first.loss:.4f} and {second.loss:.4f}: leave one out, or give the seeds they had"
+        f"{first.seed}, with losses {first.loss:.4f} and {second.loss:.4f}: leave one out, or set their true seeds"
     )
 
 
@@ -171,9 +168,9 @@ def _refuse_mixed(points: Sequence[Point], what: str, key: Callable[[Point], str
         raise ValueError(f"mixed {what} cannot be compared ({found}): {remedy}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Validation losses of one run while it trained: arrays (T,) by step."""
+    """The losses of one size by compute: arrays (T,)."""
 
     num_parameters: int
     tokens: Floats

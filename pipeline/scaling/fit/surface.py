@@ -1,7 +1,7 @@
 """Chinchilla's approach 3: the loss surface L(N, D) = E + A / N^alpha + B / D^beta, fitted to log losses.
 
-Hoffmann et al. 2022 (arXiv:2203.15556), appendix D.3: log-sum-exp form, Huber's loss with delta 1e-3, many starts. Its lessons:
-Besiroglu et al. 2024 (arXiv:2404.10102).
+Hoffmann et al. 2022 (arXiv:2203.15556), appendix D.3: log-sum-exp form, Huber's loss with delta 1e-3, many starts. With the
+corrections of Besiroglu et al. 2024 (arXiv:2404.10102).
 
 Shapes: P problems, R runs, 5 coefficients in the order log A, log B, log E, alpha, beta.
 """
@@ -20,12 +20,12 @@ from pipeline.scaling.fit.points import Columns, Floats
 FEWEST_RUNS = 10
 HUBER_DELTA = 1e-3
 _EXPONENTS = (0.1, 0.2, 0.35, 0.5, 0.8, 1.2)
-"""Starts: alpha and beta from here, and E, A, B from the linear regression that they leave."""
+"""Values of alpha and beta at the starts; E, A and B then follow by linear regression."""
 _STEEPEST = 4.0
 _AGREEING = 1e-4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Surface:
     """A fitted surface. `coefficients` are (log A, log B, log E, alpha, beta), unrounded."""
 
@@ -35,7 +35,7 @@ class Surface:
     residuals: Floats
     """Fitted minus measured log loss, (R,)."""
     starts_agreeing: float
-    """Share of the starts that ended within a ten-thousandth of the best objective; small: a rough landscape."""
+    """Share of the starts that ended within a ten-thousandth of the best objective; a small share means many local minima."""
 
     @property
     def constants(self) -> dict[str, float]:
@@ -58,14 +58,14 @@ def log_loss(coefficients: Floats, log_n: Floats | float, log_d: Floats) -> Floa
 
 
 def fit_surface(runs: Columns, delta: float = HUBER_DELTA) -> Surface:
-    """The best of many starts. Raises ValueError under 10 runs, and where no start leads to falling powers."""
+    """The best fit of many starts. Raises ValueError for less than 10 runs, or if no fitted loss falls with N and D."""
     if len(runs) < FEWEST_RUNS:
         raise ValueError(
             f"{len(runs)} runs are too few for the 5 constants of a loss surface: train at least {FEWEST_RUNS}, of many sizes"
         )
     for name, values in (("sizes", runs.num_parameters), ("token counts", runs.tokens)):
         if len(np.unique(values)) < 3:
-            raise ValueError(f"under 3 different {name} leave a loss surface open: add runs with others")
+            raise ValueError(f"less than 3 different {name} do not determine a loss surface: add runs with others")
     log_l = np.log(runs.loss)
     found = fit_many(runs, log_l, _starts(runs), delta)
     usable = is_sound(found)
@@ -78,12 +78,12 @@ def fit_surface(runs: Columns, delta: float = HUBER_DELTA) -> Surface:
     agreeing = float((objective <= (1 + _AGREEING) * objective[best]).mean())
     coefficients = found.coefficients[best]
     residuals = log_loss(coefficients[None], np.log(runs.num_parameters), np.log(runs.tokens))[0] - log_l
-    return Surface(coefficients, float(objective[best]), residuals, agreeing)
+    return Surface(coefficients=coefficients, objective=float(objective[best]), residuals=residuals, starts_agreeing=agreeing)
 
 
-def fit_many(runs: Columns, log_losses: Floats, start: Floats, delta: float, weights: Floats | None = None) -> Minimum:
-    """Surfaces of P problems at once: log_losses (P, R) or (R,), start (P, 5), weights (P, R) as in `minimise`."""
-    # About the middle of the logarithms A and B part from alpha and beta, and the steps become well conditioned.
+def fit_many(runs: Columns, log_losses: Floats, start: Floats, delta: float) -> Minimum:
+    """Surfaces of P problems at once: log_losses (P, R) or (R,), start (P, 5)."""
+    # Centred logarithms separate A and B from alpha and beta, so the steps are well conditioned.
     log_n, log_d = np.log(runs.num_parameters), np.log(runs.tokens)
     shift_n, shift_d = log_n.mean(), log_d.mean()
     log_n, log_d = log_n - shift_n, log_d - shift_d
@@ -92,13 +92,12 @@ def fit_many(runs: Columns, log_losses: Floats, start: Floats, delta: float, wei
         log_losses,
         _shifted(start, shift_n, shift_d),
         delta,
-        weights,
     )
     return found._replace(coefficients=_shifted(found.coefficients, -shift_n, -shift_d))
 
 
 def is_sound(found: Minimum) -> np.ndarray:
-    """(P,): converged, finite, and both powers fall, no steeper than any loss does."""
+    """(P,): converged, finite, and both exponents positive and below any plausible value."""
     exponents = found.coefficients[:, 3:]
     return found.converged & np.isfinite(found.coefficients).all(1) & (exponents > 0).all(1) & (exponents < _STEEPEST).all(1)
 

@@ -1,4 +1,4 @@
-"""What a ladder will take: FLOPs are exact, hours follow from an assumed speed, disk from what is kept."""
+"""The costs of a ladder: exact FLOPs, hours from an assumed speed, disk from the kept checkpoints."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from dataclasses import dataclass
 from pipeline.scaling.ladder.ladder import Ladder
 
 _KEPT_BYTES = 16
-"""A parameter in a checkpoint: fp32 weights, and the optimizer's copy and two moments."""
+"""Bytes of a parameter in a checkpoint: fp32 weights, the optimizer's copy and two moments."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Costs:
+    """Estimated costs of all runs of a ladder."""
+
     flops: float
     sweep_flops: float
     device_hours: float
     wall_hours: float
     basis: str
-    """Where the speed comes from."""
+    """The source of the speed, in words."""
     disk_bytes: float
 
 
 def costs_of(ladder: Ladder) -> Costs:
-    """Start-up, validation and checkpoints are not in the hours. Each end keeps its last checkpoint, and where it branched."""
+    """Hours exclude start-up, validation and checkpoints. Each end keeps two checkpoints: the last and the branch point."""
     device = ladder.recipe.device
     flops = sum(run.flops for run in ladder.runs)
     hours = flops / device.speed / 3600

@@ -1,11 +1,11 @@
-"""A ladder: every run of a comparison, written down and hashed before the first of them is started.
+"""A ladder: every run of a comparison, stored and hashed before the first of them is started.
 
     ladder.json     the recipe, the runs, the pairs that will be compared, the smallest difference that the design can detect,
-                    the rules by which runs are left out, the data's fingerprint, and the SHA-256 over all of it
+                    the rules by which runs are excluded, the data's fingerprint, and the SHA-256 over all of it
 
-A sweep run tries learning rates. A main run is one plateau of a warm-up, plateau, decay schedule, of which every budget is an
-end: the largest is the run itself, the others branch off it and decay by themselves (Hägele et al. 2024, arXiv:2405.18392).
-Names and places follow from the recipe alone, so that any process can find its work in the file.
+A sweep run tries learning rates. A main run is one plateau of a warm-up, plateau, decay schedule, with one end for each budget:
+the largest is the run itself, the others are branches with a decay of their own (Hägele et al. 2024, arXiv:2405.18392). Names
+and folders follow from the recipe alone, so any process can find its work in the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from data_prep.dataset.manifest import MANIFEST_FILE, load_manifest
 from data_prep.files import atomic_write, canonical_json, sha256_bytes, sha256_file
 from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer, num_ids
 from models.architectures.pieces import forward_flops
-from models.config import ModelConfig
 from models.cost.parameters import num_parameters
 from models.layers.factory import TorchLayers
 from models.sizes import DECODER_ONLY
@@ -34,7 +33,7 @@ from pipeline.scaling.ladder.recipe import LadderRecipe, SizeConfig
 LADDER_FILE = "ladder.json"
 SCHEMA = 1
 EQUAL_PARAMETERS = 0.03
-"""Feed-forward widths are multiples of 64, so small models cannot be matched closer."""
+"""Largest relative difference of "equal" parameters. Feed-forward widths are multiples of 64, so small models differ."""
 
 EXCLUSION_RULES = (
     "a run that is missing a file, not finished, or without a validation loss at its last step",
@@ -46,25 +45,27 @@ EXCLUSION_RULES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class End:
-    """Where one budget ends: a run folder of its own."""
+    """The end of one budget, with its own run folder."""
 
     label: str
     budget: float
     steps: int
     decay_begin: int
     flops: float
-    """Of training, as the steps come out."""
+    """Training FLOPs of whole steps."""
     tokens: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlannedRun:
+    """A sweep, or a main run with an end for each budget."""
+
     name: str
     phase: Literal["sweep", "main"]
     objective: int
-    """Number among the recipe's objectives."""
+    """Index into the recipe's objectives."""
     arm: str
     size: str
     seed: int
@@ -73,30 +74,30 @@ class PlannedRun:
     model: dict[str, Any]
     num_parameters: int
     flops_per_row: float
-    """Of training: 3 x forward."""
+    """Training FLOPs of a row: 3 x forward."""
     rows: int
-    """Of one step."""
+    """Rows of one step."""
     warmup_steps: int
     ends: tuple[End, ...]
     """By ascending budget."""
 
     def folders(self) -> Iterator[tuple[End, str]]:
-        """Every end of a main run with the name of its run folder."""
+        """Each end of a main run with the name of its run folder."""
         for end in self.ends:
             yield end, f"{self.name}-{end.label}"
 
     @property
     def flops(self) -> float:
-        """What it costs: a plateau is paid for once."""
+        """Training FLOPs of all its ends; the shared plateau counts once."""
         if self.phase == "sweep":
             return len(self.rates) * self.ends[0].flops
         step = self.rows * self.flops_per_row
         return self.ends[-1].flops + sum(step * (end.steps - end.decay_begin) for end in self.ends[:-1])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two results that will be compared, decided before either is known."""
+    """Two results that will be compared, as decided before the runs."""
 
     objective: int
     arm: str
@@ -104,24 +105,26 @@ class Pair:
     budget: float
     seed: int
     equal_parameters: bool
-    """Whether the two also have equally many parameters, within 3 %."""
+    """Whether the two have equal numbers of parameters, within 3 %."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ladder:
+    """A planned comparison."""
+
     recipe: LadderRecipe
     vocab_size: int
     data_sha256: str | None
-    """Of the data folder's manifest; None where it was not there yet."""
+    """Of the data folder's manifest; None if it did not exist yet."""
     tokenizer_sha256: str | None
     train_tokens: float | None
     runs: tuple[PlannedRun, ...]
     pairs: tuple[Pair, ...]
     detectable: float | None
-    """The smallest advantage, as a compute multiplier below 1, that the headline would show 4 times in 5."""
+    """The smallest advantage, as a compute multiplier below 1, that the first objective's ladder shows with a power of 80 %."""
 
     def run(self, name: str) -> PlannedRun:
-        """Raises ValueError, naming those like it, for a run that is not in the plan."""
+        """The run of a name. Raises ValueError, with similar names, if it is not in the plan."""
         from difflib import get_close_matches
 
         for run in self.runs:
@@ -131,7 +134,7 @@ class Ladder:
         raise ValueError(f"the ladder has no run {name!r}; there are {', '.join(near)} and others: see `scaling status`")
 
     def sweeps_of(self, run: PlannedRun) -> list[PlannedRun]:
-        """The sweeps that a main run takes its learning rate from."""
+        """The sweeps from which a main run takes its learning rate."""
         return [one for one in self.runs if (one.phase, one.objective, one.arm) == ("sweep", run.objective, run.arm)]
 
     def objective_of(self, run: PlannedRun) -> AnyObjective:
@@ -158,13 +161,13 @@ class Ladder:
 
 
 def make_ladder(recipe: LadderRecipe) -> Ladder:
-    """Every run of a recipe. Raises ValueError where an arm, a size or a budget of it cannot be."""
+    """Plan every run of a recipe. Raises ValueError if an arm, a size or a budget is impossible."""
     data = recipe.data.path
     is_there = (data / MANIFEST_FILE).is_file()
     if not is_there and not recipe.vocab_size:
         raise ValueError(
             f"data.path {data} is no dataset folder: make it with `fnet-t5 prepare --output {data}`, or give vocab_size (and "
-            "train_tokens) to plan before"
+            "train_tokens) to plan before it exists"
         )
     manifest = load_manifest(data) if is_there else None
     vocab_size = num_ids(load_tokenizer(data / TOKENIZER_FILE)) if is_there else recipe.vocab_size
@@ -172,26 +175,26 @@ def make_ladder(recipe: LadderRecipe) -> Ladder:
         raise ValueError(f"vocab_size is {recipe.vocab_size}, {data / TOKENIZER_FILE} has {vocab_size} ids: leave it out")
     runs = tuple(_runs(recipe, vocab_size))
     return Ladder(
-        recipe,
-        vocab_size,
-        sha256_file(data / MANIFEST_FILE) if is_there else None,
-        sha256_file(data / TOKENIZER_FILE) if is_there else None,
-        float(manifest.splits["train"].total.tokens) if manifest else recipe.train_tokens,
-        runs,
-        tuple(_pairs(recipe, runs)),
-        _detectable(recipe, runs),
+        recipe=recipe,
+        vocab_size=vocab_size,
+        data_sha256=sha256_file(data / MANIFEST_FILE) if is_there else None,
+        tokenizer_sha256=sha256_file(data / TOKENIZER_FILE) if is_there else None,
+        train_tokens=float(manifest.splits["train"].total.tokens) if manifest else recipe.train_tokens,
+        runs=runs,
+        pairs=tuple(_pairs(recipe, runs)),
+        detectable=_detectable(recipe, runs),
     )
 
 
 def write_ladder(ladder: Ladder, folder: Path) -> Path:
-    """Write ladder.json, once: a folder that holds the same ladder is left alone. Raises ValueError where it holds another."""
+    """Write ladder.json once; the same ladder is not written again. Raises ValueError if the folder has another one."""
     path = folder / LADDER_FILE
     if path.is_file():
         if read_ladder(folder).sha256 != ladder.sha256:
-            raise ValueError(f"{folder} holds another ladder, planned before: give another --output; a plan is not changed")
+            raise ValueError(f"{folder} holds another ladder, and a plan cannot be changed: give another --output")
         return path
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds other files than a ladder's: give another --output")
+        raise ValueError(f"{folder} holds other files and no ladder: give another --output")
     folder.mkdir(parents=True, exist_ok=True)
     planned = datetime.now(timezone.utc).isoformat(timespec="seconds")
     values = {**ladder.content, "planned_at": planned, "sha256": ladder.sha256}
@@ -201,42 +204,47 @@ def write_ladder(ladder: Ladder, folder: Path) -> Path:
 
 
 def read_ladder(folder: Path) -> Ladder:
-    """Raises ValueError where there is none, or where it was changed after it was written."""
+    """The ladder of a folder. Raises ValueError if there is none, or if it was changed after planning."""
     path = folder / LADDER_FILE
     if not path.is_file():
         raise ValueError(f"{folder} is no ladder: it holds no {LADDER_FILE}. Make one with `fnet-t5 scaling plan RECIPE`")
     try:
         values = dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): restore it, or plan anew into another folder") from error
+        raise ValueError(f"{path} is damaged ({error}): restore it, or plan again into another folder") from error
     if values.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {values.get('schema')}, this version reads {SCHEMA}: plan again")
     stored = {key: value for key, value in values.items() if key not in ("sha256", "planned_at")}
     if sha256_bytes(canonical_json(stored)) != values["sha256"]:
-        raise ValueError(f"{path} was changed after it was planned: restore it, or plan anew into another folder")
+        raise ValueError(f"{path} was changed after it was planned: restore it, or plan again into another folder")
     runs = tuple(
         PlannedRun(**{**run, "rates": tuple(run["rates"]), "ends": tuple(End(**end) for end in run["ends"])})
         for run in values["runs"]
     )
     return Ladder(
-        LadderRecipe.model_validate(values["recipe"]),
-        values["vocab_size"],
-        values["data_sha256"],
-        values["tokenizer_sha256"],
-        values["train_tokens"],
-        runs,
-        tuple(Pair(**pair) for pair in values["pairs"]),
-        values["detectable_multiplier"],
+        recipe=LadderRecipe.model_validate(values["recipe"]),
+        vocab_size=values["vocab_size"],
+        data_sha256=values["data_sha256"],
+        tokenizer_sha256=values["tokenizer_sha256"],
+        train_tokens=values["train_tokens"],
+        runs=runs,
+        pairs=tuple(Pair(**pair) for pair in values["pairs"]),
+        detectable=values["detectable_multiplier"],
     )
 
 
 def planned_at(folder: Path) -> str:
-    """When the plan was written, ISO 8601 in UTC."""
+    """The time of planning, ISO 8601 in UTC."""
     return str(json.loads((folder / LADDER_FILE).read_bytes())["planned_at"])
 
 
+def stored_sha256(folder: Path) -> str:
+    """The hash in the plan's file, over the plan as it was written. A plan of an earlier version may hash differently now."""
+    return str(json.loads((folder / LADDER_FILE).read_bytes())["sha256"])
+
+
 def objective_for(recipe: LadderRecipe, number: int, architecture: str) -> AnyObjective:
-    """The objective of an arm in the `number`-th ladder: gpt2 reads the text of prefix_lm as one stream."""
+    """The objective of an arm under the recipe's objective `number`: gpt2 trains causal_lm on the text of prefix_lm."""
     objective = recipe.objectives[number]
     return CausalLMConfig() if architecture == "gpt2" and objective.name == "prefix_lm" else objective
 
@@ -246,7 +254,7 @@ def _runs(recipe: LadderRecipe, vocab_size: int) -> Iterator[PlannedRun]:
         for number, objective in enumerate(recipe.objectives):
             for arm in recipe.arms:
                 if objective.name != "prefix_lm" and arm in DECODER_ONLY:
-                    continue  # the second ladder compares encoder-decoders
+                    continue  # other objectives compare encoder-decoders only
                 sizes = recipe.learning_rate.sizes if phase == "sweep" else recipe.sizes_of(arm)
                 for size in sizes:
                     for seed in [0] if phase == "sweep" else _seeds(recipe, arm, size):
@@ -285,7 +293,7 @@ def _run(recipe: LadderRecipe, vocab_size: int, phase: str, number: int, arm: st
         size=size,
         seed=seed,
         rates=recipe.learning_rate.values if phase == "sweep" else (),
-        model=json.loads(json.dumps(asdict(model))),  # as it will be read back
+        model=json.loads(json.dumps(asdict(model))),  # as JSON gives it back
         num_parameters=num_parameters(model),
         flops_per_row=flops_per_row,
         rows=rows,
@@ -297,7 +305,14 @@ def _run(recipe: LadderRecipe, vocab_size: int, phase: str, number: int, arm: st
 def _end(recipe: LadderRecipe, label: int, budget: float, rows: int, flops_per_row: float, row_length: int) -> End:
     steps = round(budget / (rows * flops_per_row))
     decay = max(1, round(recipe.schedule.decay * steps))
-    return End(f"b{label}", budget, steps, steps - decay, steps * rows * flops_per_row, float(steps * rows * row_length))
+    return End(
+        label=f"b{label}",
+        budget=budget,
+        steps=steps,
+        decay_begin=steps - decay,
+        flops=steps * rows * flops_per_row,
+        tokens=float(steps * rows * row_length),
+    )
 
 
 def _rows(recipe: LadderRecipe, size: SizeConfig, parameters: int, row_length: int) -> int:
@@ -322,7 +337,9 @@ def _pairs(recipe: LadderRecipe, runs: tuple[PlannedRun, ...]) -> Iterator[Pair]
             continue
         is_equal = abs(run.num_parameters / other.num_parameters - 1) <= EQUAL_PARAMETERS
         for end, _ in zip(run.ends, other.ends, strict=False):
-            yield Pair(run.objective, run.arm, run.size, end.budget, run.seed, is_equal)
+            yield Pair(
+                objective=run.objective, arm=run.arm, size=run.size, budget=end.budget, seed=run.seed, equal_parameters=is_equal
+            )
 
 
 def _detectable(recipe: LadderRecipe, runs: tuple[PlannedRun, ...]) -> float | None:
@@ -331,7 +348,3 @@ def _detectable(recipe: LadderRecipe, runs: tuple[PlannedRun, ...]) -> float | N
     chosen = [run for run in runs if run.phase == "main" and run.objective == 0 and run.arm == recipe.baseline]
     places = [(run.num_parameters, end.tokens, end.flops) for run in chosen for end in run.ends]
     return detectable(recipe.assumed, places)
-
-
-def model_of(run: PlannedRun) -> ModelConfig:
-    return ModelConfig(**run.model)

@@ -1,8 +1,8 @@
-"""The learning rate of every run, from the sweeps, by a rule that is fixed before: no rate is chosen by hand.
+"""The learning rate of every run, from the sweeps, by a rule that is fixed in advance: no rate is chosen by hand.
 
-At a swept size the optimum is the vertex of the parabola in log rate through the best try and its two neighbours; a best try at
-the edge asks for another beyond it. At other sizes it lies on the power law through the two optima (Porian et al. 2024,
-arXiv:2406.19146, find such laws; two sizes can give no more than one).
+At a swept size the optimum is the vertex of the parabola in log rate through the best try and its two neighbours. If the best
+try is at the edge, another rate beyond it is tried. At other sizes the rate follows the power law through the two optima
+(Porian et al. 2024, arXiv:2406.19146, find such laws).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.tracking.metrics import read_metrics
 SWEEP_FILE = "sweep.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Optimum:
     """The outcome of one sweep."""
 
@@ -32,13 +32,13 @@ class Optimum:
     num_parameters: int
     rate: float
     tries: dict[str, float | None]
-    """Last validation loss by rate, None where it diverged."""
+    """Last validation loss by rate, None if it diverged."""
 
 
 def next_rate(tries: Mapping[float, float], sweep: SweepConfig) -> float | None:
-    """The rate to try next, None where the best of `tries` (loss by rate, infinite where it diverged) lies inside.
+    """The rate to try next; None if the best of `tries` (loss by rate, infinite if it diverged) is not at the edge.
 
-    Raises ValueError where the search has had its tries, or where all of them diverged.
+    Raises ValueError if the best one is still at the edge after the last try.
     """
     rates = sorted(tries)
     best = min(rates, key=lambda rate: tries[rate])
@@ -54,7 +54,7 @@ def next_rate(tries: Mapping[float, float], sweep: SweepConfig) -> float | None:
 
 
 def vertex(tries: Mapping[float, float]) -> float:
-    """The optimum between the neighbours of the best try, which lies inside; the try itself where a neighbour diverged."""
+    """The optimum between the neighbours of the best try, which is not at the edge; the try itself if a neighbour diverged."""
     rates = sorted(tries)
     at = rates.index(min(rates, key=lambda rate: tries[rate]))
     x = [math.log(rate) for rate in rates[at - 1 : at + 2]]
@@ -68,7 +68,7 @@ def vertex(tries: Mapping[float, float]) -> float:
 
 
 def tries_of(folder: Path, run: PlannedRun, rates: tuple[float, ...]) -> dict[float, float]:
-    """Last validation loss of every rate that was tried to its end, infinite where it diverged."""
+    """Last validation loss of every completed try by its rate, infinite if it diverged."""
     found: dict[float, float] = {}
     for rate in rates:
         run_folder = runs_of(folder) / sweep_folder(run, rate)
@@ -81,7 +81,7 @@ def tries_of(folder: Path, run: PlannedRun, rates: tuple[float, ...]) -> dict[fl
 
 
 def has_diverged(run_folder: Path) -> bool:
-    """Whether a run ended because its steps were no longer finite, not for a reason that a second start could mend."""
+    """Whether a run failed because its steps were not finite, and not for a reason that another start may remove."""
     if read_status(run_folder) != "failed":
         return False
     rows = read_metrics(run_folder / METRICS)
@@ -89,9 +89,9 @@ def has_diverged(run_folder: Path) -> bool:
 
 
 def write_optimum(folder: Path, run: PlannedRun, tries: Mapping[float, float]) -> Optimum:
-    """Settle a sweep whose best try lies inside."""
+    """Store the optimum of a sweep whose best try is not at the edge."""
     shown = {f"{rate:.6g}": loss if math.isfinite(loss) else None for rate, loss in sorted(tries.items())}
-    found = Optimum(run.arm, run.size, run.num_parameters, vertex(tries), shown)
+    found = Optimum(arm=run.arm, size=run.size, num_parameters=run.num_parameters, rate=vertex(tries), tries=shown)
     path = _sweep_file(folder, run)
     path.parent.mkdir(exist_ok=True)
     write_json_atomically(path, asdict(found))
@@ -99,7 +99,7 @@ def write_optimum(folder: Path, run: PlannedRun, tries: Mapping[float, float]) -
 
 
 def read_optimum(folder: Path, run: PlannedRun) -> Optimum | None:
-    """What a sweep came to, None while it has not."""
+    """The stored optimum of a sweep, None if it is not complete."""
     path = _sweep_file(folder, run)
     return Optimum(**json.loads(path.read_bytes())) if path.is_file() else None
 
@@ -118,7 +118,7 @@ def rate_for(folder: Path, ladder: Ladder, run: PlannedRun) -> float:
 
 
 def power_law(optima: list[tuple[int, float]], num_parameters: int) -> float:
-    """The rate at a size on the line through two optima in logarithms; at a swept size its own."""
+    """The rate at a size, on the line through two optima in logarithms."""
     (n1, rate1), (n2, rate2) = ((math.log(n), math.log(rate)) for n, rate in optima)
     return math.exp(rate1 + (rate2 - rate1) * (math.log(num_parameters) - n1) / (n2 - n1))
 

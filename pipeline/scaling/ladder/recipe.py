@@ -1,4 +1,4 @@
-"""What a ladder is made from: `configs/scaling/*.yaml`, read and checked before anything is planned."""
+"""The recipe of a ladder, `configs/scaling/*.yaml`: read and validated before anything is planned."""
 
 from __future__ import annotations
 
@@ -14,88 +14,108 @@ from pipeline.scaling.ladder.arm_models import ARM_MODELS
 
 
 class SizeConfig(Section):
-    """One rung: the T5 that all arms of this size are made from."""
+    """One size of the ladder: the T5 from which all its arms are made."""
 
     model: dict[str, Any]
-    """Keys of a recipe's `model` section, of the t5 arm."""
+    """Keys of a training recipe's `model` section: the T5 from which the arms of this size are made."""
     mesh: MeshConfig = MeshConfig()
+    """How a model of this size is divided among processes."""
     num_processes: PositiveInt = 1
+    """Processes that train one run of this size."""
     micro_batch_size: PositiveInt = 8
+    """Rows that one replica computes at a time."""
 
 
 class ArmConfig(Section):
+    """One arm of the comparison."""
+
     sizes: tuple[str, ...] = ()
-    """Where this arm is trained. Default: at every size."""
+    """Sizes at which this arm is trained. Default: all."""
 
 
 class SeedsConfig(Section):
-    """One place of the ladder where arms are trained several times, so that the noise is known."""
+    """One size at which arms are trained with several seeds, to measure the noise."""
 
     size: str
+    """The size at which arms are trained with several seeds."""
     count: int = Field(default=3, ge=2)
+    """Number of seeds, at least 2."""
     arms: tuple[str, ...] = ()
-    """Default: all that are trained at this size."""
+    """Arms that are trained with several seeds. Default: all arms of this size."""
     budgets: PositiveInt = 1
-    """How many of the budgets, from the smallest on."""
+    """Number of budgets with several seeds, from the smallest on."""
 
 
 class SweepConfig(Section):
-    """Learning rates, tried for every arm at two sizes; the others lie on the power law through the two optima."""
+    """Learning-rate sweeps of every arm at two sizes. Other sizes take the power law through the two optima."""
 
     values: tuple[PositiveFloat, ...] = Field(min_length=3)
+    """Learning rates to try, at least 3."""
     sizes: tuple[str, ...] = Field(min_length=2, max_length=2)
+    """The two sizes at which every arm is swept."""
     budget: PositiveFloat
     """Training FLOPs of each try."""
     factor: float = Field(default=2.0, gt=1)
-    """The next value where the best is the first or last one."""
+    """Ratio of the next value to the first or last one, if the best value is at that edge."""
     most: PositiveInt = 7
-    """Tries of one arm at one size after which an optimum that still lies at the edge ends the search as failed."""
+    """Most tries of one arm at one size. If the best value is still at an edge then, the search fails."""
 
 
 class BatchConfig(Section):
     """Tokens of a step: `tokens` x (parameters / `at_parameters`)^`exponent`, in whole micro-batches (OLMo-core's ladder)."""
 
     tokens: PositiveInt
+    """Raw tokens of one step for a T5 with `at_parameters` parameters."""
     at_parameters: PositiveFloat = 108e6
+    """Number of parameters for which `tokens` holds."""
     exponent: float = Field(default=2 / 3, ge=0)
+    """Exponent of the power law by which the batch grows with the parameters; 0: constant."""
 
 
 class ScheduleConfig(Section):
-    """Warm-up, plateau, decay (wsd): one plateau serves all budgets, each of which is a branch with a decay of its own."""
+    """Warm-up, plateau, decay (wsd). All budgets share one plateau; each is a branch with a decay of its own."""
 
     warmup: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the smallest budget's steps."""
+    """Length of the warm-up as a share of the smallest budget's steps."""
     decay: float = Field(default=0.2, gt=0, lt=1)
-    """Share of each budget's steps."""
+    """Length of the decay as a share of each budget's steps."""
 
 
-class YardstickConfig(Section):
-    """Suffixes given prefixes of held-out text, by source: the one measure that all arms share."""
+class SuffixBPBConfig(Section):
+    """Evaluation of suffix bits per byte on held-out text, the measure that all arms share."""
 
     rows_per_source: PositiveInt = 256
+    """Rows of each source of the validation split that are scored."""
 
 
 class AssumedConfig(Section):
-    """What the power of the design is computed from before any run: a loss surface and a noise, from a pilot or a paper."""
+    """Assumed loss surface and noise, from a pilot or a paper, to compute the power of the design before any run."""
 
     A: PositiveFloat
+    """A of the assumed loss E + A / N^alpha + B / D^beta."""
     B: PositiveFloat
+    """B of the assumed loss."""
     E: PositiveFloat
+    """E of the assumed loss: what remains with endless size and data."""
     alpha: PositiveFloat
+    """Exponent of the parameters N in the assumed loss."""
     beta: PositiveFloat
+    """Exponent of the raw tokens D in the assumed loss."""
     deviation: PositiveFloat
     """Standard deviation of log loss between seeds."""
     source: str
+    """Where these numbers come from, in words. The report quotes it."""
 
 
 class DeviceConfig(Section):
-    """What costs are estimated with."""
+    """The devices that hours are estimated for."""
 
     gpu: str | None = None
-    """A name of pipeline/planner/hardware.py: hours then follow from `mfu`."""
+    """GPU whose peak the hours are estimated from, with `mfu`: a100, a100-40g, h100 or h200. Give it or `flops_per_second`."""
     mfu: float = Field(default=0.3, gt=0, le=1)
+    """Assumed share of the GPU's dense bf16 peak."""
     flops_per_second: PositiveFloat | None = None
-    """Of one process, where there is no GPU: measured on a machine like the one at hand."""
+    """FLOPs per second of one process without a GPU, measured on a similar machine."""
     count: PositiveInt = 1
     """Devices that work at the same time."""
 
@@ -117,32 +137,60 @@ class DeviceConfig(Section):
 
 
 class LadderRecipe(Section):
+    """The recipe of a ladder."""
+
     name: str
+    """Name of the ladder, in its report and in MLflow."""
     data: DataConfig
-    """`objective` is set by `objectives`."""
+    """A training recipe's `data` section; its `objective` is set by `objectives`."""
     vocab_size: int = Field(default=0, ge=0)
-    """0: the tokenizer's of data.path. Give it to plan before the data is prepared."""
+    """Number of token ids; 0: those of data.path's tokenizer. Give it to plan before the data is prepared."""
     train_tokens: PositiveFloat | None = None
-    """Tokens of the training text, to plan before it is prepared. Default: the manifest's."""
+    """Tokens of the training text, to plan before the data is prepared. Default: those of data.path."""
     objectives: tuple[AnyObjective, ...] = Field(min_length=1)
-    """One ladder each. The first is the headline; arms of one stack take causal_lm in the place of prefix_lm."""
+    """Objectives, each with a ladder of its own; the first is the main one. Decoder-only arms take causal_lm in the place of
+    prefix_lm."""
     sizes: dict[str, SizeConfig]
+    """The sizes by name, each given by its T5."""
     arms: dict[str, ArmConfig]
+    """The arms by name: t5, fnet_t5, fnet_t5_equal_parameters, fnet_t5_equal_flops, fnet_t5_top2, ff_only, gpt2 or
+    prefix_decoder."""
     baseline: str = "t5"
+    """The arm that the others are compared with."""
     budgets: tuple[PositiveFloat, ...] = Field(min_length=1)
-    """Training FLOPs of one run, ascending."""
+    """Training FLOPs of one run, in ascending order."""
     learning_rate: SweepConfig
+    """The learning-rate sweeps."""
     seeds: SeedsConfig | None = None
+    """Where arms are trained with several seeds, to measure the noise. Default: nowhere."""
     batch: BatchConfig
+    """How many tokens a step has, by size."""
     schedule: ScheduleConfig = ScheduleConfig()
+    """Warm-up and decay of every run."""
     train: dict[str, Any] = Field(default_factory=dict)
-    """Keys of a recipe's `train` section that all runs share."""
+    """Keys of a training recipe's `train` section, for all runs."""
     optimizer: dict[str, Any] = Field(default_factory=dict)
-    yardstick: YardstickConfig = YardstickConfig()
+    """Keys of a training recipe's `optimizer` section, for all runs."""
+    suffix_bpb: SuffixBPBConfig = SuffixBPBConfig()
+    """How suffix bits per byte are evaluated."""
     tracking: TrackingConfig = TrackingConfig()
+    """MLflow."""
     hypotheses: tuple[str, ...] = ()
+    """What the ladder is to test, in words. The plan and the report hold it."""
     assumed: AssumedConfig | None = None
+    """Assumed loss surface and noise, from which the power of the design is computed before any run. Default: not computed."""
     device: DeviceConfig
+    """What hours are estimated from."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_key(cls, values: Any) -> Any:
+        """Read `yardstick`, the earlier name of `suffix_bpb`, from old recipes and ladder files."""
+        if not isinstance(values, dict) or "yardstick" not in values:
+            return values
+        if "suffix_bpb" in values:
+            raise ValueError("yardstick is the earlier name of suffix_bpb, and both are given: leave yardstick out")
+        return {("suffix_bpb" if key == "yardstick" else key): value for key, value in values.items()}
 
     @model_validator(mode="before")
     @classmethod
@@ -172,9 +220,9 @@ class LadderRecipe(Section):
         if seeds and not set(seeds.arms) <= set(self.arms):
             raise ValueError(f"seeds.arms {list(seeds.arms)} are not all among the arms: {', '.join(self.arms)}")
         if list(self.budgets) != sorted(set(self.budgets)):
-            raise ValueError(f"budgets {list(self.budgets)} do not ascend: sort them")
+            raise ValueError(f"budgets {list(self.budgets)} are not in ascending order: sort them")
         if len(set(self.learning_rate.sizes)) < 2:
-            raise ValueError("learning_rate.sizes names one size twice: the rates of the others need two")
+            raise ValueError("learning_rate.sizes has one size twice: the rates of the others need two sizes")
         return self
 
     def sizes_of(self, arm: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""From a planned run to the `RunConfig` of each of its run folders."""
+"""The `RunConfig` of each run folder of a planned run."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pipeline.config import RunConfig
 from pipeline.scaling.ladder.ladder import End, Ladder, PlannedRun
 
 _VALIDATIONS = 12
-"""In the course of a plateau: the loss curves of the report, and of approach 1."""
+"""Validations of a main run, which give the loss curves of the report."""
 _CHECKPOINTS = 8
 
 
 def sweep_folder(run: PlannedRun, rate: float) -> str:
-    """The name of one try's run folder."""
+    """The name of the run folder of one try of a sweep."""
     return f"{run.name}-lr{rate:.3g}"
 
 
 def run_config(ladder: Ladder, run: PlannedRun, end: End, rate: float, parent: str | None) -> RunConfig:
-    """Raises ValueError, naming the key, where the recipe's shared sections cannot be."""
+    """The configuration of one end of a run. Raises ValueError, with the key, if the recipe's shared sections are invalid."""
     recipe, size = ladder.recipe, ladder.recipe.sizes[run.size]
     main_run = run.ends[-1]
     train: dict[str, Any] = {
@@ -54,5 +54,5 @@ def run_config(ladder: Ladder, run: PlannedRun, end: End, rate: float, parent: s
 
 
 def runs_of(folder: Path) -> Path:
-    """Where a ladder's run folders lie."""
+    """The folder of a ladder's run folders."""
     return folder / "runs"

@@ -1,4 +1,4 @@
-"""How far each run of a ladder is, read from its folders alone."""
+"""The state of each run of a ladder, read from its folders alone."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.eval.suffix_bpb import ALL, SUFFIX_BPB_FILE, read_suffix_bpb
+from pipeline.eval.suffix_bpb import ALL, read_suffix_bpb, suffix_bpb_file
 from pipeline.run_folder import METRICS, read_status
 from pipeline.scaling.ladder.ladder import Ladder, PlannedRun
 from pipeline.scaling.ladder.learning_rates import read_optimum
 from pipeline.scaling.ladder.run_configs import runs_of
 from pipeline.tracking.metrics import read_metrics
 
-State = Literal["complete", "started", "failed", "ready", "waiting"]
+RunStatus = Literal["complete", "started", "failed", "ready", "waiting"]
 
 
 @dataclass(frozen=True)
 class RunState:
     run: PlannedRun
-    state: State
+    state: RunStatus
     detail: str
 
 
 def state_of(folder: Path, ladder: Ladder, run: PlannedRun) -> RunState:
-    """waiting: for its sweeps. A failed run is one whose last start did not end well; the next start tries again."""
+    """The state of a run of the ladder in `folder`.
+
+    A waiting run needs a learning rate from sweeps that are not done. A failed run is tried again by the next `scaling run`.
+    """
     if run.phase == "sweep":
         found = read_optimum(folder, run)
         if found is not None:
@@ -32,7 +35,7 @@ def state_of(folder: Path, ladder: Ladder, run: PlannedRun) -> RunState:
         names = [path.name for path in runs_of(folder).glob(f"{run.name}-lr*")]
         return _unfinished(folder, run, names, "ready")
     names = [name for _, name in run.folders()]
-    if all((runs_of(folder) / name / SUFFIX_BPB_FILE).is_file() for name in names):
+    if all(suffix_bpb_file(runs_of(folder) / name) for name in names):
         bits = read_suffix_bpb(runs_of(folder) / names[-1])[ALL]["bits_per_byte"]
         return RunState(run, "complete", f"{bits:.4f} bits per byte at its largest budget")
     return _unfinished(folder, run, names, "ready" if sweeps_done(folder, ladder, run) else "waiting")
@@ -42,7 +45,7 @@ def sweeps_done(folder: Path, ladder: Ladder, run: PlannedRun) -> bool:
     return all(read_optimum(folder, sweep) is not None for sweep in ladder.sweeps_of(run))
 
 
-def _unfinished(folder: Path, run: PlannedRun, names: list[str], otherwise: State) -> RunState:
+def _unfinished(folder: Path, run: PlannedRun, names: list[str], otherwise: RunStatus) -> RunState:
     for name in reversed(names):
         path = runs_of(folder) / name
         status = read_status(path)

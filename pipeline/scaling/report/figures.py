@@ -1,5 +1,7 @@
-"""The figures of a report as SVG text: readable in print and for the colour-blind (Okabe & Ito's palette, and a marker and a
-dash for every arm besides its colour)."""
+"""The figures of a report as SVG text, readable in print and for the colour-blind.
+
+Colours are Okabe & Ito's palette; every arm also has a marker and a dash of its own.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +28,8 @@ _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0
 
 @dataclass(frozen=True)
 class Figure:
+    """A figure with its caption."""
+
     title: str
     caption: str
     svg: str
@@ -47,7 +51,7 @@ class _Look:
 
 
 def figures(results: ResultSet, analysis: Analysis) -> list[Figure]:
-    """Every figure that the results carry."""
+    """All figures that the results allow."""
     look = _Look([fit.arm for fit in analysis.fits])
     made = [*_loss_curves(results, look), *_isoflops(results, analysis, look), *_optima(analysis, look)]
     return [*made, *_residuals(results, analysis, look), *_differences(analysis, look), *_seconds(results, look)]
@@ -72,7 +76,7 @@ def _draw(width: float, height: float, columns: int, rows: int, paint: Callable[
 
 
 def _loss_curves(results: ResultSet, look: _Look) -> list[Figure]:
-    """One panel an objective: their losses do not share an axis."""
+    """One panel per objective, because their losses are not comparable."""
     objectives = list(dict.fromkeys(one.objective for one in results.results))
     longest: dict[tuple[str, str], RunResult] = {}
     for one in results.results:
@@ -96,9 +100,8 @@ def _loss_curves(results: ResultSet, look: _Look) -> list[Figure]:
             axis.legend(fontsize=6, ncols=2)
 
     caption = (
-        "Validation loss of the longest run of each arm and size, seed 0; the larger the model, the wider its line. The fall "
-        "at the end is the decay of the learning rate. Losses of different objectives are different measures and stand in "
-        "panels of their own."
+        "Validation loss of the longest run of each arm and size, seed 0; larger models have wider lines. The drop at the end "
+        "is the decay of the learning rate. Losses of different objectives are not comparable and have separate panels."
     )
     return [Figure("Loss curves", caption, _draw(5.2 * len(objectives), 4.2, len(objectives), 1, paint))]
 
@@ -124,8 +127,8 @@ def _isoflops(results: ResultSet, analysis: Analysis, look: _Look) -> list[Figur
             axis.legend(fontsize=7)
 
     caption = (
-        "Every run by size at each budget, the parabola through them and its minimum (cross). Where no parabola is drawn the "
-        "fit was refused; the table of fits says why."
+        "Every run by size at each budget, the parabola through them and its minimum (cross). If there is no parabola, the fit "
+        "was refused; the table of fits has the reason."
     )
     return [Figure("isoFLOP curves", caption, _draw(4.6 * len(arms), 3.8, len(arms), 1, paint))]
 
@@ -159,8 +162,8 @@ def _optima(analysis: Analysis, look: _Look) -> list[Figure]:
         axes[0][0].legend(fontsize=7)
 
     caption = (
-        "What a budget should buy: lines and 95 % bands from the loss surface (approach 3), marks from the isoFLOP minima "
-        "(approach 2). Bands of the arms overlap more than their difference does, because a part of the noise is shared."
+        "Best size, tokens and loss by compute: lines and 95 % bands from the loss surface (approach 3), marks from the "
+        "isoFLOP minima (approach 2). Two bands may overlap although the difference is clear: part of the noise is shared."
     )
     return [Figure("Best size, tokens and loss by compute", caption, _draw(11, 3.6, 3, 1, paint))]
 
@@ -180,10 +183,10 @@ def _residuals(results: ResultSet, analysis: Analysis, look: _Look) -> list[Figu
         for axis, name in zip(axes[0], ("parameters", "tokens"), strict=True):
             axis.axhline(0, color="0.6", linewidth=0.8)
             _logarithmic(axis, "x")
-            axis.set(xlabel=name, ylabel="measured over fitted, less 1 (%)")
+            axis.set(xlabel=name, ylabel="measured / fitted - 1 (%)")
         axes[0][0].legend(fontsize=7)
 
-    caption = "Residuals of the loss surfaces. A slope or an arc means that the form of the surface is wrong there."
+    caption = "Residuals of the loss surfaces. A trend or a curve means that the form of the surface is wrong there."
     return [Figure("Residuals", caption, _draw(8.6, 3.2, 2, 1, paint))]
 
 
@@ -210,8 +213,8 @@ def _differences(analysis: Analysis, look: _Look) -> list[Figure]:
         axis.set_xlabel(f"difference from {analysis.baseline} at {pairs[0].size} and equal FLOPs (%); left is better")
 
     caption = (
-        "Each arm against the baseline at one size. Whiskers: 95 % from the noise floor, at the budget with the most seeds; "
-        "faint marks: the other budgets."
+        "Each arm against the baseline at one size. Whiskers: 95 % intervals from the noise floor, at the budget with the most "
+        "seeds. Faint marks: the other budgets."
     )
     return [Figure("Differences at equal FLOPs", caption, _draw(7.5, 0.8 + 0.38 * len(pairs), 1, 1, paint))]
 
@@ -231,18 +234,18 @@ def _seconds(results: ResultSet, look: _Look) -> list[Figure]:
         _logarithmic(left, "x")
         _logarithmic(right, "x", "y")
         left.set(xlabel="seconds of training", ylabel=_short(results.measure), title="equal wall-clock")
-        right.set(xlabel="parameters", ylabel="raw tokens a second", title="throughput")
+        right.set(xlabel="parameters", ylabel="raw tokens per second", title="throughput")
         left.legend(fontsize=6)
 
     caption = (
-        "The measure over the seconds that training took (a line for each size, a mark for each budget), and raw tokens a "
-        "second. Seconds hold for the machine that the runs were made on."
+        "The measure by seconds of training (a line for each size, a mark for each budget), and raw tokens per second. Seconds "
+        "are those of the machine of the runs."
     )
     return [Figure("Wall-clock and throughput", caption, _draw(9.6, 3.8, 2, 1, paint))]
 
 
 def _logarithmic(axis: Axes, *names: str) -> None:
-    """Few, plain tick labels: a ladder spans a decade or two."""
+    """Logarithmic axes with few, plain tick labels."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for name in names:

@@ -16,7 +16,7 @@ import numpy as np
 
 from data_prep.files import atomic_write
 from pipeline.scaling.analysis import Analysis
-from pipeline.scaling.ladder.ladder import EXCLUSION_RULES, Ladder, planned_at
+from pipeline.scaling.ladder.ladder import EXCLUSION_RULES, Ladder, planned_at, stored_sha256
 from pipeline.scaling.report.figures import Figure, figures
 from pipeline.scaling.report.tables import (
     RUN_COLUMNS,
@@ -36,12 +36,12 @@ from pipeline.scaling.results import Collected, ResultSet
 
 PAGE, MARKDOWN, RUNS, FITS = "index.html", "report.md", "runs.csv", "fits.json"
 NOTICE = "notice.txt"
-"""Written by hand beside the page: what its readers must know first, for example that its answer is withdrawn."""
+"""A file written by hand beside the page, with what readers must know first, such as that its answer is withdrawn."""
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
-@dataclass(frozen=True)
-class Section:
+@dataclass(frozen=True, kw_only=True)
+class ReportSection:
     title: str
     texts: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
@@ -50,9 +50,9 @@ class Section:
 
 
 def write_report(
-    output: Path, collected: Collected, analyses: Sequence[Analysis], command: str, extra: Sequence[Section] = ()
+    output: Path, collected: Collected, analyses: Sequence[Analysis], command: str, extra: Sequence[ReportSection] = ()
 ) -> list[Path]:
-    """Write the four files into `output`, which is made; returns them. `extra` sections stand before the excluded runs.
+    """Write the four files into `output` and return them. `extra` sections come before the excluded runs.
 
     A `notice.txt` in `output` (UTF-8, paragraphs separated by blank lines) opens the page and its Markdown.
     """
@@ -74,7 +74,9 @@ def write_report(
     return [output / name for name in texts]
 
 
-def _sections(collected: Collected, analyses: Sequence[Analysis], command: str, extra: Sequence[Section]) -> list[Section]:
+def _sections(
+    collected: Collected, analyses: Sequence[Analysis], command: str, extra: Sequence[ReportSection]
+) -> list[ReportSection]:
     sections = []
     if collected.ladders:
         sections.append(_plan_section(collected.ladders))
@@ -83,38 +85,44 @@ def _sections(collected: Collected, analyses: Sequence[Analysis], command: str, 
         sources = source_table(results, analysis)
         tables = [comparison_table(analysis), *pair_tables(results, analysis), *fit_tables(analysis), speed_table(results)]
         sections += [
-            Section(f"Results{where}", (f"Measure: {results.measure}.",), tuple(tables + ([sources] if sources else []))),
-            Section(f"Figures{where}", figures=tuple(figures(results, analysis))),
-            Section(f"What this cannot say{where}", tuple(limits(results, analysis))),
+            ReportSection(
+                title=f"Results{where}",
+                texts=(f"Measure: {results.measure}.",),
+                tables=tuple(tables + ([sources] if sources else [])),
+            ),
+            ReportSection(title=f"Figures{where}", figures=tuple(figures(results, analysis))),
+            ReportSection(title=f"Limits{where}", texts=tuple(limits(results, analysis))),
         ]
     sections += extra
     sweeps = sweep_table(collected.ladders)
     sections.append(
-        Section("Learning rates", tables=(sweeps,)) if sweeps else Section("Learning rates", ("As each run's recipe.",))
+        ReportSection(title="Learning rates", tables=(sweeps,))
+        if sweeps
+        else ReportSection(title="Learning rates", texts=("Each run has the one of its recipe.",))
     )
-    sections.append(Section("Excluded runs", tables=(excluded_table(collected.excluded),)))
-    sections += [Section("Runs", tables=tuple(run_table(results) for results in collected.sets))]
+    sections.append(ReportSection(title="Excluded runs", tables=(excluded_table(collected.excluded),)))
+    sections += [ReportSection(title="Runs", tables=tuple(run_table(results) for results in collected.sets))]
     return [*sections, _provenance(collected, command)]
 
 
-def _plan_section(ladders: Sequence[tuple[Path, Ladder]]) -> Section:
+def _plan_section(ladders: Sequence[tuple[Path, Ladder]]) -> ReportSection:
     texts = []
     for folder, ladder in ladders:
         recipe = ladder.recipe
         texts.append(
-            f"{recipe.name} was planned on {planned_at(folder)}, before its runs; SHA-256 of the plan {ladder.sha256}."
+            f"{recipe.name} was planned on {planned_at(folder)}, before its runs; SHA-256 of the plan {stored_sha256(folder)}."
         )
         texts += recipe.hypotheses
         if ladder.detectable is not None and recipe.assumed is not None:
             texts.append(
                 f"The design was expected to show a compute multiplier below {ladder.detectable:.3f} or above "
-                f"{1 / ladder.detectable:.3f} 4 times in 5, assuming {recipe.assumed.source}."
+                f"{1 / ladder.detectable:.3f} with a power of 80 %, assuming {recipe.assumed.source}."
             )
-    texts.append("Left out, by rules fixed before: " + "; ".join(EXCLUSION_RULES) + ".")
-    return Section("What was planned", tuple(texts))
+    texts.append("Excluded, by rules fixed in advance: " + "; ".join(EXCLUSION_RULES) + ".")
+    return ReportSection(title="What was planned", texts=tuple(texts))
 
 
-def _provenance(collected: Collected, command: str) -> Section:
+def _provenance(collected: Collected, command: str) -> ReportSection:
     results = [one for group in collected.sets for one in group.results]
     rows = []
     for name, values in (
@@ -124,32 +132,36 @@ def _provenance(collected: Collected, command: str) -> Section:
         *((f"{package}", {one.provenance.get(package, "unknown") for one in results}) for package in ("torch", "deepspeed")),
     ):
         rows.append((name, ", ".join(sorted(values))))
-    table = Table("Code and data", "Of all runs that were read.", ("what", "value"), tuple(rows))
+    table = Table(title="Code and data", note="Of all runs in this report.", columns=("what", "value"), rows=tuple(rows))
     commands = [
         f"fnet-t5 scaling plan RECIPE.yaml --output {folder}\nfnet-t5 scaling run {folder}" for folder, _ in collected.ladders
     ]
     configs = {one.point.arm: one.config["model"] for one in results}
     models = "\n".join(f"{arm}: {json.dumps(model)}" for arm, model in configs.items())
     recipes = [json.dumps(_portable(ladder), indent=1) for _, ladder in collected.ladders]
-    return Section("Configurations, and how to reproduce", (), (table,), (), (*commands, command, models, *recipes))
+    return ReportSection(
+        title="Configurations and commands",
+        tables=(table,),
+        code=(*commands, command, models, *recipes),
+    )
 
 
 def _portable(ladder: Ladder) -> dict[str, Any]:
-    """The recipe as others can use it: the fingerprint tells which data it was, not the folder where they lay."""
+    """The recipe without folders of this machine: the fingerprint identifies the data."""
     recipe: dict[str, Any] = ladder.recipe.model_dump(mode="json")
     recipe["data"]["path"] = Path(recipe["data"]["path"]).name
     return recipe
 
 
 def _notice(path: Path) -> list[str]:
-    """The paragraphs of the notice, each on one line; none where there is no such file."""
+    """The paragraphs of the notice, each on one line; none if there is no such file."""
     if not path.is_file():
         return []
     paragraphs = (" ".join(block.split()) for block in path.read_text(encoding="utf-8").split("\n\n"))
     return [paragraph for paragraph in paragraphs if paragraph]
 
 
-def _html(title: str, opening: Sequence[str], sections: Sequence[Section], notice: Sequence[str]) -> str:
+def _html(title: str, opening: Sequence[str], sections: Sequence[ReportSection], notice: Sequence[str]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
@@ -157,7 +169,7 @@ def _html(title: str, opening: Sequence[str], sections: Sequence[Section], notic
     return template.render(title=title, answer=opening, sections=sections, notice=notice)
 
 
-def _markdown(title: str, opening: Sequence[str], sections: Sequence[Section], notice: Sequence[str]) -> str:
+def _markdown(title: str, opening: Sequence[str], sections: Sequence[ReportSection], notice: Sequence[str]) -> str:
     lines = [line for paragraph in notice for line in (f"> {paragraph}", ">")][:-1]
     lines += [""] if notice else []
     lines += [f"# {title}", "", *(line for sentence in opening for line in (sentence, ""))]
@@ -187,7 +199,7 @@ def _csv(sets: Sequence[ResultSet]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses and arrays as JSON, which knows no infinity and no NaN: they are null."""
+    """Dataclasses and arrays as JSON values. Infinity and NaN, which JSON does not have, become null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kind = {"refused": True} if type(value).__name__ == "Refused" else {}
         return {**kind, **{field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}}

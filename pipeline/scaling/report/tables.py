@@ -15,7 +15,7 @@ from pipeline.scaling.report.words import at_anchor, percent, shown, verdict
 from pipeline.scaling.results import ResultSet, RunResult
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Table:
     title: str
     note: str
@@ -96,7 +96,7 @@ def run_table(results: ResultSet) -> Table:
         *("FLOPs", results.measure, "own validation loss, nats", "steps x rows", "learning rate", "minutes", "epochs"),
     )
     note = "Everything that fits and comparisons read. The CSV beside this page has it unrounded, with more columns."
-    return Table("Runs", note, columns, tuple(rows))
+    return Table(title="Runs", note=note, columns=columns, rows=tuple(rows))
 
 
 def fit_tables(analysis: Analysis) -> Iterator[Table]:
@@ -110,10 +110,10 @@ def fit_tables(analysis: Analysis) -> Iterator[Table]:
     if rows:
         columns = ("arm", "runs", "E", "A", "alpha", "B", "beta", "scatter", "starts that agree", "worst error of cost")
         note = (
-            "L = E + A / N^alpha + B / D^beta, with 95 % intervals. E, A and B lie in a long valley and are not to be read one "
+            "L = E + A / N^alpha + B / D^beta, with 95 % intervals. E, A and B lie in a long valley: do not interpret them one "
             "by one; scatter is of the measure around the surface, lack of fit included."
         )
-        yield Table("Loss surfaces (approach 3)", note, columns, tuple(rows))
+        yield Table(title="Loss surfaces (approach 3)", note=note, columns=columns, rows=tuple(rows))
     yield _exponents(analysis.fits)
     held: list[tuple[str, ...]] = [
         (
@@ -129,9 +129,9 @@ def fit_tables(analysis: Analysis) -> Iterator[Table]:
         for one in fit.held_out
     ]
     if held:
-        note = "The surface fitted without the largest size, and what it says of it: does the law hold where it was not fitted?"
+        note = "The surface fitted without the largest size, and its prediction for that size: does the law extrapolate?"
         heads = ("arm", "parameters", "tokens", "measured", "predicted, with the interval of a new run", "error")
-        yield Table("The largest size, held out and predicted", note, heads, tuple(held))
+        yield Table(title="The largest size, held out and predicted", note=note, columns=heads, rows=tuple(held))
 
 
 def _exponents(fits: Sequence[ArmFit]) -> Table:
@@ -147,10 +147,12 @@ def _exponents(fits: Sequence[ArmFit]) -> Table:
             else:
                 rows.append((fit.arm, name, shown(one.n_exponent), shown(one.d_exponent)))
     note = (
-        "N_opt ~ C^a and D_opt ~ C^b. Intervals of approaches 1 and 2 have their bias in this design taken off "
+        "N_opt ~ C^a and D_opt ~ C^b. In the intervals of approaches 1 and 2 their bias in this design is subtracted "
         "(docs/scaling.md)."
     )
-    return Table("How size and tokens should grow with compute", note, ("arm", "approach", "a", "b"), tuple(rows))
+    return Table(
+        title="How size and tokens should grow with compute", note=note, columns=("arm", "approach", "a", "b"), rows=tuple(rows)
+    )
 
 
 def comparison_table(analysis: Analysis) -> Table:
@@ -164,12 +166,12 @@ def comparison_table(analysis: Analysis) -> Table:
         found = shown(one.multiplier), shown(one.multiplier_of_minima), shown(one.n_exponent_difference)
         rows.append((one.arm, *found, crossing))
     note = (
-        f"Compute that an arm needs over what {analysis.baseline} needs for the same loss, each at its best size; below 1 the "
-        "arm is cheaper. Two methods: from the surfaces at the largest budget, and between isoFLOP minima over the losses that "
-        "both reach."
+        f"Compute that an arm needs for the same loss, divided by that of {analysis.baseline}, each at its best size; below 1 "
+        "the arm is cheaper. Two methods: from the surfaces at the largest budget, and between isoFLOP minima over the losses "
+        "that both reach."
     )
-    columns = ("arm", "multiplier, surfaces", "multiplier, minima", "difference of a", "budget at which they change places")
-    return Table(f"Compute multipliers over {analysis.baseline}", note, columns, tuple(rows))
+    columns = ("arm", "multiplier, surfaces", "multiplier, minima", "difference of a", "budget at which the better one changes")
+    return Table(title=f"Compute multipliers over {analysis.baseline}", note=note, columns=columns, rows=tuple(rows))
 
 
 def pair_tables(results: ResultSet, analysis: Analysis) -> Iterator[Table]:
@@ -183,25 +185,28 @@ def pair_tables(results: ResultSet, analysis: Analysis) -> Iterator[Table]:
     )
     note = f"Difference of the measure from {analysis.baseline} at the same size, FLOPs and seeds, below 0 is better; {floor}."
     columns = ("arm", "size", "shape", "parameters, of the baseline's", "by budget (seeds)", "95 % interval", "verdict")
-    yield Table("Equal FLOPs", note, columns, tuple(rows))
+    yield Table(title="Equal FLOPs", note=note, columns=columns, rows=tuple(rows))
     equal = tuple(row for row, pair in zip(rows, analysis.pairs, strict=True) if pair.has_equal_parameters)
     if equal:
         yield Table(
-            "Equal parameters and equal FLOPs", "Those of the above with as many parameters, within 3 %.", columns, equal
+            title="Equal parameters and equal FLOPs",
+            note="Those of the above with as many parameters, within 3 %.",
+            columns=columns,
+            rows=equal,
         )
     if analysis.controls:
         note = f"The same from {HYBRID}: ff_only has no mixing in its encoder, fnet_t5_top2 attention in its two last layers."
-        yield Table("What mixing is worth", note, columns, tuple(_pair_rows(analysis.controls, shapes)))
+        yield Table(title="What mixing is worth", note=note, columns=columns, rows=tuple(_pair_rows(analysis.controls, shapes)))
     note = (
         f"At the seconds that {analysis.baseline}'s runs took, read between the arm's own budgets (in logarithms); nothing "
-        "is extended. On a machine that did other work these are no better than its clock."
+        "is extrapolated. On a machine with other load they are unreliable."
     )
     yield from _readings(
         "Equal wall-clock", note, [(pair, pair.equal_seconds) for pair in analysis.pairs], lambda at: f"{at:,.0f} s", shapes
     )
     note = (
-        f"At the raw tokens that {analysis.baseline}'s runs read, interpolated in the same way: what is left of a "
-        "difference when the cheaper arm gets no more text."
+        f"At the raw tokens that {analysis.baseline}'s runs read, interpolated in the same way: the "
+        "difference if the cheaper arm gets no more text."
     )
     yield from _readings(
         "Equal text", note, [(pair, pair.equal_tokens) for pair in analysis.pairs], lambda at: f"{at / 1e6:,.1f} M", shapes
@@ -227,7 +232,7 @@ def _readings(
         if found
     ]
     if rows:
-        yield Table(title, note, ("arm", "size", "shape", "difference"), tuple(rows))
+        yield Table(title=title, note=note, columns=("arm", "size", "shape", "difference"), rows=tuple(rows))
 
 
 def _pair_rows(pairs: Sequence[PairView], shapes: Shapes) -> list[tuple[str, ...]]:
@@ -261,7 +266,9 @@ def speed_table(results: ResultSet) -> Table:
         "model FLOP/s",
         "peak memory, GB",
     )
-    return Table("Throughput and memory", "Of the longest run of each place, steps alone.", columns, tuple(rows))
+    return Table(
+        title="Throughput and memory", note="Of the longest run of each place, steps alone.", columns=columns, rows=tuple(rows)
+    )
 
 
 def source_table(results: ResultSet, analysis: Analysis) -> Table | None:
@@ -277,7 +284,12 @@ def source_table(results: ResultSet, analysis: Analysis) -> Table | None:
     names = sorted({name for one in chosen for name in one.sources})
     rows = tuple((name, *(f"{one.sources[name]:.3f}" if name in one.sources else "" for one in chosen)) for name in names)
     note = f"At {chosen[0].point.size} and {top:.3g} FLOPs, seed 0. A source is a small sample: read rows, not cells."
-    return Table("Bits per byte by source", note, ("source", *(f"{one.point.arm} ({one.shape})" for one in chosen)), rows)
+    return Table(
+        title="Bits per byte by source",
+        note=note,
+        columns=("source", *(f"{one.point.arm} ({one.shape})" for one in chosen)),
+        rows=rows,
+    )
 
 
 def sweep_table(ladders: Sequence[tuple[Path, Ladder]]) -> Table | None:
@@ -296,9 +308,14 @@ def sweep_table(ladders: Sequence[tuple[Path, Ladder]]) -> Table | None:
         "Last validation loss by learning rate; the optimum is the vertex of the parabola through the best and its neighbours. "
         "Every best one lies inside. Other sizes take the power law through the two."
     )
-    return Table("Learning rates", note, ("arm", "size", "shape", "optimum", "tries"), tuple(rows))
+    return Table(title="Learning rates", note=note, columns=("arm", "size", "shape", "optimum", "tries"), rows=tuple(rows))
 
 
 def excluded_table(excluded: Sequence[Excluded]) -> Table:
     rows = tuple((one.run, one.reason) for one in excluded)
-    return Table("Excluded runs", "No run was left out." if not rows else "Read by no fit.", ("run", "reason"), rows)
+    return Table(
+        title="Excluded runs",
+        note="No run was left out." if not rows else "Read by no fit.",
+        columns=("run", "reason"),
+        rows=rows,
+    )

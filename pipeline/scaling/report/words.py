@@ -1,4 +1,4 @@
-"""What an analysis says, in sentences: the answer first, with its uncertainty, and never more than the numbers carry."""
+"""The results of an analysis in sentences: the answer first, with its uncertainty, and no claim beyond the numbers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def answer(results: ResultSet, analysis: Analysis) -> list[str]:
     sentences = [_comparison(one, analysis) for one in analysis.comparisons if not isinstance(one.multiplier, Refused)]
     if not sentences:
         sentences = [
-            f"No compute multiplier can be given: no arm beside {analysis.baseline} has the runs for it (10 or more, of 3 "
-            "sizes or more). What follows are comparisons at single sizes."
+            f"No compute multiplier can be given: no arm besides {analysis.baseline} has enough runs (10 or more, of 3 or more "
+            "sizes). Comparisons at single sizes follow."
         ]
     sentences += [_control(one, analysis) for one in at_anchor(analysis.controls)]
     sentences += [_pair(one, analysis.baseline, analysis) for one in at_anchor(analysis.pairs)]
@@ -23,7 +23,7 @@ def answer(results: ResultSet, analysis: Analysis) -> list[str]:
 
 
 def at_anchor(pairs: Sequence[PairView]) -> list[PairView]:
-    """One view an arm: at the size that the most arms share."""
+    """One view per arm, at the size with the most arms."""
     counted: dict[str, int] = {}
     for pair in pairs:
         counted[pair.size] = counted.get(pair.size, 0) + 1
@@ -34,7 +34,7 @@ def at_anchor(pairs: Sequence[PairView]) -> list[PairView]:
 
 
 def verdict(interval: Interval | None, no_difference: float) -> str:
-    """better, worse, or no difference shown: of an interval whose smaller values are better."""
+    """better, worse, or no difference shown: for an interval of which smaller values are better."""
     if interval is None:
         return "noise unknown"
     if interval.low <= no_difference <= interval.high:
@@ -43,7 +43,7 @@ def verdict(interval: Interval | None, no_difference: float) -> str:
 
 
 def shown(interval: Interval | Refused | None, digits: int = 3) -> str:
-    """A value with its interval, or why there is none."""
+    """A value with its interval, or the reason why there is none."""
     if interval is None:
         return "noise unknown"
     if isinstance(interval, Refused):
@@ -58,24 +58,24 @@ def percent(interval: Interval | None) -> str:
 
 
 def limits(results: ResultSet, analysis: Analysis) -> Iterator[str]:
-    """What the report cannot say, from its own numbers."""
+    """The limits of the report, from its own numbers."""
     points = results.checked.points
     low, high = min(point.num_parameters for point in points), max(point.num_parameters for point in points)
     yield (
         f"Sizes from {_parameters(low)} to {_parameters(high)} parameters. The best architecture changes with scale (Tay et "
-        "al. 2022, arXiv:2207.10551): nothing here says what happens outside of this range."
+        "al. 2022, arXiv:2207.10551): these results do not extend beyond this range."
     )
     yield (
-        "The ends of one run share its plateau, so its budgets are not independent; the intervals of surfaces take them as "
-        "independent. Runs of one seed read the same text in the same order, whatever the arm."
+        "The ends of one run share its plateau, so its budgets are not independent, but the intervals of surfaces assume that "
+        "they are. Runs of one seed read the same text in the same order in all arms."
     )
     yield (
         "FLOPs are model FLOPs: the Fourier transform counts 2.5 N D (log2 N + log2 D), causal attention in full. Seconds are "
-        "what the runs took on their machine, with whatever else it did."
+        "the times of the runs on their machine, with its other load."
     )
     if any(isinstance(fit.surface, Refused) for fit in analysis.fits):
-        yield "Arms that were trained at one size are compared at that size only, at the learning rate of their own sweep."
-    yield "Held-out loss is a weak proxy for what a model does after fine-tuning (Tay et al. 2021, arXiv:2109.10686)."
+        yield "Arms with one size are compared at that size only, at the learning rate of their own sweep."
+    yield "Held-out loss is a weak proxy for quality after fine-tuning (Tay et al. 2021, arXiv:2109.10686)."
 
 
 def _comparison(found: Comparison, analysis: Analysis) -> str:
@@ -92,21 +92,21 @@ def _comparison(found: Comparison, analysis: Analysis) -> str:
         f"{value.high:.2f}) what {analysis.baseline} needs, at {found.flops:.2g} FLOPs a run."
     )
     if isinstance(found.multiplier_of_minima, Refused):
-        return text + f" The second method gives nothing: {found.multiplier_of_minima.reason}."
+        return text + f" The second method gives no result: {found.multiplier_of_minima.reason}."
     second = found.multiplier_of_minima
     agrees = second.low <= value.high and value.low <= second.high
     return text + (
         f" The second method, which assumes no form of the loss, gives {second.value:.2f} ({second.low:.2f} to "
-        f"{second.high:.2f})" + ("." if agrees else ": the two disagree, and neither is to be trusted.")
+        f"{second.high:.2f})" + ("." if agrees else ": the two disagree, so neither is reliable.")
     )
 
 
 def _control(pair: PairView, analysis: Analysis) -> str:
-    """What the hybrid owes to the one thing in which the control differs from it."""
+    """The comparison of a control with the hybrid: the effect of the one thing in which they differ."""
     text = _pair(pair, HYBRID, analysis)
     if pair.arm != NO_MIXING or pair.difference is None or verdict(pair.difference, 0.0) == "worse":
         return text
-    return f"{text} So nothing here shows that Fourier mixing is worth anything."
+    return f"{text} So these results do not show that Fourier mixing helps."
 
 
 def _pair(pair: PairView, baseline: str, analysis: Analysis) -> str:
@@ -130,9 +130,9 @@ def _scope(results: ResultSet) -> str:
     runs = len({point.run for point in points})
     tokens = max(point.tokens for point in points)
     return (
-        f"This is what {runs} results of {len({point.arm for point in points})} arms say, with up to "
-        f"{_parameters(max(point.num_parameters for point in points))} parameters and {tokens / 1e6:,.1f} M tokens; it says "
-        "nothing about other sizes, budgets or text."
+        f"These are {runs} results of {len({point.arm for point in points})} arms, with up to "
+        f"{_parameters(max(point.num_parameters for point in points))} parameters and {tokens / 1e6:,.1f} M tokens. They do "
+        "not extend to other sizes, budgets or text."
     )
 
 

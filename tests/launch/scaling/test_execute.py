@@ -34,7 +34,7 @@ budgets: [4.0e+9, 8.0e+9]
 learning_rate: {values: [1.0e-6, 0.003, 2.0], sizes: [s, m], budget: 2.0e+9}
 batch: {tokens: 96, exponent: 0}
 train: {precision: fp32, spike_sigma: 0}
-yardstick: {rows_per_source: 8}
+suffix_bpb: {rows_per_source: 8}
 device: {flops_per_second: 1.0e+9}
 tracking: {experiment: small-ladder}
 """

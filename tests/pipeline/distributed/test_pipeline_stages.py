@@ -38,7 +38,7 @@ def test_cut_is_the_best_of_all(described: list[tuple[int, bool]], num_stages: i
     model = [piece(*entry) for entry in described]
     places = [index for index, entry in enumerate(described) if entry[1] and index > 0]
     if len(places) < num_stages - 1:
-        with pytest.raises(ValueError, match="places at which this model can be cut"):
+        with pytest.raises(ValueError, match="pieces of this model that can start a stage"):
             partition_stages(model, num_stages)
         return
 
@@ -81,7 +81,7 @@ def test_a_memory_limit_moves_the_cut() -> None:
     assert partition_stages(model, 2) == [0, 3, 4]
     assert partition_stages(model, 2, lambda stage, begin, end: end - begin <= 2) == [0, 2, 4]
     assert partition_stages(model, 2, lambda stage, begin, end: stage == 1 or end - begin == 1) == [0, 1, 4]
-    with pytest.raises(ValueError, match=r"no cut into mesh\.pipeline_parallel 2 stages keeps each within mesh\.stage"):
+    with pytest.raises(ValueError, match=r"no partition into mesh\.pipeline_parallel 2 stages keeps each within mesh\.stage"):
         partition_stages(model, 2, lambda stage, begin, end: end - begin == 1)
 
 

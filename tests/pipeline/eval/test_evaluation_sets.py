@@ -1,4 +1,4 @@
-"""Evaluation sets and the yardstick: fixed rows by source, and the same bytes for every kind of model."""
+"""Evaluation sets and suffix bits per byte: fixed rows by source, and the same bytes for every kind of model."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_the_prefix_is_given_and_not_scored(folder: Path) -> None:
     assert text.losses[0][1][0].tolist() == [0] * 12 + [1] * 8
 
 
-def test_what_writes_no_text_has_no_yardstick() -> None:
+def test_what_writes_no_text_has_no_suffix_bpb() -> None:
     with pytest.raises(ValueError, match="bert writes no text"):
         suffix_bpb_objective("bert", 16, 12, 8, 0)
     with pytest.raises(ValueError, match=r"exceeds data\.encoder_length 16"):

@@ -21,7 +21,7 @@ def build(length: int, **settings: object) -> MaskedLM:
     ends_line = np.zeros(3000, dtype=bool)
     ends_line[LINE] = True
     vocabulary = Vocabulary(
-        0, END, named={"[CLS]": CLS, "[SEP]": SEP, "[MASK]": MASK}, ordinary=np.arange(10, 3000), ends_line=ends_line
+        start=0, end=END, named={"[CLS]": CLS, "[SEP]": SEP, "[MASK]": MASK}, ordinary=np.arange(10, 3000), ends_line=ends_line
     )
     return MaskedLMConfig.model_validate(settings).build(length, length + 3, 1, vocabulary, "0")
 

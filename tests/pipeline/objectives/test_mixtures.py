@@ -15,7 +15,7 @@ from pipeline.objectives.ul2 import UL2Config
 from pipeline.objectives.vocabulary import Vocabulary
 
 MODES = {"[NLU]": 901, "[NLG]": 902, "[S2S]": 903}
-VOCABULARY = Vocabulary(0, 1, tuple(range(899, 600, -1)), MODES)
+VOCABULARY = Vocabulary(start=0, end=1, sentinels=tuple(range(899, 600, -1)), named=MODES)
 
 
 def build(config: UL2Config | MixtureConfig, encoder_length: int, decoder_length: int) -> Mixture:

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.objectives.interface import Batch
-from pipeline.objectives.span_corruption import SpanCorruption, SpanCorruptionConfig, raw_length, span_counts
+from pipeline.objectives.span_corruption import SpanCorruption, SpanCorruptionConfig, span_counts
 from pipeline.objectives.vocabulary import Vocabulary
 from tests.helpers.scripts import load_script
 
 START, END, FIRST_SENTINEL = 0, 1, 999
-VOCABULARY = Vocabulary(START, END, tuple(range(FIRST_SENTINEL, FIRST_SENTINEL - 300, -1)))
+VOCABULARY = Vocabulary(start=START, end=END, sentinels=tuple(range(FIRST_SENTINEL, FIRST_SENTINEL - 300, -1)))
 
 
 def build(length: int, density: float = 0.15, mean: float = 3.0, seed: str = "0") -> SpanCorruption:
@@ -51,7 +51,8 @@ def spans_of(batch: Batch, row: int) -> tuple[list[int], list[list[int]]]:
 )
 def test_lengths_are_those_of_t5(encoder_length: int, expected: tuple[int, int]) -> None:
     """`random_spans_helper` of t5 at 15 % and spans of 3, as its released models were trained."""
-    assert raw_length(encoder_length) == expected
+    longest = SpanCorruptionConfig().row_length(encoder_length, 1 << 40)  # whatever the decoder takes
+    assert (longest, SpanCorruptionConfig().needs(longest)[1]) == expected
     assert SpanCorruptionConfig().row_length(encoder_length, expected[1]) == expected[0]
     assert SpanCorruptionConfig().default_decoder_length(encoder_length) == expected[1]
 

@@ -20,7 +20,7 @@ MASK, END, STOP = 2, 1, 3
 def build(length: int, share: float = 0.3, permute: bool = False) -> TextInfilling:
     ends_sentence = np.zeros(5000, dtype=bool)
     ends_sentence[STOP] = True
-    vocabulary = Vocabulary(0, END, named={"[MASK]": MASK}, ends_sentence=ends_sentence)
+    vocabulary = Vocabulary(start=0, end=END, named={"[MASK]": MASK}, ends_sentence=ends_sentence)
     config = TextInfillingConfig(mask_share=share, permute_sentences=permute)
     return config.build(length, *config.needs(length), vocabulary, "0")
 

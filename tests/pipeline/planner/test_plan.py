@@ -138,7 +138,7 @@ def test_stages_are_cut_by_memory_where_a_limit_is_given() -> None:
     assert max(stage.total_bytes for stage in limited.stages) / 1e9 <= 0.93 * largest
     assert max(stage.flops_share for stage in limited.stages) > max(stage.flops_share for stage in free.stages)
     values["mesh"]["stage_memory_gb"] = 0.3 * largest
-    with pytest.raises(ValueError, match=r"no cut into mesh\.pipeline_parallel 2 stages"):
+    with pytest.raises(ValueError, match=r"no partition into mesh\.pipeline_parallel 2 stages"):
         make_plan(RunConfig.model_validate(values), 1, gpu("h100"))
 
 

@@ -20,8 +20,9 @@ from data_prep.dataset.manifest import load_manifest, write_manifest
 from data_prep.files import write_json_atomically
 from launch.config import write_resolved
 from launch.scaling.report import make_report
+from pipeline.eval.suffix_bpb import read_suffix_bpb
 from pipeline.run_folder import write_status
-from pipeline.scaling.ladder.ladder import End, Ladder, PlannedRun, make_ladder, write_ladder
+from pipeline.scaling.ladder.ladder import End, Ladder, PlannedRun, make_ladder, read_ladder, write_ladder
 from pipeline.scaling.ladder.recipe import LadderRecipe
 from pipeline.scaling.ladder.run_configs import run_config, runs_of
 from pipeline.scaling.ladder.states import state_of
@@ -59,10 +60,10 @@ def write_run(ladder: Ladder, folder: Path, run: PlannedRun, end: End, name: str
     (state / "position.json").write_text(json.dumps({"dataset_fingerprint": "abc"}))
     (path / "checkpoints" / "latest").write_text(f"step_{end.steps:08d}\n")
     write_status(path, "finished")
-    write_json_atomically(path / "yardstick.json", yardstick(loss))
+    write_json_atomically(path / "suffix_bpb.json", suffix_bpb(loss))
 
 
-def yardstick(loss: float, text: str = "a" * 64) -> dict[str, Any]:
+def suffix_bpb(loss: float, text: str = "a" * 64) -> dict[str, Any]:
     def one(value: float) -> dict[str, Any]:
         return {"bits_per_byte": value, "nll": value * math.log(2), "target_tokens": 1, "target_bytes": 1, "text_sha256": text}
 
@@ -150,11 +151,11 @@ def test_the_hybrid_is_compared_with_the_encoder_that_does_not_mix(
     assert control["arm"] == "ff_only"
     assert control["difference"]["value"] == pytest.approx(0.05, abs=0.015)
     assert any(line.startswith("ff_only against fnet_t5 at d64 and equal FLOPs") and "worse" in line for line in whole[1])
-    said = "nothing here shows that Fourier mixing is worth anything"
+    said = "these results do not show that Fourier mixing helps"
     assert said not in " ".join(whole[1])
     for label in ("b1", "b2", "b3"):
-        source = runs_of(hurt) / f"fnet_t5-d64-seed0-{label}" / "yardstick.json"
-        shutil.copy(source, runs_of(hurt) / f"ff_only-d64-seed0-{label}" / "yardstick.json")
+        source = runs_of(hurt) / f"fnet_t5-d64-seed0-{label}" / "suffix_bpb.json"
+        shutil.copy(source, runs_of(hurt) / f"ff_only-d64-seed0-{label}" / "suffix_bpb.json")
     assert said in " ".join(report([hurt], tmp_path / "page")[0])
 
 
@@ -206,7 +207,7 @@ def test_every_run_stands_in_the_csv_unrounded(whole: tuple[Path, list[str], dic
         rows = {row["run"]: row for row in csv.DictReader(file)}
     assert set(rows) == {path.name for path in runs_of(ladder_folder).iterdir()}
     row = rows["t5-d32-seed0-b1"]
-    written = json.loads((runs_of(ladder_folder) / "t5-d32-seed0-b1" / "yardstick.json").read_bytes())
+    written = json.loads((runs_of(ladder_folder) / "t5-d32-seed0-b1" / "suffix_bpb.json").read_bytes())
     assert float(row["measure"]) == written["sources"]["all"]["bits_per_byte"]
 
 
@@ -257,7 +258,7 @@ def test_runs_that_are_no_results_are_named_and_left_out(hurt: Path, tmp_path: P
     (runs / "fnet_t5-d64-seed1-b1" / "metrics.jsonl").unlink()
     write_status(runs / "fnet_t5-d64-seed2-b1", "preempted")
     (runs / "gpt2-d64-seed0-b1" / "checkpoints" / "latest").unlink()
-    (runs / "t5-d96-seed0-b1" / "yardstick.json").unlink()
+    (runs / "t5-d96-seed0-b1" / "suffix_bpb.json").unlink()
     edit_metrics(runs / "ff_only-d64-seed0-b1", raw_tokens=5 * 10**9)
     copy = runs / "t5-d32-seed0-b1"
     made = make_report([hurt, Path(shutil.copytree(copy, tmp_path / "copy"))], tmp_path / "page", None, None, "")
@@ -267,7 +268,7 @@ def test_runs_that_are_no_results_are_named_and_left_out(hurt: Path, tmp_path: P
     assert "missing file: metrics.jsonl" in reasons["fnet_t5-d64-seed1-b1"]
     assert "preempted" in reasons["fnet_t5-d64-seed2-b1"]
     assert "missing file: latest" in reasons["gpt2-d64-seed0-b1"]
-    assert "was not scored on the yardstick" in reasons["t5-d96-seed0-b1"]
+    assert "has no suffix bits per byte yet" in reasons["t5-d96-seed0-b1"]
     assert "repeats its data 5.0 times" in reasons["ff_only-d64-seed0-b1"]
     page = (tmp_path / "page" / "index.html").read_text()
     assert all(name in page.split("Excluded runs")[-1] for name in reasons)
@@ -284,8 +285,8 @@ def test_runs_that_were_tampered_with_are_named_and_left_out(hurt: Path, tmp_pat
         (runs / name).write_text(json.dumps(values))
 
     edit("t5-d32-seed0-b1/config.json", lambda config: config["model"].update(d_ff=128))
-    edit("t5-d32-seed0-b2/yardstick.json", lambda found: found["sources"]["all"].update(bits_per_byte=1.0))
-    (runs / "t5-d64-seed0-b1" / "yardstick.json").write_text("{}")
+    edit("t5-d32-seed0-b2/suffix_bpb.json", lambda found: found["sources"]["all"].update(bits_per_byte=1.0))
+    (runs / "t5-d64-seed0-b1" / "suffix_bpb.json").write_text("{}")
     (runs / "t5-d64-seed0-b2" / "config.json").write_text("{")
     with (runs / "t5-d96-seed0-b1" / "metrics.jsonl").open("a") as file:
         file.write("nonsense\n")
@@ -297,7 +298,7 @@ def test_runs_that_were_tampered_with_are_named_and_left_out(hurt: Path, tmp_pat
     reasons = {Path(one.run).name: one.reason for one in made.excluded}
     expected = {
         "t5-d32-seed0-b1": "is not the run that was planned: its model.d_ff differs",
-        "t5-d32-seed0-b2": "yardstick.json was changed: bits_per_byte of all is not nll / ln 2 / target_bytes",
+        "t5-d32-seed0-b2": "suffix_bpb.json was changed: bits_per_byte of all is not nll / ln 2 / target_bytes",
         "t5-d64-seed0-b1": "holds a file that cannot be read (KeyError: 'sources')",
         "t5-d64-seed0-b2": "config.json",
         "t5-d96-seed0-b1": "metrics.jsonl",
@@ -328,7 +329,7 @@ def test_mixed_tokenizers_data_and_texts_are_refused(hurt: Path, tmp_path: Path)
     with pytest.raises(ValueError, match="mixed training data"):
         report([hurt], tmp_path / "page")
     position.write_text(json.dumps({"dataset_fingerprint": "abc"}))
-    write_json_atomically(run / "yardstick.json", yardstick(2.0, "b" * 64))
+    write_json_atomically(run / "suffix_bpb.json", suffix_bpb(2.0, "b" * 64))
     with pytest.raises(ValueError, match="mixed measures"):
         report([hurt], tmp_path / "page")
     assert not (tmp_path / "page").exists()
@@ -348,9 +349,28 @@ def test_runs_without_a_ladder_are_told_apart_by_their_models(hurt: Path, tmp_pa
     assert answer[0].startswith("No compute multiplier can be given")
 
 
-def test_runs_of_which_some_have_no_yardstick_are_compared_by_their_own_loss(hurt: Path, tmp_path: Path) -> None:
+def test_scores_under_their_earlier_file_name_are_read(hurt: Path, tmp_path: Path) -> None:
+    """Runs of earlier versions hold yardstick.json. A newer file beside it comes first."""
+    before, _ = report([hurt], tmp_path / "before")
+    folders = sorted(path.parent for path in runs_of(hurt).glob("*/suffix_bpb.json"))
+    for folder in folders:
+        (folder / "suffix_bpb.json").rename(folder / "yardstick.json")
+    assert {state_of(hurt, read_ladder(hurt), run).state for run in read_ladder(hurt).runs if run.phase == "main"} == {
+        "complete"
+    }
+    assert report([hurt], tmp_path / "page")[0] == before
+    assert (tmp_path / "page" / "runs.csv").read_bytes() == (tmp_path / "before" / "runs.csv").read_bytes()
+    write_json_atomically(folders[0] / "suffix_bpb.json", suffix_bpb(2.5))
+    assert read_suffix_bpb(folders[0])["all"]["bits_per_byte"] == 2.5
+    (folders[0] / "suffix_bpb.json").unlink()
+    (folders[0] / "yardstick.json").unlink()
+    with pytest.raises(FileNotFoundError, match="scaling measure"):
+        read_suffix_bpb(folders[0])
+
+
+def test_runs_of_which_some_have_no_suffix_bpb_are_compared_by_their_own_loss(hurt: Path, tmp_path: Path) -> None:
     runs = [runs_of(hurt) / name for name in ("t5-d64-seed0-b1", "fnet_t5-d64-seed0-b1")]
-    (runs[0] / "yardstick.json").unlink()
+    (runs[0] / "suffix_bpb.json").unlink()
     _, fits = report(runs, tmp_path / "page")
     assert fits["measure"].startswith("nats per target token")
     runs.append(runs_of(hurt) / "gpt2-d64-seed0-b1")

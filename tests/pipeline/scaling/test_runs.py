@@ -8,13 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pipeline.config import RunConfig
 from pipeline.run_folder import write_status
 from pipeline.scaling.fit.points import Excluded, Point
-from pipeline.scaling.runs import read_curve, read_run
+from pipeline.scaling.runs import read_run
 from pipeline.tracking.metrics import Counters, MetricsFile
 from tests.helpers.datasets import write_dataset
 
@@ -111,7 +110,7 @@ def test_data_that_is_gone_is_named(make_run: MakeRun) -> None:
     (run.parent / "data" / "manifest.json").unlink()
     found = read(run, train_tokens=None)
     assert isinstance(found, Excluded)
-    assert found.reason.startswith("how often it repeats its data is not known")
+    assert found.reason.startswith("how often it repeats its data is unknown")
     assert "train_tokens" in found.reason
 
 
@@ -120,8 +119,8 @@ def test_data_that_is_gone_is_named(make_run: MakeRun) -> None:
     [
         ((5.0, None), "finished", "diverged: no finite validation loss at step 4"),
         ((4.0, 4.3), "finished", "diverged: validation loss 4.3000 at its end, 4.0000 before"),
-        ((5.0, 4.0), "failed", "its status is failed, at step 4 of 4: continue it first"),
-        ((5.0, 4.0), "running", "its status is running, at step 4 of 4: continue it first"),
+        ((5.0, 4.0), "failed", "its status is failed, at step 4 of 4: resume it first"),
+        ((5.0, 4.0), "running", "its status is running, at step 4 of 4: resume it first"),
     ],
 )
 def test_a_run_that_is_no_result_says_why(make_run: MakeRun, losses: Any, status: str, problem: str) -> None:
@@ -135,16 +134,3 @@ def test_damaged_files_are_errors_and_no_missing_results(make_run: MakeRun) -> N
     (run / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not JSON .*restore it"):
         read(run)
-
-
-def test_a_curve_holds_every_finite_validation(make_run: MakeRun) -> None:
-    curve = read_curve(make_run((5.0, None, 4.5, 4.0)))
-    assert np.array_equal(curve.loss, [5.0, 4.5, 4.0])
-    assert np.array_equal(curve.flops, [0.25e12, 0.75e12, 1e12])
-    assert np.array_equal(curve.tokens, [75, 225, 300])
-
-
-def test_a_run_without_validations_has_no_curve(make_run: MakeRun) -> None:
-    run = make_run(())
-    with pytest.raises(ValueError, match=r"no loss curve: metrics\.jsonl holds no validation loss"):
-        read_curve(run)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from launch.config import load_config
-from pipeline.scaling.fit.arms import draw_pair, fit_arm, interval, paired_runs
+from pipeline.scaling.fit.bootstrap import draw_pair, fit_arm, interval, paired_runs
 from pipeline.scaling.fit.envelope import envelope_intervals
 from pipeline.scaling.fit.frontier import fit_cost, frontier
 from pipeline.scaling.fit.isoflop import exponent_intervals, fit_isoflops, isoflop_design
@@ -94,7 +94,12 @@ def _curves(truth: Any, points: Any) -> list[Curve]:
         tokens = point.tokens * np.geomspace(1 / 30, 1, 40)
         losses = truth.loss(np.full(40, point.num_parameters), tokens)
         curves.append(
-            Curve(point.num_parameters, tokens, point.flops * tokens / point.tokens, losses * point.loss / losses[-1])
+            Curve(
+                num_parameters=point.num_parameters,
+                tokens=tokens,
+                flops=point.flops * tokens / point.tokens,
+                loss=losses * point.loss / losses[-1],
+            )
         )
     return curves
 
@@ -146,7 +151,7 @@ def _truth(law: Any, arm: str, ladder: Ladder, runs: list[tuple[PlannedRun, End]
     n, d, c = (
         np.array(column) for column in zip(*((run.num_parameters, end.tokens, end.flops) for run, end in runs), strict=True)
     )
-    cost = fit_cost(Columns(n.astype(float), d, c, np.ones(len(n))))
+    cost = fit_cost(Columns(num_parameters=n.astype(float), tokens=d, flops=c, loss=np.ones(len(n))))
     assumed = ladder.recipe.assumed
     assert assumed is not None
     worse = {"t5": 1.0, "fnet_t5": 1.03}[arm]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.scaling.fit.arms import draw, fit_arm, paired_runs
+from pipeline.scaling.fit.bootstrap import draw, fit_arm, paired_runs
 from pipeline.scaling.fit.envelope import envelope_intervals, fit_envelope
 from pipeline.scaling.fit.isoflop import Design, exponent_intervals, fit_isoflops, isoflop_design, parabolas
 from pipeline.scaling.fit.overlap import overlap_multiplier
@@ -26,7 +26,9 @@ def curves_of(truth: Any, points: Any) -> list[Curve]:
         tokens = point.tokens * np.geomspace(1 / 50, 1, 60)
         shift = point.loss / truth.loss(np.array(point.num_parameters), np.array(point.tokens))
         losses = shift * truth.loss(np.full(60, point.num_parameters), tokens)
-        curves.append(Curve(point.num_parameters, tokens, point.flops * tokens / point.tokens, losses))
+        curves.append(
+            Curve(num_parameters=point.num_parameters, tokens=tokens, flops=point.flops * tokens / point.tokens, loss=losses)
+        )
     return curves
 
 
@@ -68,7 +70,7 @@ def test_the_bias_of_wide_fixed_sizes_is_taken_off(attention: Any) -> None:
 
 
 def test_under_four_sizes_in_a_budget_are_refused(attention: Any) -> None:
-    with pytest.raises(ValueError, match=r"arm t5 has 3 sizes at 5e\+14 FLOPs, under 4: train more sizes there"):
+    with pytest.raises(ValueError, match=r"arm t5 has 3 sizes at 5e\+14 FLOPs, less than 4: train more sizes there"):
         design_of("t5", attention.ladder("t5")[1:])
 
 
@@ -111,7 +113,7 @@ def test_the_distance_between_lines_of_minima_is_the_true_one(attention: Any) ->
 def test_lines_without_common_losses_are_refused(attention: Any) -> None:
     points = attention.ladder("t5")
     worse = [replace(point, loss=2 * point.loss) for point in points]
-    with pytest.raises(ValueError, match="under a third of their range in common: add budgets"):
+    with pytest.raises(ValueError, match="less than a third of their range in common: add budgets"):
         overlap_multiplier(
             ("t5", "worse"),
             (design_of("t5", points), design_of("worse", worse)),
@@ -126,7 +128,7 @@ def test_nothing_left_to_know_the_noise_from_is_refused(attention: Any) -> None:
     thin = [replace(point, budget=point.budget) for point in points]
     design = design_of("t5", thin)
     fewer = Design(design.runs.take(np.arange(9)), design.cost, tuple(np.arange(3) + 3 * k for k in range(3)))
-    with pytest.raises(ValueError, match="9 runs leave nothing beside 9 constants"):
+    with pytest.raises(ValueError, match="9 runs and 9 constants of parabolas leave no residuals"):
         overlap_multiplier(("t5", "t5"), (design, fewer), np.empty((0, 2), dtype=np.int64), np.random.default_rng(0))
 
 
@@ -156,11 +158,11 @@ def test_the_steps_of_four_sizes_are_taken_off(attention: Any) -> None:
 
 def test_an_envelope_of_three_sizes_is_refused(attention: Any) -> None:
     points = attention.ladder("t5", sizes=(1e6, 3e6, 1e7))
-    with pytest.raises(ValueError, match="3 sizes, under 4"):
+    with pytest.raises(ValueError, match="3 sizes, less than 4"):
         fit_envelope(curves_of(attention, points))
 
 
 def test_an_envelope_of_its_ends_is_refused(attention: Any) -> None:
     points = attention.ladder("t5", sizes=(1e7, 2e7, 4e7, 8e7), budgets=(1e12, 2e12, 4e12))
-    with pytest.raises(ValueError, match="held by the smallest and largest sizes"):
+    with pytest.raises(ValueError, match="smallest and largest sizes are best at all budgets"):
         fit_envelope(curves_of(attention, points))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.scaling.fit.arms import draw_pair, fit_arm, fit_columns, paired_runs
+from pipeline.scaling.fit.bootstrap import draw_pair, fit_arm, fit_columns, paired_runs
 from pipeline.scaling.fit.holdout import hold_out_largest
-from pipeline.scaling.fit.intervals import percentile, pivotal, resampled_counts
+from pipeline.scaling.fit.intervals import percentile, pivotal
 from pipeline.scaling.fit.multiplier import compute_multiplier, crossover, detectable_multiplier, difference, n_exponent
 from pipeline.scaling.fit.points import columns
 
@@ -54,9 +54,9 @@ def test_shared_noise_makes_differences_sharper(attention: Any, fourier: Any) ->
         fit_arm("t5", attention.ladder("t5", common + own[0])),
         fit_arm("fnet_t5", fourier.ladder("fnet_t5", common + own[1])),
     )
-    strangers = arms[0], replace(arms[1], places=())
+    unpaired = arms[0], replace(arms[1], places=())
     widths = []
-    for pair in (arms, strangers):
+    for pair in (arms, unpaired):
         found = difference(*pair, draw_pair(*pair, np.random.default_rng(5), 500), n_exponent)
         widths.append(found.high - found.low)
     assert widths[0] < 0.5 * widths[1]
@@ -66,7 +66,7 @@ def test_paired_resampling_is_scipys() -> None:
     generator = np.random.default_rng(6)
     first = generator.normal(0, 1, 60)
     second = first + generator.normal(0.2, 0.3, 60)
-    counts = resampled_counts(60, 20_000, np.random.default_rng(7))
+    counts = np.random.default_rng(7).multinomial(60, np.full(60, 1 / 60), size=20_000).astype(float)
     ours = percentile(float((second - first).mean()), counts @ (second - first) / 60)
     theirs = stats.bootstrap(
         (first, second), lambda a, b, axis: (b - a).mean(axis=axis), paired=True, vectorized=True, n_resamples=20_000,
@@ -81,7 +81,12 @@ def test_paired_resampling_is_scipys() -> None:
     assert (around.low, around.high) == pytest.approx(tuple(basic), abs=0.004)
 
 
-def test_paired_cases_of_fitted_arms_are_scipys(attention: Any) -> None:
+def test_runs_are_paired_by_size_budget_and_seed(attention: Any, fourier: Any) -> None:
+    arms = fit_arm("t5", attention.ladder("t5")), fit_arm("fnet_t5", fourier.ladder("fnet_t5")[:13])
+    assert paired_runs(*arms).tolist() == [[number, number] for number in range(13)]
+
+
+def test_paired_draws_of_fitted_arms_are_scipys(attention: Any) -> None:
     """The exponent of 45 paired runs: scipy resamples the pairs and fits each sample from scratch."""
     sizes, budgets = tuple(np.geomspace(1e6, 3e7, 9)), tuple(np.geomspace(3e14, 1e16, 5))
     generator = np.random.default_rng(10)
@@ -90,7 +95,7 @@ def test_paired_cases_of_fitted_arms_are_scipys(attention: Any) -> None:
         points = attention.ladder(name, 0.003 * generator.standard_normal(47), sizes, budgets)[:45]
         both.append(points)
     arms = [fit_arm(points[0].arm, points, delta=np.inf) for points in both]
-    drawn = draw_pair(*arms, np.random.default_rng(11), 1000, "cases")
+    drawn = draw_pair(*arms, np.random.default_rng(11), 1000)
     ours = difference(*arms, drawn, n_exponent)
 
     def exponents_differ(chosen: np.ndarray) -> float:
@@ -110,13 +115,6 @@ def test_paired_cases_of_fitted_arms_are_scipys(attention: Any) -> None:
     )
     # 100 of scipy's samples know a deviation to 7 %; 3.92 deviations are 95 % of a normal
     assert np.std(theirs.bootstrap_distribution) == pytest.approx((ours.high - ours.low) / 3.92, rel=0.2)
-
-
-def test_cases_need_pairs_throughout(attention: Any, fourier: Any) -> None:
-    arms = fit_arm("t5", attention.ladder("t5")), fit_arm("fnet_t5", fourier.ladder("fnet_t5")[:13])
-    assert len(paired_runs(*arms)) == 13
-    with pytest.raises(ValueError, match=r"only 13 of 14 and 13 runs of t5 and fnet_t5 are pairs"):
-        draw_pair(*arms, np.random.default_rng(0), 10, "cases")
 
 
 def test_where_lines_cross_is_found(attention: Any) -> None:

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from pipeline.scaling.fit.arms import draw, fit_columns, interval, refit
-from pipeline.scaling.fit.frontier import CHINCHILLA_COST, frontier
-from pipeline.scaling.fit.intervals import resampled_counts
+from pipeline.scaling.fit.bootstrap import FittedArm, SurfaceDraws, fit_columns, interval, refit
+from pipeline.scaling.fit.frontier import CostLaw, frontier
 from pipeline.scaling.fit.points import Columns, columns
-from pipeline.scaling.fit.surface import fit_many, fit_surface
+from pipeline.scaling.fit.surface import fit_many, fit_surface, is_sound
 
 # Besiroglu et al. 2024 (arXiv:2404.10102) and the outputs of epoch-research/analyzing-chinchilla, data_analysis.ipynb:
 # constant, standard error, 95 % interval
@@ -26,6 +25,8 @@ PUBLISHED = {
     "beta": (0.3658, 0.0206, 0.331, 0.415),
 }
 PUBLISHED_EXPONENT = (0.513, 0.020)
+SIX_N_D = CostLaw(float(np.log(6.0)), 1.0)
+"""Their C = 6 N D."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def chinchilla(test_data: Path) -> Columns:
         rows = list(csv.DictReader(file))
     rows.sort(key=lambda row: float(row["loss"]))
     size, flops, loss = (np.array([float(row[name]) for row in rows[:-5]]) for name in ("Model Size", "Training FLOP", "loss"))
-    return Columns(size, flops / (6 * size), flops, loss)
+    return Columns(num_parameters=size, tokens=flops / (6 * size), flops=flops, loss=loss)
 
 
 def objective_by_scipy(coefficients: np.ndarray, runs: Columns) -> float:
@@ -53,7 +54,7 @@ def test_the_published_constants_come_out(chinchilla: Columns) -> None:
     assert found.constants["E"] == pytest.approx(1.8169, abs=4e-4)
     assert found.constants["alpha"] == pytest.approx(0.3478, abs=6e-4)
     assert found.constants["beta"] == pytest.approx(0.3658, abs=1.5e-3)
-    exponent = frontier(found.coefficients[None], CHINCHILLA_COST).n_exponent[0]
+    exponent = frontier(found.coefficients[None], SIX_N_D).n_exponent[0]
     assert exponent == pytest.approx(PUBLISHED_EXPONENT[0], abs=1e-3)
 
 
@@ -69,9 +70,22 @@ def test_the_published_constants_are_no_better_a_fit(chinchilla: Columns) -> Non
     assert found.starts_agreeing > 0.8
 
 
+def resampled(arm: FittedArm, generator: np.random.Generator, num_draws: int) -> SurfaceDraws:
+    """Surfaces of samples of the runs with replacement, as the replication draws them: each fitted from the arm's surface."""
+    numbers = np.arange(len(arm.runs))
+    counts = generator.multinomial(len(numbers), np.full(len(numbers), 1 / len(numbers)), size=num_draws)
+    samples = [arm.runs.take(np.repeat(numbers, count)) for count in counts]
+    start = arm.surface.coefficients[None]
+    fits = [fit_many(sample, np.log(sample.loss), start, arm.delta) for sample in samples]
+    losses = np.log([sample.loss for sample in samples])
+    return SurfaceDraws(
+        losses, np.concatenate([fit.coefficients for fit in fits]), np.concatenate([is_sound(fit) for fit in fits])
+    )
+
+
 def test_the_published_standard_errors_and_intervals_come_out(chinchilla: Columns) -> None:
     arm = fit_columns("chinchilla", chinchilla)
-    drawn = draw(arm, np.random.default_rng(0), 2000, "cases")
+    drawn = resampled(arm, np.random.default_rng(0), 2000)
     values = np.concatenate([np.exp(drawn.coefficients[:, :3]), drawn.coefficients[:, 3:]], axis=1)[drawn.sound]
     for number, name in enumerate(PUBLISHED):
         _, error, low, high = PUBLISHED[name]
@@ -80,19 +94,16 @@ def test_the_published_standard_errors_and_intervals_come_out(chinchilla: Column
         bounds = interval(arm, drawn, lambda c, n=number: np.exp(c[:, n]) if n < 3 else c[:, n])
         assert abs(bounds.low - low) < 0.35 * error, name
         assert abs(bounds.high - high) < 0.35 * error, name
-    exponents = frontier(drawn.coefficients[drawn.sound], CHINCHILLA_COST).n_exponent
+    exponents = frontier(drawn.coefficients[drawn.sound], SIX_N_D).n_exponent
     assert np.std(exponents) == pytest.approx(PUBLISHED_EXPONENT[1], rel=0.08)
 
 
 def test_bootstraps_reach_the_bottom_that_many_starts_reach(chinchilla: Columns) -> None:
     arm = fit_columns("chinchilla", chinchilla)
-    counts = resampled_counts(len(chinchilla), 20, np.random.default_rng(1))
-    log_l = np.log(chinchilla.loss)
-    once = fit_many(chinchilla, log_l, np.repeat(arm.surface.coefficients[None], 20, axis=0), 1e-3, counts)
-    for number, weights in enumerate(counts):
-        resampled = np.repeat(np.arange(len(log_l)), weights.astype(int))
-        again = fit_surface(chinchilla.take(resampled))
-        assert once.objective[number] == pytest.approx(again.objective, rel=1e-5)
+    for chosen in np.random.default_rng(1).integers(len(chinchilla), size=(20, len(chinchilla))):
+        sample = chinchilla.take(chosen)
+        once = fit_many(sample, np.log(sample.loss), arm.surface.coefficients[None], 1e-3)
+        assert once.objective[0] == pytest.approx(fit_surface(sample).objective, rel=1e-5)
 
 
 def test_a_surface_without_noise_is_recovered(attention: Any) -> None:
@@ -118,13 +129,18 @@ def test_too_few_runs_are_refused(attention: Any) -> None:
 
 def test_too_few_sizes_are_refused(attention: Any) -> None:
     runs = columns(attention.ladder("t5", sizes=(1e6, 3e6), budgets=(1e14, 2e14, 4e14, 8e14, 2e15)))
-    with pytest.raises(ValueError, match="under 3 different sizes"):
+    with pytest.raises(ValueError, match="less than 3 different sizes"):
         fit_surface(runs)
 
 
 def test_losses_that_rise_with_size_and_data_are_refused(attention: Any) -> None:
     runs = columns(attention.ladder("t5"))
-    rising = Columns(runs.num_parameters, runs.tokens, runs.flops, 1 + 1e-3 * runs.num_parameters**0.1 * runs.tokens**0.2)
+    rising = Columns(
+        num_parameters=runs.num_parameters,
+        tokens=runs.tokens,
+        flops=runs.flops,
+        loss=1 + 1e-3 * runs.num_parameters**0.1 * runs.tokens**0.2,
+    )
     with pytest.raises(ValueError, match="widen sizes and budgets"):
         fit_surface(rising)
 
@@ -134,9 +150,3 @@ def test_more_failed_bootstraps_than_one_in_twenty_are_refused(attention: Any) -
     wild = np.random.default_rng(0).normal(1.0, 1.0, (100, 14))
     with pytest.raises(ValueError, match=r"of the bootstraps of arm t5's loss surface failed, over 5%: .* add sizes"):
         refit(arm, wild)
-
-
-def test_small_ladders_are_not_drawn_by_cases(attention: Any) -> None:
-    arm = fit_columns("t5", columns(attention.ladder("t5")))
-    with pytest.raises(ValueError, match=r'14 runs are too few .* draw by "noise"'):
-        draw(arm, np.random.default_rng(0), 10, "cases")

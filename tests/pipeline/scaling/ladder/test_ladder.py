@@ -12,12 +12,21 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep.files import canonical_json, sha256_bytes
 from launch.config import load_config
 from launch.recipes import packaged_recipes
 from models.architectures.build import build_model
+from models.config import ModelConfig
 from pipeline.optim.lr_schedule import learning_rate
 from pipeline.scaling.ladder.costs import costs_of
-from pipeline.scaling.ladder.ladder import EQUAL_PARAMETERS, Ladder, make_ladder, model_of, read_ladder, write_ladder
+from pipeline.scaling.ladder.ladder import (
+    EQUAL_PARAMETERS,
+    Ladder,
+    make_ladder,
+    read_ladder,
+    stored_sha256,
+    write_ladder,
+)
 from pipeline.scaling.ladder.learning_rates import next_rate, power_law, vertex
 from pipeline.scaling.ladder.recipe import LadderRecipe, SweepConfig
 from pipeline.scaling.ladder.run_configs import run_config
@@ -74,7 +83,7 @@ def test_arms_are_matched_by_counting_their_parameters_and_their_products(make: 
 
     def parameters(arm: str) -> int:
         with torch.device("meta"):
-            return sum(weight.numel() for weight in build_model(model_of(runs[arm])).parameters())
+            return sum(weight.numel() for weight in build_model(ModelConfig(**runs[arm].model)).parameters())
 
     assert all(parameters(arm) == runs[arm].num_parameters for arm in runs)
     assert parameters("fnet_t5") < parameters("t5")
@@ -83,7 +92,7 @@ def test_arms_are_matched_by_counting_their_parameters_and_their_products(make: 
     assert parameters("ff_only") == parameters("fnet_t5")
     assert runs["fnet_t5_equal_flops"].flops_per_row == pytest.approx(runs["t5"].flops_per_row, rel=0.1)
     assert runs["fnet_t5"].flops_per_row < runs["fnet_t5_top2"].flops_per_row < runs["t5"].flops_per_row
-    assert model_of(runs["fnet_t5_top2"]).num_attention_layers == 2
+    assert ModelConfig(**runs["fnet_t5_top2"].model).num_attention_layers == 2
     for arm in ("gpt2", "prefix_decoder"):
         one_layer_more = parameters("t5") / 5  # no depth comes nearer
         assert abs(parameters(arm) - parameters("t5")) < one_layer_more
@@ -98,7 +107,7 @@ def test_a_plateau_is_paid_for_once(make: MakeLadder) -> None:
     assert costs_of(make()).flops == pytest.approx(sum(run.flops for run in make().runs))
 
 
-def test_a_branch_has_the_trunks_rates_up_to_where_it_leaves(make: MakeLadder) -> None:
+def test_a_branch_has_the_main_runs_rates_until_its_decay(make: MakeLadder) -> None:
     ladder = make()
     run = next(run for run in ladder.runs if run.phase == "main")
     branch, main_run = (run_config(ladder, run, end, 0.003, None) for end in run.ends)
@@ -151,13 +160,32 @@ def test_a_plan_that_was_changed_is_not_read(make: MakeLadder, tmp_path: Path) -
         read_ladder(tmp_path / "ladder")
 
 
+def test_recipes_and_plans_with_the_earlier_key_are_read(make: MakeLadder, tmp_path: Path) -> None:
+    """`yardstick` became `suffix_bpb`. A stored plan is checked against its own bytes, with the key that it has."""
+    now, folder = make(suffix_bpb={"rows_per_source": 7}), tmp_path / "ladder"
+    assert make(yardstick={"rows_per_source": 7}) == now
+    with pytest.raises(ValueError, match="earlier name of suffix_bpb"):
+        make(yardstick={"rows_per_source": 7}, suffix_bpb={"rows_per_source": 7})
+    path = write_ladder(now, folder)
+    values = json.loads(path.read_bytes())
+    values["recipe"]["yardstick"] = values["recipe"].pop("suffix_bpb")
+    planned = {key: value for key, value in values.items() if key not in ("sha256", "planned_at")}
+    values["sha256"] = sha256_bytes(canonical_json(planned))
+    path.write_text(json.dumps(values))
+    assert read_ladder(folder) == now
+    assert stored_sha256(folder) == values["sha256"] != now.sha256
+    before = path.read_bytes()
+    write_ladder(now, folder)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"arms": {"t5": {}, "fnet": {}}}, r"arms \['fnet'\] are unknown"),
         ({"arms": {"fnet_t5": {}}}, "baseline 't5' is none of the arms"),
         ({"arms": {"t5": {"sizes": ["l"]}}}, "arms.t5.sizes names 'l'"),
-        ({"budgets": [8e9, 4e9]}, "do not ascend"),
+        ({"budgets": [8e9, 4e9]}, "are not in ascending order"),
         ({"budgets": [1e7]}, "raise the budget"),
         ({"learning_rate": {"values": [1e-3, 2e-3], "sizes": ["s", "m"], "budget": 1e9}}, "at least 3"),
         ({"learning_rate": {"values": [1e-3, 2e-3, 4e-3], "sizes": ["s", "s"], "budget": 1e9}}, "one size twice"),
