@@ -19,6 +19,7 @@ from models.config import ModelConfig
 from models.cost.flops import Lengths
 from models.cost.parameters import is_decayed
 from models.layers.factory import TorchLayers
+from models.mixing.attention import AttentionMixing
 from pipeline.objectives.loss import token_logits
 
 _REGION = "encoder.layers."
@@ -147,7 +148,7 @@ def _footprint(piece: Piece, module: nn.Module, saved: int, passed: int, sent: t
         partial=partial,
         tied_to=piece.tied_to,
         starts_stage=piece.starts_stage,
-        transforms=piece.name.startswith(_REGION) and not getattr(module, "attends", False),
+        transforms=piece.name.startswith(_REGION) and not isinstance(getattr(module, "mixing", None), AttentionMixing),
     )
 
 

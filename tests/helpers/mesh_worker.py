@@ -250,20 +250,26 @@ class Sent:
             setattr(owner, name, original)
 
 
+def sent_cases() -> dict[str, Training]:
+    """Micro-batches of t5 that the tensor group divides, and does not: then its attention is split by heads."""
+    cases = {
+        f"{precision}_{tensor}_{pipeline}": Training(
+            tensor=tensor, pipeline=pipeline, precision=precision, micro_batch=2 if tensor < 4 else 4
+        )
+        for precision in ("fp32", "bf16")
+        for tensor, pipeline in MESHES[4][:4]
+    }
+    cases["fp32_2_2_recompute"] = replace(cases["fp32_2_2"], recompute=True)
+    cases["t5_2_2"] = replace(cases["fp32_2_2"], model={"architecture": "t5"})
+    cases["t5_4_1"] = replace(cases["fp32_4_1"], model={"architecture": "t5"}, micro_batch=2)
+    return cases
+
+
 def sending(results: dict[str, Any]) -> None:
     """Bytes that each rank really sends in a step, beside those planned."""
-    cases = [(precision, *mesh, False) for precision in ("fp32", "bf16") for mesh in MESHES[4][:4]] + [("fp32", 2, 2, True)]
-    for precision, tensor, pipeline, recompute in cases:
-        data = 4 // tensor // pipeline
-        config = run_config(
-            Training(
-                tensor=tensor,
-                pipeline=pipeline,
-                precision=precision,
-                recompute=recompute,
-                micro_batch=2 if tensor < 4 else 4,
-            )
-        )
+    for name, training in sent_cases().items():
+        config = run_config(training)
+        data = 4 // training.tensor // training.pipeline
         mesh = join(config.mesh)
         engine = Engine(config, mesh)
         steps(engine, config, 1, 1)
@@ -273,7 +279,7 @@ def sending(results: dict[str, Any]) -> None:
         records: list[Any] = [None] * mesh.world_size
         torch.distributed.all_gather_object(records, sent.bytes)
         planned = {"tensor": plan.tensor_bytes, "data": plan.data_bytes, "pipeline": plan.pipeline_bytes}
-        results[f"sent_{precision}_{tensor}_{pipeline}" + "_recompute" * recompute] = {"ranks": records, "planned": planned}
+        results[f"sent_{name}"] = {"ranks": records, "planned": planned}
 
 
 ACTIVATIONS = {

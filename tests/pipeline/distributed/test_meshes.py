@@ -100,7 +100,8 @@ def test_planned_activations_are_within_fifteen_percent(guarded: dict[str, Any],
 
 @pytest.mark.parametrize(
     "case",
-    [f"{precision}_{mesh}" for precision in ("fp32", "bf16") for mesh in ("2_2", "4_1", "1_2", "1_1")] + ["fp32_2_2_recompute"],
+    [f"{precision}_{mesh}" for precision in ("fp32", "bf16") for mesh in ("2_2", "4_1", "1_2", "1_1")]
+    + ["fp32_2_2_recompute", "t5_2_2", "t5_4_1"],
 )
 def test_planned_bytes_are_those_sent(guarded: dict[str, Any], case: str) -> None:
     """By ring algorithms; the busiest rank's. What is left over are the scalars of norms and guards."""

@@ -10,12 +10,13 @@ import torch
 
 from models.architectures.pieces import Inputs, forward_flops
 from models.architectures.seq2seq import Seq2Seq
-from models.config import expand_size
+from models.config import ModelConfig, expand_size
 from models.cost.flops import Lengths
 from models.cost.parameters import num_parameters as num_parameters_of
 from models.layers.factory import TorchLayers
 from models.layers.initialization import initialize
 from pipeline.config import RunConfig
+from pipeline.planner.footprint import footprints
 from pipeline.planner.hardware import gpu
 from pipeline.planner.memory import num_parameters
 from pipeline.planner.plan import fits, make_plan, propose
@@ -159,3 +160,13 @@ def test_models_of_one_stack_are_planned(size: str, architecture: str, objective
     assert plan.flops_per_step == pytest.approx(3 * 128 * forward_flops(run.model, TorchLayers(), run.data.lengths))
     assert all(stage.activation_bytes > 0 for stage in plan.stages)
     assert plan.tensor_bytes > 0
+
+
+def test_only_encoder_layers_without_attention_transform() -> None:
+    """The planner charges a transform's memory traffic, and attention's exchanges between tensor ranks."""
+    for architecture, attention_layers, transforming in (("fnet_t5", 0, 2), ("fnet_t5", 1, 1), ("t5", 0, 0)):
+        model = expand_size({"size": "demo", "architecture": architecture, "vocab_size": 1000})
+        if attention_layers:
+            model |= {"num_attention_layers": attention_layers}
+        found = footprints(ModelConfig(**model), Lengths(16, 8), 1, 1, torch.float32)
+        assert sum(piece.transforms for piece in found) == transforming, architecture
