@@ -21,7 +21,7 @@ from torch import nn
 from models.architectures.build import build_model
 from models.architectures.encoder_only import encoder_inputs
 from models.config import ModelConfig, expand_size
-from models.hugging_face import their_config
+from models.huggingface import their_config
 from models.layers.initialization import initialize
 
 

@@ -24,8 +24,8 @@ from models.architectures.build import build_model
 from models.architectures.encoder_only import encoder_inputs
 from models.architectures.pieces import Inputs
 from models.config import ModelConfig, expand_size
-from models.hugging_face import entries, their_config
-from models.hugging_face.mapping import to_theirs
+from models.huggingface import entries, their_config
+from models.huggingface.mapping import to_theirs
 from models.layers.initialization import initialize
 
 Run = Callable[[], Tensor]

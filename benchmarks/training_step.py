@@ -23,8 +23,8 @@ from training_batches import VOCABULARY, be_the_only_process, random_batches
 
 from models.architectures.build import build_model
 from models.config import expand_size
-from models.hugging_face import entries, their_config
-from models.hugging_face.mapping import to_theirs
+from models.huggingface import entries, their_config
+from models.huggingface.mapping import to_theirs
 from models.layers.initialization import initialize
 from pipeline.config import RunConfig
 from pipeline.data.batches import PipelineBatch

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.architectures import steps
+from models.architectures import piece_functions
 from models.architectures.decoder import DecoderLayer
 from models.architectures.encoder import EncoderLayer
 from models.architectures.state import Embedded, EncoderInputs, Inputs, Seq2SeqState, StackState, TextInputs, sent_tensors
@@ -87,8 +87,13 @@ def executed_flops(config: ModelConfig, factory: LayerFactory, lengths: Lengths)
 def _encoder_decoder(config: ModelConfig, factory: LayerFactory, lengths: Lengths | None) -> list[Piece]:
     count = _counter(config, lengths)
     result = [
-        Piece(name="embedding", build=lambda f: TokenEmbedding(config, f), run=steps.embed_both, reads=Inputs),
-        Piece(name="relative_bias", build=lambda f: RelativeBiasTables(config, f), run=steps.add_bias_tables, reads=Embedded),
+        Piece(name="embedding", build=lambda f: TokenEmbedding(config, f), run=piece_functions.embed_both, reads=Inputs),
+        Piece(
+            name="relative_bias",
+            build=lambda f: RelativeBiasTables(config, f),
+            run=piece_functions.add_bias_tables,
+            reads=Embedded,
+        ),
         Piece(
             name="encoder.input",
             build=lambda f: StackInput(config, config.encoder_block_config, f),
@@ -100,7 +105,7 @@ def _encoder_decoder(config: ModelConfig, factory: LayerFactory, lengths: Length
             build=lambda f: StackInput(config, config.decoder_block_config, f),
             run=lambda module, state: state._replace(decoder_hidden=module(state.decoder_hidden)),
         ),
-        *_encoder_layers(config, count, steps.run_encoder_layer, Seq2SeqState),
+        *_encoder_layers(config, count, piece_functions.run_encoder_layer, Seq2SeqState),
     ]
     # The final norms and the head stay with the layer before them: a stage of the head alone would receive an encoder output
     # that it does not use, and a pipeline cannot send a float tensor that gets no gradient.
@@ -109,16 +114,16 @@ def _encoder_decoder(config: ModelConfig, factory: LayerFactory, lengths: Length
             Piece(
                 name="encoder.final_norm",
                 build=_final_norm(config.encoder_block_config, config.d_model),
-                run=partial(steps.norm_encoder, _final_dropout(config)),
+                run=partial(piece_functions.norm_encoder, _final_dropout(config)),
             )
         )
-    result += _decoder_layers(config, count, steps.run_decoder_layer, Seq2SeqState)
+    result += _decoder_layers(config, count, piece_functions.run_decoder_layer, Seq2SeqState)
     if config.decoder_block_config.pre_norm:
         result.append(
             Piece(
                 name="decoder.final_norm",
                 build=_final_norm(config.decoder_block_config, config.d_model),
-                run=partial(steps.norm_decoder, _final_dropout(config)),
+                run=partial(piece_functions.norm_decoder, _final_dropout(config)),
             )
         )
     result.append(_language_model_head(config, factory, count, result[0], "decoder_hidden", Seq2SeqState))
@@ -128,22 +133,27 @@ def _encoder_decoder(config: ModelConfig, factory: LayerFactory, lengths: Length
 def _decoder_only(config: ModelConfig, factory: LayerFactory, lengths: Lengths | None) -> list[Piece]:
     count = _counter(config, lengths)
     result = [
-        Piece(name="embedding", build=lambda f: TokenEmbedding(config, f), run=steps.embed_text, reads=TextInputs),
-        Piece(name="relative_bias", build=lambda f: RelativeBiasTables(config, f), run=steps.add_text_tables, reads=StackState),
+        Piece(name="embedding", build=lambda f: TokenEmbedding(config, f), run=piece_functions.embed_text, reads=TextInputs),
+        Piece(
+            name="relative_bias",
+            build=lambda f: RelativeBiasTables(config, f),
+            run=piece_functions.add_text_tables,
+            reads=StackState,
+        ),
         Piece(
             name="decoder.input",
             build=lambda f: StackInput(config, config.decoder_block_config, f),
-            run=steps.begin_text,
+            run=piece_functions.begin_text,
             reads=StackState,
         ),
-        *_decoder_layers(config, count, steps.run_text_layer, StackState),
+        *_decoder_layers(config, count, piece_functions.run_text_layer, StackState),
     ]
     if config.decoder_block_config.pre_norm:
         result.append(
             Piece(
                 name="decoder.final_norm",
                 build=_final_norm(config.decoder_block_config, config.d_model),
-                run=partial(steps.norm_stack, _final_dropout(config)),
+                run=partial(piece_functions.norm_stack, _final_dropout(config)),
                 reads=StackState,
             )
         )
@@ -154,8 +164,15 @@ def _decoder_only(config: ModelConfig, factory: LayerFactory, lengths: Lengths |
 def _encoder_only(config: ModelConfig, factory: LayerFactory, lengths: Lengths | None) -> list[Piece]:
     count = _counter(config, lengths)
     result = [
-        Piece(name="embedding", build=lambda f: TokenEmbedding(config, f), run=steps.embed_encoder, reads=EncoderInputs),
-        Piece(name="relative_bias", build=lambda f: RelativeBiasTables(config, f), run=steps.add_text_tables, reads=StackState),
+        Piece(
+            name="embedding", build=lambda f: TokenEmbedding(config, f), run=piece_functions.embed_encoder, reads=EncoderInputs
+        ),
+        Piece(
+            name="relative_bias",
+            build=lambda f: RelativeBiasTables(config, f),
+            run=piece_functions.add_text_tables,
+            reads=StackState,
+        ),
         Piece(
             name="encoder.input",
             build=lambda f: StackInput(config, config.encoder_block_config, f),
@@ -163,14 +180,14 @@ def _encoder_only(config: ModelConfig, factory: LayerFactory, lengths: Lengths |
             flops=count(flops.encoder_input),
             reads=StackState,
         ),
-        *_encoder_layers(config, count, steps.run_stack_layer, StackState),
+        *_encoder_layers(config, count, piece_functions.run_stack_layer, StackState),
     ]
     if config.encoder_block_config.pre_norm:
         result.append(
             Piece(
                 name="encoder.final_norm",
                 build=_final_norm(config.encoder_block_config, config.d_model),
-                run=partial(steps.norm_stack, _final_dropout(config)),
+                run=partial(piece_functions.norm_stack, _final_dropout(config)),
                 reads=StackState,
             )
         )
@@ -253,11 +270,11 @@ def _masked_lm_head(config: ModelConfig, factory: LayerFactory, count: Callable[
     head_flops = count(flops.output_head)
     if not config.tie_embeddings:
         build: Callable[[LayerFactory], nn.Module] = lambda f: OutputHead(config, f)  # noqa: E731
-        return Piece(name="head", build=build, run=steps.run_mlm, flops=head_flops, reads=EncoderOutputs)
+        return Piece(name="head", build=build, run=piece_functions.run_mlm, flops=head_flops, reads=EncoderOutputs)
     return Piece(
         name="head",
         build=embedding.build,
-        run=partial(steps.run_tied_mlm, factory),
+        run=partial(piece_functions.run_tied_mlm, factory),
         flops=head_flops,
         tied_to=embedding.name,
         reads=EncoderOutputs,

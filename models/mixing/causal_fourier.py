@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.attention_bias import ScoreBias
-from models.mixing.tables import causal_tables
+from models.mixing.dft_tables import causal_tables
 
 
 class CausalTransform(torch.autograd.Function):

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from models.mixing.tables import dft_tables
+from models.mixing.dft_tables import dft_tables
 from models.mixing.transforms import TransformName
 
 

@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.mixing.tables import dft_tables, half_tables
+from models.mixing.dft_tables import dft_tables, half_tables
 
 TransformName = Literal["dft_real", "hartley"]
 

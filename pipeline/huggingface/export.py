@@ -17,13 +17,13 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-import models.hugging_face
+import models.huggingface
 from data_prep.files import write_json_atomically
 from data_prep.tokenization.tokenizer import TOKENIZER_FILE, eos_id, load_tokenizer, start_id
 from models.config import ModelConfig
 from models.cost.parameters import num_parameters
-from models.hugging_face import entries, their_config
-from models.hugging_face.mapping import to_theirs
+from models.huggingface import entries, their_config
+from models.huggingface.mapping import to_theirs
 from pipeline.config import RunConfig
 from pipeline.huggingface.folder import write_folder
 from pipeline.run_folder import METRICS, find, load_weights
@@ -79,7 +79,7 @@ def export_model(
     if special:
         write_json_atomically(output / "generation_config.json", special)
     if is_hybrid:
-        code = Path(models.hugging_face.__file__).parent / "exported"
+        code = Path(models.huggingface.__file__).parent / "exported"
         for name in _CODE:
             shutil.copyfile(code / name, output / name)
     if tokenizer is not None:

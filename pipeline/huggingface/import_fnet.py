@@ -19,8 +19,8 @@ from torch import Tensor
 from data_prep.files import write_json_atomically
 from models.architectures.seq2seq import Seq2Seq
 from models.config import ModelConfig
-from models.hugging_face import our_config
-from models.hugging_face.fnet import encoder_entries
+from models.huggingface import our_config
+from models.huggingface.fnet import encoder_entries
 from models.layers.initialization import initialize
 from pipeline.huggingface.folder import read_config, read_tensors
 from pipeline.run_folder import INDEX, WEIGHTS

@@ -7,7 +7,7 @@ import transformers
 from models.architectures.build import build_model
 from models.architectures.seq2seq import Seq2Seq
 from models.config import SIZES, ModelConfig, expand_size
-from models.hugging_face import their_config
+from models.huggingface import their_config
 
 
 def num_parameters(config: ModelConfig) -> int:

@@ -30,5 +30,5 @@ def test_models_imports_torch_and_numpy_alone() -> None:
 
 
 def test_exported_code_imports_nothing_of_ours() -> None:
-    for path in (FOLDER / "hugging_face" / "exported").glob("*.py"):
+    for path in (FOLDER / "huggingface" / "exported").glob("*.py"):
         assert imported(path) <= {"torch", "transformers", "."}, path

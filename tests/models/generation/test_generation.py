@@ -19,8 +19,8 @@ from models.architectures.single_process import SingleProcessModel
 from models.config import ModelConfig, expand_size
 from models.generation.beam_search import beam_search
 from models.generation.sampling import Sampling, generate, pad_prefixes, pad_prompts
-from models.hugging_face import entries, their_config
-from models.hugging_face.mapping import to_theirs
+from models.huggingface import entries, their_config
+from models.huggingface.mapping import to_theirs
 from models.layers.initialization import initialize
 from pipeline.huggingface.folder import write_folder
 

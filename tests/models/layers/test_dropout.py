@@ -13,8 +13,8 @@ from models.architectures.build import build_model
 from models.architectures.encoder_only import encoder_inputs
 from models.architectures.pieces import Inputs, TextInputs
 from models.config import ModelConfig, expand_size
-from models.hugging_face import entries, their_config
-from models.hugging_face.mapping import to_theirs
+from models.huggingface import entries, their_config
+from models.huggingface.mapping import to_theirs
 from models.layers.initialization import initialize
 
 VOCABULARY = 128  # of 128 rows, so that logits have one shape on both sides

@@ -19,9 +19,9 @@ from models.layers.factory import TorchLayers
 from models.layers.initialization import initialize
 from models.mixing import backend_choice, build_mixer
 from models.mixing.causal_fourier import CausalFourierMixing, CausalTransform
+from models.mixing.dft_tables import dft_tables
 from models.mixing.fourier import FourierMixing, SelfAdjoint, SelfAdjointDocuments
 from models.mixing.hartley import HartleyMixing
-from models.mixing.tables import dft_tables
 from models.mixing.transforms import BACKENDS, executed_flops
 
 

@@ -13,7 +13,7 @@ import torch
 
 from models.architectures.single_process import SingleProcessModel
 from models.config import ModelConfig
-from models.hugging_face.mapping import Entry, entry, require
+from models.huggingface.mapping import Entry, entry, require
 
 _AUTO = {
     "AutoConfig": "configuration_fnet_t5.FNetT5Config",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from models.config import ModelConfig
-from models.hugging_face.mapping import Entry, entry, linear, require
+from models.huggingface.mapping import Entry, entry, linear, require
 from models.sizes import BLOCKS
 
 

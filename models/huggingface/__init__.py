@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from models.config import ModelConfig
-from models.hugging_face import bert, fnet, gpt2, hybrid, t5
-from models.hugging_face.mapping import Entry
+from models.huggingface import bert, fnet, gpt2, hybrid, t5
+from models.huggingface.mapping import Entry
 
 
 def entries(config: ModelConfig) -> list[Entry]:

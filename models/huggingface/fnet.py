@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from models.config import ModelConfig
-from models.hugging_face import bert
-from models.hugging_face.mapping import Entry, linear, require
+from models.huggingface import bert
+from models.huggingface.mapping import Entry, linear, require
 
 
 def entries(config: ModelConfig) -> list[Entry]:

@@ -17,8 +17,8 @@ from models.architectures.encoder_only import encoder_inputs
 from models.architectures.pieces import Inputs, TextInputs
 from models.architectures.single_process import SingleProcessModel
 from models.config import ModelConfig, expand_size
-from models.hugging_face import entries, our_config, their_config
-from models.hugging_face.mapping import Entry, to_theirs
+from models.huggingface import entries, our_config, their_config
+from models.huggingface.mapping import Entry, to_theirs
 from models.layers.initialization import initialize
 from pipeline.huggingface.folder import read_config, read_tensors, write_folder
 

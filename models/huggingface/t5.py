@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from models.config import ModelConfig
-from models.hugging_face.mapping import Entry, entry, linear, require
+from models.huggingface.mapping import Entry, entry, linear, require
 
 _ATTENTION = {"query": "q", "key": "k", "value": "v", "output": "o"}
 _ACTIVATIONS = {"relu": "relu", "gated_gelu": "gated-gelu", "gelu": "gelu", "gelu_tanh": "gelu_new", "swiglu": "gated-silu"}
