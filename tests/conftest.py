@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from tests.helpers.datasets import write_python_topics
 
-# First examples import Megatron or fill caches, and shared machines stall: a time limit on each would only flake.
+# The first examples import Megatron or fill caches, and shared machines stall: a deadline would make tests flaky.
 settings.register_profile("fnet-t5", deadline=None)
 settings.load_profile("fnet-t5")
 
@@ -33,6 +33,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """No test's numbers depend on the tests before it."""
+    """Seed PyTorch before each test, so that no test depends on the tests before it."""
     if "torch" in sys.modules:  # tests of data preparation never import it
         sys.modules["torch"].manual_seed(0)

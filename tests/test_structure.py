@@ -1,4 +1,4 @@
-"""The structure of the project: which folder may import from which, and how much stands side by side."""
+"""The structure of the project: allowed imports between folders, and limits on sizes and names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_ENTRIES = 16
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The four packages and the contracts, to plant imports in."""
+    """A copy of the four packages and the import contracts, in which tests plant imports."""
     folder = tmp_path_factory.mktemp("copy")
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -31,7 +31,7 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(program, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
-def test_the_contracts_of_imports_are_kept(copy: Path) -> None:
+def test_the_import_contracts_are_kept(copy: Path) -> None:
     done = lint_imports(copy)
     assert done.returncode == 0, done.stdout
     assert "5 kept, 0 broken" in done.stdout
@@ -61,7 +61,7 @@ def test_a_planted_import_breaks_its_contract(copy: Path, file: str, planted: st
     assert any(line.startswith(broken) and line.endswith("BROKEN") for line in done.stdout.splitlines()), done.stdout
 
 
-def test_no_folder_holds_more_than_can_be_read_at_a_glance() -> None:
+def test_no_folder_has_too_many_entries() -> None:
     for package in PACKAGES:
         for folder in (ROOT / package, *(path for path in (ROOT / package).rglob("*") if path.is_dir())):
             if folder.name == "__pycache__":
@@ -94,7 +94,7 @@ def test_no_two_modules_share_a_name_without_a_reason() -> None:
 
 
 def test_no_two_public_classes_share_a_name() -> None:
-    """The files of an export are copied into folders that do not have this package: they repeat the layers' names."""
+    """Files of an export are copied into folders without this package, so their classes repeat the names of layers."""
     found = defaultdict(list)
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
@@ -106,7 +106,7 @@ def test_no_two_public_classes_share_a_name() -> None:
     assert not {name: paths for name, paths in found.items() if len(paths) > 1}
 
 
-def test_no_function_is_longer_than_a_screen() -> None:
+def test_no_function_has_more_than_60_lines() -> None:
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

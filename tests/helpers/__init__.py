@@ -1,1 +1,1 @@
-"""What tests share: datasets, recipes, processes, and the scripts that tests start."""
+"""Helpers shared by tests: datasets, recipes, processes, and the worker scripts that tests start."""

@@ -1,9 +1,9 @@
-"""One rank of a run that is hurt on purpose: `launch/worker.py` with faults planted by step.
+"""One rank of a run with injected faults: `launch/worker.py`, with faults planted at given steps.
 
     chaos_worker.py RUN       faults: RUN/faults.json: [{"step", "kind", "rank", "once"}, …]
 
-Kinds: "nan" and "spike" change one rank's batch, every time the step is reached; "kill", "term" and "kill_in_save" happen once,
-which a file in RUN/faults records.
+Kinds: "nan" and "spike" change one rank's batch every time the step is reached. "kill", "term" and "kill_in_save" happen once;
+a file in RUN/faults records that they happened.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def plant() -> None:
     current = {"step": 0}
     original_batches = Prefetch.__call__
 
-    def batches(self: Any, step: int) -> Any:  # what the step gets; it was made some steps earlier
+    def batches(self: Any, step: int) -> Any:  # the step's batches, which were made some steps earlier
         current["step"] = step
         return original_batches(self, step)
 
@@ -59,7 +59,7 @@ def plant() -> None:
             if first_time(fault):
                 if fault["kind"] == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
-                os.kill(os.getppid(), signal.SIGUSR1 if step % 2 else signal.SIGTERM)  # the launcher passes it on
+                os.kill(os.getppid(), signal.SIGUSR1 if step % 2 else signal.SIGTERM)  # the launcher forwards it
         return result
 
     def finish(partial: Path, final: Path, position: Any) -> None:

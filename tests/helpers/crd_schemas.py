@@ -1,8 +1,8 @@
-"""The published schemas of custom resources, made strict: a misspelt field is an error, as a person means it.
+"""The published schemas of custom resources, made strict: a misspelt field is an error.
 
-The API server drops fields that a CRD does not know (or refuses them, by `kubectl --validate=strict`); the schemas themselves
-allow them. Closed here is every object that lists `properties`, but for `metadata` and what preserves unknown fields. Rules in
-CEL (`x-kubernetes-validations`), which schemas only carry along, are not evaluated.
+The API server drops fields that a CRD does not know (`kubectl --validate=strict` rejects them); the schemas themselves allow
+them. This module closes every object that lists `properties`, except `metadata` and objects that preserve unknown fields. CEL
+rules (`x-kubernetes-validations`) are not evaluated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jsonschema import Draft4Validator
 
 
 def validator(crd_file: Path, version: str) -> Draft4Validator:
-    """A strict validator of one version of a CRD. Raises StopIteration where the CRD has no such version."""
+    """A strict validator of one version of a CRD. Raises StopIteration if the CRD has no such version."""
     versions = yaml.safe_load(crd_file.read_text())["spec"]["versions"]
     schema = next(entry["schema"]["openAPIV3Schema"] for entry in versions if entry["name"] == version)
     close(schema)

@@ -1,6 +1,6 @@
-"""Finished dataset folders in milliseconds and without Ray: the files of `prepare`, written by its own parts.
+"""Complete dataset folders in milliseconds, without Ray: the files of `prepare`, written by its own functions.
 
-`tests/data_prep/test_small_datasets.py` holds that they are the files that `prepare` writes.
+`tests/data_prep/test_small_datasets.py` checks that they equal the files that `prepare` writes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from data_prep.tokenization.tokenizer import eos_id, load_tokenizer, num_ids, sa
 
 @dataclass(frozen=True)
 class Document:
-    """Token ids as they stand in the `.bin`, the bytes of their text, and where it comes from."""
+    """Token ids as stored in the `.bin`, the number of bytes of their text, and its source."""
 
     tokens: Sequence[int]
     num_bytes: int
@@ -43,7 +43,7 @@ class Document:
 
 
 def numbered_documents(num_documents: int, longest: int, first: int = 1000, seed: int = 0) -> list[list[int]]:
-    """Documents whose tokens are all different, numbered in the order of the corpus: coverage can be read off the tokens."""
+    """Documents whose tokens are all different and numbered in corpus order, so that tokens show what was covered."""
     documents = []
     for length in np.random.default_rng(seed).integers(1, longest + 1, num_documents).tolist():
         documents.append(list(range(first, first + length)))
@@ -59,9 +59,9 @@ def write_dataset(
     sources: Sequence[str] | None = None,
     tokenizer_sha256: str = "",
 ) -> Path:
-    """A folder of one split that holds the given token ids, whether the tokenizer beside them knows these or not.
+    """Write a folder of one split with the given token ids. The tokenizer in the folder need not know these ids.
 
-    `sources` names each document's source; without it all are of "one", and no file of sources is written.
+    `sources` names the source of each document. Without it every document is from "one", and no file of sources is written.
     """
     folder.mkdir(parents=True)
     save_tokenizer(_tokenizer_of_numbers(), folder / "tokenizer.json")
@@ -80,9 +80,9 @@ def write_text_dataset(
     vocab_size: int = 420,
     tokenizer: Tokenizer | None = None,
 ) -> Path:
-    """A folder of texts, given for each split as pairs of text and source.
+    """Write a folder of texts. Each split is given as pairs of text and source.
 
-    The tokenizer, if none is given, is trained on the texts of the split "train".
+    If no tokenizer is given, one is trained on the texts of the split "train".
     """
     folder.mkdir(parents=True)
     save_tokenizer(tokenizer or train_tokenizer([text for text, _ in texts["train"]], vocab_size), folder / "tokenizer.json")
@@ -102,7 +102,7 @@ def write_text_dataset(
 
 
 def write_python_topics(folder: Path) -> Path:
-    """Rows of 24 tokens from the documentation that comes with Python: 600 ids, two sources by turns, 12 documents in "val"."""
+    """Rows of 24 tokens from Python's own documentation: 600 ids, two alternating sources, 12 documents in "val"."""
     from pydoc_data.topics import topics
 
     names = sorted(topics)
@@ -113,13 +113,13 @@ def write_python_topics(folder: Path) -> Path:
 
 
 def tales(file: int) -> list[tuple[str, str]]:
-    """The 30 texts of one of a few small files, about 700 bytes each, with their source: "Songs" in file 0, else "Tales"."""
+    """The 30 texts of one small file, about 700 bytes each, with their source: "Songs" in file 0, otherwise "Tales"."""
     text = "File {} tells story {} of a king and of the sea that he could not command. "
     return [(text.format(file, number) * 9, "Tales" if file else "Songs") for number in range(30)]
 
 
 def synthetic_manifest(tokenizer: TokenizerRecord, dtype: str, splits: dict[str, SplitRecord], **fields: Any) -> Manifest:
-    """The manifest of a folder that no `prepare` made: what was read is empty. `fields` are those of `Manifest`."""
+    """The manifest of a folder that `prepare` did not make: its list of input is empty. `fields` are fields of `Manifest`."""
     empty = {
         "command": "a test",
         "config": {},

@@ -1,9 +1,9 @@
-"""Run by 4 (then 2, then 1) processes: checkpoints across meshes, the skip-step guard, replica consistency and memory.
+"""Worker for 4 (then 2, then 1) processes: checkpoints across meshes, the skip-step guard, replica consistency and memory.
 
-Many cases share one start of the processes.
+Many cases run in one start of the processes.
 
-    mesh_worker.py OUTPUT reshard     4 processes: train, save, continue on every mesh; fewer: continue what 4 have saved
-    mesh_worker.py OUTPUT guard       damage a step, a copy and the data order; measure bytes
+    mesh_worker.py OUTPUT reshard     4 processes: train, save, resume on every mesh; fewer: resume what 4 processes saved
+    mesh_worker.py OUTPUT guard       corrupt a step, a replica and the data order; measure bytes
 
 Writes OUTPUT/<what>_<processes>.json.
 """
@@ -108,7 +108,7 @@ def guarding(results: dict[str, Any]) -> None:
         found = {}
         for name, value in (("nan_gradient", math.nan), ("infinite_gradient", math.inf), ("spike", 1e4)):
             batches = micro_batches(5, engine.shard)
-            if mesh.rank == bad_rank:  # of one replica's last stage: its labels carry the weights of the loss
+            if mesh.rank == bad_rank:  # the last stage of one replica: its labels hold the weights of the loss
                 batches[-1][1][1].mul_(value)
             result = engine.train_step(batches, config.optimizer.learning_rate)
             same = all(torch.equal(a, b) for a, b in zip(before, bits(engine), strict=True))
@@ -119,7 +119,7 @@ def guarding(results: dict[str, Any]) -> None:
         taken = engine.train_step(micro_batches(6, engine.shard), config.optimizer.learning_rate)
         changed = any(not torch.equal(a, b) for a, b in zip(before, bits(engine), strict=True))
         found["next"] = {"skipped": taken.skipped, "bit_equal": not changed}
-        # what would have come of it without the steps that were skipped
+        # the same run without the skipped steps
         other, config, _ = build(setting, 1, 2, spike_sigma=0)
         steps(other, config, 1, 4)
         loss = steps(other, config, 6, 6)[0]
@@ -159,12 +159,12 @@ def checking_consistency(results: dict[str, Any]) -> None:
 
 
 def dropping(results: dict[str, Any]) -> None:
-    """Masks on a tensor group: of a replicated tensor the same, of a sharded one each rank's own."""
+    """Dropout masks in a tensor group: equal on all ranks for a replicated tensor, different per rank for a sharded one."""
     engine, config, mesh = build("fp32", 2, 1, {"dropout": 0.3})
     for step in (1, 2, 3):
         seed_dropout(config.train.seed, step, mesh)
         steps(engine, config, step, step)
-    check_replica_consistency(engine.stages, mesh, np.arange(8))  # replicated weights that saw other masks would have drifted
+    check_replica_consistency(engine.stages, mesh, np.arange(8))  # different masks would make replicated weights diverge
     seen: dict[str, torch.Tensor] = {}
     (layer,) = [module for module in engine.stages.modules() if type(module).__name__ == "DecoderLayer"][:1]
     hooks = [
@@ -184,7 +184,7 @@ def dropping(results: dict[str, Any]) -> None:
 
 
 def measuring(results: dict[str, Any]) -> None:
-    """Bytes that this rank really holds beside those planned for its stage."""
+    """Measured bytes of state on this rank, and the bytes planned for its stage."""
     for setting, tensor, pipeline in (("fp32", 2, 2), ("fp32", 1, 2), ("bf16", 2, 1), ("bf16", 1, 2)):
         engine, config, mesh = build(setting, tensor, pipeline)
         steps(engine, config, 1, 1)
@@ -207,7 +207,7 @@ def measuring(results: dict[str, Any]) -> None:
 
 
 class Sent:
-    """Bytes that this rank sends, by kind of group ("tensor", "data", "pipeline"), counted as ring algorithms send them."""
+    """Bytes that this rank sends, by kind of group ("tensor", "data", "pipeline"), counted for ring algorithms."""
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
@@ -225,11 +225,11 @@ class Sent:
         ring = {
             "all_reduce": lambda size, n: 2 * (n - 1) / n * size,
             "all_gather_into_tensor": lambda size, n: (n - 1) / n * size,
-            "reduce_scatter_tensor": lambda size, n: (n - 1) * size,  # the size is that of its output
+            "reduce_scatter_tensor": lambda size, n: (n - 1) * size,  # the size of its output
             "send": lambda size, n: size,
         }
         owners = [(torch.distributed, name) for name in ring]
-        owners.append((deepspeed.comm, "all_gather_into_tensor"))  # which has taken PyTorch's function for itself
+        owners.append((deepspeed.comm, "all_gather_into_tensor"))  # DeepSpeed holds its own reference to PyTorch's function
         self.originals = [(owner, name, getattr(owner, name)) for owner, name in owners]
         for owner, name, original in self.originals:
             setattr(owner, name, self._counted(original, ring[name], "pipeline" if name == "send" else None))
@@ -251,7 +251,7 @@ class Sent:
 
 
 def sent_cases() -> dict[str, Training]:
-    """Micro-batches of t5 that the tensor group divides, and does not: then its attention is split by heads."""
+    """t5 with micro-batches that the tensor group divides, and that it does not divide: then attention is split by heads."""
     cases = {
         f"{precision}_{tensor}_{pipeline}": Training(
             tensor=tensor, pipeline=pipeline, precision=precision, micro_batch=2 if tensor < 4 else 4
@@ -266,7 +266,7 @@ def sent_cases() -> dict[str, Training]:
 
 
 def sending(results: dict[str, Any]) -> None:
-    """Bytes that each rank really sends in a step, beside those planned."""
+    """Measured and planned bytes that each rank sends in a step."""
     for name, training in sent_cases().items():
         config = run_config(training)
         data = 4 // training.tensor // training.pipeline
@@ -290,7 +290,7 @@ ACTIVATIONS = {
 
 
 def saving(results: dict[str, Any]) -> None:
-    """Bytes that autograd really saves on each rank for one micro-batch in flight, beside those planned."""
+    """Measured and planned bytes that autograd saves on each rank for one micro-batch in flight."""
     for shape, training in ACTIVATIONS.items():
         for tensor, pipeline in MESHES[4][:4]:
             data = 4 // tensor // pipeline
@@ -304,13 +304,13 @@ def saving(results: dict[str, Any]) -> None:
             def pack(tensor: torch.Tensor, own: set[int] = own, saved: dict[int, Any] = saved) -> torch.Tensor:
                 storage = tensor.untyped_storage()
                 if storage.data_ptr() not in own:
-                    saved[storage.data_ptr()] = storage  # held, so that no other storage takes its place
+                    saved[storage.data_ptr()] = storage  # keep it alive, so that its address is not reused
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 engine.train_step(micro_batches(1, engine.shard, task), 0.001)
             measured = sum(storage.nbytes() for storage in saved.values())
-            if mesh.pipeline_rank == pipeline - 1:  # the engine keeps the logits, which autograd does not know of
+            if mesh.pipeline_rank == pipeline - 1:  # the engine keeps the logits; autograd does not
                 vocabulary = config.model.padded_vocab_size // tensor
                 measured += 4 * config.train.micro_batch_size * config.data.decoder_length * vocabulary
             stage = make_plan(config, data, gpu("h100")).stages[mesh.pipeline_rank]

@@ -1,4 +1,4 @@
-"""What `mesh_worker.py` trains, saves and continues, and how closely the losses of two meshes have to agree."""
+"""What `mesh_worker.py` trains, saves and resumes, and the tolerance for the losses of two meshes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.helpers.parity import Training
 
 @dataclass(frozen=True)
 class Setting:
-    """A training, and the largest relative difference between the losses of two meshes that counts as equal."""
+    """A training, and the largest relative difference of losses between two meshes that counts as equal."""
 
     training: Training
     tolerance: float
@@ -17,14 +17,14 @@ class Setting:
 
 SETTINGS = {
     "fp32": Setting(Training(optimizer={"name": "adamw_rms", "learning_rate": 0.02}), tolerance=1e-4),
-    # bf16 rounds products otherwise on every mesh; its losses here are near 5
+    # bf16 rounds products differently on every mesh; its losses here are near 5
     "bf16": Setting(Training(precision="bf16"), tolerance=2e-2),
 }
 SAVED_AT, STEPS = 3, 6
-# (tensor, pipeline) by the number of processes; the first of 4 is the mesh that saves
+# (tensor, pipeline) by number of processes; the first mesh of 4 saves the checkpoint
 MESHES = {4: [(2, 2), (4, 1), (1, 2), (1, 1), (2, 1), (1, 4)], 2: [(1, 1), (2, 1), (1, 2)], 1: [(1, 1)]}
 
 
 def result_name(setting: str, tensor: int, pipeline: int, data: int) -> str:
-    """The key of the losses of a setting continued on a mesh, in `reshard_<processes>.json`."""
+    """The key in `reshard_<processes>.json` of the losses of a setting resumed on a mesh."""
     return f"{setting}_{tensor}_{pipeline}_{data}"

@@ -1,6 +1,6 @@
-"""What the parity tests and their workers share: plans with their tolerances, the config of a plan, and its batches.
+"""Shared by the parity tests and their workers: plans with their tolerances, the config of a plan, and its batches.
 
-Batches are random integers from a fixed generator: the same on every mesh, whatever the number of processes.
+Batches are random integers from a fixed generator: the same on every mesh and for any number of processes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ VOCABULARY_OF_TESTS = Vocabulary(
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """Largest relative differences that count as equal; a parameter's is in the 2-norm."""
+    """Largest relative differences that count as equal. Parameters are compared in the 2-norm."""
 
     losses: float
     norms: float
@@ -43,15 +43,15 @@ class Tolerance:
 
 
 FP32 = Tolerance(losses=1e-4, norms=1e-4, validation=1e-4, parameters=1e-4)
-# bf16 rounds partial sums otherwise on every mesh: a weight that is read wrongly moves losses by far more
+# bf16 rounds partial sums differently on every mesh; a wrongly read weight changes losses by far more
 BF16 = Tolerance(losses=1e-2, norms=0.1, validation=1e-2, parameters=0.1)
-# The order of eight rows' segments gives the pooler's bias, which starts at 0, gradients that nearly cancel out.
+# The pooler's bias starts at 0, and its gradients from the segment order of eight rows nearly cancel.
 ORDER = Tolerance(losses=1e-4, norms=1e-4, validation=1e-4, parameters=5e-3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What is trained and on which mesh; data parallelism is what the processes leave. Sections are those of a recipe."""
+    """What is trained and on which mesh. The other processes are data parallel. The sections are sections of a recipe."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -66,8 +66,8 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Training):
-    """One run of the parity tests. `reference` names the run that it has to equal to within `tolerance`, if any; `bug` is
-    what `parity_worker.plant` breaks."""
+    """One run of the parity tests. `reference` names the run that it must equal within `tolerance`, if any. `bug` names the bug
+    that `parity_worker.plant` plants."""
 
     name: str
     data: int
@@ -100,7 +100,7 @@ def run_config(training: Training) -> RunConfig:
                 "seed": 3,
                 "recompute": training.recompute,
             },
-            # no warm-up, a rate at which the loss moves, and a clip that always bites
+            # no warm-up, a rate that changes the loss, and a clip norm that always clips
             "optimizer": {
                 "learning_rate": 0.004,
                 "schedule": "constant",
@@ -113,7 +113,7 @@ def run_config(training: Training) -> RunConfig:
 
 
 def objective_of(training: Training) -> Objective:
-    """The objective of a training as its architecture takes it."""
+    """The objective of a training, in the layout of its architecture."""
     config = run_config(training)
     return build_objective(
         config.data.objective,
@@ -129,7 +129,7 @@ PREFIX_LM = PrefixLM(encoder_length=LENGTHS[0], decoder_length=LENGTHS[1], start
 
 
 def global_batch(step: int, objective: Objective = PREFIX_LM) -> tuple[AnyBatch, tuple[int, ...]]:
-    """Rows of uneven lengths (so that target counts differ between micro-batches) from a skewed vocabulary, and its targets."""
+    """Rows of uneven lengths from a skewed vocabulary, and their target counts, which differ between micro-batches."""
     rng = np.random.default_rng(step)
     longest = objective.row_length
     lengths = rng.integers(longest // 2, longest + 1, size=GLOBAL_BATCH)
@@ -151,7 +151,7 @@ def micro_batches(step: int, share: DataShard, objective: Objective = PREFIX_LM)
 
 
 def share_groups() -> None:
-    """Let process groups of the same ranks be one group: a mesh joined anew would leave its threads and sockets behind."""
+    """Reuse one process group for equal ranks: creating groups again for each mesh would leak threads and sockets."""
     make, made = torch.distributed.new_group, {}
 
     def new_group(ranks: Any = None, *arguments: Any, **options: Any) -> Any:
@@ -161,4 +161,4 @@ def share_groups() -> None:
         return made[key]
 
     torch.distributed.new_group = new_group
-    torch.distributed.destroy_process_group = lambda group=None: None  # Megatron takes some of its groups away
+    torch.distributed.destroy_process_group = lambda group=None: None  # Megatron destroys some of its groups

@@ -1,4 +1,4 @@
-"""Run by N processes: trains one small model for ten steps on each of the given meshes, all in one process start.
+"""Worker for N processes: trains one small model for ten steps on each of the given meshes, in one start of the processes.
 
     parity_worker.py OUTPUT PLANS.json      PLANS.json: a list of `tests.helpers.parity.Plan`
 
@@ -27,7 +27,7 @@ from tests.helpers.parity import STEPS, Plan, micro_batches, objective_of, run_c
 
 
 def plant(bug: str | None, engine: Engine) -> None:
-    """Break the engine on purpose: the parity check has to notice."""
+    """Plant a bug in the engine, which the parity check must detect."""
     if bug == "tied gradients are not reduced":
         instructions = engine.deepspeed._INSTRUCTION_MAP
         reduce = next(kind for kind in instructions if kind.__name__ == "ReduceTiedGrads")
@@ -77,7 +77,7 @@ def main() -> None:
             record = {"losses": losses, "norms": norms, "validation": validation}
             (output / f"{plan.name}.json").write_text(json.dumps(record))
     torch.distributed.barrier()
-    os._exit(0)  # several meshes leave several groups behind; nothing is left to flush
+    os._exit(0)  # skip the teardown of several meshes' groups; nothing is left to flush
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ WORKER = REPOSITORY / "launch" / "worker.py"
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    """A TCP port of 127.0.0.1 that is free at the time of the call."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -23,8 +23,8 @@ def free_port() -> int:
 def start_processes(num_processes: int, script: Path | str, *arguments: object, timeout: float = 480) -> None:
     """Run a script in `num_processes` gloo processes and wait, at most `timeout` seconds for each.
 
-    `script` is a path, or the name of a file in `tests/helpers`; it can import this checkout, `tests.helpers` included. Raises
-    AssertionError with the end of the output of every process that failed.
+    `script` is a path, or the name of a file in `tests/helpers`. It can import this checkout and `tests.helpers`. Raises
+    AssertionError with the end of the output of every failed process.
     """
     common = {
         **os.environ,
@@ -33,7 +33,7 @@ def start_processes(num_processes: int, script: Path | str, *arguments: object, 
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
-        # The folder of a script that is started by path would come first in its path, and hide packages.
+        # Python puts the folder of a script first in sys.path, where its files would hide packages.
         "PYTHONSAFEPATH": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
         "DS_ACCELERATOR": "cpu",

@@ -13,7 +13,7 @@ Section = dict[str, Any]
 
 
 def nano_recipe(dataset: Path, **sections: Section) -> dict[str, Section]:
-    """A recipe as a person writes it: fp32, steps of 8 rows, every step logged, no tracking. `sections` change their keys."""
+    """An unresolved recipe: fp32, steps of 8 rows, every step logged, no tracking. `sections` override keys of sections."""
     recipe: dict[str, Section] = {
         "model": {"size": "nano", "vocab_size": num_ids(load_tokenizer(dataset / "tokenizer.json"))},
         "data": {"path": str(dataset), "encoder_length": 16, "decoder_length": 8, "validation_rows": 8},
@@ -24,7 +24,7 @@ def nano_recipe(dataset: Path, **sections: Section) -> dict[str, Section]:
 
 
 def write_run(run: Path, recipe: dict[str, Section]) -> Path:
-    """A new run folder that holds the resolved recipe, as a worker expects it."""
+    """Create a run folder with the resolved recipe, as a worker expects it."""
     config = RunConfig.model_validate({**recipe, "model": expand_size(recipe["model"])})
     run.mkdir(parents=True)
     (run / "config.json").write_text(config.model_dump_json())

@@ -1,4 +1,4 @@
-"""Scripts outside of the packages (benchmarks, generators of documentation) as modules."""
+"""Load scripts outside of the packages (benchmarks, generators of documentation) as modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def load_script(path: str) -> ModuleType:
-    """The script at `path`, relative to the repository, executed under its own name and not as `__main__`."""
+    """Import the script at `path` (relative to the repository) under its own name, not as `__main__`."""
     file = REPOSITORY / path
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None

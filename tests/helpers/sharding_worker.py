@@ -1,8 +1,8 @@
-"""Run by 4 processes: encoder layers on tensor groups of 2 and 4 beside the same layers on one process.
+"""Worker for 4 processes: encoder layers on tensor groups of 2 and 4, and the same layers on one process.
 
     sharding_worker.py OUTPUT
 
-Writes OUTPUT/<t>_<form>.json: largest differences forward and backward, and what each rank sent and transformed.
+Writes OUTPUT/<t>_<form>.json: largest differences forward and backward, and each rank's bytes sent and FLOPs of transforms.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NUM_TOKENS, LAYERS = 24, 2
 
 
 class Counted:
-    """Counts bytes handed to collectives (of the whole tensor) and FLOPs of transforms, forward and backward."""
+    """Counts bytes passed to collectives (of the whole tensor) and FLOPs of transforms, forward and backward."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -87,7 +87,7 @@ def build(config: ModelConfig, tensor_parallel: int, micro_batch: int) -> tuple[
             dim = shard_dim(parameter)
             shape = [size * (tensor_parallel if index == dim else 1) for index, size in enumerate(parameter.shape)]
             full = initial_value(parameter, f"{piece.name}.{name}", tuple(shape), 7).double()
-            if parameter.ndim == 1:  # norms start at 1, where a wrong scale would not show
+            if parameter.ndim == 1:  # norms start at 1, which would hide a wrong scale
                 full = full + torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
             with torch.no_grad():
                 parameter.copy_(full if dim is None else full.chunk(tensor_parallel, dim)[rank])
@@ -95,7 +95,7 @@ def build(config: ModelConfig, tensor_parallel: int, micro_batch: int) -> tuple[
 
 
 def run(config: ModelConfig, tensor_parallel: int, micro_batch: int, sum_partial: bool = True) -> dict[str, Any]:
-    """Output, input gradient and every replicated parameter's gradient of two encoder layers, with what was counted."""
+    """Output, input gradient and every replicated parameter's gradient of two encoder layers, and the counts."""
     from megatron.core import parallel_state
 
     model, modules = build(config, tensor_parallel, micro_batch)

@@ -1,4 +1,4 @@
-"""Recipes and DeepSpeed's settings: what is refused, with which words, and what is emitted."""
+"""Recipes and DeepSpeed's settings: which recipes are refused with which message, and which settings are emitted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def recipe(**sections: dict[str, Any]) -> dict[str, Any]:
     return {name: {**values, **sections.get(name, {})} for name, values in base.items()}
 
 
-def test_a_size_fills_in_dimensions_and_explicit_keys_win() -> None:
+def test_explicit_keys_override_the_dimensions_of_a_size() -> None:
     config = RunConfig.model_validate(recipe(model={"d_ff": 256}))
     assert (config.model.d_model, config.model.d_ff) == (64, 256)
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
@@ -83,11 +83,11 @@ def test_combinations_that_train_wrongly_are_refused(sections: dict[str, dict[st
         ({"train": {"precision": "bf16"}}, 1, 1),
     ],
 )
-def test_zero_stays_off_where_nothing_can_be_shared(sections: dict[str, Any], data_parallel: int, stage: int) -> None:
+def test_zero_is_disabled_where_nothing_can_be_sharded(sections: dict[str, Any], data_parallel: int, stage: int) -> None:
     config = RunConfig.model_validate(recipe(**{"train": {"precision": "fp32"}, **sections}))
     settings = deepspeed_config(config, data_parallel)
     assert settings["zero_optimization"]["stage"] == stage
-    assert settings["gradient_clipping"] == (config.optimizer.clip if stage else 0.0)  # else the guard clips
+    assert settings["gradient_clipping"] == (config.optimizer.clip if stage else 0.0)  # otherwise the guard clips
 
 
 def test_an_objective_is_a_name_or_a_name_with_settings() -> None:
@@ -115,7 +115,7 @@ def test_an_objective_is_a_name_or_a_name_with_settings() -> None:
         ({"objective": {"name": "mixture", "parts": []}}, "without parts"),
     ],
 )
-def test_data_that_cannot_be_is_refused(data: dict[str, Any], message: str) -> None:
+def test_impossible_data_sections_are_refused(data: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RunConfig.model_validate(recipe(data=data))
 
@@ -140,7 +140,7 @@ def test_emitted_settings() -> None:
     assert settings["bf16"] == {"enabled": True}
 
 
-def test_processes_must_hold_whole_replicas() -> None:
+def test_the_number_of_processes_must_be_a_multiple_of_a_replica() -> None:
     mesh = MeshConfig(tensor_parallel=2, pipeline_parallel=2)
     assert mesh.data_parallel(8) == 2
     with pytest.raises(ValueError, match="6 processes"):
@@ -162,7 +162,7 @@ def test_a_run_with_decay_steps_can_be_made_longer() -> None:
     assert learning_rate(15, 20, config) == learning_rate(10, 20, config) == pytest.approx(0.1)
 
 
-def test_schedules_against_torch_and_the_papers() -> None:
+def test_schedules_match_torch_and_the_papers() -> None:
     def rates(**settings: object) -> list[float]:
         config = OptimizerConfig(learning_rate=2.0, warmup_steps=10, **settings)
         return [learning_rate(step, 110, config) for step in range(1, 111)]
@@ -187,7 +187,7 @@ def test_schedules_against_torch_and_the_papers() -> None:
     assert rates(schedule="wsd", decay_begin=40)[:40] == stable[:40]
 
 
-def test_schedules_that_cannot_be_are_refused() -> None:
+def test_impossible_schedules_are_refused() -> None:
     with pytest.raises(ValueError, match="inverse_sqrt falls from the end of the warm-up"):
         OptimizerConfig(schedule="inverse_sqrt", warmup_steps=0)
     with pytest.raises(ValueError, match="decay_begin 5 is read by schedule wsd alone"):

@@ -1,4 +1,4 @@
-"""`checkpoint list`, `verify` and `reshard`, and branches, on a run that four processes wrote."""
+"""Tests of `checkpoint list`, `verify` and `reshard`, and of branches, on a run written by four processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.recipes import nano_recipe, write_run
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
-    """Four steps on pipeline 2 × data 2, saved at 2 and 4."""
+    """Four steps on pipeline 2 × data 2, with checkpoints at steps 2 and 4."""
     recipe = nano_recipe(
         dataset,
         mesh={"tensor_parallel": 1, "pipeline_parallel": 2},
@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
 
 
 @pytest.mark.parametrize(("tensor", "pipeline", "data"), [(1, 1, 1), (2, 2, 2), (4, 1, 2), (1, 4, 1)])
-def test_every_number_moves_bit_by_bit(run: Path, tmp_path: Path, tensor: int, pipeline: int, data: int) -> None:
+def test_resharded_tensors_are_bitwise_equal(run: Path, tmp_path: Path, tensor: int, pipeline: int, data: int) -> None:
     moved = tmp_path / "moved"
     checkpoint = reshard(run, moved, MeshConfig(tensor_parallel=tensor, pipeline_parallel=pipeline), data)
     before, after = StoredState(find(run) / STATE / OPTIMIZER_FOLDER), StoredState(checkpoint / STATE / OPTIMIZER_FOLDER)
@@ -48,11 +48,11 @@ def test_every_number_moves_bit_by_bit(run: Path, tmp_path: Path, tensor: int, p
     assert all(torch.equal(value, weights[name]) for name, value in load_weights(find(run)).items())
     assert describe(checkpoint).mesh == f"{tensor} × {pipeline} × {data}"
     assert latest(moved) == checkpoint
-    # fp32: the weights on disk are the optimizer's own
+    # fp32: the weights on disk are the optimizer's main weights
     assert all(torch.equal(after.shard(name, "master", 0, 1), value) for name, value in weights.items())
 
 
-def test_impossible_meshes_and_used_folders_are_refused(run: Path, tmp_path: Path) -> None:
+def test_impossible_meshes_and_non_empty_folders_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a multiple of train"):
         reshard(run, tmp_path / "three", MeshConfig(), 3)
     with pytest.raises(ValueError, match="is not empty"):
@@ -70,7 +70,7 @@ def test_a_branch_starts_at_a_checkpoint_of_its_parent(run: Path, tmp_path: Path
         branch(run, tmp_path / "other", step=3)
 
 
-def test_the_command_lists_and_verifies(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_checkpoint_command_lists_and_verifies(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
 

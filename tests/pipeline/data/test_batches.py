@@ -1,4 +1,4 @@
-"""Data order and batches: pure functions of (seed, global sample index), whatever the mesh."""
+"""Data order and batches are pure functions of (seed, global sample index), independent of the mesh."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_permutation_differs_by_key_and_mixes() -> None:
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.02
 
 
-def test_permutation_reaches_any_index_of_a_huge_epoch_alone() -> None:
+def test_permutation_computes_single_indices_of_a_huge_epoch() -> None:
     size = 10**12 + 39
     indices = np.array([0, 1, size - 1, size // 2])
     together = permute(indices, size, "k")
@@ -42,7 +42,7 @@ def test_permutation_reaches_any_index_of_a_huge_epoch_alone() -> None:
     assert permute(indices[2:3], size, "k")[0] == together[2]
 
 
-def test_permutation_refuses_what_lies_outside() -> None:
+def test_permutation_refuses_indices_out_of_range() -> None:
     with pytest.raises(ValueError, match="outside"):
         permute(np.array([5]), 5, "k")
 
@@ -70,7 +70,7 @@ def test_global_batch_is_the_same_on_every_mesh(dataset: Path, shape: tuple[int,
     assert total_weight == pytest.approx(1.0 if num_targets else 0.0, rel=1e-5)
 
 
-def test_an_epoch_visits_every_token_once_and_the_next_in_another_order(dataset: Path) -> None:
+def test_each_epoch_visits_every_token_once_in_a_new_order(dataset: Path) -> None:
     rows = Rows(dataset, "train", 24)
     batches = TrainingBatches(rows, OBJECTIVE, DataShard(1), len(rows), seed=0)
     epochs = [batches.sample_rows(step).tolist() for step in (1, 2)]
@@ -82,7 +82,7 @@ def test_an_epoch_visits_every_token_once_and_the_next_in_another_order(dataset:
     assert np.array_equal(np.bincount(seen, minlength=600), np.bincount(tokens, minlength=600))
 
 
-def test_a_batch_may_straddle_two_epochs(dataset: Path) -> None:
+def test_a_batch_may_span_two_epochs(dataset: Path) -> None:
     rows = Rows(dataset, "train", 24)
     whole = TrainingBatches(rows, OBJECTIVE, DataShard(1), len(rows), seed=0)
     straddling = TrainingBatches(rows, OBJECTIVE, DataShard(2), 2 * len(rows) - 1, seed=0)
@@ -90,7 +90,7 @@ def test_a_batch_may_straddle_two_epochs(dataset: Path) -> None:
     assert np.array_equal(straddling.sample_rows(1), expected)
 
 
-def test_prefix_lm_on_rows_worked_by_hand() -> None:
+def test_prefix_lm_matches_rows_computed_by_hand() -> None:
     objective = PrefixLM(encoder_length=4, decoder_length=3, start_id=9)
     rows = np.array([[11, 12, 13, 14, 15, 16, 17], [21, 22, 23, 24, 25, 26, 99], [31, 32, 99, 99, 99, 99, 99]])
     lengths = np.array([7, 6, 2])
@@ -118,7 +118,7 @@ def test_validation_covers_the_first_rows_exactly_once(dataset: Path, shape: tup
     assert found == Counter(map(tuple, expected_ids.tolist()))
 
 
-def test_missing_rows_name_what_there_is(dataset: Path) -> None:
+def test_missing_rows_error_lists_the_available_lengths(dataset: Path) -> None:
     with pytest.raises(ValueError, match=r"has 24.*data pack .* 640"):
         Rows(dataset, "train", 640)
     with pytest.raises(ValueError, match="no test split"):

@@ -1,4 +1,4 @@
-"""Blending against its definition in exact fractions, against Megatron's own builder, and its claims about its errors."""
+"""Blending compared with its definition in exact fractions and with Megatron's builder; its documented error bounds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WEIGHTS = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 
 @settings(deadline=None, max_examples=80)
 @given(WEIGHTS, st.integers(1, 300))
-def test_every_sample_goes_where_the_error_is_largest(weights: list[int], count: int) -> None:
+def test_each_sample_goes_to_the_source_with_the_largest_error(weights: list[int], count: int) -> None:
     total, taken, expected = sum(weights), [0] * len(weights), []
     for sample in range(count):
         errors = [Fraction(weight * (sample + 1), total) - done for weight, done in zip(weights, taken, strict=True)]
@@ -30,7 +30,7 @@ def test_every_sample_goes_where_the_error_is_largest(weights: list[int], count:
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.floats(0.001, 1000), min_size=1, max_size=6), st.integers(0, 10**15))
-def test_any_sample_is_found_alone_and_each_source_counts_without_gaps(weights: list[float], first: int) -> None:
+def test_random_access_agrees_and_source_counts_have_no_gaps(weights: list[float], first: int) -> None:
     try:
         blend = Blend(weights)
     except ValueError:
@@ -49,7 +49,7 @@ def test_any_sample_is_found_alone_and_each_source_counts_without_gaps(weights: 
     assert [(int(s[0]), int(n[0])) for s, n in alone] == [(int(sources[p]), int(numbers[p])) for p in (0, 777, 1999)]
 
 
-def test_counts_stay_within_one_of_megatron_s() -> None:
+def test_counts_differ_from_megatron_by_at_most_one() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         helpers = pytest.importorskip("megatron.core.datasets.helpers", reason="Megatron's blending was not built")
@@ -60,12 +60,12 @@ def test_counts_stay_within_one_of_megatron_s() -> None:
     ours, _ = Blend(weights.tolist())(np.arange(count))
     for source in range(4):
         difference = np.cumsum(ours == source) - np.cumsum(theirs == source)
-        # Our weights are multiples of 1/16384: over 20,000 samples that is at most one more.
+        # Our weights are multiples of 1/16384: over 20,000 samples this adds a difference of at most one.
         assert np.abs(difference).max() <= 2
     assert np.bincount(ours) / count == pytest.approx(weights, abs=1e-3)
 
 
-def test_weights_are_kept_exactly_or_to_a_fine_grain() -> None:
+def test_weights_are_exact_or_rounded_to_a_fine_grid() -> None:
     assert whole_shares([2, 6, 4]) == [1, 3, 2]
     assert whole_shares([0.1, 0.2, 0.7]) == [1, 2, 7]
     assert sum(whole_shares([0.1, 0.2, 0.123456789])) == PERIOD

@@ -1,4 +1,4 @@
-"""Order, coverage and resume on random meshes with random restarts: what all ranks read adds up to one sequence."""
+"""Order, coverage and resume on random meshes with random restarts: the union of all ranks' reads is one sequence."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHAPES = [(data, micro) for data in (1, 2, 3, 4, 6) for micro in (1, 2, 3, 4, 6,
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a run between two starts: its mesh, how it loads, and how many steps it does."""
+    """A part of a run between two starts: its mesh, its loader settings, and its number of steps."""
 
     shape: tuple[int, int]
     ahead: int
@@ -62,7 +62,7 @@ def open_sources(folders: list[Path], layout: str, blended: bool) -> tuple[list[
 
 def objectives() -> dict[str, Objective]:
     vocabulary = Vocabulary(start=0, end=1, sentinels=tuple(range(900, 800, -1)))
-    config = SpanCorruptionConfig(noise_density=0.4, mean_span_length=2)  # several spans even in so short a row
+    config = SpanCorruptionConfig(noise_density=0.4, mean_span_length=2)  # several spans even in a row this short
     return {
         "prefix_lm": PrefixLM(encoder_length=8, decoder_length=4, start_id=0),
         "span_corruption": config.build(ROW_LENGTH, *config.needs(ROW_LENGTH), vocabulary, "5"),
@@ -73,7 +73,7 @@ def objectives() -> dict[str, Objective]:
 def run(
     sources: list[RowSource], weights: list[float], objective: Objective, segments: list[Segment], skip: list[tuple[int, int]]
 ) -> list[bytes]:
-    """Every sample's tensors in global order, put together from what each rank of each segment's mesh made."""
+    """Every sample's tensors in global order, assembled from the batches of each rank of each segment's mesh."""
     step, position, samples = 0, 0, []
     for segment in segments:
         data_parallel, micro = segment.shape
@@ -89,7 +89,7 @@ def run(
             assert len({num_targets for _, num_targets in made}) == 1
             for portion in itertools.zip_longest(*(micro_batches for micro_batches, _ in made)):
                 for inputs, labels in portion:
-                    # weights of losses depend on the number of micro-batches alone, which the parity tests cover
+                    # loss weights depend only on the number of micro-batches, which the parity tests cover
                     arrays = [tensor.numpy() for tensor in (*inputs, labels[0], labels[1] > 0)]
                     samples += [b"".join(array[row].tobytes() for array in arrays) for row in range(micro)]
         step += segment.steps
@@ -103,7 +103,7 @@ def run(
 @pytest.mark.parametrize(("layout", "blended"), [("packed", False), ("stream", False), ("packed", True), ("stream", True)])
 @settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(SEGMENTS)
-def test_meshes_loaders_and_restarts_change_nothing(
+def test_batches_are_independent_of_meshes_loaders_and_restarts(
     folders: list[Path], layout: str, blended: bool, objective: str, segments: list[Segment]
 ) -> None:
     sources, weights = open_sources(folders, layout, blended)
@@ -114,8 +114,8 @@ def test_meshes_loaders_and_restarts_change_nothing(
 
 
 @pytest.mark.parametrize(("layout", "blended"), [("packed", False), ("stream", False), ("packed", True), ("stream", True)])
-def test_every_token_of_the_corpus_once_an_epoch(folders: list[Path], layout: str, blended: bool) -> None:
-    """Tokens are numbered: each source's samples, in whole epochs, hold each of them exactly once."""
+def test_every_token_of_the_corpus_is_read_once_per_epoch(folders: list[Path], layout: str, blended: bool) -> None:
+    """Tokens are numbered: over whole epochs, the samples of a source contain each token exactly once."""
     sources, weights = open_sources(folders, layout, blended)
     order = SampleOrder([len(source) for source in sources], weights, seed=1)
     samples = np.arange(3 * order.blend.period * sum(len(source) for source in sources), dtype=np.int64)
@@ -137,8 +137,8 @@ def test_every_token_of_the_corpus_once_an_epoch(folders: list[Path], layout: st
         assert len(orders) == num_epochs
 
 
-def test_a_token_is_read_once_an_epoch_and_written_once_by_causal_lm(folders: list[Path]) -> None:
-    """Through to the tensors: one epoch of causal LM writes every token of the corpus exactly once, packed and streamed."""
+def test_causal_lm_predicts_every_token_once_per_epoch(folders: list[Path]) -> None:
+    """In the batch tensors, one epoch of causal LM has every token of the corpus as a target exactly once, packed and streamed."""
     corpus = np.fromfile(folders[0] / "train.bin", dtype="<i4").tolist()
     for kind in (Rows, StreamRows):
         rows = kind(folders[0], "train", ROW_LENGTH)
@@ -154,7 +154,7 @@ def test_a_token_is_read_once_an_epoch_and_written_once_by_causal_lm(folders: li
     st.integers(0, 30),
     st.integers(1, 20),
 )
-def test_skipping_is_counting_past_what_is_left_out(
+def test_skipped_ranges_are_removed_from_the_sequence(
     ranges: list[tuple[int, int]], position: int, offset: int, count: int
 ) -> None:
     skip = [(first, first + size) for first, size in ranges]
@@ -162,7 +162,7 @@ def test_skipping_is_counting_past_what_is_left_out(
     assert Skipping(skip).take(position, offset, count).tolist() == left[offset : offset + count]
 
 
-def test_a_range_skipped_later_leaves_what_came_before(folders: list[Path]) -> None:
+def test_a_range_skipped_later_does_not_change_earlier_steps(folders: list[Path]) -> None:
     rows = Rows(folders[0], "train", ROW_LENGTH)
 
     def batches(skip: list[tuple[int, int]], batch: int = 4) -> TrainingBatches:
@@ -183,17 +183,17 @@ def test_a_range_skipped_later_leaves_what_came_before(folders: list[Path]) -> N
         batches([(4, 4)])
 
 
-def test_a_folder_more_does_not_reshuffle_the_first(folders: list[Path]) -> None:
+def test_adding_a_folder_does_not_reshuffle_the_first(folders: list[Path]) -> None:
     alone = SampleOrder([50], [1], seed=9)
     both = SampleOrder([50, 30], [1, 1], seed=9)
     samples = np.arange(100)
     drawn, _ = both.blend(samples)
     assert both.rows(samples)[drawn == 0].tolist() == alone.rows(np.arange(50)).tolist()
-    assert sorted(alone.rows(np.arange(50))) == list(range(50))  # an epoch of each source reads every row of it once
+    assert sorted(alone.rows(np.arange(50))) == list(range(50))  # one epoch of a source reads each of its rows once
     assert sorted(both.rows(samples)[drawn == 1][:30]) == list(range(50, 80))
 
 
-def test_prefetch_raises_where_the_step_is_asked_for_and_bears_jumps() -> None:
+def test_prefetch_raises_at_the_requested_step_and_allows_jumps() -> None:
     made: Counter[int] = Counter()
 
     def make(step: int) -> int:

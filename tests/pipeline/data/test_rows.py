@@ -1,4 +1,4 @@
-"""Reading rows: the stream against slices of the file, joined sources, refusals, and folders that changed."""
+"""Reading rows: stream rows compared with slices of the file, joined sources, errors, and changed folders."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("rows") / "data", numbered_documents(30, 50), (16, 24))
 
 
-def test_the_stream_is_the_file_cut_every_so_many_tokens(folder: Path) -> None:
+def test_stream_rows_are_fixed_length_slices_of_the_file(folder: Path) -> None:
     tokens = np.fromfile(folder / "train.bin", dtype="<i4")
     rows = StreamRows(folder, "train", 16)
     assert len(rows) == -(-len(tokens) // 16)
@@ -38,7 +38,7 @@ def test_the_stream_is_the_file_cut_every_so_many_tokens(folder: Path) -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(st.data())
-def test_packed_rows_are_those_that_packing_gives(data: st.DataObject) -> None:
+def test_packed_rows_match_the_packing_algorithm(data: st.DataObject) -> None:
     lengths = np.array(data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=30)))
     packed = pack(lengths, data.draw(st.integers(1, 17)), data.draw(st.sampled_from(["best_fit", "concatenate", "document"])))
     tokens = np.arange(1, lengths.sum() + 1).astype("<u2")
@@ -53,7 +53,7 @@ def test_packed_rows_are_those_that_packing_gives(data: st.DataObject) -> None:
         assert found[place] == len(expected)
 
 
-def test_joined_rows_are_those_of_the_parts(folder: Path) -> None:
+def test_joined_rows_are_the_rows_of_the_parts(folder: Path) -> None:
     parts: list[RowSource] = [Rows(folder, "train", 16), StreamRows(folder, "train", 16)]
     joined = JoinedRows(parts)
     numbers = np.array([len(parts[0]), NO_ROW, 0, len(joined) - 1, len(parts[0]) - 1])
@@ -67,14 +67,14 @@ def test_joined_rows_are_those_of_the_parts(folder: Path) -> None:
         JoinedRows([parts[0], Rows(folder, "train", 24)])
 
 
-def test_missing_rows_name_every_way_out(folder: Path) -> None:
+def test_missing_rows_error_lists_every_remedy(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"has 16, 24.*fnet-t5 data pack .* 640.*packing.lengths=\[640\].*data.layout=stream"):
         Rows(folder, "train", 640)
     with pytest.raises(ValueError, match="no val split"):
         StreamRows(folder, "val", 16)
 
 
-def test_a_file_that_is_not_the_manifest_s_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_file_that_differs_from_the_manifest_is_refused(folder: Path, tmp_path: Path) -> None:
     import shutil
 
     copy = tmp_path / "copy"
@@ -85,10 +85,10 @@ def test_a_file_that_is_not_the_manifest_s_is_refused(folder: Path, tmp_path: Pa
         StreamRows(copy, "train", 16)
 
 
-def test_fingerprints_tell_folders_lengths_layouts_and_blends_apart(folder: Path, tmp_path: Path) -> None:
+def test_fingerprints_differ_by_folder_length_layout_and_blend(folder: Path, tmp_path: Path) -> None:
     other = write_dataset(tmp_path / "other", numbered_documents(30, 50, first=1001), (16,))
     rows, stream = Rows(folder, "train", 16), StreamRows(folder, "train", 16)
-    assert rows.fingerprint == load_manifest(folder).fingerprint(16)  # as checkpoints of earlier runs have it
+    assert rows.fingerprint == load_manifest(folder).fingerprint(16)  # the fingerprint in checkpoints of earlier runs
     found = [rows, Rows(folder, "train", 24), stream, StreamRows(folder, "train", 24), Rows(other, "train", 16)]
     fingerprints = {source.fingerprint for source in found}
 
@@ -102,7 +102,7 @@ def test_fingerprints_tell_folders_lengths_layouts_and_blends_apart(folder: Path
     assert TrainingBatches(rows, CausalLM(16, 0), DataShard(1), 1, 0).fingerprint == rows.fingerprint
 
 
-def test_a_blend_is_opened_and_another_tokenizer_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_blend_opens_and_a_different_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     documents = numbered_documents(10, 30)
     second = write_dataset(tmp_path / "second", documents, (16,))
     foreign = write_dataset(tmp_path / "foreign", documents, (16,), tokenizer_sha256="ff")
@@ -118,6 +118,6 @@ def test_a_blend_is_opened_and_another_tokenizer_refused(folder: Path, tmp_path:
         training_rows(data(foreign))
 
 
-def test_rows_and_objective_must_agree(folder: Path) -> None:
+def test_rows_must_have_the_length_of_the_objective(folder: Path) -> None:
     with pytest.raises(ValueError, match="rows of 24 tokens, but the objective takes 16"):
         TrainingBatches(Rows(folder, "train", 24), CausalLM(16, 0), DataShard(1), 1, 0)

@@ -1,4 +1,4 @@
-"""Encoder layers on tensor groups of 2 and 4 against the same layers on one process: values, gradients, bytes and FLOPs."""
+"""Encoder layers on tensor groups of 2 and 4 compared with one process: values, gradients, bytes and FLOPs."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def test_equals_one_process(records: dict[str, list[dict[str, Any]]], tensor_par
 
 
 @pytest.mark.parametrize(("tensor_parallel", "form"), [case for case in CASES if case[1] != "columns"])
-def test_turns_red_when_norm_gradients_are_not_summed(
+def test_unsummed_norm_gradients_are_detected(
     records: dict[str, list[dict[str, Any]]], tensor_parallel: int, form: str
 ) -> None:
     for record in records[f"{tensor_parallel}_{form}"]:
         assert record["planted"]["replicated_gradients"] > 0.1
-        assert record["planted"]["output"] < 1e-6  # nothing else would have shown it
+        assert record["planted"]["output"] < 1e-6  # only the gradients reveal the bug
 
 
 @pytest.mark.parametrize("tensor_parallel", [2, 4])
-def test_batch_form_transforms_its_share_and_sends_nothing_for_it(
+def test_batch_form_transforms_its_part_without_extra_communication(
     records: dict[str, list[dict[str, Any]]], tensor_parallel: int
 ) -> None:
-    """A layer: one all-gather and one reduce-scatter of (B, N, D) each way, the bytes of the feed-forward's all-reduce."""
+    """Per layer: one all-gather and one reduce-scatter of (B, N, D) each way, as many bytes as the feed-forward's all-reduce."""
     hidden_bytes = MICRO_BATCH["batch"] * NUM_TOKENS * D_MODEL * WIDE
     for record in records[f"{tensor_parallel}_batch"]:
         assert record["counts"]["fft_flops"] == pytest.approx(record["whole_counts"]["fft_flops"] / tensor_parallel)
-        assert record["counts"]["all_gather_into_tensor"] == (2 * LAYERS + 2) * hidden_bytes  # + entrance, exit
+        assert record["counts"]["all_gather_into_tensor"] == (2 * LAYERS + 2) * hidden_bytes  # + encoder input and output
         assert record["counts"]["reduce_scatter_tensor"] == 2 * LAYERS * hidden_bytes
         assert "all_reduce" not in record["counts"]
 
@@ -61,5 +61,5 @@ def test_column_form_matches_its_formula(records: dict[str, list[dict[str, Any]]
         assert record["counts"]["fft_flops"] == pytest.approx(2 * LAYERS * (features + tokens))
         gathered = batch * NUM_TOKENS * columns * tensor_parallel * WIDE
         assert record["counts"]["all_gather_into_tensor"] == 2 * LAYERS * gathered
-        # the feed-forward's own: one forward, and one backward for each of the two products that share its input
+        # the feed-forward: one forward, and one backward for each of the two products that share its input
         assert record["counts"]["all_reduce"] == LAYERS * 3 * batch * NUM_TOKENS * D_MODEL * WIDE

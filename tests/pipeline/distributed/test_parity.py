@@ -1,7 +1,7 @@
-"""The same model, data and seed on one process and on every small mesh: losses, norms and all final parameters agree.
+"""The same model, data and seed on one process and on every small mesh give equal losses, norms and final parameters.
 
-Real gloo processes, DeepSpeed's pipeline engine, Megatron's layers; fp32, ZeRO-1, four accumulation steps on one replica, tied
-embeddings, clipping that always bites, uneven target counts, ten steps without warm-up.
+Gloo processes, DeepSpeed's pipeline engine, Megatron's layers; fp32, ZeRO-1, four accumulation steps on one replica, tied
+embeddings, a clip norm that always clips, uneven target counts, ten steps without warm-up.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from tests.helpers.parity import BF16, FP32, ORDER, STEPS, Plan, Tolerance, glob
 from tests.helpers.processes import start_processes
 
 RMS = {"name": "adamw_rms", "learning_rate": 0.02, "weight_decay": 0.1}
-# an attending encoder layer beside a Fourier one, an untied head, and the plain feed-forward
+# one attention layer and one Fourier layer in the encoder, an untied head, and the plain feed-forward
 UNTIED = {"tie_embeddings": False, "num_attention_layers": 1, "feed_forward": "relu"}
-# whatever else a piece can be made of: biases on sharded layers, learnt positions (so no bias tables travel), learnt mixing
+# the other options: biases on sharded layers, learnt positions (so no bias tables are sent), learnt mixing
 OTHER = {
     "norm": "layer",
     "bias": True,
@@ -64,20 +64,20 @@ def label(model: str, name: str, mesh: str) -> str:
 
 
 def cell(model: str, mesh: str, name: str = "", **settings: Any) -> Plan:
-    """One training run of the worker's plan, named after what it is."""
+    """One training run of the worker's plan, with a name that describes it."""
     tensor, pipeline, data = MESHES[mesh]
     return Plan(name=label(model, name, mesh), tensor=tensor, pipeline=pipeline, data=data, model=MODELS[model], **settings)
 
 
 def with_one(model: str, *meshes: str, name: str = "", **settings: Any) -> list[Plan]:
-    """The same run on one process and on each of some meshes, which have to equal it."""
+    """The same run on one process and on each of the given meshes, which must equal it."""
     alone = cell(model, "t1p1d1", name, **settings)
     return [alone, *(cell(model, mesh, name, reference=alone.name, **settings) for mesh in meshes)]
 
 
-# How a step is computed (columns of the transform, recomputation) changes nothing: these equal the plain run on one process.
+# The way a step is computed (column-parallel transform, recomputation) must not matter: equal to the plain run on one process.
 HYBRID_ALONE = label("fnet_t5", "", "t1p1d1")
-# Every mesh of the hybrid; of the others, each form of model and each kind of objective on a mesh that cuts it otherwise.
+# Every mesh for the hybrid. For the others, each form of model and each kind of objective on one mesh with another partition.
 QUICK = [
     *with_one("fnet_t5", *list(MESHES)[1:-1]),
     cell("fnet_t5", "t4p1d1", reference=HYBRID_ALONE, micro_batch=4),
@@ -98,7 +98,7 @@ QUICK = [
     *with_one("fnet", "t2p2d1", "t2p1d1", objective="masked_lm", tolerance=ORDER),
     *(cell("fnet_t5", mesh, f"bug{number}", bug=bug) for number, (mesh, bug) in enumerate(BUGS)),
 ]
-# {hybrid, T5, GPT-2} x {tensor, pipeline, data in 1, 2; up to 4 processes} x {fp32, bf16}, all of it
+# the full matrix: {hybrid, T5, GPT-2} x {tensor, pipeline, data in 1, 2; up to 4 processes} x {fp32, bf16}
 MATRIX = [
     plan
     for precision, tolerance in (("fp32", FP32), ("bf16", BF16))
@@ -110,7 +110,7 @@ Result = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def run_plans(plans: list[Plan], folder: Path) -> dict[str, Result]:
-    """Run every plan, those of equal size in one start."""
+    """Run every plan. Plans with equal numbers of processes share one start."""
     for num_processes in (1, 2, 4):
         chosen = [plan for plan in plans if plan.num_processes == num_processes]
         plan_file = folder / f"processes_{num_processes}.plan"
@@ -132,14 +132,14 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
 
 
 def disagreement(first: Result, second: Result) -> dict[str, float]:
-    """Largest relative difference of each kind; a parameter's is in the 2-norm."""
+    """Largest relative difference of each kind. Parameters are compared in the 2-norm."""
     (ours, our_parameters), (theirs, their_parameters) = first, second
     assert our_parameters.keys() == their_parameters.keys()
     return {
         "losses": max(abs(a - b) / abs(b) for a, b in zip(ours["losses"], theirs["losses"], strict=True)),
         "norms": max(abs(a - b) / abs(b) for a, b in zip(ours["norms"], theirs["norms"], strict=True)),
         "validation": abs(ours["validation"] - theirs["validation"]) / theirs["validation"],
-        # A bias of all keys moves every score of a query alike: its gradient is rounding alone, which Adam blows up.
+        # A key bias adds a constant to all scores of a query. Its gradient is only rounding error, which Adam amplifies.
         "parameters": max(
             float((our_parameters[name] - value).norm() / value.norm())
             for name, value in their_parameters.items()
@@ -149,12 +149,12 @@ def disagreement(first: Result, second: Result) -> dict[str, float]:
 
 
 def compared(plans: list[Plan]) -> list[str]:
-    """The names of those that are to equal one process."""
+    """The names of the plans that have a reference."""
     return [plan.name for plan in plans if plan.reference is not None]
 
 
 def check_equal(results: dict[str, Result], name: str) -> None:
-    """Compare a run on a mesh with the run on one process that its plan names."""
+    """Compare a run on a mesh with its reference run on one process."""
     reference = PLANS[name].reference
     assert reference is not None
     check_within(PLANS[name].tolerance, disagreement(results[name], results[reference]))
@@ -167,10 +167,10 @@ def check_within(tolerance: Tolerance, found: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("name", [plan.name for plan in QUICK if plan.num_processes == 1])
-def test_the_run_is_worth_comparing(results: dict[str, Result], name: str) -> None:
+def test_the_loss_falls_and_gradients_are_clipped(results: dict[str, Result], name: str) -> None:
     record, _ = results[name]
     assert record["losses"][-1] < 0.95 * record["losses"][0]
-    assert sorted(record["norms"])[len(record["norms"]) // 2] > 0.5  # the clip bites
+    assert sorted(record["norms"])[len(record["norms"]) // 2] > 0.5  # gradients are clipped
 
 
 @pytest.mark.parametrize("name", compared(QUICK))
@@ -185,13 +185,13 @@ def test_every_mesh_equals_one_process(matrix: dict[str, Result], name: str) -> 
 
 
 @pytest.mark.parametrize("number", range(len(BUGS)), ids=[bug for _, bug in BUGS])
-def test_turns_red_when_a_bug_is_planted(results: dict[str, Result], number: int) -> None:
+def test_planted_bugs_are_detected(results: dict[str, Result], number: int) -> None:
     found = disagreement(results[f"fnet_t5_bug{number}_{BUGS[number][0]}"], results["fnet_t5_t1p1d1"])
     assert max(found.values()) > 10 * FP32.losses, found
 
 
 def plain_run(plan: Plan) -> Result:
-    """Neither DeepSpeed nor Megatron: the single-process model, torch's AdamW (a group a tensor) and torch's clipping."""
+    """Train without DeepSpeed and Megatron: the single-process model, torch's AdamW (one group per tensor), torch's clipping."""
     config, objective = run_config(plan), objective_of(plan)
     settings = config.optimizer
     model = build_model(config.model)
@@ -216,7 +216,7 @@ def plain_run(plan: Plan) -> Result:
         for group in optimizer.param_groups:
             (p,) = group["params"]
             scale = max(1e-3, float(p.detach().square().mean().sqrt())) if settings.name == "adamw_rms" else 1.0
-            # torch decays by lr * weight_decay: the scale must not enter there
+            # torch decays by lr * weight_decay: divide by the scale to keep it out of the decay
             group.update(lr=settings.learning_rate * scale, weight_decay=group["decay"] / scale)
         optimizer.step()
         losses.append(float(loss.detach()))

@@ -1,4 +1,4 @@
-"""Where the pipeline is cut, against every possible cut tried one by one; and what a stage sends."""
+"""The pipeline partition compared with an exhaustive search, and the tensors that a stage sends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def piece(flops: float, starts_stage: bool) -> Piece:
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.booleans()), min_size=1, max_size=9), st.integers(1, 4))
-def test_cut_is_the_best_of_all(described: list[tuple[int, bool]], num_stages: int) -> None:
+def test_partition_is_optimal(described: list[tuple[int, bool]], num_stages: int) -> None:
     model = [piece(*entry) for entry in described]
     places = [index for index, entry in enumerate(described) if entry[1] and index > 0]
     if len(places) < num_stages - 1:
@@ -54,7 +54,7 @@ def test_cut_is_the_best_of_all(described: list[tuple[int, bool]], num_stages: i
     assert largest(bounds) == best
 
 
-def test_hybrid_is_cut_later_than_t5_because_fourier_layers_are_cheap() -> None:
+def test_hybrid_has_more_layers_in_the_first_stage_than_t5() -> None:
     def encoder_layers_in_first_stage(architecture: str) -> int:
         config = ModelConfig(**expand_size({"size": "t5-v1.1-base", "architecture": architecture, "vocab_size": 32128}))
         model = pieces(config, TorchLayers(), Lengths(512, 512))
@@ -64,15 +64,15 @@ def test_hybrid_is_cut_later_than_t5_because_fourier_layers_are_cheap() -> None:
     assert encoder_layers_in_first_stage("fnet_t5") > encoder_layers_in_first_stage("t5")
 
 
-def test_every_stage_of_a_deep_cut_ends_where_the_state_is_still_used() -> None:
+def test_every_stage_of_a_deep_partition_ends_where_its_state_is_used() -> None:
     config = ModelConfig(**expand_size({"size": "nano", "vocab_size": 500}))
     model = pieces(config, TorchLayers(), Lengths(16, 8))
     bounds = partition_stages(model, 4)
     assert model[bounds[-2]].name.startswith("decoder.layers")
 
 
-def test_a_memory_limit_moves_the_cut() -> None:
-    """By FLOPs alone the stages are balanced; what does not fit is moved, and what cannot be is refused."""
+def test_a_memory_limit_moves_the_stage_boundary() -> None:
+    """Without a limit the stages are balanced by FLOPs. Pieces that exceed the limit move; an impossible limit is an error."""
 
     def cost(flops: float) -> Any:
         return SimpleNamespace(flops=flops, starts_stage=True)
@@ -89,11 +89,11 @@ def test_a_memory_limit_moves_the_cut() -> None:
     ("architecture", "recompute", "biases"),
     [("t5", False, 3), ("t5", True, 8), ("prefix_decoder", False, 2), ("prefix_decoder", True, 4)],
 )
-def test_stages_send_tables_and_share_a_bias_inside(
+def test_stages_send_bias_tables_and_compute_each_bias_once(
     architecture: str, recompute: bool, biases: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two stages of 4 + 4 layers, or of 4, cut in the decoder: the encoder makes its bias once, the decoder once a stage. With
-    recomputation every layer makes its own."""
+    """Two stages of 4 + 4 layers, or of 4, split in the decoder: the encoder computes its bias once, the decoder once per stage.
+    With recomputation every layer computes its own."""
     section = {"size": "nano", "architecture": architecture, "vocab_size": 128, "num_decoder_layers": 4}
     if architecture == "t5":
         section["num_encoder_layers"] = 4

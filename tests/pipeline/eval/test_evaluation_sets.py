@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, documents: list) -> Path:
     return write_dataset(tmp_path_factory.mktemp("evaluation") / "data", documents, split="val", sources=SOURCES)
 
 
-def test_sets_hold_windows_of_their_source_alone(folder: Path, documents: list[list[int]]) -> None:
+def test_each_set_holds_windows_of_one_source(folder: Path, documents: list[list[int]]) -> None:
     sets = evaluation_sets(folder, "val", 20, rows_per_source=1000)
     assert list(sets) == ["books", "code", "mail"]
     for name, rows in sets.items():
@@ -40,7 +40,7 @@ def test_sets_hold_windows_of_their_source_alone(folder: Path, documents: list[l
         assert found == expected
 
 
-def test_a_smaller_set_is_chosen_and_fixed(folder: Path) -> None:
+def test_a_smaller_set_is_a_fixed_sample(folder: Path) -> None:
     whole = evaluation_sets(folder, "val", 20, 1000, shortest=11)
     few, again = (evaluation_sets(folder, "val", 20, 7, shortest=11) for _ in range(2))
     for name, rows in few.items():
@@ -65,7 +65,7 @@ def test_without_the_record_of_sources_there_is_one_set(tmp_path: Path, document
 
 
 def unigram_nll(batch: AnyBatch) -> np.ndarray:
-    """A model that knows only the token: its score must not depend on how the text is laid out."""
+    """Losses of a unigram model, whose score must not depend on how the text is split into rows."""
     return np.log(batch.losses[0][0] + 2.0)
 
 
@@ -92,7 +92,7 @@ def test_every_architecture_is_scored_on_the_same_bytes(folder: Path, architectu
     assert together.text_sha256 == overall(reference).text_sha256
 
 
-def test_the_prefix_is_given_and_not_scored(folder: Path) -> None:
+def test_the_prefix_is_not_scored(folder: Path) -> None:
     rows = evaluation_sets(folder, "val", 20, 1, shortest=20)["books"]
     ids = rows.read(np.arange(1))[0]
     pair = suffix_bpb_objective("t5", 16, 12, 8, 0)(ids, np.array([20]), np.arange(1))
@@ -102,7 +102,7 @@ def test_the_prefix_is_given_and_not_scored(folder: Path) -> None:
     assert text.losses[0][1][0].tolist() == [0] * 12 + [1] * 8
 
 
-def test_what_writes_no_text_has_no_suffix_bpb() -> None:
+def test_models_that_do_not_generate_text_have_no_suffix_bpb() -> None:
     with pytest.raises(ValueError, match="bert writes no text"):
         suffix_bpb_objective("bert", 16, 12, 8, 0)
     with pytest.raises(ValueError, match=r"exceeds data\.encoder_length 16"):

@@ -1,4 +1,4 @@
-"""Exported folders in a process that cannot import this package; imported FNets against transformers' FNet."""
+"""Exported folders in a process that cannot import this package; imported FNets compared with transformers' FNet."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pipeline.run_folder import load_weights
 
 LENGTH = 24
 
-# Loads a folder as a stranger would; run from another folder, where `models` and `pipeline` are not to be found.
+# Loads a folder with transformers alone. It runs in another folder, where `models` and `pipeline` cannot be imported.
 STRANGER = """
 import json, sys
 import torch, transformers
@@ -79,10 +79,10 @@ def export(model: Seq2Seq, folder: Path, tokenizer_file: Path) -> None:
 
 
 def visit(folder: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
-    """What the stranger computes, in a folder of its own and without this repository on its path."""
+    """Outputs of the script above, run in a separate folder without this repository on its path."""
     away = tmp_path / "away"
     away.mkdir()
-    # -I ignores PYTHONPATH and the current folder; an editable install of ours is a finder, which goes too
+    # -I ignores PYTHONPATH and the current folder; the finder of an editable install of this package is removed too
     hide = (
         "import sys; sys.path = [p for p in sys.path if 'site-packages' in p or 'lib/python' in p];"
         "sys.meta_path = [f for f in sys.meta_path if '__editable__' not in repr(f)]\n"
@@ -110,7 +110,7 @@ def visit(folder: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
     ],
     ids=["fourier", "mixed, untied", "FNet's encoder", "hartley, wide", "t5"],
 )
-def test_a_stranger_loads_an_export_and_computes_the_same(
+def test_transformers_loads_an_export_and_computes_equal_outputs(
     section: dict[str, Any], tmp_path: Path, tokenizer_file: Path
 ) -> None:
     model = build(section)
@@ -129,7 +129,7 @@ def test_a_stranger_loads_an_export_and_computes_the_same(
     beams = beam_search(model, ids, mask, start_id=0, eos_id=1, sampling=Sampling(max_new_tokens=8, num_beams=3))
     ours = [beam.tokens for row in beams for beam in row]
     assert [row[1 : 1 + len(tokens)].tolist() for row, tokens in zip(found["beams"], ours, strict=True)] == ours
-    again = load_file(tmp_path / "again" / "model.safetensors")  # saved again by transformers: nothing is lost
+    again = load_file(tmp_path / "again" / "model.safetensors")  # saved again by transformers, without loss
     assert all(
         torch.equal(again[name], tensor) for name, tensor in load_file(folder / "model.safetensors").items() if name in again
     )
@@ -144,7 +144,7 @@ def test_a_stranger_loads_an_export_and_computes_the_same(
     ],
     ids=lambda value: value["architecture"] if isinstance(value, dict) else "",
 )
-def test_other_architectures_become_transformers_own_classes(
+def test_other_architectures_export_to_transformers_classes(
     section: dict[str, Any], auto: str, tmp_path: Path, tokenizer_file: Path
 ) -> None:
     model = build_model(ModelConfig(**expand_size({"size": "nano", "vocab_size": 380, **section}))).eval()
@@ -164,7 +164,7 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def test_weights_that_do_not_fit_name_the_tensor_and_the_remedy() -> None:
+def test_mismatched_weights_error_names_the_tensor_and_the_remedy() -> None:
     model = build({})
     shapes = shapes_of(model)
     with pytest.raises(
@@ -176,7 +176,7 @@ def test_weights_that_do_not_fit_name_the_tensor_and_the_remedy() -> None:
         check_fits(model, shapes, "a does not fit b")
 
 
-def test_the_card_says_how_to_load_it(tmp_path: Path, tokenizer_file: Path) -> None:
+def test_the_model_card_shows_how_to_load_the_model(tmp_path: Path, tokenizer_file: Path) -> None:
     export(build({}), tmp_path / "exported", tokenizer_file)
     card = (tmp_path / "exported" / "README.md").read_text()
     assert "trust_remote_code=True" in card
@@ -184,7 +184,7 @@ def test_the_card_says_how_to_load_it(tmp_path: Path, tokenizer_file: Path) -> N
     assert json.loads((tmp_path / "exported" / "tokenizer_config.json").read_bytes())["padding_side"] == "right"
 
 
-def test_what_cannot_be_exported_names_the_field(tmp_path: Path, tokenizer_file: Path) -> None:
+def test_export_error_names_the_unsupported_field(tmp_path: Path, tokenizer_file: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.position is 'rope'.*'relative'"):
         export(build({"position": "rope"}), tmp_path / "a", tokenizer_file)
     (tmp_path / "b").mkdir()
@@ -198,7 +198,7 @@ def test_what_cannot_be_exported_names_the_field(tmp_path: Path, tokenizer_file:
 
 @pytest.fixture(params=["safetensors", "bin", "bare"])
 def fnet_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A small random FNet in the format of google/fnet-base: today's, the old one, and one without heads."""
+    """A small random FNet in the format of google/fnet-base: the current one, the old one, and one without heads."""
     torch.manual_seed(0)
     config = transformers.FNetConfig(
         vocab_size=300, hidden_size=64, num_hidden_layers=2, intermediate_size=128, max_position_embeddings=24
@@ -213,7 +213,7 @@ def fnet_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_imported_encoder_computes_what_transformers_fnet_does(fnet_folder: Path, tmp_path: Path) -> None:
+def test_an_imported_encoder_equals_the_fnet_of_transformers(fnet_folder: Path, tmp_path: Path) -> None:
     report = import_fnet(fnet_folder, tmp_path / "out")
     config = ModelConfig(**json.loads((tmp_path / "out" / "model.json").read_bytes()))
     model = Seq2Seq(config).eval()
@@ -230,7 +230,7 @@ def test_an_imported_encoder_computes_what_transformers_fnet_does(fnet_folder: P
     assert all(name.startswith(("decoder.", "relative_bias.")) for name in report.fresh)
 
 
-def test_training_can_start_from_what_was_imported(fnet_folder: Path, tmp_path: Path) -> None:
+def test_training_can_start_from_imported_weights(fnet_folder: Path, tmp_path: Path) -> None:
     """With model.json as the recipe's model section; another section is refused by name."""
     import_fnet(fnet_folder, tmp_path / "out", decoder_layers=1)
     section = json.loads((tmp_path / "out" / MODEL).read_text())
@@ -246,7 +246,7 @@ def test_training_can_start_from_what_was_imported(fnet_folder: Path, tmp_path: 
         check_initial_weights(RunConfig.model_validate(recipe))
 
 
-def test_another_vocabulary_and_length_are_resized_and_told(fnet_folder: Path, tmp_path: Path) -> None:
+def test_a_different_vocabulary_and_length_are_resized_and_reported(fnet_folder: Path, tmp_path: Path) -> None:
     report = import_fnet(fnet_folder, tmp_path / "out", vocab_size=200, max_length=40, decoder_layers=1)
     assert report.resized == {
         "fnet.embeddings.word_embeddings.weight": "embedding.tokens.weight: 300 rows to 256, 200 kept",
@@ -258,7 +258,7 @@ def test_another_vocabulary_and_length_are_resized_and_told(fnet_folder: Path, t
     assert torch.equal(weights["encoder.input.positions.weight"][:24], theirs["embeddings.position_embeddings.weight"])
 
 
-def test_the_command_tells_of_every_tensor(
+def test_the_import_command_reports_every_tensor(
     fnet_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -274,7 +274,7 @@ def test_the_command_tells_of_every_tensor(
     assert "1 resized" in shown
 
 
-def test_a_folder_that_is_no_fnet_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_an_fnet_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no config\.json"):
         import_fnet(tmp_path, tmp_path / "out")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
@@ -282,7 +282,7 @@ def test_a_folder_that_is_no_fnet_is_refused(tmp_path: Path) -> None:
         import_fnet(tmp_path, tmp_path / "out")
 
 
-def test_a_bin_that_would_run_code_is_refused(fnet_folder: Path, tmp_path: Path) -> None:
+def test_a_bin_file_that_runs_code_on_load_is_refused(fnet_folder: Path, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (tmp_path / "ran",))

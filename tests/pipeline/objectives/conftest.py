@@ -1,4 +1,4 @@
-"""A real tokenizer for objectives, rows of real text, and a test of whether counts follow equal chances."""
+"""Fixtures for objectives: a trained tokenizer, its vocabulary, a test of equal probabilities, and rows of distinct tokens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 
 @pytest.fixture(scope="session")
 def equally_likely() -> Callable[[dict[object, int], int], None]:
-    """Fails where counts of outcomes speak against `num_outcomes` equal chances: p below 10^-4, draws fixed by their seed."""
+    """A chi-squared test of `num_outcomes` equally likely outcomes. Fails below p = 10^-4; seeds fix the draws."""
 
     def check(counts: dict[object, int], num_outcomes: int) -> None:
         assert len(counts) == num_outcomes
@@ -38,7 +38,7 @@ def equally_likely() -> Callable[[dict[object, int], int], None]:
 
 @pytest.fixture(scope="session")
 def distinct_rows() -> Callable[[int, int], np.ndarray]:
-    """Rows whose token at place p is 1000 + p: what comes out says where it came from."""
+    """Rows whose token at position p is 1000 + p, so that each output token shows its position in the input."""
 
     def make(num_rows: int, length: int) -> np.ndarray:
         return np.tile(1000 + np.arange(length), (num_rows, 1))

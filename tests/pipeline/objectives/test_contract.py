@@ -1,4 +1,4 @@
-"""What holds for every objective: constant shapes, counts known beforehand, and no influence of who else is in the batch."""
+"""The contract of every objective: constant shapes, counts known in advance, rows independent of the rest of the batch."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def make(name: str, vocabulary: Vocabulary, seed: str = "0") -> Objective:
 def random_rows(
     objective: Objective, lengths: list[int], vocabulary: Vocabulary, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of text ids with ends of documents among them, padded with 0."""
+    """Rows of text ids with document ends between them, padded with 0."""
     rng = np.random.default_rng(seed)
     row_lengths = np.minimum(np.array(lengths, dtype=np.int64), objective.row_length)
     rows = rng.choice(vocabulary.ordinary, (len(lengths), objective.row_length))
@@ -91,7 +91,7 @@ def test_a_row_does_not_depend_on_its_batch(name: str, vocabulary: Vocabulary, l
 @pytest.mark.parametrize("name", SPECS)
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(0, 200), min_size=1, max_size=9))
-def test_targets_are_counted_without_reading(name: str, vocabulary: Vocabulary, lengths: list[int]) -> None:
+def test_target_counts_are_known_without_reading_rows(name: str, vocabulary: Vocabulary, lengths: list[int]) -> None:
     objective = make(name, vocabulary)
     rows, row_lengths = random_rows(objective, lengths, vocabulary)
     samples = 1000 + 7 * np.arange(len(lengths))
@@ -108,7 +108,7 @@ def test_targets_are_counted_without_reading(name: str, vocabulary: Vocabulary, 
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_a_full_row_spends_what_the_cost_says(name: str, vocabulary: Vocabulary) -> None:
+def test_a_full_row_has_the_stated_number_of_tokens(name: str, vocabulary: Vocabulary) -> None:
     objective = make(name, vocabulary)
     rows, row_lengths = random_rows(objective, [10_000] * 3000, vocabulary)
     batch = objective(rows, row_lengths, np.arange(3000))
@@ -123,7 +123,7 @@ def test_a_full_row_spends_what_the_cost_says(name: str, vocabulary: Vocabulary)
 
 
 @pytest.mark.parametrize("name", [name for name in SPECS if name not in ("prefix_lm", "prefix_lm_text", "causal_lm")])
-def test_seeds_and_samples_draw_anew(name: str, vocabulary: Vocabulary) -> None:
+def test_seeds_and_samples_give_different_draws(name: str, vocabulary: Vocabulary) -> None:
     rows, row_lengths = random_rows(make(name, vocabulary), [10_000] * 8, vocabulary)
     if name == "prefix_lm_share":
         return  # a constant split
@@ -147,7 +147,7 @@ def test_seeds_and_samples_draw_anew(name: str, vocabulary: Vocabulary) -> None:
         ({"name": "mixture", "parts": [{"objective": "prefix_lm"}, {"objective": "text_infilling"}]}, "t5", "cannot cut rows"),
     ],
 )
-def test_what_cannot_be_is_refused(spec: Any, architecture: str, message: str, vocabulary: Vocabulary) -> None:
+def test_impossible_settings_are_refused(spec: Any, architecture: str, message: str, vocabulary: Vocabulary) -> None:
     config = ObjectiveField.model_validate({"objective": spec}).objective
     with pytest.raises(ValueError, match=message):
         build_objective(

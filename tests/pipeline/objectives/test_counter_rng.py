@@ -1,4 +1,4 @@
-"""Random numbers of samples: the published generator, the same in any batch, and fair."""
+"""Random numbers of samples: equal to the published generator, independent of the batch, and uniform."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_sample_draws_the_same_in_any_batch(samples: list[int], width: int) ->
         assert np.array_equal(alone.uniform(width)[0], second[row])
 
 
-def test_seeds_purposes_and_neighbours_share_nothing() -> None:
+def test_seeds_purposes_and_samples_have_independent_streams() -> None:
     samples = np.arange(1000)
     streams = [CounterRNG(seed, purpose, samples).uniform(8) for seed, purpose in (("0", "a"), ("1", "a"), ("0", "b"))]
     streams.append(CounterRNG("0", "a", samples + 1000).uniform(8))
@@ -56,7 +56,7 @@ def test_subsets_of_uneven_rows(equally_likely: Callable[..., None]) -> None:
     equally_likely(Counter(map(bytes, chosen[::3])), 6)
 
 
-def test_equal_keys_at_the_border_still_give_the_exact_count() -> None:
+def test_tied_keys_still_give_the_exact_count() -> None:
     draws = CounterRNG("0", "subset", np.arange(3))
     draws.keys = lambda width: np.array([[5, 5, 5, 9]] * 3, dtype=np.uint32)  # type: ignore[method-assign]
     assert draws.subset(2, 4).sum(1).tolist() == [2, 2, 2]

@@ -1,4 +1,4 @@
-"""Prefix-LM with drawn prefixes, causal LM, and both laid out for a decoder alone: the same tokens are written everywhere."""
+"""Prefix-LM with drawn prefixes, causal LM, and both for a decoder-only model: the targets are the same tokens."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_prefixes_are_drawn_from_the_stated_set(
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 200), st.integers(1, 200), st.floats(0.02, 0.98))
-def test_a_share_of_the_row_is_the_longest_that_fits(encoder_length: int, decoder_length: int, share: float) -> None:
+def test_a_prefix_share_gives_the_longest_row_that_fits(encoder_length: int, decoder_length: int, share: float) -> None:
     config = PrefixLMConfig(target_share=share)
     found = config.row_length(encoder_length, decoder_length)
 
@@ -50,7 +50,7 @@ def test_a_share_of_the_row_is_the_longest_that_fits(encoder_length: int, decode
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
-def test_a_decoder_alone_writes_what_the_encoder_decoder_writes(bidirectional: bool) -> None:
+def test_decoder_only_targets_equal_encoder_decoder_targets(bidirectional: bool) -> None:
     lengths = np.array([12, 9, 3, 0])
     rows = (1000 + np.arange(48)).reshape(4, 12) * (np.arange(12) < lengths[:, None])
     pair = drawn((4, 6), 8, 8)
@@ -65,7 +65,7 @@ def test_a_decoder_alone_writes_what_the_encoder_decoder_writes(bidirectional: b
         assert tokens[prefix:] == batch.targets[row][batch.target_mask[row] == 1].tolist()
 
 
-def test_causal_lm_writes_every_token() -> None:
+def test_causal_lm_predicts_every_token() -> None:
     rows, lengths = np.array([[11, 12, 13], [21, 0, 0]]), np.array([3, 1])
     batch = CausalLM(3, start_id=7)(rows, lengths, np.arange(2))
     assert batch.ids.tolist() == [[7, 11, 12], [7, 0, 0]]

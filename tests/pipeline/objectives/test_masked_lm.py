@@ -1,5 +1,5 @@
-"""Masked language modelling and sentence order as `f_net/input_pipeline.py` describes them: rows put together again, shares,
-places, and a slow rule for where the segments meet."""
+"""Masked language modelling and sentence order as in FNet's own `input_pipeline.py`: reconstruction of rows, shares,
+positions, and a slow reference for the boundary of the segments."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def restored(batch: EncoderBatch, row: int) -> tuple[list[int], list[int]]:
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.floats(0.02, 0.5), st.integers(0, 10**12))
-def test_rows_can_be_put_together_again(lengths: list[int], rate: float, first: int) -> None:
+def test_rows_can_be_reconstructed(lengths: list[int], rate: float, first: int) -> None:
     longest = max(4, *lengths)
     objective = build(longest, rate=rate)
     rows = np.tile(1000 + np.arange(longest), (len(lengths), 1))
@@ -59,7 +59,7 @@ def test_rows_can_be_put_together_again(lengths: list[int], rate: float, first: 
         assert batch.order_mask[row] == (length > 1)
 
 
-def test_eighty_ten_ten_at_places_drawn_evenly() -> None:
+def test_masking_is_80_10_10_at_uniform_positions() -> None:
     num_rows, length = 2000, 97
     rows = np.tile(1000 + np.arange(length), (num_rows, 1))
     batch = build(length)(rows, np.full(num_rows, length), np.arange(num_rows))
@@ -77,8 +77,8 @@ def test_eighty_ten_ten_at_places_drawn_evenly() -> None:
     assert binomtest(swapped, num_rows, 0.5).pvalue > 1e-4
 
 
-def test_f_net_s_counts_at_512() -> None:
-    """Rate 0.15 of 512 tokens is 76 predictions; its 80 places leave 4 of them empty."""
+def test_prediction_counts_at_512_tokens_equal_fnet() -> None:
+    """Rate 0.15 of 512 tokens gives 76 predictions; 4 of the 80 positions stay empty."""
     rows = np.tile(1000 + np.arange(509), (2, 1))
     assert build(509).cost.target == 76
     batch = build(509, max_predictions=80)(rows, np.full(2, 509), np.arange(2))
@@ -88,7 +88,7 @@ def test_f_net_s_counts_at_512() -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.sampled_from([END, LINE, 50, 51]), min_size=1, max_size=30), st.integers(0, 1000))
-def test_segments_meet_at_a_line_end_of_the_longest_document(row: list[int], sample: int) -> None:
+def test_the_segment_boundary_is_a_line_end_of_the_longest_document(row: list[int], sample: int) -> None:
     objective = build(30)
     rows = np.array([row + [0] * (30 - len(row))])
     draws = CounterRNG("0", "any", np.array([sample]))
@@ -112,7 +112,7 @@ def test_every_line_end_is_as_likely() -> None:
     assert chisquare(counts[[2, 5, 6]]).pvalue > 1e-4
 
 
-def test_order_can_be_left_out() -> None:
+def test_sentence_order_can_be_disabled() -> None:
     rows = np.tile(1000 + np.arange(20), (50, 1))
     batch = build(20, sentence_order=False)(rows, np.full(50, 20), np.arange(50))
     assert not batch.order.any()

@@ -1,4 +1,4 @@
-"""UL2 and free mixtures: shares, mode tokens, and that each part does in the mixture what it does alone."""
+"""UL2 and custom mixtures: shares, mode tokens, and parts that behave in the mixture as they do alone."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def build(config: UL2Config | MixtureConfig, encoder_length: int, decoder_length
 
 def test_ul2_has_seven_denoisers_each_with_its_rate_and_mode(distinct_rows: Callable[[int, int], np.ndarray]) -> None:
     objective = build(UL2Config(), 512, 512)
-    assert objective.row_length == 568 - 1  # as span corruption at 15 %, spans of 3, less the mode token
+    assert objective.row_length == 568 - 1  # span corruption at 15 % with spans of 3, minus the mode token
     num_rows = 3500
     samples = np.arange(num_rows)
     batch = objective(distinct_rows(num_rows, objective.row_length), np.full(num_rows, objective.row_length), samples)
     drawn = objective.part_of(samples)
     assert chisquare(np.bincount(drawn, minlength=7)).pvalue > 1e-4
-    # (mean span, rate) in the order of the paper's table; the last writes a quarter of the row
+    # (mean span, rate) in the order of the paper's table; the last one predicts a quarter of the row
     denoisers = [(3, 0.15, 901), (8, 0.15, 901), (3, 0.5, 902), (8, 0.5, 902), (64, 0.15, 902), (64, 0.5, 902)]
     for number, (mean, rate, mode) in enumerate(denoisers):
         chosen = drawn == number
@@ -53,7 +53,7 @@ def test_prefix_weight_six_gives_prefix_lm_half_of_all_samples() -> None:
     assert share == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_part_does_in_a_mixture_what_it_does_alone(distinct_rows: Callable[[int, int], np.ndarray]) -> None:
+def test_a_part_gives_the_same_rows_in_a_mixture_as_alone(distinct_rows: Callable[[int, int], np.ndarray]) -> None:
     spec = {
         "name": "mixture",
         "parts": [

@@ -1,4 +1,4 @@
-"""docs/objectives.md shows what the code does: its generated parts are the ones that the code makes."""
+"""The generated parts of docs/objectives.md are up to date with the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Span corruption against T5's published lengths, a reconstruction of every row, and the definition of its distribution."""
+"""Span corruption: T5's published lengths, reconstruction of every row, and the definition of its distribution."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build(length: int, density: float = 0.15, mean: float = 3.0, seed: str = "0"
 
 
 def spans_of(batch: Batch, row: int) -> tuple[list[int], list[list[int]]]:
-    """Undo the corruption in plain Python: the original tokens, and the spans that the decoder writes."""
+    """Undo the corruption in plain Python. Returns the original tokens, and the spans in the decoder's targets."""
     encoder = batch.encoder_ids[row][batch.encoder_mask[row] == 1].tolist()
     target = batch.targets[row][batch.target_mask[row] == 1].tolist()
     assert encoder.pop() == END
@@ -49,9 +49,9 @@ def spans_of(batch: Batch, row: int) -> tuple[list[int], list[list[int]]]:
 @pytest.mark.parametrize(
     ("encoder_length", "expected"), [(512, (568, 114)), (1024, (1137, 229)), (2048, (2274, 456)), (4096, (4550, 910))]
 )
-def test_lengths_are_those_of_t5(encoder_length: int, expected: tuple[int, int]) -> None:
+def test_lengths_equal_t5(encoder_length: int, expected: tuple[int, int]) -> None:
     """`random_spans_helper` of t5 at 15 % and spans of 3, as its released models were trained."""
-    longest = SpanCorruptionConfig().row_length(encoder_length, 1 << 40)  # whatever the decoder takes
+    longest = SpanCorruptionConfig().row_length(encoder_length, 1 << 40)  # no limit from the decoder
     assert (longest, SpanCorruptionConfig().needs(longest)[1]) == expected
     assert SpanCorruptionConfig().row_length(encoder_length, expected[1]) == expected[0]
     assert SpanCorruptionConfig().default_decoder_length(encoder_length) == expected[1]
@@ -72,7 +72,7 @@ def test_a_full_row_fills_its_lengths_exactly(distinct_rows: Callable[[int, int]
     st.floats(1, 20),
     st.integers(0, 10**12),
 )
-def test_rows_can_be_put_together_again(lengths: list[int], density: float, mean: float, first: int) -> None:
+def test_rows_can_be_reconstructed(lengths: list[int], density: float, mean: float, first: int) -> None:
     longest = max(2, *lengths)
     objective = build(longest, density, mean)
     rows = np.tile(1000 + np.arange(longest), (len(lengths), 1))
@@ -96,7 +96,7 @@ def test_rows_can_be_put_together_again(lengths: list[int], density: float, mean
 def test_every_choice_of_spans_is_equally_likely(
     equally_likely: Callable[..., None], distinct_rows: Callable[[int, int], np.ndarray]
 ) -> None:
-    """10 tokens, 4 of them noise in 2 spans: 3 ways to cut the noise times 5 to cut the rest."""
+    """10 tokens, 4 of them noise in 2 spans: 3 ways to split the noise times 5 ways to split the rest."""
     assert span_counts(10, 0.4, 2) == (4, 2)
     num_rows = 15_000
     batch = build(10, 0.4, 2)(distinct_rows(num_rows, 10), np.full(num_rows, 10), np.arange(num_rows))
@@ -104,8 +104,8 @@ def test_every_choice_of_spans_is_equally_likely(
     equally_likely(outcomes, math.comb(3, 1) * math.comb(5, 1))
 
 
-def test_the_mask_of_a_long_row_is_as_by_cutting_at_random(distinct_rows: Callable[[int, int], np.ndarray]) -> None:
-    """How often each place is noise, against numpy's own random cuts in the way the paper describes."""
+def test_noise_positions_of_a_long_row_follow_the_published_method(distinct_rows: Callable[[int, int], np.ndarray]) -> None:
+    """The frequency of noise at each position, compared with random segmentation in numpy as the paper describes it."""
     num_rows, length = 4000, 60
     noise, spans = span_counts(length, 0.15, 3)
     batch = build(length)(distinct_rows(num_rows, length), np.full(num_rows, length), np.arange(num_rows))
@@ -126,8 +126,8 @@ def test_the_mask_of_a_long_row_is_as_by_cutting_at_random(distinct_rows: Callab
     assert (np.abs(cut_out - expected) < 4.5 * error).all()
 
 
-def test_texts_equal_those_of_the_published_collator() -> None:
-    """The benchmark's peer, written from the collator's description, given the spans that ours has drawn."""
+def test_texts_equal_the_published_collator() -> None:
+    """The benchmark's reference, written from the collator's description, applied to the spans that our objective drew."""
     benchmark = load_script("benchmarks/objectives.py")
     rows = np.tile(1000 + np.arange(568), (16, 1))
     ours = benchmark.objective_named("span_corruption")(rows, np.full(16, 568), np.arange(16))
@@ -140,6 +140,6 @@ def test_texts_equal_those_of_the_published_collator() -> None:
     assert np.array_equal(ours.decoder_ids, decoder_inputs)
 
 
-def test_too_many_spans_name_the_remedy() -> None:
+def test_too_many_spans_error_names_the_remedy() -> None:
     with pytest.raises(ValueError, match=r"needs 341 sentinels a row.*repeat_sentinels"):
         SpanCorruptionConfig(noise_density=0.3).build(3410, 4096, 4096, VOCABULARY, "0")

@@ -1,4 +1,4 @@
-"""Text infilling and sentence permutation against scipy's Poisson numbers and a slow drawing of spans by the description."""
+"""Text infilling and sentence permutation compared with scipy's Poisson distribution and a slow reference for spans."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_masks_cover_exactly_the_share_and_keep_the_rest_in_order(distinct_rows:
         assert batch.targets[row][batch.target_mask[row] == 1].tolist() == list(range(1000, 1000 + length))
 
 
-def test_the_number_of_masks_is_as_drawn_span_by_span(distinct_rows: Callable[[int, int], np.ndarray]) -> None:
-    """Spans are drawn from Poisson(3) until they cover 30 %: numpy's, one at a time."""
+def test_the_number_of_masks_equals_sequential_drawing(distinct_rows: Callable[[int, int], np.ndarray]) -> None:
+    """The reference draws spans from numpy's Poisson(3), one at a time, until they cover 30 %."""
     num_rows, length = 3000, 80
     batch = build(length)(distinct_rows(num_rows, length), np.full(num_rows, length), np.arange(num_rows))
     found = (batch.encoder_ids == MASK).sum(1)
@@ -63,8 +63,8 @@ def test_the_number_of_masks_is_as_drawn_span_by_span(distinct_rows: Callable[[i
 def test_every_arrangement_of_one_mask_is_equally_likely(
     equally_likely: Callable[..., None], distinct_rows: Callable[[int, int], np.ndarray]
 ) -> None:
-    """5 tokens, 1 of them covered by one span: the mask stands at any of 5 places of the text. Rows with more spans, where
-    the first were empty, are left out."""
+    """5 tokens, 1 of them covered by one span: the mask is at any of 5 positions of the text. Rows with more spans, the first
+    of them empty, are ignored."""
     num_rows = 20_000
     batch = build(5, 0.2)(distinct_rows(num_rows, 5), np.full(num_rows, 5), np.arange(num_rows))
     single = batch.encoder_ids[(batch.encoder_ids == MASK).sum(1) == 1]
@@ -74,14 +74,14 @@ def test_every_arrangement_of_one_mask_is_equally_likely(
 
 @pytest.mark.parametrize("num_masked", [1, 3, 30, 300])
 def test_enough_spans_are_drawn(num_masked: int) -> None:
-    """The bound on their number is met by chance less than once in 10^9, by the Poisson distribution itself."""
+    """By the Poisson distribution, the bound on the number of spans is too small less than once in 10^9 rows."""
     assert scipy_poisson.cdf(num_masked - 1, 3.0 * most_spans(num_masked, 3.0)) < 1e-9
     covered = span_ends(CounterRNG("0", "x", np.arange(1000)), num_masked, 3.0)
     assert (covered[:, -1] == num_masked).all()
     assert (np.diff(covered, axis=1) >= 0).all()
 
 
-def test_sentences_change_places_inside_their_document(equally_likely: Callable[..., None]) -> None:
+def test_sentences_are_permuted_within_their_document(equally_likely: Callable[..., None]) -> None:
     first = [[11, STOP], [12, 13, STOP], [14, 15]]  # the last one has no full stop
     second = [[21, STOP], [22]]
     row = [token for part in first for token in part] + [END] + [token for part in second for token in part] + [END, 31, 32]
@@ -95,7 +95,7 @@ def test_sentences_change_places_inside_their_document(equally_likely: Callable[
         assert text[11:] == (END, 31, 32)
         assert sorted(text[:7]) == sorted(row[:7])
         assert sorted(text[8:11]) == sorted(row[8:11])
-        for sentence in (*first, *second):  # whole and in its own order
+        for sentence in (*first, *second):  # complete and in its original order
             place = text.index(sentence[0])
             assert list(text[place : place + len(sentence)]) == sentence
     assert (batch.targets[:, : len(row)] == row).all()

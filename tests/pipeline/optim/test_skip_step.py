@@ -1,4 +1,4 @@
-"""Units of a run's safety: spike detection, the watchdog, pruning, the choice of the checkpoint to resume, signals."""
+"""Spike detection, the watchdog, pruning of checkpoints, the choice of the checkpoint to resume, and signals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.run_folder import LATEST, STATE, checkpoints_of, latest, step_name
 from tests.helpers.processes import free_port
 
 
-def test_spikes_are_six_deviations_above_the_last_steps() -> None:
+def test_spikes_are_six_deviations_above_recent_steps() -> None:
     rng = np.random.default_rng(0)
     losses = 3 + 0.1 * rng.standard_normal(400)
     detector = SpikeDetector()
@@ -30,14 +30,14 @@ def test_spikes_are_six_deviations_above_the_last_steps() -> None:
     mean, deviation = np.mean(losses[-128:]), np.std(losses[-128:], ddof=1)
     assert not detector.is_spike(float(mean + 5.9 * deviation), 1.0)
     assert detector.is_spike(float(mean + 6.1 * deviation), 1.0)
-    assert detector.is_spike(3.0, 2.0)  # the gradient's norm alone
-    assert not detector.is_spike(0.1, 0.1)  # falling is no spike
+    assert detector.is_spike(3.0, 2.0)  # only the gradient norm
+    assert not detector.is_spike(0.1, 0.1)  # a lower value is no spike
     restored = SpikeDetector()
     restored.restore(json.loads(json.dumps(detector.state())))
     assert restored.is_spike(float(mean + 6.1 * deviation), 1.0)
 
 
-def test_no_spike_before_half_a_window_is_known() -> None:
+def test_no_spike_is_reported_before_half_a_window() -> None:
     detector = SpikeDetector(window=8)
     for _ in range(3):
         detector.record(1.0, 1.0)
@@ -71,7 +71,7 @@ def test_the_newest_complete_checkpoint_is_resumed(tmp_path: Path) -> None:
         assert found.name == step_name(expected)
 
 
-def test_old_checkpoints_are_removed_and_permanent_ones_stay(tmp_path: Path) -> None:
+def test_old_checkpoints_are_removed_and_permanent_ones_kept(tmp_path: Path) -> None:
     for step in range(5, 45, 5):
         checkpoint(tmp_path, step)
     assert prune(tmp_path, None, None) == []

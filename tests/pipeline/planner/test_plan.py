@@ -1,4 +1,4 @@
-"""The planner against published sizes and arithmetic done by hand, and against what autograd really saves."""
+"""The planner compared with published sizes, arithmetic by hand, and the bytes that autograd saves."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def config(size: str, architecture: str = "t5", vocab: int = 32128, mesh: tuple[
     )
 
 
-def test_parameters_are_those_published() -> None:
+def test_parameter_counts_equal_published_counts() -> None:
     """transformers' counts of the released checkpoints."""
     assert num_parameters(config("t5-small")) == 60_506_624
     assert num_parameters(config("t5-base")) == 222_903_552
@@ -42,28 +42,28 @@ def test_parameters_are_those_published() -> None:
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 1), (1, 2), (4, 2)])
-def test_states_cost_eighteen_bytes_a_parameter_in_bf16(mesh: tuple[int, int]) -> None:
-    """2 for weights and 4 for gradients on every replica, 12 for the optimizer once over all of them."""
+def test_states_take_eighteen_bytes_per_parameter_in_bf16(mesh: tuple[int, int]) -> None:
+    """2 bytes for weights and 4 for gradients on every replica; 12 for the optimizer, sharded over the replicas."""
     plan = make_plan(config("t5-small", mesh=mesh), 4, gpu("h100"))
     for stage in plan.stages:
         expected = (2 + 4 + 12 / 4) * stage.num_parameters
         assert stage.weight_bytes + stage.gradient_bytes + stage.optimizer_bytes == pytest.approx(expected, rel=1e-6)
     tp, pp = mesh
-    tied = 32128 * 512 // tp if pp > 1 else 0  # the last stage's copy
-    replicated = 512 * (6 * 2 + 6 * 3 + 2)  # norms are whole on every tensor rank
+    tied = 32128 * 512 // tp if pp > 1 else 0  # the last stage's replica
+    replicated = 512 * (6 * 2 + 6 * 3 + 2)  # norms are replicated on every tensor rank
     held = sum(stage.num_parameters for stage in plan.stages)
     assert held == (60_506_624 - replicated) // tp + replicated + tied
 
 
 def test_one_process_in_fp32_holds_weights_gradients_and_two_moments() -> None:
-    """Without ZeRO nothing is copied or padded: 16 bytes a parameter, to the byte."""
+    """Without ZeRO nothing is copied or padded: exactly 16 bytes per parameter."""
     (stage,) = make_plan(config("t5-small", precision="fp32"), 1, gpu("h100")).stages
     assert (stage.weight_bytes, stage.gradient_bytes, stage.optimizer_bytes) == tuple(60_506_624 * n for n in (4, 4, 8))
 
 
 @pytest.mark.parametrize("architecture", ["fnet_t5", "t5"])
 @pytest.mark.parametrize(("micro_batch", "encoder", "decoder"), [(2, 64, 32), (3, 128, 16), (1, 96, 96)])
-def test_activations_are_within_fifteen_percent_of_what_autograd_saves(
+def test_activations_are_within_fifteen_percent_of_autograd(
     architecture: str, micro_batch: int, encoder: int, decoder: int
 ) -> None:
     run = config("demo", architecture, 1000, precision="fp32", micro_batch_size=micro_batch, global_batch_size=micro_batch)
@@ -93,9 +93,9 @@ def test_activations_are_within_fifteen_percent_of_what_autograd_saves(
     assert stage.activation_bytes == pytest.approx(sum(saved.values()), rel=0.15)
 
 
-def test_bubble_and_flops_are_those_of_one_forward_one_backward() -> None:
+def test_bubble_and_flops_of_the_1f1b_schedule() -> None:
     plan = make_plan(config("t5-v1.1-base", "fnet_t5", mesh=(1, 4)), 1, gpu("h100"))
-    balanced = 3 / (16 + 3)  # (P - 1) / (A + P - 1); uneven stages can only wait longer
+    balanced = 3 / (16 + 3)  # (P - 1) / (A + P - 1); uneven stages only make the bubble longer
     assert balanced <= plan.bubble < 0.5
     assert sum(stage.flops_share for stage in plan.stages) == pytest.approx(1)
     whole = make_plan(config("t5-v1.1-base", "fnet_t5"), 1, gpu("h100"))
@@ -115,7 +115,7 @@ def test_the_proposal_fits_where_the_plain_mesh_does_not() -> None:
         gpu("b52")
 
 
-def test_a_model_larger_than_memory_is_planned_without_it(tmp_path: Path) -> None:
+def test_a_model_larger_than_memory_is_planned_without_allocation(tmp_path: Path) -> None:
     lengths = Lengths(2048, 512)
     run = config("t5-11b", "fnet_t5", mesh=(8, 2), micro_batch_size=8)
     values = run.model_dump()
@@ -129,8 +129,8 @@ def test_a_model_larger_than_memory_is_planned_without_it(tmp_path: Path) -> Non
     assert recomputed.stages[0].activation_bytes < plan.stages[0].activation_bytes / 2
 
 
-def test_stages_are_cut_by_memory_where_a_limit_is_given() -> None:
-    """The stage that keeps most micro-batches in flight gives layers away until it fits, and says what that costs."""
+def test_a_memory_limit_changes_the_partition() -> None:
+    """The stage with the most micro-batches in flight passes layers on until it fits, and the plan reports the cost."""
     free = make_plan(config("t5-v1.1-base", "t5", mesh=(1, 2), micro_batch_size=16), 1, gpu("h100"))
     largest = max(stage.total_bytes for stage in free.stages) / 1e9
     values = config("t5-v1.1-base", "t5", mesh=(1, 2), micro_batch_size=16).model_dump()
@@ -162,8 +162,8 @@ def test_models_of_one_stack_are_planned(size: str, architecture: str, objective
     assert plan.tensor_bytes > 0
 
 
-def test_only_encoder_layers_without_attention_transform() -> None:
-    """The planner charges a transform's memory traffic, and attention's exchanges between tensor ranks."""
+def test_only_encoder_layers_without_attention_count_as_transforms() -> None:
+    """The planner counts the memory traffic of transforms, and the communication of attention between tensor ranks."""
     for architecture, attention_layers, transforming in (("fnet_t5", 0, 2), ("fnet_t5", 1, 1), ("t5", 0, 0)):
         model = expand_size({"size": "demo", "architecture": architecture, "vocab_size": 1000})
         if attention_layers:

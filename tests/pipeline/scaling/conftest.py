@@ -1,4 +1,4 @@
-"""Ladders with a known truth: a loss surface chosen here, and a design of 4 sizes x 3 budgets with 3 seeds at an anchor."""
+"""Simulated ladders from known loss surfaces: 4 sizes x 3 budgets, with 3 seeds at an anchor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BUDGETS = (5e14, 1.75e15, 6e15)
 
 @dataclass(frozen=True)
 class Truth:
-    """An arm as nature has it: L = E + A / N^alpha + B / D^beta, and k N^q FLOPs a token."""
+    """The true surface of an arm: L = E + A / N^alpha + B / D^beta, and k N^q FLOPs per token."""
 
     a: float
     b: float
@@ -33,7 +33,7 @@ class Truth:
         return flops / (self.k * num_parameters**self.q)
 
     def best(self, flops: float) -> tuple[float, float]:
-        """Best size at a budget and its loss, by looking at a million sizes: no closed form."""
+        """Best size at a budget and its loss, by grid search over a million sizes instead of the closed form."""
         sizes = np.geomspace(1e4, 1e9, 1_000_001)
         losses = self.loss(sizes, self.tokens(sizes, flops))
         return float(sizes[losses.argmin()]), float(losses.min())
@@ -45,7 +45,7 @@ class Truth:
     def ladder(
         self, arm: str, noise: Floats | None = None, sizes: tuple[float, ...] = SIZES, budgets: tuple[float, ...] = BUDGETS
     ) -> list[Point]:
-        """A run for each size and budget, and two more seeds at the second size and middle budget; noise (R,) in log loss."""
+        """A run for each size and budget, and two more seeds at the second size and middle budget. Noise (R,) is in log loss."""
         places = [(size, budget, 0) for budget in budgets for size in sizes]
         places += [(sizes[1], budgets[len(budgets) // 2], seed) for seed in (1, 2)]
         points = []
@@ -80,5 +80,5 @@ def attention() -> Truth:
 
 @pytest.fixture(scope="session")
 def fourier() -> Truth:
-    """Cheaper a token, and a little worse at each size."""
+    """Fewer FLOPs per token, and a slightly higher loss at each size."""
     return Truth(310, 900, 1.6, 0.33, 0.35, 5.1, 1.01)

@@ -1,5 +1,5 @@
-"""The report of a ladder whose runs were written by hand, from loss surfaces that are known: it must find them again, and name
-every run that it does not read."""
+"""The report of a ladder with runs written from known loss surfaces: it must recover the surfaces and list every run that it
+excludes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SOURCES = {"ArXiv": 1.1, "Github": 0.9}
 
 
 def loss_of(run: PlannedRun, end: End) -> float:
-    """One law in size and compute for all, in which every arm but t5 gets more for its compute by one factor."""
+    """One law in size and compute for all arms; every arm except t5 has its compute multiplied by one factor."""
     compute = end.flops if run.arm == "t5" else end.flops / MULTIPLIER
     tokens = compute / (9.0 * run.num_parameters)
     penalty = {"ff_only": 1.05, "gpt2": 1.1}.get(run.arm, 1.0)
@@ -121,7 +121,7 @@ def whole(ladder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return output, *report([ladder_folder], output)
 
 
-def test_the_answer_opens_with_the_multiplier_that_was_put_in(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
+def test_the_summary_starts_with_the_true_multiplier(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
     _, answer, fits = whole
     (comparison,) = (one for one in fits["comparisons"] if one["arm"] == "fnet_t5")
     for found in (comparison["multiplier"], comparison["multiplier_of_minima"]):
@@ -131,7 +131,7 @@ def test_the_answer_opens_with_the_multiplier_that_was_put_in(whole: tuple[Path,
     assert f"{comparison['multiplier']['value']:.2f} times" in answer[0]
 
 
-def test_arms_at_one_size_are_compared_there_and_refused_a_surface(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
+def test_arms_at_one_size_are_compared_without_a_surface(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
     _, _, fits = whole
     control = next(pair for pair in fits["pairs"] if pair["arm"] == "ff_only")
     hybrid = next(pair for pair in fits["pairs"] if pair["arm"] == "fnet_t5" and pair["size"] == "d64")
@@ -144,8 +144,8 @@ def test_arms_at_one_size_are_compared_there_and_refused_a_surface(whole: tuple[
     assert "too few" in fit["surface"]["reason"]
 
 
-def test_the_hybrid_is_compared_with_the_encoder_that_does_not_mix(
-    whole: tuple[Path, list[str], dict[str, Any]], hurt: Path, tmp_path: Path
+def test_the_hybrid_is_compared_with_the_encoder_without_mixing(
+    whole: tuple[Path, list[str], dict[str, Any]], damaged: Path, tmp_path: Path
 ) -> None:
     (control,) = whole[2]["controls"]
     assert control["arm"] == "ff_only"
@@ -154,9 +154,9 @@ def test_the_hybrid_is_compared_with_the_encoder_that_does_not_mix(
     said = "these results do not show that Fourier mixing helps"
     assert said not in " ".join(whole[1])
     for label in ("b1", "b2", "b3"):
-        source = runs_of(hurt) / f"fnet_t5-d64-seed0-{label}" / "suffix_bpb.json"
-        shutil.copy(source, runs_of(hurt) / f"ff_only-d64-seed0-{label}" / "suffix_bpb.json")
-    assert said in " ".join(report([hurt], tmp_path / "page")[0])
+        source = runs_of(damaged) / f"fnet_t5-d64-seed0-{label}" / "suffix_bpb.json"
+        shutil.copy(source, runs_of(damaged) / f"ff_only-d64-seed0-{label}" / "suffix_bpb.json")
+    assert said in " ".join(report([damaged], tmp_path / "page")[0])
 
 
 def test_the_largest_size_is_predicted_from_the_others(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
@@ -165,7 +165,7 @@ def test_the_largest_size_is_predicted_from_the_others(whole: tuple[Path, list[s
     assert all(abs(one["predicted"]["value"] / one["loss"] - 1) < 0.03 for one in held)
 
 
-def test_the_page_stands_alone_and_shows_what_was_planned(
+def test_the_page_is_self_contained_and_shows_the_plan(
     whole: tuple[Path, list[str], dict[str, Any]], ladder_folder: Path
 ) -> None:
     page = (whole[0] / "index.html").read_text()
@@ -184,7 +184,7 @@ def test_the_page_stands_alone_and_shows_what_was_planned(
     assert "No run was left out." in markdown
 
 
-def test_a_notice_beside_the_page_opens_it_and_changes_nothing_else(
+def test_a_notice_file_is_shown_first_and_changes_nothing_else(
     whole: tuple[Path, list[str], dict[str, Any]], ladder_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "notice.txt").write_text("Withdrawn: 1 < 2\nis why.\n\nMore to come.\n")
@@ -202,7 +202,7 @@ def test_a_notice_beside_the_page_opens_it_and_changes_nothing_else(
         assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
 
 
-def test_every_run_stands_in_the_csv_unrounded(whole: tuple[Path, list[str], dict[str, Any]], ladder_folder: Path) -> None:
+def test_every_run_is_in_the_csv_unrounded(whole: tuple[Path, list[str], dict[str, Any]], ladder_folder: Path) -> None:
     with (whole[0] / "runs.csv").open() as file:
         rows = {row["run"]: row for row in csv.DictReader(file)}
     assert set(rows) == {path.name for path in runs_of(ladder_folder).iterdir()}
@@ -211,7 +211,7 @@ def test_every_run_stands_in_the_csv_unrounded(whole: tuple[Path, list[str], dic
     assert float(row["measure"]) == written["sources"]["all"]["bits_per_byte"]
 
 
-def test_tables_show_the_shape_of_the_models_that_were_trained(
+def test_tables_show_the_shapes_of_the_trained_models(
     whole: tuple[Path, list[str], dict[str, Any]], ladder_folder: Path, tmp_path: Path
 ) -> None:
     run = runs_of(ladder_folder) / "gpt2-d64-seed0-b1"
@@ -220,12 +220,12 @@ def test_tables_show_the_shape_of_the_models_that_were_trained(
     shape = f"{model['num_decoder_layers']} x {model['d_model']}, {model['num_heads']} heads"
     markdown = (whole[0] / "report.md").read_text()
     rows = [line for line in markdown.splitlines() if "| gpt2 | d64 |" in line]
-    assert len(rows) >= 5  # of pairs, seconds, text, throughput, and every run
+    assert len(rows) >= 5  # pairs, seconds, text, throughput, and all runs
     assert all(f"| gpt2 | d64 | {shape} |" in row for row in rows)
     assert any(f"gpt2 ({shape})" in line for line in markdown.splitlines() if line.startswith("| source |"))
     with (whole[0] / "runs.csv").open() as file:
         assert {row["shape"] for row in csv.DictReader(file) if row["arm"] == "gpt2"} == {shape}
-    # of a run that no ladder planned, and that another rule shaped
+    # a run that no ladder planned, with a shape from another rule
     folders = [Path(shutil.copytree(path, tmp_path / path.name)) for path in (run, runs_of(ladder_folder) / "t5-d64-seed0-b1")]
     config["model"] = {**model, "num_decoder_layers": 31, "d_model": 48, "num_heads": 3}
     (folders[0] / "config.json").write_text(json.dumps(config))
@@ -233,7 +233,7 @@ def test_tables_show_the_shape_of_the_models_that_were_trained(
     assert "| gpt2 | d48 | 31 x 48, 3 heads |" in (tmp_path / "page" / "report.md").read_text()
 
 
-def test_json_holds_no_number_that_json_does_not_know(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
+def test_json_holds_no_nan_or_infinity(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
     def refuse(name: str) -> None:
         raise AssertionError(name)
 
@@ -241,7 +241,7 @@ def test_json_holds_no_number_that_json_does_not_know(whole: tuple[Path, list[st
 
 
 @pytest.fixture
-def hurt(ladder_folder: Path, tmp_path: Path) -> Path:
+def damaged(ladder_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(ladder_folder, tmp_path / "ladder"))
 
 
@@ -251,8 +251,8 @@ def edit_metrics(run: Path, **changes: Any) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_runs_that_are_no_results_are_named_and_left_out(hurt: Path, tmp_path: Path) -> None:
-    runs = runs_of(hurt)
+def test_runs_without_valid_results_are_listed_and_excluded(damaged: Path, tmp_path: Path) -> None:
+    runs = runs_of(damaged)
     edit_metrics(runs / "t5-d64-seed1-b1", validation_loss=None)
     edit_metrics(runs / "t5-d64-seed2-b1", validation_loss=99.0)
     (runs / "fnet_t5-d64-seed1-b1" / "metrics.jsonl").unlink()
@@ -261,7 +261,7 @@ def test_runs_that_are_no_results_are_named_and_left_out(hurt: Path, tmp_path: P
     (runs / "t5-d96-seed0-b1" / "suffix_bpb.json").unlink()
     edit_metrics(runs / "ff_only-d64-seed0-b1", raw_tokens=5 * 10**9)
     copy = runs / "t5-d32-seed0-b1"
-    made = make_report([hurt, Path(shutil.copytree(copy, tmp_path / "copy"))], tmp_path / "page", None, None, "")
+    made = make_report([damaged, Path(shutil.copytree(copy, tmp_path / "copy"))], tmp_path / "page", None, None, "")
     reasons = {Path(one.run).name: one.reason for one in made.excluded}
     assert "diverged: no finite" in reasons["t5-d64-seed1-b1"]
     assert "diverged: validation loss 99" in reasons["t5-d64-seed2-b1"]
@@ -276,8 +276,8 @@ def test_runs_that_are_no_results_are_named_and_left_out(hurt: Path, tmp_path: P
         assert not {row["run"] for row in csv.DictReader(file)} & set(reasons)
 
 
-def test_runs_that_were_tampered_with_are_named_and_left_out(hurt: Path, tmp_path: Path) -> None:
-    runs = runs_of(hurt)
+def test_modified_runs_are_listed_and_excluded(damaged: Path, tmp_path: Path) -> None:
+    runs = runs_of(damaged)
 
     def edit(name: str, change: Callable[[Any], object]) -> None:
         values = json.loads((runs / name).read_bytes())
@@ -294,7 +294,7 @@ def test_runs_that_were_tampered_with_are_named_and_left_out(hurt: Path, tmp_pat
     shutil.rmtree(runs / "t5-d64-seed1-b2")
     shutil.copytree(runs / "t5-d64-seed2-b2", runs / "t5-d64-seed1-b2")
     edit("t5-d64-seed1-b2/config.json", lambda config: config["train"].update(seed=1))
-    made = make_report([hurt], tmp_path / "page", None, None, "")
+    made = make_report([damaged], tmp_path / "page", None, None, "")
     reasons = {Path(one.run).name: one.reason for one in made.excluded}
     expected = {
         "t5-d32-seed0-b1": "is not the run that was planned: its model.d_ff differs",
@@ -311,54 +311,54 @@ def test_runs_that_were_tampered_with_are_named_and_left_out(hurt: Path, tmp_pat
         make_report([tmp_path / "nowhere"], tmp_path / "page", None, None, "")
 
 
-def test_a_run_given_twice_is_counted_once(hurt: Path, tmp_path: Path) -> None:
-    run = runs_of(hurt) / "t5-d32-seed0-b1"
-    made = make_report([run, run, runs_of(hurt) / "fnet_t5-d32-seed0-b1"], tmp_path / "page", None, None, "")
+def test_a_run_given_twice_is_counted_once(damaged: Path, tmp_path: Path) -> None:
+    run = runs_of(damaged) / "t5-d32-seed0-b1"
+    made = make_report([run, run, runs_of(damaged) / "fnet_t5-d32-seed0-b1"], tmp_path / "page", None, None, "")
     assert [one.reason for one in made.excluded] == [f"a copy of {run}"]
 
 
-def test_mixed_tokenizers_data_and_texts_are_refused(hurt: Path, tmp_path: Path) -> None:
-    run = runs_of(hurt) / "t5-d32-seed0-b1"
+def test_mixed_tokenizers_data_and_texts_are_refused(damaged: Path, tmp_path: Path) -> None:
+    run = runs_of(damaged) / "t5-d32-seed0-b1"
     before = (run / "tokenizer.json").read_bytes()
     (run / "tokenizer.json").write_bytes(before + b" ")
     with pytest.raises(ValueError, match="mixed tokenizers"):
-        report([hurt], tmp_path / "page")
+        report([damaged], tmp_path / "page")
     (run / "tokenizer.json").write_bytes(before)
     position = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip() / "state" / "position.json"
     position.write_text(json.dumps({"dataset_fingerprint": "other"}))
     with pytest.raises(ValueError, match="mixed training data"):
-        report([hurt], tmp_path / "page")
+        report([damaged], tmp_path / "page")
     position.write_text(json.dumps({"dataset_fingerprint": "abc"}))
     write_json_atomically(run / "suffix_bpb.json", suffix_bpb(2.0, "b" * 64))
     with pytest.raises(ValueError, match="mixed measures"):
-        report([hurt], tmp_path / "page")
+        report([damaged], tmp_path / "page")
     assert not (tmp_path / "page").exists()
 
 
-def test_a_ladder_without_a_finished_run_says_what_is_missing(hurt: Path, tmp_path: Path) -> None:
-    shutil.rmtree(runs_of(hurt))
+def test_a_ladder_without_a_finished_run_reports_the_missing_runs(damaged: Path, tmp_path: Path) -> None:
+    shutil.rmtree(runs_of(damaged))
     with pytest.raises(ValueError, match=r"no run is left to report .*was not started yet; and \d+ more"):
-        report([hurt], tmp_path / "page")
+        report([damaged], tmp_path / "page")
 
 
-def test_runs_without_a_ladder_are_told_apart_by_their_models(hurt: Path, tmp_path: Path) -> None:
+def test_runs_without_a_ladder_are_grouped_by_their_models(damaged: Path, tmp_path: Path) -> None:
     names = [f"{arm}-d64-seed{seed}-b2" for arm in ("t5", "fnet_t5") for seed in (0, 1, 2)] + ["ff_only-d64-seed0-b2"]
-    answer, fits = report([runs_of(hurt) / name for name in names], tmp_path / "page")
+    answer, fits = report([runs_of(damaged) / name for name in names], tmp_path / "page")
     assert {pair["arm"] for pair in fits["pairs"]} == {"fnet_t5", "ff_only"}
     assert fits["noise"]["dof"] == 4
     assert answer[0].startswith("No compute multiplier can be given")
 
 
-def test_scores_under_their_earlier_file_name_are_read(hurt: Path, tmp_path: Path) -> None:
-    """Runs of earlier versions hold yardstick.json. A newer file beside it comes first."""
-    before, _ = report([hurt], tmp_path / "before")
-    folders = sorted(path.parent for path in runs_of(hurt).glob("*/suffix_bpb.json"))
+def test_scores_under_their_earlier_file_name_are_read(damaged: Path, tmp_path: Path) -> None:
+    """Runs of earlier versions contain yardstick.json. A file with the new name takes precedence."""
+    before, _ = report([damaged], tmp_path / "before")
+    folders = sorted(path.parent for path in runs_of(damaged).glob("*/suffix_bpb.json"))
     for folder in folders:
         (folder / "suffix_bpb.json").rename(folder / "yardstick.json")
-    assert {state_of(hurt, read_ladder(hurt), run).state for run in read_ladder(hurt).runs if run.phase == "main"} == {
+    assert {state_of(damaged, read_ladder(damaged), run).state for run in read_ladder(damaged).runs if run.phase == "main"} == {
         "complete"
     }
-    assert report([hurt], tmp_path / "page")[0] == before
+    assert report([damaged], tmp_path / "page")[0] == before
     assert (tmp_path / "page" / "runs.csv").read_bytes() == (tmp_path / "before" / "runs.csv").read_bytes()
     write_json_atomically(folders[0] / "suffix_bpb.json", suffix_bpb(2.5))
     assert read_suffix_bpb(folders[0])["all"]["bits_per_byte"] == 2.5
@@ -368,17 +368,17 @@ def test_scores_under_their_earlier_file_name_are_read(hurt: Path, tmp_path: Pat
         read_suffix_bpb(folders[0])
 
 
-def test_runs_of_which_some_have_no_suffix_bpb_are_compared_by_their_own_loss(hurt: Path, tmp_path: Path) -> None:
-    runs = [runs_of(hurt) / name for name in ("t5-d64-seed0-b1", "fnet_t5-d64-seed0-b1")]
+def test_runs_are_compared_by_their_loss_if_some_have_no_suffix_bpb(damaged: Path, tmp_path: Path) -> None:
+    runs = [runs_of(damaged) / name for name in ("t5-d64-seed0-b1", "fnet_t5-d64-seed0-b1")]
     (runs[0] / "suffix_bpb.json").unlink()
     _, fits = report(runs, tmp_path / "page")
     assert fits["measure"].startswith("nats per target token")
-    runs.append(runs_of(hurt) / "gpt2-d64-seed0-b1")
+    runs.append(runs_of(damaged) / "gpt2-d64-seed0-b1")
     with pytest.raises(ValueError, match="fnet-t5 scaling measure"):
         report(runs, tmp_path / "page")
 
 
-def test_the_noise_floor_takes_one_end_of_each_run(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
-    """2 arms with 3 seeds are 4 degrees of freedom, however many budgets they have: the ends of a run share its plateau."""
+def test_the_noise_floor_uses_one_end_of_each_run(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
+    """2 arms with 3 seeds are 4 degrees of freedom for any number of budgets, because the ends of a run share its plateau."""
     assert whole[2]["noise"]["dof"] == 4
     assert whole[2]["noise"]["deviation"] == pytest.approx(0.002, rel=0.9)

@@ -1,4 +1,4 @@
-"""Run folders as points: files as the trainer writes them, by its own writers where that needs no training."""
+"""Run folders read as points. The files are written by the trainer's own writers where that needs no training."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def read(run: Path, **more: Any) -> Point | Excluded:
     return read_run(run, arm="t5", budget=1e12, **{"train_tokens": 600, **more})
 
 
-def test_a_run_is_its_last_validation_over_all_sources(make_run: MakeRun) -> None:
+def test_the_loss_of_a_run_is_its_last_validation_over_all_sources(make_run: MakeRun) -> None:
     point = read(make_run())
     assert isinstance(point, Point)
     assert (point.loss, point.tokens, point.flops, point.seconds) == (4.0, 300, 1e12, 8.0)
@@ -72,7 +72,7 @@ def test_a_run_is_its_last_validation_over_all_sources(make_run: MakeRun) -> Non
     assert point.problem is None
 
 
-def test_parameters_are_those_that_torch_counts(make_run: MakeRun) -> None:
+def test_parameter_counts_equal_torch(make_run: MakeRun) -> None:
     from models.architectures.build import build_model
 
     run = make_run()
@@ -82,7 +82,7 @@ def test_parameters_are_those_that_torch_counts(make_run: MakeRun) -> None:
     assert point.num_parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_passes_come_from_the_manifest_of_the_data(make_run: MakeRun) -> None:
+def test_passes_are_computed_from_the_manifest_of_the_data(make_run: MakeRun) -> None:
     point = read(make_run(raw_tokens=3600), train_tokens=None)  # two documents of 300 tokens
     assert isinstance(point, Point)
     assert point.epochs == 6.0
@@ -105,7 +105,7 @@ def test_a_missing_file_is_named(make_run: MakeRun, name: str) -> None:
     assert read(run) == Excluded(str(run), f"missing file: {Path(name).name}")
 
 
-def test_data_that_is_gone_is_named(make_run: MakeRun) -> None:
+def test_missing_data_is_named(make_run: MakeRun) -> None:
     run = make_run()
     (run.parent / "data" / "manifest.json").unlink()
     found = read(run, train_tokens=None)
@@ -123,13 +123,13 @@ def test_data_that_is_gone_is_named(make_run: MakeRun) -> None:
         ((5.0, 4.0), "running", "its status is running, at step 4 of 4: resume it first"),
     ],
 )
-def test_a_run_that_is_no_result_says_why(make_run: MakeRun, losses: Any, status: str, problem: str) -> None:
+def test_an_excluded_run_states_the_reason(make_run: MakeRun, losses: Any, status: str, problem: str) -> None:
     point = read(make_run(losses, status))
     assert isinstance(point, Point)
     assert point.problem == problem
 
 
-def test_damaged_files_are_errors_and_no_missing_results(make_run: MakeRun) -> None:
+def test_damaged_files_are_errors_not_missing_results(make_run: MakeRun) -> None:
     run = make_run()
     (run / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not JSON .*restore it"):

@@ -1,4 +1,4 @@
-"""Log records of a process: rank, step and level in a line, and what the level hides."""
+"""Log records of a process: rank, step and level in each line, and filtering by level."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def restored() -> Iterator[None]:
         log.setLevel(level)
 
 
-def test_a_line_has_level_rank_and_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_line_has_level_rank_and_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.delenv("FNET_T5_LOG_LEVEL", raising=False)
     configure_logging()
@@ -47,7 +47,7 @@ def test_the_level_comes_from_the_environment(capsys: pytest.CaptureFixture[str]
     log.info("hidden")
     log.warning("shown")
     assert capsys.readouterr().err.splitlines()[0].endswith("] shown")
-    configure_logging("debug")  # an explicit level wins, and a second call adds no second handler
+    configure_logging("debug")  # an explicit level takes precedence; a second call adds no second handler
     log.debug("shown once")
     assert capsys.readouterr().err.count("shown once") == 1
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl and MLflow: what survives crashes and dead servers."""
+"""metrics.jsonl and MLflow after crashes and with unreachable servers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.tracking.metrics import MetricsFile, read_metrics
 from pipeline.tracking.mlflow_tracker import MlflowTracker, settle_run
 
 
-def test_a_continued_file_drops_the_rows_that_will_be_written_again(tmp_path: Path) -> None:
+def test_resume_drops_rows_that_will_be_written_again(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path, resume_step=0)
     for step in (1, 2, 3):
@@ -34,16 +34,16 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [("running", "failed"), ("finished", "finished"), ("preempted", "preempted")])
-def test_a_run_whose_processes_are_gone_is_not_running(tmp_path: Path, before: str, after: str) -> None:
+def test_a_run_without_processes_is_not_running(tmp_path: Path, before: str, after: str) -> None:
     write_status(tmp_path, before)
     settle_status(tmp_path)
     assert (tmp_path / "STATUS").read_text() == f"{after}\n"
 
 
-def test_a_dead_tracking_server_delays_and_stops_nothing(
+def test_an_unreachable_tracking_server_does_not_block_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port: nobody listens
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port, on which no server listens
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     tracker = MlflowTracker(tmp_path, "experiment", {"a": 1})
@@ -58,7 +58,7 @@ def test_a_dead_tracking_server_delays_and_stops_nothing(
     assert not (tmp_path / "mlflow_run_id").exists()
 
 
-def test_a_run_whose_processes_died_is_failed_in_mlflow_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_processes_died_is_marked_failed_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.tracking import MlflowClient
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -70,5 +70,5 @@ def test_a_run_whose_processes_died_is_failed_in_mlflow_too(tmp_path: Path, monk
     settle_run(tmp_path, timeout=60)
     assert client.get_run(run_id).info.status == "FAILED"
     client.set_terminated(run_id, status="FINISHED")
-    settle_run(tmp_path, timeout=60)  # what has ended well stays so
+    settle_run(tmp_path, timeout=60)  # a finished run stays finished
     assert client.get_run(run_id).info.status == "FINISHED"

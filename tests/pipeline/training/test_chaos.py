@@ -1,4 +1,4 @@
-"""A run that is hurt ten times ends with exactly the losses of one that nobody touched and that skips the same steps."""
+"""A run with ten injected faults ends with exactly the losses of an undisturbed run that skips the same steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FAULTS = [
 
 
 def write_faulty_run(run: Path, dataset: Path, faults: list[dict[str, Any]], **train: Any) -> Path:
-    """A run on pipeline 2 × data 2, and the faults that `chaos_worker.py` plants into it."""
+    """A run on pipeline 2 × data 2, and the faults that `chaos_worker.py` injects."""
     recipe = nano_recipe(
         dataset,
         mesh={"tensor_parallel": 1, "pipeline_parallel": 2},
@@ -59,7 +59,7 @@ def start(run: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_ten_injuries_leave_no_trace(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_faults_do_not_change_the_losses(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     hurt = write_faulty_run(tmp_path / "hurt", dataset, FAULTS)
@@ -71,7 +71,7 @@ def test_ten_injuries_leave_no_trace(tmp_path: Path, dataset: Path, monkeypatch:
         starts += 1
         assert time.monotonic() - began < 500
     assert deaths[-1] == 0
-    assert len(list((hurt / "faults").iterdir())) == 7  # every one that happens once has happened
+    assert len(list((hurt / "faults").iterdir())) == 7  # every fault that happens once has happened
     calm = write_faulty_run(tmp_path / "calm", dataset, [], skip_steps=[15, 22, 31], spike_sigma=0)
     assert start(calm) == 0
 

@@ -1,4 +1,4 @@
-"""Hooks: their order, what they see of a real run, and the example of docs/train.md."""
+"""Hooks: their order, the events that they receive in a real run, and the example of docs/train.md."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ def write_run(run: Path, dataset: Path, **train: Any) -> Path:
     return run
 
 
-def test_a_hook_of_the_user_sees_the_life_of_a_run(tmp_path: Path, dataset: Path) -> None:
+def test_a_user_hook_receives_all_events_of_a_run(tmp_path: Path, dataset: Path) -> None:
     run, script = write_run(tmp_path / "run", dataset), tmp_path / "recorder.py"
     script.write_text(RECORDER)
     start_processes(2, script, run)
     events = [json.loads((run / f"events_{rank}.json").read_text()) for rank in range(2)]
     names = [[event[0] for event in of_rank] for of_rank in events]
     step, validation = ["before", "after"], ["log", "log", "log"]
-    # A row of its own is logged inside of `after_step`, before the user's hook, which stands last, gets its turn.
+    # The built-in hooks log a row in their `after_step`, before the user's hook, which is last in the list, is called.
     assert names[0] == [
         "start",
         *("before", "log", "after"),
@@ -104,7 +104,7 @@ def test_a_hook_of_the_user_sees_the_life_of_a_run(tmp_path: Path, dataset: Path
         *("before", "log", *validation, "artifact", "validate", "after", "checkpoint"),
         "end",
     ]
-    assert names[1] == [name for name in names[0] if name != "artifact"]  # which the main rank alone writes
+    assert names[1] == [name for name in names[0] if name != "artifact"]  # only the main rank writes artifacts
     assert events[0][0] == ["start", 0]
     assert events[0][-1] == ["end", "finished"]
     losses = {event[1]: event[2] for event in events[0] if event[0] == "after"}
@@ -159,7 +159,7 @@ class Noted(Hook):
             raise ValueError(f"{self.name} breaks")
 
 
-def test_events_reach_hooks_in_the_order_of_the_list_and_all_are_ended() -> None:
+def test_hooks_run_in_list_order_and_all_started_hooks_end() -> None:
     seen: list[str] = []
     trainer: Any = None
     hooks = HookList([Noted("a", seen, "end failed"), Noted("b", seen), Noted("c", seen, "start"), Noted("d", seen)])
@@ -167,7 +167,7 @@ def test_events_reach_hooks_in_the_order_of_the_list_and_all_are_ended() -> None
         hooks.on_start(trainer)
     with pytest.raises(ValueError, match="a breaks"):
         hooks.on_end(trainer, "failed")
-    assert seen == ["a start", "b start", "c start", "a end failed", "b end failed"]  # only those that have started
+    assert seen == ["a start", "b start", "c start", "a end failed", "b end failed"]  # only hooks that have started
     seen.clear()
     hooks.before_step(trainer)
     assert seen == ["a before", "b before", "c before", "d before"]
@@ -239,5 +239,5 @@ def test_checkpoints_are_requested_by_step_and_by_the_main_rank_s_clock(
         hook.after_step(trainer, report())
         if len(requested) > before:
             hook.on_checkpoint(trainer, tmp_path)
-    # at 3 and 4 by step; 75 s later, and again, by time; at 8 by step
+    # steps 3 and 4 by step; twice by time, 75 s apart; step 8 by step
     assert requested == ([3, 4, 7, 8] if is_main else [3, 4, 8])

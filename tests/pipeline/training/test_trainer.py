@@ -1,4 +1,4 @@
-"""Training a run folder with four real processes: files, exact resume, comparison with one process, refusals."""
+"""Training a run folder with four processes: files, exact resume, comparison with one process, errors."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, dataset: Path, tracking: str) -> Path:
-    """Ten steps in one go."""
+    """Ten steps without interruption."""
     run = write_run(tmp_path_factory.mktemp("runs") / "straight", recipe(dataset))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", tracking)
@@ -65,7 +65,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory, dataset: Path, tracking: 
 
 @pytest.fixture(scope="module")
 def resumed(straight: Path, dataset: Path, tracking: str) -> Path:
-    """Five steps, then the same folder told to go to ten, with what a crash may leave lying about."""
+    """Five steps, then resumed in the same folder to ten, with leftover files as after a crash."""
     run = write_run(straight.with_name("resumed"), recipe(dataset, steps=5))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", tracking)
@@ -83,12 +83,12 @@ def resumed(straight: Path, dataset: Path, tracking: str) -> Path:
 
 
 def without_times(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without what the clock and the machine put into it."""
+    """A row without the values that depend on the clock and the machine."""
     measured = ("seconds", "tokens_per_second", "tflops_per_device", "data_wait_seconds", "memory_gb")
     return {name: value for name, value in row.items() if name not in measured and not name.startswith("system_")}
 
 
-def test_resume_is_bit_equal(straight: Path, resumed: Path) -> None:
+def test_resume_is_bitwise_equal(straight: Path, resumed: Path) -> None:
     first, second = (load_weights(find(run, 10)) for run in (straight, resumed))
     assert first.keys() == second.keys()
     for name, value in first.items():
@@ -109,7 +109,7 @@ def test_resume_restores_the_optimizer(straight: Path, resumed: Path) -> None:
         assert any(key.endswith("@exp_avg_sq") and value.abs().max() > 0 for key, value in ours.items())
 
 
-def test_run_folder_holds_what_the_contract_says(straight: Path, dataset: Path) -> None:
+def test_run_folder_has_the_documented_files(straight: Path, dataset: Path) -> None:
     assert (straight / "STATUS").read_text() == "finished\n"
     assert (straight / "checkpoints/latest").read_text() == "step_00000010\n"
     last = read_metrics(straight / "metrics.jsonl")[-1]
@@ -125,7 +125,7 @@ def test_run_folder_holds_what_the_contract_says(straight: Path, dataset: Path) 
     verify(straight / "checkpoints/step_00000010")
 
 
-def test_one_process_finds_the_loss_of_four(straight: Path) -> None:
+def test_one_process_computes_the_loss_of_four(straight: Path) -> None:
     validations = {row["step"]: row for row in read_metrics(straight / "metrics.jsonl") if "validation_loss" in row}
     for step in (5, 10):
         result = evaluate(straight, step)
@@ -134,7 +134,7 @@ def test_one_process_finds_the_loss_of_four(straight: Path) -> None:
 
 
 def test_reference_losses_and_bits_per_byte_are_over_the_target_text(straight: Path, dataset: Path) -> None:
-    """Bytes by decoding the targets, the unigram model by counting in Python, bits per byte from both."""
+    """The test decodes the targets to count bytes, counts unigrams in Python, and computes bits per byte from both."""
     tokenizer = load_tokenizer(dataset / "tokenizer.json")
     ids, lengths = Rows(dataset, "val", 24).read(np.arange(21))
     targets = [row[16:length].tolist() for row, length in zip(ids, lengths, strict=True)]
@@ -148,7 +148,7 @@ def test_reference_losses_and_bits_per_byte_are_over_the_target_text(straight: P
     assert result.bits_per_byte == pytest.approx(result.loss * len(flat) / math.log(2) / result.target_bytes, rel=1e-9)
 
 
-def test_text_is_streamed_as_it_is_decoded(straight: Path) -> None:
+def test_text_is_streamed_during_decoding(straight: Path) -> None:
     model, config, _ = load_model(straight)
     tokenizer = load_tokenizer(straight / "tokenizer.json")
     sampling = Sampling(max_new_tokens=30, temperature=1.5, seed=4)
@@ -172,7 +172,7 @@ def test_a_run_is_exported_with_its_results(straight: Path, tmp_path: Path) -> N
     assert all(torch.equal(exported[name], weights[name][: len(exported[name])]) for name in weights)
 
 
-def test_a_batch_of_texts_is_written_as_each_by_itself(straight: Path) -> None:
+def test_batched_generation_equals_single_generation(straight: Path) -> None:
     model, config, _ = load_model(straight)
     tokenizer = load_tokenizer(straight / "tokenizer.json")
     length, prompts = config.data.encoder_length, ["The with statement", "x", "def test_"]
@@ -191,7 +191,7 @@ def test_a_batch_of_texts_is_written_as_each_by_itself(straight: Path) -> None:
         write_texts(model, tokenizer, ["a", ""], length, sampling)
 
 
-def test_mlflow_continues_one_run(resumed: Path, tracking: str) -> None:
+def test_resume_continues_the_same_mlflow_run(resumed: Path, tracking: str) -> None:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking)
@@ -200,14 +200,14 @@ def test_mlflow_continues_one_run(resumed: Path, tracking: str) -> None:
     assert run.data.params["train.steps"] == "5"
     assert run.data.tags["restart.train.steps"] == "10"
     experiment = client.get_experiment_by_name("test")
-    assert len(client.search_runs([experiment.experiment_id])) == 2  # this one and the one that went straight
+    assert len(client.search_runs([experiment.experiment_id])) == 2  # this run and the uninterrupted one
     history = client.get_metric_history(run.info.run_id, "loss")
     written = {row["step"]: row["loss"] for row in read_metrics(resumed / "metrics.jsonl") if "loss" in row}
     assert {metric.step: metric.value for metric in history} == written
     assert sorted(written) == list(range(1, 11))
 
 
-def test_a_flipped_bit_in_a_checkpoint_is_found(straight: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_in_a_checkpoint_is_detected(straight: Path, tmp_path: Path) -> None:
     copy = tmp_path / "checkpoint"
     shutil.copytree(straight / "checkpoints/step_00000010", copy)
     part = next((copy / "weights").glob("*.safetensors"))
@@ -226,7 +226,7 @@ def test_sources_are_scored_on_suffixes_given_prefixes(straight: Path, dataset: 
     tokenizer = load_tokenizer(dataset / "tokenizer.json")
     split = TokenFile(dataset / "val")
     nll, num_bytes, num_tokens = 0.0, 0, 0
-    for number in range(0, len(split), 2):  # the other source's documents stand between them
+    for number in range(0, len(split), 2):  # documents of the two sources alternate
         document = split[number].tolist()
         for start in range(0, len(document), 20):
             prefix, suffix = document[start : start + 12], document[start + 12 : start + 20]
@@ -245,8 +245,8 @@ def test_sources_are_scored_on_suffixes_given_prefixes(straight: Path, dataset: 
     assert found.bits_per_byte == pytest.approx(nll / math.log(2) / found.target_bytes, rel=1e-5)
 
 
-def test_a_damaged_checkpoint_is_passed_over(straight: Path, tmp_path: Path) -> None:
-    """The run goes on from the newest whole one, keeps the other under a name of its own, and ends where it would have."""
+def test_a_corrupt_checkpoint_is_skipped(straight: Path, tmp_path: Path) -> None:
+    """The run resumes from the newest intact checkpoint, keeps the corrupt one under another name, and ends with equal losses."""
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     config = json.loads((run / "config.json").read_text())
@@ -276,7 +276,7 @@ def test_a_damaged_checkpoint_is_passed_over(straight: Path, tmp_path: Path) -> 
 
 
 def test_validation_is_logged_by_source(straight: Path, tracking: str) -> None:
-    """Each source's rows, weighed by their targets, and what MLflow keeps of it."""
+    """The mean over each source's rows, weighted by targets, in the log and in MLflow."""
     from mlflow.tracking import MlflowClient
 
     rows = [row for row in read_metrics(straight / "metrics.jsonl") if "validation_loss" in row and row["step"] == 10]
@@ -304,7 +304,7 @@ def test_validation_is_logged_by_source(straight: Path, tracking: str) -> None:
 
 
 def test_a_run_starts_from_given_weights(straight: Path, tmp_path: Path, dataset: Path) -> None:
-    """Another run's checkpoint: the first loss is what its model gives on the new run's first batch."""
+    """Start from another run's checkpoint: the first loss equals that model's loss on the new run's first batch."""
     given = find(straight, 10)
     run = write_run(tmp_path / "run", recipe(dataset, steps=1, seed=7, initial_weights=str(given)))
     config = json.loads((run / "config.json").read_text())
@@ -335,7 +335,7 @@ SINGLE_STACKS = {
 
 @pytest.mark.parametrize("name", ["gpt2", pytest.param("prefix_decoder", marks=pytest.mark.slow), "fnet"])
 def test_models_of_one_stack_train(tmp_path: Path, dataset: Path, name: str) -> None:
-    """From a recipe to a loss that one process finds again, and to text (pipeline 2)."""
+    """Train from a recipe on pipeline 2, compute the same loss on one process, and generate text."""
     model, data = SINGLE_STACKS[name]
     run = write_run(tmp_path / name, recipe(dataset, steps=4, checkpoint_every=4, validate_every=4, samples=2, sample_tokens=5))
     config = json.loads((run / "config.json").read_text())
@@ -344,7 +344,7 @@ def test_models_of_one_stack_train(tmp_path: Path, dataset: Path, name: str) -> 
     config["data"] = {"path": str(dataset), "validation_rows": 21, "encoder_length": 16, "decoder_length": 8, **data}
     config["mesh"] = {"tensor_parallel": 1, "pipeline_parallel": 2}
     config["tracking"]["enabled"] = False
-    if name == "fnet":  # whose rows are shorter
+    if name == "fnet":  # its rows are shorter
         config["data"]["layout"] = "stream"
     (run / "config.json").write_text(json.dumps(config))
     start_processes(2, WORKER, run)
@@ -376,8 +376,8 @@ def check_greedy(run: Path, dataset: Path) -> None:
 
 
 @pytest.mark.slow
-def test_another_objective_resumes_bit_equal(tmp_path: Path, dataset: Path) -> None:
-    """A mixture on the blended stream, made by two threads three steps ahead; a range is passed over. Two replicas."""
+def test_another_objective_resumes_bitwise_equal(tmp_path: Path, dataset: Path) -> None:
+    """A mixture on a blended stream, made by two threads three steps ahead; one range is skipped. Two replicas."""
     mixture = {
         "name": "mixture",
         "parts": [{"objective": "span_corruption", "mode_token": "[NLU]"}, {"objective": "text_infilling"}],
@@ -417,7 +417,7 @@ def test_another_objective_resumes_bit_equal(tmp_path: Path, dataset: Path) -> N
     ],
 )
 @pytest.mark.slow
-def test_continuing_with_something_else_is_refused(
+def test_resume_with_changed_settings_is_refused(
     straight: Path, tmp_path: Path, change: dict[str, dict[str, Any]], message: str
 ) -> None:
     run = tmp_path / "run"

@@ -1,8 +1,8 @@
-"""How often the 95 % intervals hold the truth, on 200 simulated pairs of ladders.
+"""Coverage of the 95 % intervals on 200 simulated pairs of ladders.
 
-A ladder has 4 sizes x 3 budgets and 3 seeds at an anchor. Noise is 0.3 % of a loss, of which the arms share half of the
-variance, as runs of one seed and one data order may. 500 draws an interval. The shares that were measured stand in
-docs/scaling.md; with 200 ladders a true 95 % is measured within 1.5 points two times in three. Takes about a minute.
+A ladder has 4 sizes x 3 budgets and 3 seeds at an anchor. Noise is 0.3 % of a loss; half of its variance is common to the
+arms, as for runs with one seed and one data order. Intervals use 500 draws. docs/scaling.md lists the measured coverage. With
+200 ladders, a true 95 % is measured within 1.5 points two times in three. Takes about a minute.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LADDERS, DRAWS, DEVIATION, SHARED, FLOPS = 200, 500, 0.003, 0.5, 1.75e15
 
 
 def true_values(attention: Any, fourier: Any) -> dict[str, float]:
-    """By formula where there is one, and by looking at many budgets where not."""
+    """True values, by formula where one exists and otherwise by grid search over budgets."""
     lines = []
     for truth in (attention, fourier):
         budgets = np.geomspace(5e14, 6e15, 61)
@@ -88,7 +88,7 @@ def test_intervals_cover_the_truth(attention: Any, fourier: Any) -> None:
 
 
 def _curves(truth: Any, points: Any) -> list[Curve]:
-    """The loss at 40 steps of every run, shifted as a whole by the run's noise."""
+    """The loss of every run at 40 steps; the run's noise shifts the whole curve."""
     curves = []
     for point in points:
         tokens = point.tokens * np.geomspace(1 / 30, 1, 40)
@@ -107,8 +107,8 @@ def _curves(truth: Any, points: Any) -> list[Curve]:
 @pytest.mark.slow
 @pytest.mark.parametrize("shared_by_ends", [0.0, 0.5])
 def test_intervals_cover_the_truth_in_the_design_of_the_shipped_ladder(attention: Any, shared_by_ends: float) -> None:
-    """The places of configs/scaling/cpu-smoke.yaml, the surface that it assumes, seeds 0.4 % apart. The ends of one run share a
-    plateau: with half of the noise in common the multipliers must still hold; the constants then hold less often."""
+    """The design of configs/scaling/cpu-smoke.yaml, the surface that it assumes, and 0.4 % noise between seeds. The ends of a run
+    share a plateau. With half of the noise in common, the multipliers must still be covered; the constants are less often."""
     ladder = make_ladder(load_config(LadderRecipe, "configs/scaling/cpu-smoke.yaml", ["vocab_size=1024"], kind="scaling"))
     assert ladder.recipe.assumed is not None
     runs = {arm: _planned(ladder, arm) for arm in ("t5", "fnet_t5")}
@@ -147,7 +147,7 @@ def _planned(ladder: Ladder, arm: str) -> list[tuple[PlannedRun, End]]:
 
 
 def _truth(law: Any, arm: str, ladder: Ladder, runs: list[tuple[PlannedRun, End]]) -> Any:
-    """The recipe's surface, a little worse at each size for the hybrid, at the cost that each arm really has."""
+    """The recipe's surface, slightly worse at each size for the hybrid, with the true cost of each arm."""
     n, d, c = (
         np.array(column) for column in zip(*((run.num_parameters, end.tokens, end.flops) for run, end in runs), strict=True)
     )

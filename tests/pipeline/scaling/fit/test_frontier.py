@@ -1,4 +1,4 @@
-"""Closed forms of the compute-optimal frontier against looking at a million sizes, and Chinchilla's own numbers."""
+"""Closed forms of the compute-optimal frontier compared with a grid search over a million sizes, and Chinchilla's numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def coefficients(truth: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("flops", [1e14, 1e16, 1e18])
-def test_the_optimum_is_where_no_other_size_is_better(fourier: Any, flops: float) -> None:
+def test_the_optimum_equals_grid_search(fourier: Any, flops: float) -> None:
     size, loss = fourier.best(flops)
     found = frontier(coefficients(fourier), fourier.cost)
     assert np.exp(found.log_n(np.log(flops)))[0] == pytest.approx(size, rel=1e-3)
@@ -27,7 +27,7 @@ def test_the_optimum_is_where_no_other_size_is_better(fourier: Any, flops: float
     assert np.exp(found.log_compute(np.array([loss])))[0] == pytest.approx(flops, rel=1e-6)
 
 
-def test_exponents_share_the_budget(fourier: Any) -> None:
+def test_size_and_token_exponents_sum_to_one(fourier: Any) -> None:
     found = frontier(coefficients(fourier), fourier.cost)
     assert fourier.q * found.n_exponent[0] + found.d_exponent[0] == pytest.approx(1)
 
@@ -38,7 +38,7 @@ def test_chinchillas_exponent() -> None:
     assert frontier(published, SIX_N_D).n_exponent[0] == pytest.approx(0.46, abs=0.005)
 
 
-def test_a_loss_below_what_remains_is_never_reached(attention: Any) -> None:
+def test_a_loss_below_the_irreducible_loss_is_never_reached(attention: Any) -> None:
     found = frontier(coefficients(attention), attention.cost)
     assert found.log_compute(np.array([attention.e]))[0] == np.inf
 

@@ -1,4 +1,4 @@
-"""Approaches 1 and 2, and the multiplier between isoFLOP minima: known truths, and every refusal."""
+"""Approaches 1 and 2, and the multiplier between isoFLOP minima: known truths, and every error."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_narrow_centred_sizes_find_the_true_optimum(attention: Any) -> None:
         assert np.exp(found.log_n[0, number]) == pytest.approx(attention.best(budget)[0], rel=0.01)
 
 
-def test_the_bias_of_wide_fixed_sizes_is_taken_off(attention: Any) -> None:
-    """Without noise the parabolas' exponent is wrong by 0.019, and the interval closes about the true one."""
+def test_the_bias_of_wide_fixed_sizes_is_removed(attention: Any) -> None:
+    """Without noise the exponent of the parabolas is wrong by 0.019, and the interval shrinks to the true exponent."""
     sizes = tuple(np.geomspace(3e5, 9e7, 4))
     points = attention.ladder("t5", sizes=sizes)
     arm, design = fit_arm("t5", points), design_of("t5", points)
@@ -122,7 +122,7 @@ def test_lines_without_common_losses_are_refused(attention: Any) -> None:
         )
 
 
-def test_nothing_left_to_know_the_noise_from_is_refused(attention: Any) -> None:
+def test_too_few_residuals_to_estimate_the_noise_are_refused(attention: Any) -> None:
     sizes = (1e6, 2.7e6, 7.3e6, 20e6)
     points = attention.ladder("t5", sizes=sizes)[:12]
     thin = [replace(point, budget=point.budget) for point in points]
@@ -144,7 +144,7 @@ def test_an_envelope_of_many_sizes_finds_the_exponent(attention: Any) -> None:
     assert found.loss[middle] == pytest.approx(loss, rel=1e-3)
 
 
-def test_the_steps_of_four_sizes_are_taken_off(attention: Any) -> None:
+def test_the_bias_of_an_envelope_of_four_sizes_is_removed(attention: Any) -> None:
     noise = 0.0005 * np.random.default_rng(5).standard_normal(14)
     points = attention.ladder("t5", noise)
     curves = curves_of(attention, points)
@@ -162,7 +162,7 @@ def test_an_envelope_of_three_sizes_is_refused(attention: Any) -> None:
         fit_envelope(curves_of(attention, points))
 
 
-def test_an_envelope_of_its_ends_is_refused(attention: Any) -> None:
+def test_an_envelope_of_only_the_smallest_and_largest_size_is_refused(attention: Any) -> None:
     points = attention.ladder("t5", sizes=(1e7, 2e7, 4e7, 8e7), budgets=(1e12, 2e12, 4e12))
     with pytest.raises(ValueError, match="smallest and largest sizes are best at all budgets"):
         fit_envelope(curves_of(attention, points))

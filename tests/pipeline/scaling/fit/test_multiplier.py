@@ -1,4 +1,4 @@
-"""Differences and compute multipliers of two arms: known truths, and scipy's bootstrap where it can do the same."""
+"""Differences and compute multipliers of two arms, compared with known truths and, where possible, scipy's bootstrap."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pipeline.scaling.fit.points import columns
 
 
 def true_multiplier(baseline: Any, arm: Any, flops: float) -> float:
-    """Where the arm's best losses, looked up on a grid of budgets, cross the baseline's."""
+    """The budget ratio at which the arm's best loss equals the baseline's, by search on a grid of budgets."""
     _, target = baseline.best(flops)
     grid = np.geomspace(flops / 3, flops * 3, 101)
     losses = np.array([arm.best(budget)[1] for budget in grid])
     return float(np.exp(np.interp(-target, -losses, np.log(grid))) / flops)
 
 
-def test_a_multiplier_without_noise_is_the_true_one(attention: Any, fourier: Any) -> None:
+def test_a_multiplier_without_noise_equals_the_true_one(attention: Any, fourier: Any) -> None:
     arms = fit_arm("t5", attention.ladder("t5")), fit_arm("fnet_t5", fourier.ladder("fnet_t5"))
     drawn = draw_pair(*arms, np.random.default_rng(0), 50)
     expected = true_multiplier(attention, fourier, 1.75e15)
@@ -36,18 +36,18 @@ def test_a_multiplier_without_noise_is_the_true_one(attention: Any, fourier: Any
     assert back.value == pytest.approx(1 / expected, rel=1e-3)
 
 
-def test_half_the_cost_of_a_token_is_half_the_compute(attention: Any) -> None:
+def test_half_the_cost_per_token_is_half_the_compute(attention: Any) -> None:
     cheap = replace(attention, k=attention.k / 2)
     noise = 0.003 * np.random.default_rng(1).standard_normal(14)
     points = attention.ladder("t5", noise)
     arms = fit_arm("t5", points), fit_arm("cheap", [replace(point, flops=point.flops / 2) for point in points])
     found = compute_multiplier(*arms, draw_pair(*arms, np.random.default_rng(2), 300), 1.75e15)
     assert found.value == pytest.approx(cheap.k / attention.k, rel=1e-6)
-    # the same runs with the same noise: paired draws leave nothing to doubt
+    # the same runs with the same noise: paired draws have no spread
     assert found.high - found.low < 0.01
 
 
-def test_shared_noise_makes_differences_sharper(attention: Any, fourier: Any) -> None:
+def test_shared_noise_narrows_intervals_of_differences(attention: Any, fourier: Any) -> None:
     common = 0.003 * np.random.default_rng(3).standard_normal(14)
     own = 0.0005 * np.random.default_rng(4).standard_normal((2, 14))
     arms = (
@@ -62,7 +62,7 @@ def test_shared_noise_makes_differences_sharper(attention: Any, fourier: Any) ->
     assert widths[0] < 0.5 * widths[1]
 
 
-def test_paired_resampling_is_scipys() -> None:
+def test_paired_resampling_equals_scipy() -> None:
     generator = np.random.default_rng(6)
     first = generator.normal(0, 1, 60)
     second = first + generator.normal(0.2, 0.3, 60)
@@ -86,8 +86,8 @@ def test_runs_are_paired_by_size_budget_and_seed(attention: Any, fourier: Any) -
     assert paired_runs(*arms).tolist() == [[number, number] for number in range(13)]
 
 
-def test_paired_draws_of_fitted_arms_are_scipys(attention: Any) -> None:
-    """The exponent of 45 paired runs: scipy resamples the pairs and fits each sample from scratch."""
+def test_paired_draws_of_fitted_arms_equal_scipy(attention: Any) -> None:
+    """The exponent of 45 paired runs. The reference resamples pairs with scipy and fits each sample from scratch."""
     sizes, budgets = tuple(np.geomspace(1e6, 3e7, 9)), tuple(np.geomspace(3e14, 1e16, 5))
     generator = np.random.default_rng(10)
     both = []
@@ -113,11 +113,11 @@ def test_paired_draws_of_fitted_arms_are_scipys(attention: Any) -> None:
         method="percentile",
         rng=np.random.default_rng(12),
     )
-    # 100 of scipy's samples know a deviation to 7 %; 3.92 deviations are 95 % of a normal
+    # 100 samples estimate a deviation within 7 %; 3.92 deviations are the width of a normal's 95 % interval
     assert np.std(theirs.bootstrap_distribution) == pytest.approx((ours.high - ours.low) / 3.92, rel=0.2)
 
 
-def test_where_lines_cross_is_found(attention: Any) -> None:
+def test_the_crossing_of_two_arms_is_found(attention: Any) -> None:
     late = replace(attention, e=1.5, a=340.0)  # worse at first, better in the end
     arms = fit_arm("t5", attention.ladder("t5")), fit_arm("late", late.ladder("late"))
     found = crossover(*arms, 1e14, 1e20)
@@ -127,7 +127,7 @@ def test_where_lines_cross_is_found(attention: Any) -> None:
 
 
 def test_the_detectable_multiplier_is_found_four_times_in_five(attention: Any) -> None:
-    """80 simulated pairs of ladders whose arm needs just so much less compute: the interval leaves 1 out in about 80 %."""
+    """80 simulated pairs of ladders with exactly this multiplier: about 80 % of the intervals exclude 1."""
     design, deviation, flops = fit_arm("t5", attention.ladder("t5"), delta=np.inf), 0.003, 1.75e15
     generator = np.random.default_rng(13)
     detectable = detectable_multiplier(design, deviation, flops, generator)
@@ -152,14 +152,14 @@ def test_the_largest_size_is_predicted(attention: Any) -> None:
         assert abs(run.error) < 0.03
 
 
-def test_a_break_in_the_law_shows(attention: Any) -> None:
+def test_a_break_in_the_power_law_is_detected(attention: Any) -> None:
     noise = 0.002 * np.random.default_rng(16).standard_normal(14)
     noise[[3, 7, 11]] += 0.2
     held = hold_out_largest(fit_arm("t5", attention.ladder("t5", noise)), np.random.default_rng(17), 500)
     assert all(run.loss > run.predicted.high for run in held)
 
 
-def test_a_hold_out_that_leaves_too_little_is_refused(attention: Any) -> None:
+def test_a_hold_out_that_leaves_too_few_runs_is_refused(attention: Any) -> None:
     arm = fit_arm("t5", attention.ladder("t5")[:12])
     with pytest.raises(ValueError, match="without the largest size of t5: 9 runs are too few"):
         hold_out_largest(arm, np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""The noise floor, what a design can see, and drawn noise: against scipy's tests and distributions."""
+"""The noise floor, the smallest detectable difference of a design, and drawn noise, compared with scipy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import stats
 from pipeline.scaling.fit.noise import detectable_shift, draw_noise, draw_paired_noise, noise_floor, smallest_difference
 
 
-def test_the_floor_is_the_pooled_deviation_of_seeds(attention: Any) -> None:
+def test_the_noise_floor_is_the_pooled_deviation_of_seeds(attention: Any) -> None:
     generator = np.random.default_rng(0)
     points = attention.ladder("t5", 0.01 * generator.standard_normal(14))
     more = [replace(point, seed=seed, loss=point.loss * 1.01**seed) for point in points[:1] for seed in (5, 6)]
@@ -26,7 +26,7 @@ def test_the_floor_is_the_pooled_deviation_of_seeds(attention: Any) -> None:
     assert (found.low, found.high) == pytest.approx((low, high))
 
 
-def test_no_seeds_no_floor(attention: Any) -> None:
+def test_a_noise_floor_needs_repeated_seeds(attention: Any) -> None:
     with pytest.raises(ValueError, match="train one with 3 seeds"):
         noise_floor(attention.ladder("t5")[:12])
 
@@ -39,7 +39,7 @@ def test_the_smallest_difference_is_found_four_times_in_five_by_scipys_test() ->
     assert found.mean() == pytest.approx(0.8, abs=0.01)
 
 
-def test_common_noise_lets_a_paired_design_see_less() -> None:
+def test_common_noise_lowers_the_detectable_difference_of_a_paired_design() -> None:
     generator, seeds, correlation = np.random.default_rng(2), 5, 0.7
     shift = smallest_difference(0.01, seeds, dof=seeds - 1, correlation=correlation)
     covariance = 1e-4 * np.array([[1, correlation], [correlation, 1]])
@@ -47,16 +47,16 @@ def test_common_noise_lets_a_paired_design_see_less() -> None:
     assert (stats.ttest_rel(both[..., 0], both[..., 1], axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.01)
 
 
-def test_known_noise_is_the_textbooks_formula() -> None:
+def test_known_noise_gives_the_textbook_formula() -> None:
     assert smallest_difference(1.0, 2) == pytest.approx(stats.norm.isf(0.025) + stats.norm.isf(0.2))
 
 
-def test_a_shift_of_normal_draws_is_2_8_deviations() -> None:
+def test_the_detectable_shift_of_normal_draws_is_2_8_deviations() -> None:
     draws = np.random.default_rng(3).normal(7, 2, 200_000)
     assert detectable_shift(draws, np.inf) == pytest.approx(2 * 2.8016, rel=0.01)
 
 
-def test_percentiles_of_a_mean_of_drawn_noise_are_students_interval() -> None:
+def test_percentiles_of_a_mean_of_drawn_noise_equal_students_interval() -> None:
     sample = np.random.default_rng(4).normal(3, 2, 8)
     residuals = sample - sample.mean()
     means = sample.mean() + draw_noise(residuals, 1, 200_000, np.random.default_rng(5)).mean(axis=1)
@@ -64,7 +64,7 @@ def test_percentiles_of_a_mean_of_drawn_noise_are_students_interval() -> None:
     assert np.quantile(means, [0.025, 0.975]) == pytest.approx(expected, abs=0.02)
 
 
-def test_percentiles_of_a_mean_of_paired_differences_are_scipys_paired_interval() -> None:
+def test_percentiles_of_paired_differences_equal_scipys_paired_interval() -> None:
     generator = np.random.default_rng(6)
     common = generator.normal(0, 2, 10)
     first, second = common + generator.normal(0, 1, 10), 1 + common + generator.normal(0, 1, 10)

@@ -1,4 +1,4 @@
-"""Which runs reach a fit, and what is said of those that do not."""
+"""Which runs are used in a fit, and the reasons reported for the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from pipeline.scaling.fit.points import Excluded, check_runs
 
 
-def test_sound_runs_are_kept_in_order(attention: Any, fourier: Any) -> None:
+def test_valid_runs_are_kept_in_order(attention: Any, fourier: Any) -> None:
     points = attention.ladder("t5") + fourier.ladder("fnet_t5")
     ladder = check_runs(points)
     assert list(ladder.points) == points
@@ -29,7 +29,7 @@ def test_sound_runs_are_kept_in_order(attention: Any, fourier: Any) -> None:
         ({"epochs": math.nan}, "repeats its data nan times"),
     ],
 )
-def test_a_run_that_is_wrong_in_itself_is_left_out_with_its_reason(attention: Any, change: Any, reason: str) -> None:
+def test_an_invalid_run_is_excluded_with_its_reason(attention: Any, change: Any, reason: str) -> None:
     points = attention.ladder("t5")
     ladder = check_runs([replace(points[0], **change), *points[1:]])
     assert list(ladder.points) == points[1:]
@@ -37,29 +37,29 @@ def test_a_run_that_is_wrong_in_itself_is_left_out_with_its_reason(attention: An
     assert ladder.excluded[0].reason.startswith(reason)
 
 
-def test_four_passes_are_still_allowed(attention: Any) -> None:
+def test_four_passes_over_the_data_are_allowed(attention: Any) -> None:
     points = [replace(point, epochs=4.0) for point in attention.ladder("t5")]
     assert len(check_runs(points).points) == len(points)
 
 
-def test_runs_without_results_stay_named(attention: Any) -> None:
+def test_runs_without_results_are_listed(attention: Any) -> None:
     gone = Excluded("t5/gone", "missing file: metrics.jsonl")
     assert check_runs([gone, *attention.ladder("t5")]).excluded == (gone,)
 
 
-def test_a_copy_counts_once(attention: Any) -> None:
+def test_a_copied_run_counts_once(attention: Any) -> None:
     points = attention.ladder("t5")
     ladder = check_runs([*points, replace(points[3], run="elsewhere")])
     assert list(ladder.points) == points
     assert ladder.excluded == (Excluded("elsewhere", "a copy of t5/3"),)
 
 
-def test_a_copy_of_a_run_that_is_left_out_does_not_come_in(attention: Any) -> None:
+def test_a_copy_of_an_excluded_run_is_excluded(attention: Any) -> None:
     point = replace(attention.ladder("t5")[0], epochs=9.0)
     assert check_runs([point, replace(point, run="elsewhere")]).points == ()
 
 
-def test_two_results_for_one_place_are_refused(attention: Any) -> None:
+def test_two_results_for_one_run_of_the_design_are_refused(attention: Any) -> None:
     points = attention.ladder("t5")
     with pytest.raises(ValueError, match=r"t5/3 and elsewhere are both arm t5.* leave one out"):
         check_runs([*points, replace(points[3], run="elsewhere", loss=points[3].loss + 0.01)])
@@ -82,7 +82,7 @@ def test_arms_that_cannot_be_compared_are_refused(attention: Any, fourier: Any, 
         check_runs(attention.ladder("t5") + others)
 
 
-def test_what_is_left_out_cannot_mix(attention: Any) -> None:
+def test_excluded_runs_are_not_checked_for_mixed_data(attention: Any) -> None:
     points = attention.ladder("t5")
     ladder = check_runs([replace(points[0], tokenizer="two", loss=math.nan), *points[1:]])
     assert len(ladder.excluded) == 1

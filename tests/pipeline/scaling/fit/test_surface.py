@@ -1,4 +1,4 @@
-"""Approach 3 against Epoch AI's replication of Chinchilla, against scipy's L-BFGS-B, and against known surfaces."""
+"""Approach 3 compared with Epoch AI's replication of Chinchilla, with scipy's L-BFGS-B, and with known surfaces."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def chinchilla(test_data: Path) -> Columns:
 
 
 def objective_by_scipy(coefficients: np.ndarray, runs: Columns) -> float:
-    """Approach 3's objective by scipy alone."""
+    """Approach 3's objective, computed with scipy only."""
     log_a, log_b, log_e, alpha, beta = coefficients
     terms = [log_a - alpha * np.log(runs.num_parameters), log_b - beta * np.log(runs.tokens), np.full(len(runs), log_e)]
     return float(special.huber(1e-3, special.logsumexp(terms, axis=0) - np.log(runs.loss)).sum())
 
 
-def test_the_published_constants_come_out(chinchilla: Columns) -> None:
+def test_the_published_constants_are_reproduced(chinchilla: Columns) -> None:
     found = fit_surface(chinchilla)
     for name, (value, error, *_) in PUBLISHED.items():
         assert abs(found.constants[name] - value) < 0.1 * error, name
-    # four digits of E, three of the exponents; A and B lie in a long valley with alpha and beta
+    # four digits of E, three of the exponents; A and B are strongly correlated with alpha and beta
     assert found.constants["E"] == pytest.approx(1.8169, abs=4e-4)
     assert found.constants["alpha"] == pytest.approx(0.3478, abs=6e-4)
     assert found.constants["beta"] == pytest.approx(0.3658, abs=1.5e-3)
@@ -71,7 +71,7 @@ def test_the_published_constants_are_no_better_a_fit(chinchilla: Columns) -> Non
 
 
 def resampled(arm: FittedArm, generator: np.random.Generator, num_draws: int) -> SurfaceDraws:
-    """Surfaces of samples of the runs with replacement, as the replication draws them: each fitted from the arm's surface."""
+    """Surfaces fitted to samples of the runs with replacement, as in the replication; each fit starts at the arm's surface."""
     numbers = np.arange(len(arm.runs))
     counts = generator.multinomial(len(numbers), np.full(len(numbers), 1 / len(numbers)), size=num_draws)
     samples = [arm.runs.take(np.repeat(numbers, count)) for count in counts]
@@ -83,13 +83,13 @@ def resampled(arm: FittedArm, generator: np.random.Generator, num_draws: int) ->
     )
 
 
-def test_the_published_standard_errors_and_intervals_come_out(chinchilla: Columns) -> None:
+def test_the_published_standard_errors_and_intervals_are_reproduced(chinchilla: Columns) -> None:
     arm = fit_columns("chinchilla", chinchilla)
     drawn = resampled(arm, np.random.default_rng(0), 2000)
     values = np.concatenate([np.exp(drawn.coefficients[:, :3]), drawn.coefficients[:, 3:]], axis=1)[drawn.sound]
     for number, name in enumerate(PUBLISHED):
         _, error, low, high = PUBLISHED[name]
-        # the far tails of A and B are few draws
+        # the far tails of A and B have few draws
         assert np.std(values[:, number]) == pytest.approx(error, rel=0.15 if name in "AB" else 0.08), name
         bounds = interval(arm, drawn, lambda c, n=number: np.exp(c[:, n]) if n < 3 else c[:, n])
         assert abs(bounds.low - low) < 0.35 * error, name
@@ -98,7 +98,7 @@ def test_the_published_standard_errors_and_intervals_come_out(chinchilla: Column
     assert np.std(exponents) == pytest.approx(PUBLISHED_EXPONENT[1], rel=0.08)
 
 
-def test_bootstraps_reach_the_bottom_that_many_starts_reach(chinchilla: Columns) -> None:
+def test_bootstraps_from_one_start_reach_the_minimum_of_many_starts(chinchilla: Columns) -> None:
     arm = fit_columns("chinchilla", chinchilla)
     for chosen in np.random.default_rng(1).integers(len(chinchilla), size=(20, len(chinchilla))):
         sample = chinchilla.take(chosen)
@@ -113,7 +113,7 @@ def test_a_surface_without_noise_is_recovered(attention: Any) -> None:
         assert found[name] == pytest.approx(value, rel=2e-3), name
 
 
-def test_one_wild_run_moves_huber_less_than_least_squares(attention: Any) -> None:
+def test_one_outlier_moves_huber_less_than_least_squares(attention: Any) -> None:
     noise = np.zeros(14)
     noise[5] = 0.3
     runs = columns(attention.ladder("t5", noise))

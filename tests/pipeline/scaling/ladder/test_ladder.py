@@ -1,4 +1,4 @@
-"""Planning: budgets spent to the step, arms matched as they say, one file that cannot change unseen."""
+"""Planning of ladders: budgets spent to the step, arms matched as specified, and a plan file with a checksum."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def make(tmp_path: Path) -> MakeLadder:
     return lambda **changes: make_ladder(recipe(data, **changes))
 
 
-def test_every_run_spends_its_budget_to_the_step(make: MakeLadder) -> None:
+def test_every_run_spends_its_budget_within_one_step(make: MakeLadder) -> None:
     ladder = make()
     for run in ladder.runs:
         budgets = [2e9] if run.phase == "sweep" else [4e9, 8e9][: len(run.ends)]
@@ -78,7 +78,7 @@ def test_every_run_spends_its_budget_to_the_step(make: MakeLadder) -> None:
             assert 0 < run.warmup_steps < end.decay_begin < end.steps
 
 
-def test_arms_are_matched_by_counting_their_parameters_and_their_products(make: MakeLadder) -> None:
+def test_arms_are_matched_by_parameters_and_matrix_products(make: MakeLadder) -> None:
     runs = {run.arm: run for run in make().runs if run.phase == "main" and run.size == "m" and run.seed == 0}
 
     def parameters(arm: str) -> int:
@@ -87,18 +87,18 @@ def test_arms_are_matched_by_counting_their_parameters_and_their_products(make: 
 
     assert all(parameters(arm) == runs[arm].num_parameters for arm in runs)
     assert parameters("fnet_t5") < parameters("t5")
-    half_a_step = 3 * 64 * 64 * 3 / 2  # gated feed-forwards in 3 layers of width 64, whose inner width comes in 64s
+    half_a_step = 3 * 64 * 64 * 3 / 2  # gated feed-forwards in 3 layers of width 64, with inner widths in steps of 64
     assert abs(parameters("fnet_t5_equal_parameters") - parameters("t5")) <= half_a_step
     assert parameters("ff_only") == parameters("fnet_t5")
     assert runs["fnet_t5_equal_flops"].flops_per_row == pytest.approx(runs["t5"].flops_per_row, rel=0.1)
     assert runs["fnet_t5"].flops_per_row < runs["fnet_t5_top2"].flops_per_row < runs["t5"].flops_per_row
     assert ModelConfig(**runs["fnet_t5_top2"].model).num_attention_layers == 2
     for arm in ("gpt2", "prefix_decoder"):
-        one_layer_more = parameters("t5") / 5  # no depth comes nearer
+        one_layer_more = parameters("t5") / 5  # no other depth is closer
         assert abs(parameters(arm) - parameters("t5")) < one_layer_more
 
 
-def test_a_plateau_is_paid_for_once(make: MakeLadder) -> None:
+def test_a_plateau_is_counted_once(make: MakeLadder) -> None:
     run = next(run for run in make().runs if run.phase == "main")
     small, large = run.ends
     decay = (small.steps - small.decay_begin) * run.rows * run.flops_per_row
@@ -123,7 +123,7 @@ def test_a_branch_has_the_main_runs_rates_until_its_decay(make: MakeLadder) -> N
     assert branch.train.global_batch_size == main_run.train.global_batch_size
 
 
-def test_gpt2_reads_the_text_of_prefix_lm_as_one_stream(make: MakeLadder) -> None:
+def test_gpt2_trains_on_the_text_of_prefix_lm_as_one_sequence(make: MakeLadder) -> None:
     ladder = make()
     objectives = {run.arm: ladder.objective_of(run).name for run in ladder.runs}
     assert objectives["gpt2"] == "causal_lm"
@@ -140,7 +140,7 @@ def test_pairs_have_equal_size_budget_and_seed(make: MakeLadder) -> None:
         assert pair.equal_parameters == (abs(ratio - 1) <= EQUAL_PARAMETERS)
 
 
-def test_a_plan_is_written_once_and_read_back_the_same(make: MakeLadder, tmp_path: Path) -> None:
+def test_a_plan_is_written_once_and_read_back_unchanged(make: MakeLadder, tmp_path: Path) -> None:
     ladder, folder = make(), tmp_path / "ladder"
     path = write_ladder(ladder, folder)
     assert read_ladder(folder) == ladder
@@ -151,7 +151,7 @@ def test_a_plan_is_written_once_and_read_back_the_same(make: MakeLadder, tmp_pat
         write_ladder(make(budgets=[4e9, 9e9]), folder)
 
 
-def test_a_plan_that_was_changed_is_not_read(make: MakeLadder, tmp_path: Path) -> None:
+def test_a_modified_plan_is_refused(make: MakeLadder, tmp_path: Path) -> None:
     path = write_ladder(make(), tmp_path / "ladder")
     values = json.loads(path.read_bytes())
     values["recipe"]["hypotheses"] = ["found afterwards"]
@@ -161,7 +161,7 @@ def test_a_plan_that_was_changed_is_not_read(make: MakeLadder, tmp_path: Path) -
 
 
 def test_recipes_and_plans_with_the_earlier_key_are_read(make: MakeLadder, tmp_path: Path) -> None:
-    """`yardstick` became `suffix_bpb`. A stored plan is checked against its own bytes, with the key that it has."""
+    """`yardstick` was renamed to `suffix_bpb`. The checksum of a stored plan covers its bytes with the earlier key."""
     now, folder = make(suffix_bpb={"rows_per_source": 7}), tmp_path / "ladder"
     assert make(yardstick={"rows_per_source": 7}) == now
     with pytest.raises(ValueError, match="earlier name of suffix_bpb"):
@@ -193,7 +193,7 @@ def test_recipes_and_plans_with_the_earlier_key_are_read(make: MakeLadder, tmp_p
         ({"vocab_size": 77}, "leave it out"),
     ],
 )
-def test_a_wrong_recipe_is_named(make: MakeLadder, changes: dict[str, Any], message: str) -> None:
+def test_errors_name_the_wrong_key_of_a_recipe(make: MakeLadder, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**changes)
 
@@ -229,11 +229,11 @@ SWEEP = SweepConfig(values=(1.0, 2.0, 4.0), sizes=("s", "m"), budget=1.0)
         ({1.0: math.inf, 2.0: math.inf, 4.0: math.inf}, 0.5),
     ],
 )
-def test_a_sweep_is_widened_until_its_best_lies_inside(losses: dict[float, float], following: float | None) -> None:
+def test_a_sweep_is_widened_until_its_best_rate_is_inside(losses: dict[float, float], following: float | None) -> None:
     assert next_rate(losses, SWEEP) == following
 
 
-def test_a_search_that_finds_no_optimum_ends() -> None:
+def test_a_search_without_an_optimum_fails() -> None:
     with pytest.raises(ValueError, match="still lies at the edge"):
         next_rate({2.0**power: -power for power in range(7)}, SWEEP)
 
