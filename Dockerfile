@@ -3,19 +3,19 @@
 #   docker build --target prepare --tag fnet-t5-prepare .
 #   docker build --target train --tag fnet-t5 .
 #   docker run --gpus all --shm-size 16g --volume /data:/data --volume /runs:/runs fnet-t5 train recipe.yaml --output /runs/first
-# NOTE: no container engine runs where this is developed, so neither image was built by us: a linter reads this file, and tests
-# run the commands of its steps in a root file system of their own.
+# NOTE: neither image has been built, because no container engine was available during development. A linter checks this file,
+# and tests run the commands of its steps in a separate root file system.
 
-# Bases are pinned by their full version; a digest (name:tag@sha256:…) pins them for good.
+# Base images are pinned by their full version. Use a digest (name:tag@sha256:…) to pin their exact content.
 ARG PYTHON_IMAGE=python:3.11.13-slim-bookworm
 ARG PYTORCH_IMAGE=nvcr.io/nvidia/pytorch:26.06-py3
 
-# What training needs but torch, which its base brings. A change of pyproject.toml that is not of these leaves the layers alone.
+# Dependencies of training without torch, which is part of its base image. Other changes of pyproject.toml keep later layers cached.
 FROM ${PYTHON_IMAGE} AS requirements
 COPY pyproject.toml /tmp/pyproject.toml
 RUN python -c "import tomllib; print(*[d for d in tomllib.load(open('/tmp/pyproject.toml', 'rb'))['project']['dependencies'] if not d.startswith('torch')], sep='\n')" > /tmp/train.txt
 
-# The package alone: a change of code builds this again, and not the layers with dependencies.
+# Only the package: a change of code rebuilds this stage, but not the layers with dependencies.
 FROM ${PYTHON_IMAGE} AS wheel
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
@@ -27,7 +27,7 @@ COPY configs configs
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM ${PYTHON_IMAGE} AS prepare
-# Into the image's own Python: KubeRay starts Ray from a login shell, which knows no PATH of ours.
+# Install into the image's Python, not a virtual environment: KubeRay starts Ray from a login shell, which resets PATH.
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 RUN useradd --create-home --non-unique --uid 1000 fnet
 COPY requirements.lock /tmp/requirements.lock
@@ -40,7 +40,7 @@ WORKDIR /home/fnet
 ENTRYPOINT ["fnet-t5"]
 CMD ["prepare", "--help"]
 
-# The base brings Python 3.12 and its own torch with CUDA and NCCL, which the install keeps. DS_BUILD_OPS=0: nothing is compiled.
+# The base image has Python 3.12 and its own torch with CUDA and NCCL, which pip keeps. DS_BUILD_OPS=0: nothing is compiled.
 FROM ${PYTORCH_IMAGE} AS train
 ENV DS_BUILD_OPS=0 PIP_CONSTRAINT="" PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 RUN useradd --create-home --non-unique --uid 1000 fnet

@@ -1,4 +1,4 @@
-# The two commands of a newcomer: `make demo` (ARGS=--fresh starts clean) and `make test`. Each makes .venv from requirements.lock where it is missing.
+# Start with `make demo` (ARGS=--fresh starts over) and `make test`. Both create .venv from requirements.lock if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,7 +33,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --editable .
 	@touch $(INSTALLED)
 
-# Needs uv. torch is pinned by hand: its CUDA packages must not enter the lock of machines without a GPU.
+# Needs uv. torch is pinned by hand, because the lock is for machines without a GPU and must not contain its CUDA packages.
 lock:
 	@command -v uv > /dev/null || { echo "make lock needs uv, which is not on the PATH: pip install uv"; exit 1; }
 	printf 'torch==2.13.0\nmlflow==3.17.2\n' > $(VENV)/pins

@@ -1,9 +1,9 @@
-"""An FNet encoder against the attention encoder of the same dimensions, by length; `transformers`' own pair beside it.
+"""Speed of an FNet encoder and an attention encoder of the same dimensions, by length; the same for `transformers`' models.
 
     python benchmarks/encoder_by_length.py [--threads 2] [--repeats 20] [--compiled] [--plot docs/encoder_by_length.png]
 
-Both encoders have the same blocks but for the mixing sublayer; attention runs through SDPA. The number of tokens a pass is
-constant, so the batch shrinks as the length grows. A training step is forward, backward of a linear loss; no optimizer.
+Both encoders have the same blocks except the mixing sublayer; attention uses SDPA. The number of tokens per pass is constant,
+so longer rows mean a smaller batch. A training step is forward and backward with a linear loss, without an optimizer.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def contestants(options: argparse.Namespace, length: int, training: bool) -> dic
 
 
 def plot(ratios: dict[tuple[str, str], list[float]], lengths: list[int], path: Path) -> None:
-    """`ratios`: by pass and by whose models, attention's time over FNet's at each length."""
+    """`ratios`: for each pass and library, the time of attention divided by FNet's, at each length."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,8 +1,8 @@
-"""What the engine costs at one stage: DeepSpeed's pipeline with our guards beside a plain loop over the same model and batches.
+"""Overhead of the engine with one stage: DeepSpeed's pipeline with our guards, and a plain loop with the same model and data.
 
     OMP_NUM_THREADS=1 python benchmarks/engine.py --size t5-v1.1-small --steps 5 --output engine.json
 
-One process, fp32, AdamW, clipping; the two take turns step by step and medians are compared, so that a busy machine slows both.
+One process, fp32, AdamW, clipping. The two alternate step by step, so that a busy machine slows both; medians are compared.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         ended = time.perf_counter()
-        if step >= 2:  # the first ones fill caches
+        if step >= 2:  # the first steps fill caches
             times["engine"].append(between - began)
             times["plain"].append(ended - between)
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {
         **{key: value for key, value in vars(options).items() if key != "output"},
         "seconds": medians,
-        # of the two steps that stand side by side: a busy machine slows both
+        # the ratio of adjacent steps, because a busy machine slows both
         "overhead": statistics.median(a / b for a, b in zip(times["engine"], times["plain"], strict=True)) - 1,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -1,8 +1,8 @@
-"""The mixing backends against `torch.fft.fftn(x, dim=(1, 2)).real` over a grid of (B, N, D), and what `auto` picks.
+"""The mixing backends and `torch.fft.fftn(x, dim=(1, 2)).real` over a grid of (B, N, D), and the choice of `auto`.
 
     python benchmarks/mixing_backends.py [--threads 2] [--repeats 20] [--device cuda] [--dtype bf16] [--compiled]
 
-Forward only: backward is the same operator. In bf16 the reference is what a user of fftn must write: a cast to fp32 and back.
+Forward only, because backward is the same operator. In bf16 the reference casts to fp32 and back, as users of fftn must.
 """
 
 from __future__ import annotations

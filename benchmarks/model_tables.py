@@ -1,8 +1,8 @@
-"""Writes docs/models.md: every architecture and size with its parameters and FLOPs, the compute-matched hybrids, the GPT-2s.
+"""Writes docs/models.md: parameters and FLOPs of every architecture and size, the compute-matched hybrids, the GPT-2s.
 
     python benchmarks/model_tables.py [--output docs/models.md]
 
-Everything is computed, nothing is measured. Parameters are counted on the meta device, from the modules.
+All numbers are computed, not measured. Parameters are counted from the modules, on the meta device.
 """
 
 # ruff: noqa: E501 (rows of tables)
@@ -23,7 +23,7 @@ from models.layers.factory import TorchLayers
 from models.matching.compute_matched import compute_matched
 from models.matching.matched_decoder import gpt2_of_equal_flops, gpt2_of_equal_parameters
 
-# Target tokens that T5's span corruption makes of so many input tokens (0.15 noise, mean span 3).
+# Input tokens, and the target tokens that T5's span corruption makes of them (0.15 noise, mean span 3).
 LENGTHS = (Lengths(512, 114), Lengths(2048, 456))
 VOCABULARY = {"t5": 32128, "fnet": 32000, "bert": 30522, "gpt2": 50257}
 

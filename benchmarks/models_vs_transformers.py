@@ -1,10 +1,10 @@
-"""Our t5 and bert arms against `transformers`' T5 and BERT: same shapes and weights, attention through SDPA on both sides.
+"""Our t5 and bert arms compared with `transformers`' T5 and BERT: same shapes and weights, attention with SDPA in both.
 
     python benchmarks/models_vs_transformers.py [--threads 2] [--repeats 20] [--compiled] [--json results.jsonl]
 
-Forward without gradients, and a training step (forward, loss, backward; no optimizer, which is torch's on both sides). Whole
-rows without padding, with the masks that both would get in training. The ratio is theirs over ours, the
-median over rounds: above 1 ours is faster.
+Forward without gradients, and a training step (forward, loss, backward; no optimizer, because both use torch's). Full rows
+without padding, with the masks that both get in training. The ratio is theirs divided by ours, the median over rounds: above 1,
+ours is faster.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from models.layers.initialization import initialize
 Run = Callable[[], Tensor]
 
 SHAPES: dict[str, dict[str, Any]] = {
-    # t5-v1.1-small's width at half its depth, so that a round takes seconds on two cores
+    # the width of t5-v1.1-small with half its depth, so that a round takes seconds on two cores
     "t5 v1.1": {"architecture": "t5", "size": "t5-v1.1-small", "num_encoder_layers": 4, "num_decoder_layers": 4},
     "t5 v1.0": {"architecture": "t5", "size": "t5-small", "num_encoder_layers": 4, "num_decoder_layers": 4},
     "bert": {"architecture": "bert", "size": "fnet-small", "num_encoder_layers": 4},
@@ -39,7 +39,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def pair(name: str, vocab_size: int, batch: int, length: int, target: int) -> tuple[nn.Module, nn.Module, Run, Run, Tensor]:
-    """Both models with the same weights, how to run each, and the targets."""
+    """Both models with the same weights, a function that runs each, and the targets."""
     config = ModelConfig(**expand_size({**SHAPES[name], "vocab_size": vocab_size}))
     ours = build_model(config)
     initialize(ours, seed=0)
@@ -101,7 +101,7 @@ def contests(name: str, options: argparse.Namespace) -> Iterator[tuple[str, dict
     yield "forward", {"ours": forward(run_ours), "theirs": forward(run_theirs)}
     for model in (ours, theirs):
         model.train()
-        for module in model.modules():  # dropout 0 on both sides
+        for module in model.modules():  # dropout 0 in both models
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
     yield "training step", {"ours": step(ours, run_ours), "theirs": step(theirs, run_theirs)}

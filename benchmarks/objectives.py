@@ -1,12 +1,12 @@
-"""Objectives and batches measured on one core: span corruption against the published numpy collator, start, and resume.
+"""Speed of objectives and batches on one core: span corruption and the published numpy collator, start, and resume.
 
     python benchmarks/objectives.py [--json FILE]
 
-The peer is the collator of transformers' T5 masked-language-model example (`run_t5_mlm_flax.py`), written anew from its
-description in numpy alone: one noise mask a row in a Python loop, then whole-batch operations. Where the example calls
-jax.ops.segment_sum it calls numpy's bincount, which is faster. Rates are raw tokens (10^6) a second of processor time of one
-thread, so that neighbours on a shared machine disturb little; both sides get the same rows, take turns, and the median of the
-repetitions counts. The start is wall-clock.
+The reference is the collator of transformers' T5 masked-language-model example (`run_t5_mlm_flax.py`), rewritten in numpy from
+its description: one noise mask per row in a Python loop, then operations on the whole batch. It calls numpy's bincount where
+the example calls jax.ops.segment_sum, which is slower. Rates are raw tokens (10^6) per second of CPU time of one thread, which
+other load on a shared machine affects little. Both get the same rows and alternate; the median of the repetitions is
+reported. The start is wall-clock time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pipeline.objectives.catalogue import ObjectiveField, build_objective
 from pipeline.objectives.interface import Objective
 from pipeline.objectives.vocabulary import Vocabulary
 
-sys.path.append(str(Path(__file__).parents[1]))  # for `tests`, which no installation holds
+sys.path.append(str(Path(__file__).parents[1]))  # for `tests`, which is not installed
 from tests.helpers.datasets import synthetic_manifest
 
 Ints = NDArray[np.int64]
@@ -53,7 +53,7 @@ VOCABULARY = Vocabulary(
 
 
 class NumpyCollator:
-    """T5's masking as the example does it; see the file's head."""
+    """T5's masking as in the example; see the module's docstring."""
 
     def __init__(self, noise_density: float, mean_span_length: float, seed: int) -> None:
         self.noise_density, self.mean_span_length = noise_density, mean_span_length
@@ -83,7 +83,7 @@ class NumpyCollator:
         return np.bincount(np.cumsum(np.pad(is_first, [[1, 0]])))
 
     def _sentinels(self, removed: NDArray[np.bool_]) -> Ints:
-        """At the first of each removed run its sentinel, at the others -1, elsewhere 0."""
+        """The sentinel at the first token of each removed span, -1 at its other tokens, 0 elsewhere."""
         flags = removed.astype(np.int8)
         first = flags - np.roll(flags, 1, axis=-1) * flags
         first[:, 0] = flags[:, 0]
@@ -110,7 +110,7 @@ def objective_named(spec: Any, architecture: str = "fnet_t5", encoder_length: in
 
 
 def synthetic_folder(folder: Path, num_tokens: int, row_lengths: Sequence[int], document: int, blank: bool) -> Path:
-    """A dataset folder of documents of uneven lengths around `document`. A blank one has a sparse `.bin` of zeros."""
+    """A dataset folder of documents of uneven lengths around `document`. With `blank`, its `.bin` is a sparse file of zeros."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     lengths = rng.integers(document // 2, 2 * document, 2 * num_tokens // document).astype(np.int32)
@@ -147,7 +147,7 @@ def seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
 
 
 def taking_turns(works: dict[str, Callable[[int], object]], calls: int, repetitions: int) -> dict[str, float]:
-    """Median seconds of processor time of one call of each work; work(i) gets a number that never comes again."""
+    """Median seconds of CPU time of one call of each function. Each call gets a number that is not used again."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     number = 1
     for repetition in range(repetitions + 1):
@@ -156,13 +156,13 @@ def taking_turns(works: dict[str, Callable[[int], object]], calls: int, repetiti
             for _ in range(calls):
                 work(number)
                 number += 1
-            if repetition:  # the first warms up
+            if repetition:  # the first repetition is a warm-up
                 taken[name].append((time.process_time() - started) / calls)
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
 def collators(calls: int, repetitions: int) -> dict[str, float]:
-    """Million raw tokens a second of span corruption on rows in memory."""
+    """Million raw tokens per second of span corruption on rows in memory."""
     objective = objective_named("span_corruption")
     length = objective.row_length
     rows = np.random.default_rng(0).integers(3, 32_000, (BATCH, length))
@@ -183,7 +183,7 @@ def collators(calls: int, repetitions: int) -> dict[str, float]:
 
 
 def from_folder(base: Path, calls: int, repetitions: int) -> dict[str, float]:
-    """Million raw tokens a second from a dataset folder: order, reading, objective and tensors of a step of 128 rows."""
+    """Million raw tokens per second from a dataset folder: order, reading, objective and tensors of a step of 128 rows."""
     objectives = {
         "prefix_lm": objective_named("prefix_lm"),
         "causal_lm": objective_named("causal_lm", "gpt2"),
@@ -207,7 +207,7 @@ def from_folder(base: Path, calls: int, repetitions: int) -> dict[str, float]:
 
 
 def start_and_resume(base: Path, repetitions: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds from a folder of 10^9 tokens to the first batch, and from a position to the batch there."""
+    """Seconds to the first batch from a folder of 10^9 tokens, and to the batch at a given position on resume."""
     objective = objective_named("span_corruption")
     folder = synthetic_folder(base / "large", 1_000_000_000, [objective.row_length], 1000, blank=True)
     start, resume = {}, {}
@@ -224,13 +224,13 @@ def start_and_resume(base: Path, repetitions: int) -> tuple[dict[str, float], di
             batches = first_batch()
             for position in (0, 10**6, 10**9, 10**12, 10**15):
 
-                def go_on(position: int = position, batches: TrainingBatches = batches) -> None:
+                def resume_at(position: int = position, batches: TrainingBatches = batches) -> None:
                     batches.continue_at(7, position)
                     batches.step(8)
 
-                go_on()
+                resume_at()
                 resume[f"{position:.0e}"] = statistics.median(
-                    seconds(go_on, time.process_time) for _ in range(10 * repetitions)
+                    seconds(resume_at, time.process_time) for _ in range(10 * repetitions)
                 )
     return start, resume
 

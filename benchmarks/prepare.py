@@ -1,11 +1,11 @@
-"""Data preparation measured end to end: raw shards to a verified dataset folder, with memory, scaling, floors and a peer.
+"""Data preparation measured end to end: from raw shards to a verified dataset folder, with memory, scaling and a reference.
 
     python benchmarks/prepare.py --shards ../shared/data/minipile/train/*.jsonl.zst --copies 8 \
         --tokenizer ../shared/data/tokenizers/gpt2.json
 
-Rates are MB/s of UTF-8 text (10^6 bytes). The clock runs from the first read to the last byte verified: fsync, hashing,
-assembly and packing are inside it, Ray's start is outside. Memory is the largest sum of proportional set sizes over the
-driver, Ray's processes and the workers, object store included, sampled twice a second.
+Rates are MB/s of UTF-8 text (10^6 bytes). Times are from the first read to the last verified byte. They include fsync, hashing,
+assembly and packing, but not the start of Ray. Memory is the largest sum of proportional set sizes of the driver, Ray's
+processes and the workers, including the object store, sampled twice per second.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """One run of `prepare` and `verify`. Seconds are without Ray's start, which is `start_seconds`."""
+    """One run of `prepare` and `verify`. Seconds exclude the start of Ray, which is `start_seconds`."""
 
     workers: int
     text_mb: float
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder that is gone afterwards."""
+    """A temporary folder."""
     folder = Path(tempfile.mkdtemp(prefix="fnet-t5-bench-"))
     try:
         yield folder
@@ -120,7 +120,7 @@ def scratch() -> Iterator[Path]:
 
 
 def link_copies(shards: Sequence[Path], copies: int, folder: Path) -> None:
-    """The shards as many separate files."""
+    """Links to the shards, `copies` times each, as separate files."""
     folder.mkdir()
     for copy in range(copies):
         for shard in shards:
@@ -128,7 +128,7 @@ def link_copies(shards: Sequence[Path], copies: int, folder: Path) -> None:
 
 
 def end_to_end(raw: Path, output: Path, tokenizer: Path, workers: int) -> EndToEnd:
-    """`prepare` in a process of its own, then `verify` here."""
+    """`prepare` in a separate process, then `verify` in this one."""
     config = PrepareConfig(input=[f"{raw}/*"], output=output, tokenizer=tokenizer, workers=workers)
     program = (
         "import sys; from data_prep.config import PrepareConfig; from data_prep.prepare import prepare\n"
@@ -166,7 +166,7 @@ def end_to_end(raw: Path, output: Path, tokenizer: Path, workers: int) -> EndToE
 
 
 class _PeakMemory:
-    """The largest sum of proportional set sizes of a process and all below it."""
+    """The largest sum of proportional set sizes of a process and its descendants."""
 
     def __init__(self, pid: int) -> None:
         self._process = psutil.Process(pid)
@@ -198,7 +198,7 @@ def _pss(process: psutil.Process) -> int:
 
 
 def floors(shard: Path, tokenizer: Path) -> dict[str, float]:
-    """MB/s of each part alone on one core: of raw lines for reading, of text for tokenizing."""
+    """MB/s of each step alone on one core: MB of raw lines for reading, MB of text for tokenizing."""
     begin = time.perf_counter()
     blocks = list(cut_blocks(read_chunks(shard), 64_000_000, 1 << 28))
     rates = {"decompress": sum(block.data.nbytes for block in blocks) / (time.perf_counter() - begin)}
@@ -229,7 +229,7 @@ def floors(shard: Path, tokenizer: Path) -> dict[str, float]:
 
 
 def packing(data: Path) -> dict[str, float]:
-    """Best-fit packing of the corpus's own lengths, repeated to a million documents."""
+    """Best-fit packing of the corpus's document lengths, repeated to a million documents."""
     lengths = TokenFile(data / "train").lengths
     lengths = np.tile(lengths, -(-1_000_000 // len(lengths)))
     begin = time.perf_counter()
@@ -244,8 +244,8 @@ def packing(data: Path) -> dict[str, float]:
 
 
 def peer(options: argparse.Namespace) -> dict[str, float]:
-    """datatrove's Megatron writer on one whole shard a worker, so that none idles, with as many workers as ours; its
-    start-up is measured on one line a worker and taken off."""
+    """datatrove's Megatron writer with as many workers as ours and one shard per worker, so that none is idle. Its start-up
+    time is measured with one line per worker and subtracted."""
     workers = max(options.workers)
     seconds, text_bytes = {}, 0
     for name, max_lines in (("one line", 1), ("all", sys.maxsize)):
@@ -266,7 +266,7 @@ def peer(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _write_head(shard: Path, target: Path, max_lines: int) -> int:
-    """The first lines of a shard; returns the bytes of their texts."""
+    """Write the first lines of a shard to `target`. Returns the number of bytes of their texts."""
     import zstandard
 
     lines = [line.data for _, line in zip(range(max_lines), read_lines(shard, 1 << 28), strict=False)]

@@ -1,4 +1,4 @@
-"""Side-by-side timing: all contestants in one process on the same inputs, in turns, medians, equal threads."""
+"""Timing of alternatives in one process: same inputs, alternating calls, medians, equal numbers of threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Timed", "interleaved", "machine", "paired_ratio", "write_record"]
 
 @dataclass(frozen=True)
 class Timed:
-    """Milliseconds."""
+    """Times of one alternative in milliseconds."""
 
     median: float
     low: float
@@ -28,20 +28,20 @@ class Timed:
     high: float
     """Ninth decile."""
     rounds: tuple[float, ...]
-    """Each round's, in order."""
+    """The time of each round, in order."""
 
 
 def paired_ratio(slower: Timed, faster: Timed) -> float:
-    """Median over rounds of the two times' ratio: what a busy machine adds to a round, it adds to both."""
+    """Median over rounds of the ratio of the two times. A busy machine slows both times of a round."""
     return statistics.median(a / b for a, b in zip(slower.rounds, faster.rounds, strict=True))
 
 
 def interleaved(
     contestants: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 3, device: str = "cpu"
 ) -> dict[str, Timed]:
-    """Call every contestant `repeats` times, one after the other in an order shuffled each round, and time each call.
+    """Call every alternative `repeats` times and time each call. Each round calls all of them once, in shuffled order.
 
-    In turns, because a machine that others use gets faster and slower over minutes: all contestants see the same of it.
+    The calls alternate because the speed of a shared machine changes over minutes, which then affects all alternatives equally.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
@@ -65,7 +65,7 @@ def _summary(seconds: list[float]) -> Timed:
 
 
 def write_record(path: Path | None, record: Mapping[str, Any]) -> None:
-    """One JSON object a line, appended."""
+    """Append a record to a file of JSON lines."""
     if path is not None:
         with path.open("a") as file:
             file.write(json.dumps(record) + "\n")

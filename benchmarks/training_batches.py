@@ -1,4 +1,4 @@
-"""What benchmarks of training share: random tokens in the shapes of prefix-LM, whose cost does not depend on the text, and a
+"""Shared by benchmarks of training: random tokens in the shapes of prefix-LM (the cost does not depend on the text), and a
 mesh of one process."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ VOCABULARY = 32128
 
 
 def be_the_only_process() -> None:
-    """Set what torchrun would for a job of this process alone, on a free port."""
+    """Set torchrun's environment variables for a job of only this process, on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -23,7 +23,7 @@ def be_the_only_process() -> None:
 
 
 def random_batches(encoder_length: int, decoder_length: int, micro_batch: int, count: int) -> list[PipelineBatch]:
-    """`count` micro-batches of one step for an encoder-decoder; their weights make the loss a mean over all targets."""
+    """`count` micro-batches of one step of an encoder-decoder. Their weights make the loss a mean over all targets."""
     rng = np.random.default_rng(0)
     length = encoder_length + decoder_length
     objective = PrefixLM(encoder_length=encoder_length, decoder_length=decoder_length, start_id=0)

@@ -1,10 +1,10 @@
-"""A whole training step: our `t5` and `fnet_t5` arms through the engine, beside transformers' T5 with torch's AdamW.
+"""A complete training step: our `t5` and `fnet_t5` arms with the engine, and transformers' T5 with torch's AdamW.
 
     python benchmarks/training_step.py [--lengths 512 1024 2048 4096] [--repeats 10] [--json results.jsonl]
 
-One process, fp32, the same shapes, and for the two T5s the same weights: forward, loss, backward, clipping, AdamW. Ours goes
-through everything that training goes through (DeepSpeed's pipeline engine with ZeRO-1, guards); theirs is a plain loop. The
-arms take turns in every round. Ratios are medians over rounds of theirs over ours: above 1 ours is faster.
+One process, fp32, the same shapes, and for the two T5s the same weights: forward, loss, backward, clipping, AdamW. Ours runs
+the complete training code (DeepSpeed's pipeline engine with ZeRO-1, guards); theirs is a plain loop. The arms alternate in
+every round. Ratios are medians over rounds of theirs divided by ours: above 1, ours is faster.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def ours(config: RunConfig, batches: list[PipelineBatch]) -> Callable[[], object
 
 
 def theirs(config: RunConfig, batches: list[PipelineBatch]) -> Callable[[], object]:
-    """transformers' T5 with the weights that our arm starts from."""
+    """transformers' T5 with the initial weights of our arm."""
     start = build_model(config.model)
     initialize(start, config.train.seed)
     values = their_config(config.model)

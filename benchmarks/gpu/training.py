@@ -1,10 +1,10 @@
-"""What a CUDA machine says of this project: parity with the CPU, bf16 tolerance, step time, MFU and memory, as one JSON file.
+"""Measurements on a CUDA machine: parity with the CPU, bf16 tolerance, step time, MFU and memory, as one JSON file.
 
     python benchmarks/gpu/training.py --output gpu.json                 # parity, then every arm at 512 and 2048 tokens
     python benchmarks/gpu/training.py --arms fnet_t5 --lengths 512 --steps 20 --micro-batch 32
 
-One GPU, one process, DeepSpeed's engine with ZeRO-1 in bf16 as in training. To beat: nanoT5's 0.56 s a step (one A100,
-T5-v1.1-base, 128 rows of 512, bf16, compiled). `--device cpu --size nano` runs the same code anywhere, to try it out.
+One GPU, one process, DeepSpeed's engine with ZeRO-1 in bf16 as in training. For comparison: nanoT5 takes 0.56 s per step (one
+A100, T5-v1.1-base, 128 rows of 512, bf16, compiled). `--device cpu --size nano` runs the same code on a CPU as a trial.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # what the benchmarks share
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for training_batches
 from training_batches import VOCABULARY, be_the_only_process, random_batches
 
 from pipeline.tracking.provenance import revision
@@ -53,12 +53,12 @@ def main() -> None:
         for arm in options.arms:
             report["training"].append(measure(arm, length, options))
             print(json.dumps(report["training"][-1]), flush=True)
-            options.output.write_text(json.dumps(report, indent=2) + "\n")  # what is known survives a crash
+            options.output.write_text(json.dumps(report, indent=2) + "\n")  # keep finished results after a crash
     print(json.dumps(report["parity"], indent=2))
 
 
 def parity(arm: str, device: str) -> dict[str, float]:
-    """Largest relative differences (2-norm) of logits and gradients from the CPU's, fp32 and bf16."""
+    """Largest relative differences (2-norm) of logits and gradients from those of the CPU, in fp32 and bf16."""
     from models.architectures.pieces import Inputs
     from models.architectures.seq2seq import Seq2Seq
     from models.config import ModelConfig, expand_size

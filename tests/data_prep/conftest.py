@@ -1,4 +1,4 @@
-"""Fixtures of data preparation: a small corpus with every irregularity that it must handle, and a Ray session to share."""
+"""Fixtures of data preparation: a small corpus with every irregularity that it must handle, and a shared Ray session."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ _WORDS = _TEXT.split()
 
 
 def _texts(num: int, salt: int) -> list[str]:
-    """Texts of very different lengths, the same at every run; the numbers give merges enough for any vocabulary here."""
+    """Deterministic texts of very different lengths. Their numbers give enough merges for every vocabulary in these tests."""
     return [
         " ".join(f"{_WORDS[(i * i + salt + j * (i + 3)) % len(_WORDS)]} {i * j % 997}" for j in range((i * 37) % 200))
         + f"text {salt}.{i}\n"
@@ -74,6 +74,6 @@ def tokenizer_file(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def ray() -> Iterator[None]:
-    """One Ray with two CPUs for all tests that prepare."""
+    """One Ray session with two CPUs for all tests that prepare data."""
     with ray_session(2):
         yield

@@ -100,7 +100,7 @@ def test_the_good_part_of_a_damaged_file_is_kept(
     assert tokenizer.decode(data[kept - 51][:-1].tolist()) == orjson.loads(_LINES[kept - 51])["text"]
 
 
-def test_bad_lines_are_located_in_the_file_whatever_the_units(raw: Path, tokenizer_file: Path) -> None:
+def test_bad_lines_are_located_in_the_file_for_any_unit_size(raw: Path, tokenizer_file: Path) -> None:
     bad = {
         100: (b'{"text": "\xff"}\n', "invalid UTF-8"),
         1000: (b"{broken\n", "invalid JSON"),
@@ -143,9 +143,7 @@ def test_empty_files_are_named(raw: Path, tokenizer_file: Path) -> None:
         pytest.param("a.jsonl.gz", "is a dangling link", marks=pytest.mark.slow),
     ],
 )
-def test_a_file_that_cannot_be_trusted_fails_the_job_or_is_left_out(
-    raw: Path, tokenizer_file: Path, name: str, fault: str
-) -> None:
+def test_an_unreadable_file_fails_the_job_or_is_excluded(raw: Path, tokenizer_file: Path, name: str, fault: str) -> None:
     data = b"".join(_LINES)
     (raw / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     target = raw.parent / "elsewhere"
@@ -189,7 +187,7 @@ def _only(spoil: Callable[[Progress], None], fault: str, path: Path) -> Callable
     return listener
 
 
-def test_a_file_that_changes_while_it_is_read(raw: Path, tokenizer_file: Path) -> None:
+def test_a_file_that_changes_while_it_is_read_fails_the_job(raw: Path, tokenizer_file: Path) -> None:
     path = raw / "a.jsonl"
     path.write_bytes(b"".join(_LINES))
 

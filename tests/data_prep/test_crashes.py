@@ -69,14 +69,14 @@ def _num_committed(output: Path) -> int:
 
 
 def _moments(process: subprocess.Popen[bytes], output: Path) -> Iterator[int]:
-    """The number of committed units, repeatedly while the process lives."""
+    """Yield the number of committed units repeatedly while the process runs."""
     while process.poll() is None:
         yield _num_committed(output)
         time.sleep(0.002)
 
 
 def _kill_driver_at(config: PrepareConfig, num_units: int) -> None:
-    """Start a run and kill only its driver when so many units are committed."""
+    """Start a run and kill only its driver when `num_units` units are committed."""
     process = _start(config)
     children: list[psutil.Process] = []
     for committed in _moments(process, config.output):
@@ -160,7 +160,7 @@ def _is_actor(process: psutil.Process) -> bool:
     return title.startswith(("ray::_Worker", "ray::_ReaderActor"))
 
 
-def test_four_workers_write_the_bytes_of_one(
+def test_four_workers_write_the_same_bytes_as_one(
     big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
     config = _config(big_corpus, tokenizer_file, tmp_path / "data", workers=4)
@@ -211,7 +211,7 @@ def test_changed_input_of_an_unfinished_run_is_refused(ray: None, tokenizer_file
 
     with pytest.raises(KeyboardInterrupt):
         prepare(config, interrupt)
-    # The same bytes with another time, as after a copy, are the same input.
+    # The same bytes with another modification time, as after a copy, are the same input.
     os.utime(raw / "a.jsonl")
     with pytest.raises(KeyboardInterrupt):
         prepare(config, interrupt)
@@ -233,7 +233,7 @@ def test_changed_input_of_an_unfinished_run_is_refused(ray: None, tokenizer_file
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB; skipped if we may not mount one."""
+    """A disk of 1 MB. Skips if the user may not mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     result = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The recipes of published corpora, through the path that the command line takes."""
+"""The recipes of published corpora, loaded as the command line loads them."""
 
 import re
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_every_recipe_loads(recipe: str) -> None:
     assert config.packing.lengths == [640]
 
 
-def test_what_the_recipes_leave_out() -> None:
+def test_recipes_exclude_the_documented_sources() -> None:
     assert not _load("pile").exclude_sources
     assert not _load("pile").deduplicate
     assert _load("pile_english").exclude_sources == ["EuroParl"]

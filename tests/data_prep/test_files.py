@@ -39,7 +39,7 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_name_appears_only_when_the_file_is_whole(tmp_path: Path) -> None:
+def test_the_name_appears_only_when_the_file_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with atomic_write(path) as file:
         file.write(b"new")
@@ -49,13 +49,13 @@ def test_the_name_appears_only_when_the_file_is_whole(tmp_path: Path) -> None:
 
 
 @given(_JSON)
-def test_canonical_json_keeps_the_value_and_forgets_the_key_order(value: object) -> None:
+def test_canonical_json_keeps_the_value_and_ignores_the_key_order(value: object) -> None:
     assert json.loads(canonical_json(value)) == value
     if isinstance(value, dict):
         assert canonical_json(dict(reversed(value.items()))) == canonical_json(value)
 
 
-def test_canonical_json_refuses_what_json_lacks() -> None:
+def test_canonical_json_refuses_values_that_json_does_not_have() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json(float("nan"))
 
@@ -66,7 +66,7 @@ def test_json_and_hash_of_a_file(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "a.json") == hashlib.sha256((tmp_path / "a.json").read_bytes()).hexdigest()
 
 
-def test_a_folder_has_one_writer_and_a_dead_one_does_not_count(tmp_path: Path) -> None:
+def test_a_folder_has_one_writer_and_dead_writers_are_ignored(tmp_path: Path) -> None:
     program = (
         f"import sys; from data_prep.files import only_writer\n"
         f"with only_writer({str(tmp_path)!r}): print('mine', flush=True); sys.stdin.read()"

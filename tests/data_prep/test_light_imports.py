@@ -1,4 +1,4 @@
-"""Importing all of data_prep loads no torch, MLflow or Ray and no package above it, so that CPU-only nodes start fast."""
+"""Importing all of data_prep loads neither torch, MLflow nor Ray, nor a package above it, so that CPU nodes start fast."""
 
 import pkgutil
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import data_prep
 
 
-def test_imports_stay_light() -> None:
+def test_data_prep_imports_no_heavy_package() -> None:
     modules = [module.name for module in pkgutil.walk_packages(data_prep.__path__, "data_prep.")]
     assert {"data_prep.prepare", "data_prep.readers.records"} <= set(modules)
     program = f"import {', '.join(modules)}; import sys; print('\\n'.join(sys.modules))"

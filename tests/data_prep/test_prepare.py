@@ -1,4 +1,4 @@
-"""The whole preparation of a small corpus, read with Megatron's own reader."""
+"""The complete preparation of a small corpus, read with Megatron's reader."""
 
 import json
 import os
@@ -98,7 +98,7 @@ def test_counts_agree_with_the_files(corpus: Path, prepared: Path) -> None:
             spans = zip(rows.start.tolist(), rows.length.tolist(), strict=True)
             ids = np.concatenate([file.tokens[start : start + size] for start, size in spans])
             valid = rows.lengths_of(np.arange(rows.num_rows))
-            assert valid.sum() == np.count_nonzero(ids) == len(file.tokens)  # no text holds <pad>
+            assert valid.sum() == np.count_nonzero(ids) == len(file.tokens)  # no text contains <pad>
     assert [(record.name, record.split) for record in manifest.inputs] == [
         ("0.jsonl.zst", "hash"),
         ("1.jsonl.gz", "hash"),
@@ -119,7 +119,7 @@ def test_output_is_the_same_for_other_units_and_the_other_engine(
     corpus: Path, prepared: Path, tmp_path: Path, unit_bytes: int, engine: str
 ) -> None:
     manifest = prepare(_config(corpus, tmp_path / "data", workers=2, unit_bytes=unit_bytes, engine=engine))
-    # a compressed file has one unit per cell in which a line starts
+    # a compressed file has one unit per cell in which a line begins
     assert manifest.units > 250_000 // unit_bytes // 2 or unit_bytes == 60
     assert _data_hashes(tmp_path / "data") == _data_hashes(prepared)
     _assert_reconciled(manifest)
@@ -162,7 +162,7 @@ def test_duplicates_are_dropped_from_the_less_held_out_split(corpus: Path, token
     assert tokenizer.decode(TokenFile(tmp_path / "data" / "train")[0].tolist()) == "only here"
 
 
-def test_rejected_records_are_kept_apart(prepared: Path) -> None:
+def test_rejected_records_are_written_to_quarantine(prepared: Path) -> None:
     assert load_manifest(prepared).rejected == {"invalid JSON": 1}
     lines = (prepared / "quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
@@ -170,7 +170,7 @@ def test_rejected_records_are_kept_apart(prepared: Path) -> None:
     ]
 
 
-def test_output_is_the_same_for_two_workers_elsewhere(corpus: Path, prepared: Path, tmp_path: Path) -> None:
+def test_output_is_the_same_for_two_workers_in_another_folder(corpus: Path, prepared: Path, tmp_path: Path) -> None:
     shutil.copytree(corpus, tmp_path / "moved")
     manifest = prepare(_config(tmp_path / "moved", tmp_path / "data", workers=2), command="another")
     assert _data_hashes(tmp_path / "data") == _data_hashes(prepared)
@@ -180,7 +180,7 @@ def test_output_is_the_same_for_two_workers_elsewhere(corpus: Path, prepared: Pa
     assert not [path for path in (tmp_path / "data").iterdir() if path.name.startswith(".")]
 
 
-def test_files_decide_the_split_where_they_are_given(corpus: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+def test_given_files_determine_the_split(corpus: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     seen: list[Progress] = []
     config = _config(
         corpus,
@@ -198,7 +198,7 @@ def test_files_decide_the_split_where_they_are_given(corpus: Path, tokenizer_fil
     assert seen[-1].rejected == 1
 
 
-def test_a_finished_folder_is_left_alone_or_refused(corpus: Path, prepared: Path) -> None:
+def test_a_finished_folder_is_unchanged_or_refused(corpus: Path, prepared: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in prepared.iterdir()}
     assert prepare(_config(corpus, prepared, workers=2)) == load_manifest(prepared)
     with pytest.raises(PrepareError, match=r"another dataset: seed is 0 there and 3 here\."):
@@ -218,7 +218,7 @@ def test_too_many_bad_records_fail_until_the_share_is_raised(corpus: Path, token
     assert verify(tmp_path / "data") == []
 
 
-def test_nothing_to_train_on(tokenizer_file: Path, tmp_path: Path) -> None:
+def test_a_corpus_without_training_documents_is_refused(tokenizer_file: Path, tmp_path: Path) -> None:
     (tmp_path / "blank.jsonl").write_bytes(b"\n\n")
     with pytest.raises(PrepareError, match="no document for the train split"):
         prepare(_config(tmp_path, tmp_path / "data", input=[f"{tmp_path}/*.jsonl"], tokenizer=tokenizer_file))
@@ -274,7 +274,7 @@ def test_verify_finds_every_kind_of_change(prepared: Path, tmp_path: Path) -> No
     assert "fnet-t5 prepare" in verify(folder)[0]
 
 
-def test_every_byte_of_the_manifest_counts(prepared: Path, tmp_path: Path) -> None:
+def test_a_change_of_any_byte_of_the_manifest_is_found(prepared: Path, tmp_path: Path) -> None:
     data = (prepared / "manifest.json").read_bytes()
     for position in range(0, len(data), 7):
         changed = bytearray(data)

@@ -1,4 +1,4 @@
-"""Real text: read by Megatron-core and compared with the reference tokenizer; a frame of a gigabyte killed at 80 %."""
+"""Real text: read by Megatron-core and compared with the reference tokenizer; a run on a one-gigabyte frame killed at 80 %."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ _WORKERS = 2
 
 @pytest.fixture(scope="module")
 def minipile(test_data: Path, ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`minipile` prepared whole with GPT-2's tokenizer and its own validation file."""
+    """All of `minipile`, prepared with GPT-2's tokenizer and minipile's own validation file."""
     output = tmp_path_factory.mktemp("minipile") / "data"
     fields = {"input": [f"{test_data}/minipile/train/*.zst"], "val": [f"{test_data}/minipile/val.jsonl.zst"]}
     fields |= {"output": output, "tokenizer": test_data / "tokenizers" / "gpt2.json", "workers": _WORKERS}
@@ -46,7 +46,7 @@ def _kept(manifest: Manifest) -> int:
     return sum(record.total.documents for record in manifest.splits.values())
 
 
-def test_every_document_reads_back_as_the_reference_tokenizes_it(minipile: Path, test_data: Path) -> None:
+def test_every_document_equals_the_reference_tokenization(minipile: Path, test_data: Path) -> None:
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     manifest = load_manifest(minipile)
@@ -87,7 +87,7 @@ def test_every_dropped_record_is_accounted_for(minipile: Path, test_data: Path, 
 
 @pytest.fixture(scope="module")
 def one_frame(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A single zstd frame of more than a gigabyte of raw lines, as the shards of The Pile are."""
+    """A single zstd frame of more than a gigabyte of raw lines, like the shards of The Pile."""
     folder = tmp_path_factory.mktemp("frame")
     lines = b"".join(
         zstandard.ZstdDecompressor().stream_reader(path.read_bytes(), read_across_frames=True).read()
@@ -102,7 +102,9 @@ def one_frame(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder / "00.jsonl.zst"
 
 
-def test_a_frame_of_a_gigabyte_killed_at_80_percent(ray: None, one_frame: Path, test_data: Path, tmp_path: Path) -> None:
+def test_a_run_on_a_one_gigabyte_frame_resumes_after_a_kill_at_80_percent(
+    ray: None, one_frame: Path, test_data: Path, tmp_path: Path
+) -> None:
     def arguments(output: Path, workers: int) -> dict[str, object]:
         fields = {"input": [str(one_frame)], "output": output, "workers": workers}
         return fields | {"tokenizer": test_data / "tokenizers" / "gpt2.json"}

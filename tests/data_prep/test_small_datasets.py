@@ -1,4 +1,4 @@
-"""The dataset folders that other tests write without Ray, against those that `prepare` makes of the same texts."""
+"""The dataset folders that other tests write without Ray equal those that `prepare` makes of the same texts."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ TEXTS = {"train": [*tales(0), *tales(1)], "val": [*tales(0)[:5], *tales(2)]}
 
 @pytest.mark.usefixtures("ray")
 @pytest.mark.parametrize("given_tokenizer", [False, True])
-def test_the_files_are_those_that_prepare_writes(tokenizer_file: Path, tmp_path: Path, given_tokenizer: bool) -> None:
+def test_files_equal_those_of_prepare(tokenizer_file: Path, tmp_path: Path, given_tokenizer: bool) -> None:
     for split, pairs in TEXTS.items():
         records = [{"text": text, "meta": {"pile_set_name": source}} for text, source in pairs]
         (tmp_path / f"{split}.jsonl").write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
@@ -42,7 +42,7 @@ def test_the_files_are_those_that_prepare_writes(tokenizer_file: Path, tmp_path:
         assert found.splits[split].packing == record.packing
 
 
-def test_a_folder_of_numbers_verifies(tmp_path: Path) -> None:
+def test_a_folder_of_numbered_tokens_passes_verify(tmp_path: Path) -> None:
     documents = numbered_documents(20, 30)
     folder = write_dataset(tmp_path / "data", documents, (16,), sources=["a", "b"] * 10)
     assert verify(folder) == []

@@ -1,4 +1,4 @@
-"""SplitMix64 against published values and against the reference code in integers of unlimited size.
+"""SplitMix64 compared with published values and with the reference code in Python integers.
 
 Published: https://rosettacode.org/wiki/Pseudo-random_numbers/Splitmix64 (first outputs of seed 1234567, and how often the
 first 100,000 numbers of seed 987654321 fall into each fifth of [0, 1)).
@@ -14,19 +14,19 @@ _NUMBERS = st.integers(0, 2**64 - 1)
 
 
 def _reference(state: int) -> int:
-    """`next` of https://prng.di.unimi.it/splitmix64.c, after its first line has stepped the state."""
+    """`next` of https://prng.di.unimi.it/splitmix64.c, given the state after its first line."""
     z = state % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
     return z ^ (z >> 31)
 
 
-def test_first_outputs_are_the_published_ones() -> None:
+def test_first_outputs_equal_the_published_values() -> None:
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
     assert outputs(np.array([1234567], dtype=np.uint64), np.arange(5)).tolist() == published
 
 
-def test_numbers_in_the_unit_interval_are_counted_as_published() -> None:
+def test_counts_in_the_unit_interval_equal_the_published_values() -> None:
     numbers = unit_interval(outputs(np.array([987654321], dtype=np.uint64), np.arange(100_000)))
     assert np.bincount((numbers * 5).astype(int)).tolist() == [20027, 19892, 20073, 19978, 20030]
     assert numbers.min() >= 0
@@ -34,7 +34,7 @@ def test_numbers_in_the_unit_interval_are_counted_as_published() -> None:
 
 
 @given(_NUMBERS, st.integers(0, 2**63 - 1))
-def test_any_output_is_that_of_the_reference_code(seed: int, index: int) -> None:
+def test_any_output_equals_the_reference_code(seed: int, index: int) -> None:
     expected = _reference(seed + (index + 1) * 0x9E3779B97F4A7C15)
     assert outputs(np.array([seed], dtype=np.uint64), np.array([index])).tolist() == [expected]
 

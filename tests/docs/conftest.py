@@ -1,4 +1,4 @@
-"""What the tests of the documentation share: its folder, and a way to import the scripts that write its pages."""
+"""Fixtures of the documentation tests: the repository, and a function that imports the scripts that write pages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load_script() -> Callable[[str], ModuleType]:
         assert spec is not None
         assert spec.loader is not None
         script = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = script  # dataclasses look their module up
+        sys.modules[spec.name] = script  # dataclasses look up their module
         spec.loader.exec_module(script)
         return script
 

@@ -1,4 +1,4 @@
-"""Every `fnet-t5` command in a code block of the pages is one that the command line has, with options that it has."""
+"""Every `fnet-t5` command in a code block of the pages exists, with all of its options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 PAGES = sorted(
     path.relative_to(REPOSITORY).as_posix()
     for path in (*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "examples").rglob("*.md"))
-    if path.name != "CHANGELOG.md" and path.parent.name != "howto"  # those are run: test_howto.py
+    if path.name != "CHANGELOG.md" and path.parent.name != "howto"  # test_howto.py runs those
 )
 _BLOCK = re.compile(r"^```(?:sh|bash|console|text)?\n(.*?)^```|((?:^ {4}.*\n)+)", re.MULTILINE | re.DOTALL)
 
@@ -41,7 +41,7 @@ def test_the_quick_start_has_six_lines() -> None:
     assert len(list(commands(block))) == 6
 
 
-def test_wrong_commands_are_noticed(app: Any) -> None:
+def test_wrong_commands_are_detected(app: Any) -> None:
     assert list(problems(app, ["trian"])) == ["no command trian"]
     assert list(problems(app, ["train", "configs/train/demo.yaml", "--nprocs", "4"])) == ["no option --nprocs"]
     assert list(problems(app, ["data", "verify", "--help"])) == []
@@ -70,7 +70,7 @@ def commands(block: str) -> Iterator[list[str]]:
 
 
 def problems(app: Any, words: list[str]) -> Iterator[str]:
-    """What is wrong with a command line, by the application's own parser description."""
+    """The problems of a command line, by the application's own parser."""
     command = app
     rest = list(words)
     while hasattr(command, "commands"):

@@ -1,4 +1,4 @@
-"""docs/config.md is what docs/make_config.py writes, it has every key of every shipped file, and no key lacks a description."""
+"""docs/config.md equals the output of docs/make_config.py and has every key of every shipped file, with a description."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_key_has_a_description(script: ModuleType) -> None:
 
 @pytest.mark.parametrize("kind", ["train", "data", "scaling", "cluster"])
 def test_every_key_of_the_shipped_files_is_on_the_page(repository: Path, page: str, kind: str) -> None:
-    """By the keys of the files themselves, which the classes have no part in."""
+    """The keys come from the files, not from the classes."""
     described = set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE))
     files = sorted((repository / "configs" / kind).glob("*.yaml"))
     assert files
@@ -45,7 +45,7 @@ def test_every_key_of_the_shipped_files_is_on_the_page(repository: Path, page: s
             assert (spellings | parents) & described, f"{file.name}: {key}"
 
 
-def test_what_a_row_says_is_what_the_class_says(script: ModuleType) -> None:
+def test_rows_show_the_values_of_the_classes(script: ModuleType) -> None:
     clip = next(key for key in script.all_keys() if key.name == "optimizer.clip")
     assert (clip.type, clip.default, clip.allowed) == ("number", "`1.0`", "≥ 0")
     assert "gradient norm" in clip.description

@@ -1,4 +1,4 @@
-"""docs/demo.md shows what the demo's own code prints for the recorded numbers."""
+"""docs/demo.md shows the output of the demo's code for the recorded numbers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def test_the_page_is_up_to_date(script: ModuleType) -> None:
     assert script.with_generated(page, facts) == page, "run python docs/make_demo.py"
 
 
-def test_the_recorded_run_is_a_good_one(script: ModuleType, repository: Path) -> None:
-    """The numbers hold what the page says of them, and belong to the shipped recipe."""
+def test_the_recorded_run_matches_the_page(script: ModuleType, repository: Path) -> None:
+    """The recorded numbers support the statements of the page, and come from the shipped recipe."""
     facts = json.loads(script.FACTS.read_text(encoding="utf-8"))
     result = script.Result(**facts["result"])
     assert result.problems == []

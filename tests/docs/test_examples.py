@@ -1,4 +1,4 @@
-"""The example runs from beginning to end, and again without doing anything twice."""
+"""The example runs to its end; a second start repeats no work."""
 
 from __future__ import annotations
 

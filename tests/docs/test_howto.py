@@ -1,7 +1,7 @@
-"""The how-to pages are true: their edits are applied to a copy of the packages, and their commands and scripts run there.
+"""The how-to pages work: their edits are applied to a copy of the packages, and their commands and scripts run there.
 
 On a page, "`path/to/file.py`:" before a block of Python names a new file; other blocks of Python are scripts. A block of diff
-names a file and holds edits without line numbers, between lines of @@. Capital words stand for paths of the reader's own.
+names a file and has edits without line numbers, between lines of @@. Words in capitals are placeholders for the reader's paths.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Follow = Callable[..., str]
 
 @pytest.fixture
 def follow(tmp_path: Path, dataset: Path) -> Follow:
-    """Do what a page says, in a copy of the packages, and return what its commands wrote."""
+    """Apply a page's edits to a copy of the packages, run its commands, and return their output."""
 
     def do(page: str, **places: object) -> str:
         for package in PACKAGES:
@@ -71,7 +71,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def apply_edits(folder: Path, diff: str) -> None:
-    """Replace the old lines of each hunk by its new ones; they must stand in the file exactly once."""
+    """Replace the old lines of each hunk by its new lines. The old lines must occur in the file exactly once."""
     head, *lines = diff.splitlines()
     path = folder / head.removeprefix("--- ")
     text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Every relative link of the pages leads to a file that is there, and every anchor to a heading."""
+"""Every relative link of the pages leads to an existing file, and every anchor to a heading."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HEADING = re.compile(r"^#{1,6} +(.+?) *#*$", re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
+def test_links_and_anchors_exist(page: str) -> None:
     path = REPOSITORY / page
     broken = []
     for target in links(path.read_text(encoding="utf-8")):
@@ -33,8 +33,8 @@ def test_links_lead_somewhere(page: str) -> None:
     assert broken == []
 
 
-def test_readme_is_short_and_names_the_places() -> None:
-    """What a stranger looks for first."""
+def test_readme_is_short_and_links_the_important_pages() -> None:
+    """The README links the pages that a new reader needs first."""
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert len(readme.splitlines()) <= 130
     for place in (
@@ -67,7 +67,7 @@ def links(text: str) -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """As GitHub makes them from headings: lower case, punctuation removed, blanks to hyphens, repeats numbered."""
+    """Anchors as GitHub makes them from headings: lower case, no punctuation, hyphens for blanks, numbered repeats."""
     found: set[str] = set()
     for heading in _HEADING.findall(_FENCED.sub("", text)):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").lower()
@@ -81,6 +81,6 @@ def anchors(text: str) -> set[str]:
     return found
 
 
-def test_anchors_are_githubs() -> None:
+def test_anchors_equal_those_of_github() -> None:
     text = "# A `code.py` heading: with, marks\n## Epoch AI's [link](x.md)\n## Twice\n## Twice\n```\n# no heading\n```\n"
     assert anchors(text) == {"a-codepy-heading-with-marks", "epoch-ais-link", "twice", "twice-1"}

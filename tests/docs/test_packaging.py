@@ -1,4 +1,4 @@
-"""The wheel holds what it should and no more; the files that other services read are valid."""
+"""The wheel contains exactly the intended files; files for other services are valid."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> list[st
     folder = tmp_path_factory.mktemp("source")
     for name in (*PACKAGES, "configs"):
         shutil.copytree(repository / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("tests", "docs", "benchmarks", "examples"):  # what must stay out
+    for name in ("tests", "docs", "benchmarks", "examples"):  # must not be in the wheel
         (folder / name).mkdir()
         (folder / name / "module.py").write_text("")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -49,12 +49,12 @@ def test_the_wheel_is_typed(wheel: list[str]) -> None:
     assert {f"{package}/py.typed" for package in PACKAGES} <= set(wheel)
 
 
-def test_the_wheel_holds_the_packages_and_nothing_else_at_the_top(wheel: list[str]) -> None:
+def test_the_wheel_has_only_the_packages_at_its_top_level(wheel: list[str]) -> None:
     tops = {name.split("/")[0] for name in wheel}
     assert {top for top in tops if not top.endswith(".dist-info")} == {*PACKAGES, "configs"}
 
 
-def test_the_wheel_holds_every_file_that_is_not_code(repository: Path, wheel: list[str]) -> None:
+def test_the_wheel_contains_every_data_file(repository: Path, wheel: list[str]) -> None:
     for package in (*PACKAGES, "configs"):
         for path in (repository / package).rglob("*"):
             if path.suffix in (".j2", ".yaml"):
@@ -70,21 +70,21 @@ def test_the_citation_names_this_version(repository: Path) -> None:
     assert re.search(r'^license = "(.+)"$', project, re.MULTILINE)[1] == citation["license"]  # type: ignore[index]
 
 
-def test_the_workflow_runs_what_developers_run(repository: Path) -> None:
+def test_the_workflow_runs_the_commands_of_developers(repository: Path) -> None:
     workflow = yaml.safe_load((repository / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
     steps = workflow["jobs"]["test"]["steps"]
     assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
     assert any(step.get("with", {}).get("python-version") == "3.11" for step in steps)
 
 
-def test_hooks_come_from_the_projects_own_environment(repository: Path) -> None:
+def test_pre_commit_hooks_use_the_projects_environment(repository: Path) -> None:
     hooks = yaml.safe_load((repository / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     assert [repo["repo"] for repo in hooks["repos"]] == ["local"]
     programs = {hook["entry"].split()[0] for hook in hooks["repos"][0]["hooks"]}
     assert programs == {".venv/bin/ruff", ".venv/bin/lint-imports"}
 
 
-def test_templates_are_yaml(repository: Path) -> None:
+def test_issue_templates_are_valid_yaml(repository: Path) -> None:
     templates = sorted((repository / ".github/ISSUE_TEMPLATE").glob("*.yml"))
     assert len(templates) >= 3
     for template in templates:

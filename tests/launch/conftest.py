@@ -1,4 +1,4 @@
-"""What the tests of `launch` share: the checkout's folder, an environment that imports from it, and the command in-process."""
+"""Fixtures of the tests of `launch`: the checkout's folder, an environment that imports from it, and the command in-process."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture
 def environment() -> dict[str, str]:
-    """Environment of a process that imports this checkout, wherever it starts, and that is no rank of anything."""
+    """Environment of a process that imports this checkout from any folder and has no variables of a distributed job."""
     return {**{key: value for key, value in os.environ.items() if key != "RANK"}, "PYTHONPATH": str(REPOSITORY)}
 
 
@@ -35,7 +35,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 @pytest.fixture
 def error_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
-    """The only line on stderr since the last look."""
+    """The only line on stderr since the last call."""
 
     def read() -> str:
         message = capsys.readouterr().err
@@ -48,6 +48,6 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished dataset folder in rows of 64 and 640 tokens. Written without `prepare`, which would start Ray."""
+    """A finished dataset folder with rows of 64 and 640 tokens, written without `prepare`, which would start Ray."""
     texts = {"train": [*tales(0), *tales(1)], "val": tales(2)}
     return write_text_dataset(tmp_path_factory.mktemp("dataset") / "made", texts, [64, 640])

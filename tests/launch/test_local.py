@@ -1,4 +1,4 @@
-"""Ranks as real processes: their environment, their logs, and that none is left, whoever ends first and how."""
+"""Ranks as real processes: their environment, their logs, and that none is left after any kind of exit."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 
 from launch.local import run_local
 
-# A rank that leaves its pid, then does what its part of the script says.
+# A rank writes its pid, then runs its part of the script.
 WORKER = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
@@ -43,7 +43,7 @@ SLEEP = READY + "time.sleep(60)\n"
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended; one that nobody has waited for yet counts as ended."""
+    """Whether a process has ended. A zombie counts as ended."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -89,8 +89,8 @@ def launcher(environment: dict[str, str], run: Path) -> Callable[..., list[str]]
     def line(worker: Path, processes: int = 2, **options: float) -> list[str]:
         program = (
             "import signal, sys; from pathlib import Path; from launch.local import run_local\n"
-            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs of a shell start with it ignored
-            "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # and those of nohup with this one
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells start background jobs with SIGINT ignored
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # nohup starts processes with SIGHUP ignored
             f"sys.exit(run_local(Path({str(run)!r}), {processes}, worker=Path({str(worker)!r}), **{options!r}))"
         )
         return [sys.executable, "-c", program]
@@ -98,7 +98,9 @@ def launcher(environment: dict[str, str], run: Path) -> Callable[..., list[str]]
     return line
 
 
-def test_ranks_get_torchrun_s_environment(run: Path, worker: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_get_the_environment_of_torchrun(
+    run: Path, worker: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     script = worker('note("env", json.dumps(dict(os.environ)))')
     assert run_local(run, 3, worker=script) == 0
@@ -118,7 +120,7 @@ def test_a_chosen_number_of_threads_is_kept(run: Path, worker: Callable[[str], P
     assert (run / "threads_0").read_text() == "7"
 
 
-def test_the_terminal_shows_rank_0_s_output_alone(
+def test_the_terminal_shows_only_the_output_of_rank_0(
     run: Path, worker: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run_local(run, 2, worker=worker('print(f"out {rank}"); print(f"noise {rank}", file=sys.stderr)')) == 0
@@ -129,7 +131,7 @@ def test_the_terminal_shows_rank_0_s_output_alone(
     assert sorted((run / "logs" / "rank_1.log").read_text().splitlines()) == ["noise 1", "out 1"]
 
 
-def test_a_failure_ends_the_others_and_shows_its_log(
+def test_a_failed_rank_ends_the_others_and_its_log_is_shown(
     run: Path, worker: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     script = worker(
@@ -144,7 +146,7 @@ def test_a_failure_ends_the_others_and_shows_its_log(
     assert len(pids(run)) == 3
 
 
-def test_a_rank_that_ignores_the_end_is_killed(run: Path, worker: Callable[[str], Path]) -> None:
+def test_a_rank_that_ignores_sigterm_is_killed(run: Path, worker: Callable[[str], Path]) -> None:
     script = worker(
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + READY + "if rank == 0: time.sleep(60)\n"
         'while not (run / "pid_0").exists(): time.sleep(0.01)\nsys.exit(1)'
@@ -162,7 +164,7 @@ def test_a_killed_rank_is_named_with_its_signal(
     assert "rank 1 of 2 ended with signal 9 (SIGKILL); it wrote nothing to" in capfd.readouterr().err
 
 
-def test_what_a_rank_started_ends_with_it(run: Path, worker: Callable[[str], Path]) -> None:
+def test_child_processes_of_a_rank_end_with_it(run: Path, worker: Callable[[str], Path]) -> None:
     script = worker('note("child", str(subprocess.Popen(["sleep", "60"]).pid))')
     assert run_local(run, 2, worker=script) == 0
     assert len(pids(run, "child")) == 2
@@ -177,18 +179,18 @@ def test_logs_are_appended_and_only_the_new_lines_are_shown(
     assert (run / "logs" / "rank_0.log").read_text() == "first start\nsecond start\n"
 
 
-def test_no_processes_are_refused(run: Path) -> None:
+def test_zero_processes_are_refused(run: Path) -> None:
     with pytest.raises(ValueError, match="at least one"):
         run_local(run, 0)
 
 
-def test_signal_handlers_are_put_back(run: Path, worker: Callable[[str], Path]) -> None:
+def test_signal_handlers_are_restored(run: Path, worker: Callable[[str], Path]) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     run_local(run, 1, worker=worker(""))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
-def test_ctrl_c_on_a_terminal_becomes_one_sigterm_a_rank(
+def test_ctrl_c_on_a_terminal_sends_one_sigterm_to_each_rank(
     run: Path, worker: Callable[[str], Path], launcher: Callable[..., list[str]], environment: dict[str, str]
 ) -> None:
     arguments = launcher(worker(SLEEP))
@@ -233,7 +235,7 @@ def test_ranks_that_do_not_stop_are_killed(
     process.send_signal(signal.SIGINT)
     if how == "second signal":
         assert process.stderr is not None
-        process.stderr.readline()  # the first one has been seen
+        process.stderr.readline()  # the first signal has been handled
         process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
     assert process.returncode == 130

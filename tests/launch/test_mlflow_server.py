@@ -1,4 +1,4 @@
-"""A run tracked by a real MLflow server that is killed in the middle and started again: nothing stops, nothing is lost."""
+"""A run tracked by a real MLflow server that is killed and restarted: training continues and no metric is lost."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pipeline.tracking.metrics import read_metrics
 from tests.helpers.processes import free_port
 from tests.helpers.recipes import nano_recipe
 
-STEPS, LOG_EVERY = 10_000_000, 20  # without an end of its own: how long a server takes to start is the machine's affair
+STEPS, LOG_EVERY = 10_000_000, 20  # the run never ends by itself, because the start of a server may take any time
 
 
 @contextmanager
 def _server(folder: Path, port: int) -> Iterator[None]:
-    """`mlflow server` with its database and artifacts in a folder; killed, as by a lost machine, in the end."""
+    """`mlflow server` with its database and artifacts in a folder. It is killed at the end, as if its machine were lost."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
     with open(folder / "server.log", "ab") as log:
@@ -53,7 +53,7 @@ def _await_lines(path: Path, number: int, process: subprocess.Popen[str]) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_server_that_dies_and_comes_back_has_the_whole_run(
+def test_a_restarted_server_receives_the_complete_run(
     dataset: Path, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     recipe, run, server = tmp_path / "nano.yaml", tmp_path / "run", tmp_path / "server"
@@ -80,7 +80,7 @@ def test_a_server_that_dies_and_comes_back_has_the_whole_run(
         request.addfinalizer(training.kill)  # its ranks die with it
         _await_lines(run / "mlflow_run_id", 1, training)
         _await_lines(run / "metrics.jsonl", 10, training)
-    # Nobody listens now.
+    # No server listens now.
     before = len((run / "metrics.jsonl").read_bytes().splitlines())
     _await_lines(run / "metrics.jsonl", before + 10, training)
     with _server(server, port):
@@ -89,7 +89,7 @@ def test_a_server_that_dies_and_comes_back_has_the_whole_run(
         client = MlflowClient(tracking_uri=uri)
         run_id = (run / "mlflow_run_id").read_text().strip()
         now = len((run / "metrics.jsonl").read_bytes().splitlines())
-        while len(client.get_metric_history(run_id, "loss")) < now:  # what was logged meanwhile arrives
+        while len(client.get_metric_history(run_id, "loss")) < now:  # rows logged in the meantime arrive
             assert training.poll() is None, training.communicate()[0]
             time.sleep(0.5)
         training.send_signal(signal.SIGTERM)

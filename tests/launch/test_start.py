@@ -1,4 +1,4 @@
-"""How runs are started: the manifest is read once, and STATUS and MLflow are settled however a run ends."""
+"""Start of runs: the manifest is read once, and STATUS and MLflow are updated for every kind of exit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Command = Callable[..., int]
 
 @pytest.fixture
 def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    """A client of this test's own tracking database."""
+    """A client of a tracking database for this test."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     client = MlflowClient(uri)
@@ -41,7 +41,7 @@ def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
 
 
 class FakeProcesses:
-    """Stands in for `run_local`: the first run folder's processes begin, and end as the test says."""
+    """A fake `run_local`: processes of the first run folder start, and end as the test specifies."""
 
     def __init__(self, mlflow: MlflowClient, code: int | Exception, status: str | None = "running") -> None:
         self._mlflow, self._code, self._status = mlflow, code, status
@@ -73,7 +73,7 @@ class FakeProcesses:
 
 @pytest.fixture
 def processes(mlflow: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeProcesses]:
-    """Have the next start's processes end with this exit code, or exception, after they wrote this STATUS."""
+    """Let the processes of the next start write this STATUS and end with this exit code or exception."""
 
     def end_with(code: int | Exception, status: str | None = "running") -> FakeProcesses:
         made = FakeProcesses(mlflow, code, status)
@@ -96,7 +96,7 @@ def prepare_run(prepared: Path, tmp_path: Path) -> Callable[[str], PreparedRun]:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Every manifest that is read, each time that it is."""
+    """The path of a manifest for each time that it is read."""
     found: list[Path] = []
     read_bytes = Path.read_bytes
 
@@ -127,7 +127,7 @@ def test_the_manifest_is_read_once(
 
 
 @pytest.mark.parametrize("code", [1, 137, 143, OSError("no space left")])
-def test_a_run_that_died_is_failed_in_its_folder_and_in_mlflow(
+def test_a_dead_run_is_marked_failed_in_its_folder_and_in_mlflow(
     code: int | Exception, processes: Callable[..., FakeProcesses], prepare_run: Callable[[str], PreparedRun]
 ) -> None:
     run, died = prepare_run("run"), processes(code)
@@ -141,7 +141,7 @@ def test_a_run_that_died_is_failed_in_its_folder_and_in_mlflow(
 
 
 @pytest.mark.parametrize("before", [None, "preempted", "finished"])
-def test_processes_that_died_before_they_wrote_a_status_have_failed(
+def test_processes_that_die_before_writing_a_status_are_marked_failed(
     before: str | None, processes: Callable[..., FakeProcesses], prepare_run: Callable[[str], PreparedRun]
 ) -> None:
     run, died = prepare_run("run"), processes(1, None)
@@ -152,7 +152,7 @@ def test_processes_that_died_before_they_wrote_a_status_have_failed(
     assert died.state_in_mlflow(run.folder) == "FAILED"
 
 
-def test_a_start_that_was_interrupted_before_training_leaves_the_status_as_it_was(
+def test_an_interruption_before_training_keeps_the_status(
     processes: Callable[..., FakeProcesses], prepare_run: Callable[[str], PreparedRun]
 ) -> None:
     run = prepare_run("run")
@@ -162,7 +162,7 @@ def test_a_start_that_was_interrupted_before_training_leaves_the_status_as_it_wa
     assert read_status(run.folder) == "preempted"
 
 
-def test_of_several_runs_the_one_that_was_being_trained_has_failed(
+def test_only_the_run_in_training_is_marked_failed(
     processes: Callable[..., FakeProcesses], prepare_run: Callable[[str], PreparedRun]
 ) -> None:
     runs = [prepare_run(name) for name in ("first", "second", "third")]
@@ -174,7 +174,7 @@ def test_of_several_runs_the_one_that_was_being_trained_has_failed(
     assert died.state_in_mlflow(runs[1].folder) == "FAILED"
 
 
-def test_a_run_of_another_process_is_left_alone(
+def test_a_run_of_another_process_is_unchanged(
     processes: Callable[..., FakeProcesses], prepare_run: Callable[[str], PreparedRun]
 ) -> None:
     run = prepare_run("run")
@@ -185,7 +185,7 @@ def test_a_run_of_another_process_is_left_alone(
     assert other.state_in_mlflow(run.folder) == "RUNNING"
 
 
-def test_a_rank_that_fails_in_an_outer_launcher_s_job_settles_the_run(
+def test_a_failed_rank_in_the_job_of_an_outer_launcher_marks_the_run_failed(
     mlflow: MlflowClient, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     died = FakeProcesses(mlflow, 1)
@@ -224,7 +224,7 @@ def ladder(prepared: Path) -> Ladder:
     return make_ladder(LadderRecipe.model_validate(values))
 
 
-def test_a_failed_run_of_a_ladder_is_settled_after_one_look_at_the_manifest(
+def test_a_failed_run_of_a_ladder_is_marked_failed_with_one_manifest_read(
     ladder: Ladder, processes: Callable[..., FakeProcesses], reads: list[Path], prepared: Path, tmp_path: Path
 ) -> None:
     died = processes(1)
@@ -237,7 +237,7 @@ def test_a_failed_run_of_a_ladder_is_settled_after_one_look_at_the_manifest(
     assert reads == [prepared / MANIFEST_FILE]
 
 
-def test_a_failed_demo_is_settled(
+def test_a_failed_demo_is_marked_failed(
     prepared: Path, processes: Callable[..., FakeProcesses], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     died = processes(1)

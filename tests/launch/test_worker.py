@@ -1,4 +1,4 @@
-"""The real worker in a small copy of the project with a stub trainer: errors in the log, and no worker without a launcher."""
+"""The worker in a small copy of the project with a stub trainer: errors in the log, and no worker without a launcher."""
 
 import os
 import re
@@ -53,16 +53,16 @@ def start(tmp_path: Path, environment: dict[str, str]) -> Callable[[str], "subpr
     return run
 
 
-def test_a_good_run_ends_with_0(start: Callable[[str], "subprocess.Popen[str]"]) -> None:
+def test_a_successful_run_exits_with_0(start: Callable[[str], "subprocess.Popen[str]"]) -> None:
     process = start("print('trained')")
     _, message = process.communicate(timeout=20)
     assert (process.returncode, message) == (0, "")
 
 
-def test_an_error_is_a_line_for_people_and_a_traceback_in_the_log(
+def test_an_error_is_one_line_on_the_terminal_and_a_traceback_in_the_log(
     start: Callable[[str], "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
-    # Rank 1 waits: which of two failures is seen first would be chance.
+    # Rank 1 waits, because the order of two failures would be random.
     process = start("time.sleep(60 * int(rank))\n    raise ValueError('data/pile holds no rows: prepare it again')")
     _, message = process.communicate(timeout=20)
     assert process.returncode == 1
@@ -92,7 +92,7 @@ def test_log_records_have_level_rank_and_step(
     )
     process = start(statement)
     _, message = process.communicate(timeout=20)
-    assert (process.returncode, message) == (0, "")  # the terminal shows none of it
+    assert (process.returncode, message) == (0, "")  # nothing of this is on the terminal
     for rank in range(2):
         lines = (tmp_path / "run" / "logs" / f"rank_{rank}.log").read_text().splitlines()
         pattern = r"(\w+): \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \[(.*)\] (.*)"
@@ -123,11 +123,11 @@ def test_kill_9_of_the_launcher_leaves_no_worker(start: Callable[[str], "subproc
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=20)
     _, alive = psutil.wait_procs(workers, timeout=5)
-    # Where nothing adopts and reaps orphans, a killed one stays as a zombie.
+    # Without a process that reaps orphans, a killed orphan stays as a zombie.
     assert all(worker.status() == psutil.STATUS_ZOMBIE for worker in alive)
 
 
-def test_a_worker_whose_launcher_is_gone_leaves_at_once(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_a_worker_without_its_launcher_exits_immediately(tmp_path: Path, environment: dict[str, str]) -> None:
     environment["FNET_T5_LAUNCHER_PID"] = "1" if os.getpid() != 1 else "2"
     done = subprocess.run([sys.executable, LAUNCH / "worker.py", tmp_path], env=environment, capture_output=True, timeout=20)
     assert (done.returncode, done.stderr) == (1, b"")

@@ -1,4 +1,4 @@
-"""Every architecture is one graph for torch.compile, and computes the same compiled."""
+"""Every architecture compiles to one graph with torch.compile and gives equal results when compiled."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_model_is_one_graph(section: dict[str, Any], monkeypatch: pytest.Monke
     torch.testing.assert_close(compiled, eager)
     gradients = [torch.autograd.grad(out.sum(), list(model.parameters()), allow_unused=True) for out in (eager, compiled)]
     for name, ours, theirs in zip(dict(model.named_parameters()), *gradients, strict=True):
-        if ours is None:  # a head that the sum does not read; the compiled graph says zeros
+        if ours is None:  # a head that the sum does not use; the compiled graph returns zeros
             assert theirs is None or not theirs.any(), name
         else:
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Parameter counts against the published ones and transformers' own models, layouts against FNet's rules, refusals."""
+"""Parameter counts compared with published counts and transformers' models, layouts with FNet's rules, and errors."""
 
 import pytest
 import torch
@@ -11,12 +11,12 @@ from models.huggingface import their_config
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """Counted from the modules; the closed form is compared with them in test_flops.py."""
+    """The count from the modules. test_flops.py compares the closed form with them."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build_model(config).parameters())
 
 
-# google-research/text-to-text-transfer-transformer, vocabulary 32,128; v1.1 with its untied head
+# google-research/text-to-text-transfer-transformer, vocabulary 32,128; v1.1 has an untied head
 PUBLISHED = {
     "t5-small": 60_506_624,
     "t5-base": 222_903_552,
@@ -60,7 +60,7 @@ def test_gpt2_fnet_and_bert_have_the_published_number_of_parameters(size: str) -
 
 @pytest.mark.parametrize("size", ["fnet-tiny", "fnet-small", "nano"])
 @pytest.mark.parametrize("architecture", ["fnet", "bert"])
-def test_small_encoders_have_as_many_parameters_as_transformers_builds(size: str, architecture: str) -> None:
+def test_small_encoders_have_as_many_parameters_as_in_transformers(size: str, architecture: str) -> None:
     section = {"size": size, "architecture": architecture, "vocab_size": 32000, "vocab_multiple": 1}
     config = ModelConfig(**expand_size(section))
     values = their_config(config)
@@ -79,12 +79,12 @@ def test_the_hybrid_lacks_exactly_the_encoder_attention() -> None:
     assert sum(p.numel() for p in model.parameters()) == PUBLISHED["t5-v1.1-base"] - projections - bias_table
 
 
-# HybridAttentionLayout of google-research/f_net, layer numbers worked out by hand from its definition
+# HybridAttentionLayout of google-research/f_net, layer numbers computed by hand from its definition
 @pytest.mark.parametrize(
     ("layout", "attending"),
     [("bottom", [0, 1]), ("middle", [5, 6]), ("mixed", [0, 6]), ("top", [10, 11])],
 )
-def test_layouts_place_attention_where_fnet_does(layout: str, attending: list[int]) -> None:
+def test_layouts_place_attention_as_in_fnet(layout: str, attending: list[int]) -> None:
     section = {**SIZES["t5-base"], "num_attention_layers": 2, "attention_layout": layout}
     config = ModelConfig(**section)
     assert [layer for layer in range(12) if config.encoder_layer_attends(layer)] == attending
@@ -115,7 +115,7 @@ def test_unknown_size_names_the_known_ones() -> None:
         ("encoder_d_ff", -1),
     ],
 )
-def test_impossible_values_name_their_key(key: str, value: object) -> None:
+def test_errors_of_impossible_values_name_their_key(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"model.{key}"):
         ModelConfig(**expand_size({"size": "t5-small", key: value}))
 
@@ -134,6 +134,6 @@ def test_impossible_values_name_their_key(key: str, value: object) -> None:
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(map(str, value.values())),
 )
-def test_combinations_that_cannot_be_built_say_why(section: dict[str, object], message: str) -> None:
+def test_errors_of_impossible_combinations_state_the_reason(section: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig(**expand_size(section))

@@ -1,4 +1,4 @@
-"""`models/` imports torch and numpy alone; the files that go out with an export import torch and transformers alone."""
+"""`models/` imports only torch and numpy; the files that are copied into an export import only torch and transformers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FOLDER = Path(models.__file__).parent
 
 
 def imported(path: Path) -> set[str]:
-    """First parts of every module that a file imports beside Python's own, inside functions too; "." is its own folder."""
+    """Top-level names of all imported modules outside of the standard library, also in functions. "." is the file's folder."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -22,13 +22,13 @@ def imported(path: Path) -> set[str]:
     return names - sys.stdlib_module_names
 
 
-def test_models_imports_torch_and_numpy_alone() -> None:
+def test_models_imports_only_torch_and_numpy() -> None:
     files = [path for path in FOLDER.rglob("*.py") if "exported" not in path.parts]
     assert len(files) > 30
     for path in files:
         assert imported(path) <= {"torch", "numpy", "models"}, path
 
 
-def test_exported_code_imports_nothing_of_ours() -> None:
+def test_exported_code_imports_nothing_of_this_project() -> None:
     for path in (FOLDER / "huggingface" / "exported").glob("*.py"):
         assert imported(path) <= {"torch", "transformers", "."}, path

@@ -23,7 +23,7 @@ def _write(prefix: Path, sequences: list[list[int]], dtype: str = "<u2") -> Path
     return prefix
 
 
-def test_megatrons_golden_pair_is_written_again_byte_for_byte(test_data: Path, tmp_path: Path) -> None:
+def test_megatrons_golden_pair_is_reproduced_byte_for_byte(test_data: Path, tmp_path: Path) -> None:
     golden = test_data / "megatron_golden" / "meg-gpt2-openwebtext_text_document"
     original = TokenFile(golden)
     assert (len(original), len(original.tokens), original.lengths.max()) == (1000, 1_361_845, 21_809)
@@ -47,7 +47,7 @@ def test_megatron_reads_what_we_write(tmp_path_factory: pytest.TempPathFactory, 
     assert theirs.document_indices.tolist() == list(range(len(sequences) + 1))
 
 
-def test_dtype_changes_where_megatrons_does() -> None:
+def test_dtype_changes_at_the_same_vocabulary_size_as_megatron() -> None:
     from megatron.core.datasets.indexed_dataset import DType
 
     for vocab_size in (300, 65_499, 65_500, 65_536, 128_256):
@@ -64,7 +64,7 @@ def test_offsets_beyond_two_gibibytes(tmp_path: Path) -> None:
     assert sequence_offsets(np.array([2**31 - 1] * 3, dtype=np.int32)).tolist() == [0, 2**31 - 1, 2 * (2**31 - 1)]
 
 
-def test_no_sequence_at_all(tmp_path: Path) -> None:
+def test_a_file_without_sequences_is_valid(tmp_path: Path) -> None:
     file = TokenFile(_write(tmp_path / "empty", []))
     assert len(file) == len(file.tokens) == len(file.starts) == 0
     assert (tmp_path / "empty.idx").stat().st_size == 42
@@ -81,7 +81,7 @@ def test_an_exception_leaves_no_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_tokens_and_lengths_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(TokenFileError, match="70000 does not fit uint16"),
         TokenFileWriter(tmp_path / "x", np.dtype("<u2")) as writer,
@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         writer.add(np.array([1, 2], dtype="<u2"), np.array([1, 2]))
 
 
-def test_damage_is_named(tmp_path: Path) -> None:
+def test_damaged_files_are_named(tmp_path: Path) -> None:
     prefix = _write(tmp_path / "x", [[1, 2], [3]])
     good_bin, good_idx = (tmp_path / "x.bin").read_bytes(), (tmp_path / "x.idx").read_bytes()
 

@@ -20,7 +20,7 @@ def _ids(rows: PackedRows, row: int, tokens: np.ndarray) -> list[int]:
 
 
 @given(_LENGTHS, st.integers(1, 17), _METHODS)
-def test_every_token_lies_in_one_row_once(lengths: list[int], row_length: int, method: PackingMethod) -> None:
+def test_every_token_is_in_exactly_one_row(lengths: list[int], row_length: int, method: PackingMethod) -> None:
     rows = pack(np.array(lengths, dtype=np.int32), row_length, method)
     bounds = set(np.cumsum(lengths).tolist())
     seen: list[int] = []
@@ -38,7 +38,7 @@ def test_every_token_lies_in_one_row_once(lengths: list[int], row_length: int, m
 
 
 @given(_LENGTHS, st.integers(1, 17))
-def test_concatenate_is_the_chopped_stream(lengths: list[int], row_length: int) -> None:
+def test_concatenate_equals_slices_of_the_stream(lengths: list[int], row_length: int) -> None:
     tokens = np.arange(1, sum(lengths) + 1)
     rows = pack(np.array(lengths, dtype=np.int32), row_length, "concatenate")
     chopped = [tokens[begin : begin + row_length].tolist() for begin in range(0, len(tokens), row_length)]
@@ -47,7 +47,7 @@ def test_concatenate_is_the_chopped_stream(lengths: list[int], row_length: int) 
 
 
 @given(st.lists(st.integers(1, 17), max_size=60), st.integers(1, 17))
-def test_best_fit_is_the_textbook_algorithm(lengths: list[int], row_length: int) -> None:
+def test_best_fit_equals_the_textbook_algorithm(lengths: list[int], row_length: int) -> None:
     free: list[int] = []
     pieces = [row_length] * sum(n // row_length for n in lengths) + [n % row_length for n in lengths if n % row_length]
     for size in sorted(pieces, reverse=True):
@@ -61,7 +61,7 @@ def test_best_fit_is_the_textbook_algorithm(lengths: list[int], row_length: int)
 
 
 @given(_LENGTHS, st.integers(1, 17), _METHODS, st.lists(st.integers(0, 10**6), max_size=8))
-def test_lengths_of_any_rows_are_those_of_their_pieces(
+def test_row_lengths_are_the_sums_of_their_pieces(
     lengths: list[int], row_length: int, method: PackingMethod, wanted: list[int]
 ) -> None:
     rows = pack(np.array(lengths, dtype=np.int32), row_length, method)
@@ -69,14 +69,14 @@ def test_lengths_of_any_rows_are_those_of_their_pieces(
     assert rows.lengths_of(chosen).tolist() == [int(rows.pieces(row)[1].sum()) for row in chosen]
 
 
-def test_documents_that_fit_are_not_cut() -> None:
+def test_documents_that_fit_are_not_split() -> None:
     lengths = np.random.default_rng(0).integers(1, 640, size=5_000)
     rows = pack(lengths, 640)
     assert rows.num_pieces == len(lengths)
     assert rows.padding_share < 0.02
 
 
-def test_a_file_is_one_flat_array_and_loads_as_it_was(tmp_path: Path) -> None:
+def test_a_file_is_one_flat_array_and_loads_unchanged(tmp_path: Path) -> None:
     lengths = np.array([3, 5, 2, 12])
     rows = pack(lengths, 5)
     write_row_index(tmp_path / "train.rows_5.npy", lengths, 5, "best_fit")
@@ -94,6 +94,6 @@ def test_a_file_is_one_flat_array_and_loads_as_it_was(tmp_path: Path) -> None:
         PackedRows.load(tmp_path / "none.npy")
 
 
-def test_a_row_must_hold_something() -> None:
+def test_the_row_length_must_be_positive() -> None:
     with pytest.raises(PackingError, match="at least 1"):
         pack(np.array([1]), 0)

@@ -1,4 +1,4 @@
-"""Packing part by part, against packing all at once and against the documents."""
+"""Packing in parts, compared with packing all at once and with the documents."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(_LENGTHS, st.integers(1, 17), st.integers(1, 20), st.integers(1, 200))
-def test_parts_of_a_concatenated_stream_are_the_whole(
+def test_parts_of_a_concatenated_stream_equal_the_whole(
     folder: Path, lengths: list[int], row_length: int, part_documents: int, part_tokens: int
 ) -> None:
     whole = np.array(lengths, dtype=np.int32)
@@ -34,7 +34,7 @@ def test_parts_of_a_concatenated_stream_are_the_whole(
 
 
 @given(_LENGTHS, st.integers(1, 17), st.sampled_from(["best_fit", "document"]), st.integers(1, 20), st.integers(1, 200))
-def test_parts_hold_every_token_once_and_cut_no_document_that_fits(
+def test_parts_have_every_token_once_and_split_no_document_that_fits(
     folder: Path, lengths: list[int], row_length: int, method: PackingMethod, part_documents: int, part_tokens: int
 ) -> None:
     whole = np.array(lengths, dtype=np.int32)
@@ -47,7 +47,7 @@ def test_parts_hold_every_token_once_and_cut_no_document_that_fits(
     assert record.pieces == len(spans)
 
 
-def test_a_part_that_holds_all_is_the_whole(folder: Path) -> None:
+def test_a_single_part_equals_the_whole(folder: Path) -> None:
     lengths = np.random.default_rng(0).geometric(1 / 300, size=3_000)
     write_row_index(folder / "parts.npy", lengths, 640, "best_fit")
     rows = pack(lengths, 640)
@@ -56,7 +56,7 @@ def test_a_part_that_holds_all_is_the_whole(folder: Path) -> None:
     assert (folder / "parts.npy").read_bytes() == (folder / "whole.npy").read_bytes()
 
 
-def test_parts_cost_next_to_no_padding(folder: Path) -> None:
+def test_packing_in_parts_adds_almost_no_padding(folder: Path) -> None:
     lengths = np.random.default_rng(0).geometric(1 / 300, size=200_000)
     record = write_row_index(folder / "parts.npy", lengths, 640, "best_fit", part_documents=20_000)
     assert record.padding_share < 0.005

@@ -1,4 +1,4 @@
-"""Two Ray nodes, started as on a cluster, write one folder; one of them dies in the middle."""
+"""Two Ray nodes, started as on a cluster, write one folder; one of them dies during the run."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from data_prep.files import sha256_file
 from tests.helpers.processes import free_port
 
 _RAY = str(Path(sys.executable).with_name("ray"))
-# Explicit on every node and in the driver: a Ray that once ran embedded may have left a token in the user's home.
+# Set on every node and in the driver: an earlier embedded Ray may have left a token in the user's home folder.
 _ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "PYTHONSAFEPATH": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 _PREPARE = "from launch.cli import main; main()"
 

@@ -33,7 +33,7 @@ assert not [child for child in children if os.path.exists(f"/proc/{{child}}/exe"
 """
 
 
-def test_a_session_leaves_nothing_and_its_workers_find_our_package(tmp_path: Path) -> None:
+def test_a_session_leaves_nothing_and_its_workers_import_this_package(tmp_path: Path) -> None:
     shadow = tmp_path / "data_prep"
     shadow.mkdir()
     (shadow / "__init__.py").write_text("raise ImportError('not ours')")
@@ -76,7 +76,7 @@ def test_a_full_disk_has_its_own_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray")
-def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_is_named(tmp_path: Path) -> None:
+def test_a_dead_worker_is_replaced_and_repeated_deaths_are_an_error(tmp_path: Path) -> None:
     def die_unless(file: Path) -> str:
         import os
         import signal
@@ -98,7 +98,7 @@ def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_is_named(tmp_pa
 
 
 @pytest.mark.usefixtures("ray")
-def test_a_worker_that_holds_much_memory_is_recycled(tmp_path: Path) -> None:
+def test_a_worker_above_its_memory_limit_is_restarted(tmp_path: Path) -> None:
     def hoard(size: int) -> int:
         import builtins
         import os

@@ -1,4 +1,4 @@
-"""13-gram overlap against sets of words in plain Python, and through the whole preparation."""
+"""13-gram overlap compared with sets of words in plain Python, and in a complete preparation."""
 
 import json
 import unicodedata
@@ -25,7 +25,7 @@ _TEXT = st.lists(st.tuples(_WORDS, _GAPS).map("".join), max_size=12).map("".join
 
 
 def _words(text: str) -> list[str]:
-    """GPT-3's words, character by character."""
+    """Words by GPT-3's definition, character by character."""
     return "".join(character for character in text.lower() if unicodedata.category(character)[0] not in "PS").split()
 
 
@@ -35,7 +35,7 @@ def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
 
 
 @given(st.lists(_TEXT, max_size=6), st.integers(1, 4))
-def test_equal_hashes_are_equal_words(texts: list[str], n: int) -> None:
+def test_hashes_are_equal_exactly_for_equal_words(texts: list[str], n: int) -> None:
     hashes, num_words = ngram_hashes([text.encode() for text in texts], n)
     assert num_words.tolist() == [len(_words(text)) for text in texts]
     by_ngram: dict[tuple[str, ...], int] = {}
@@ -50,7 +50,7 @@ def test_equal_hashes_are_equal_words(texts: list[str], n: int) -> None:
 
 @settings(max_examples=25)
 @given(st.lists(_TEXT, min_size=1, max_size=4), st.lists(_TEXT, max_size=8), st.integers(1, 3))
-def test_the_documents_found_are_those_of_a_set_of_ngrams(
+def test_found_documents_equal_a_search_with_sets_of_ngrams(
     tmp_path_factory: pytest.TempPathFactory, references: list[str], texts: list[str], n: int
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / "references"
@@ -73,7 +73,7 @@ def test_the_documents_found_are_those_of_a_set_of_ngrams(
     assert References(folder / "built").matches([text.encode() for text in texts]) == expected
 
 
-def test_a_place_in_a_long_text_changes_no_hash() -> None:
+def test_a_hash_does_not_depend_on_the_position_in_a_long_text() -> None:
     ngram = b"the needle of thirteen words that lies somewhere in a very long haystack"
     needle, _ = ngram_hashes([ngram], 13)
     for before in (0, 1, 32_767, 32_768, 100_003):
@@ -91,7 +91,7 @@ def corpus_and_references(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     words = [f"w{number}" for number in range(2000)]
     texts = [" ".join(rng.choice(words, size=60).tolist()) for _ in range(2000)]
-    for number in range(0, 2000, 100):  # in other spelling, in the middle
+    for number in range(0, 2000, 100):  # with another spelling, in the middle
         shared = texts[number].split()[20:40]
         texts[number + 1] = f"Before: {', '.join(shared).upper()}! After."
     (tmp_path / "raw").mkdir()
@@ -149,7 +149,7 @@ def test_contaminated_training_documents_are_dropped_and_counted(
     assert kept == [text for text in before if text not in dirty["exam"] + dirty["quiz"]]
     assert manifest.dropped == {f"contaminated by {name}.jsonl": len(texts) for name, texts in dirty.items()}
     assert all(len(texts) > 1 for texts in dirty.values())
-    for suffix in ("bin", "idx"):  # what is held out stays
+    for suffix in ("bin", "idx"):  # held-out splits are unchanged
         assert sha256_file(config.output / f"val.{suffix}") == sha256_file(folder / "all" / f"val.{suffix}")
     assert manifest.records == sum(s.total.documents for s in manifest.splits.values()) + sum(manifest.dropped.values())
     (note,) = manifest.notes
@@ -166,7 +166,7 @@ def test_contaminated_training_documents_are_dropped_and_counted(
         prepare(config)
 
 
-def test_references_that_cannot_be_trusted_are_refused(corpus_and_references: Path, tokenizer_file: Path) -> None:
+def test_damaged_references_are_refused(corpus_and_references: Path, tokenizer_file: Path) -> None:
     path = corpus_and_references / "tests" / "quiz.jsonl"
     path.write_bytes(path.read_bytes() + b"{broken\n")
     files = reference_files([str(path)])
@@ -176,7 +176,7 @@ def test_references_that_cannot_be_trusted_are_refused(corpus_and_references: Pa
 
 
 @pytest.mark.slow
-def test_real_text_against_a_set_of_ngrams(test_data: Path, tmp_path: Path) -> None:
+def test_overlap_of_real_text_equals_sets_of_ngrams(test_data: Path, tmp_path: Path) -> None:
     from data_prep.readers.records import Document, read_records
 
     read = read_records(test_data / "minipile" / "val.jsonl.zst", "val", 1 << 28)

@@ -54,7 +54,7 @@ def test_other_languages_are_dropped_and_counted(ray: None, tokenizer_file: Path
 
 
 @needs_library
-def test_only_the_start_counts_and_low_confidence_is_und() -> None:
+def test_only_the_start_is_used_and_low_confidence_is_und() -> None:
     text = _TEXTS["en"] + "\n" + _TEXTS["fr"] * 50
     assert language_of(text, LanguageConfig(keep=["en"], first_characters=100)) == "en"
     assert language_of(text, LanguageConfig(keep=["en"], first_characters=5000)) == "fr"

@@ -1,4 +1,4 @@
-"""Where blocks are cut: against the definition, byte by byte, and equal for ranges and streams."""
+"""Block boundaries compared byte by byte with their definition, and equal for ranges and streams."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_blocks_do_not_depend_on_how_the_bytes_arrive(data: bytes, unit_bytes: i
 
 
 @given(_LINES, st.integers(1, 100))
-def test_ranges_of_a_plain_file_are_the_same_blocks(
+def test_ranges_of_a_plain_file_give_the_same_blocks(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, unit_bytes: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "ranges.jsonl"
@@ -45,7 +45,7 @@ def test_ranges_of_a_plain_file_are_the_same_blocks(
 
 
 @given(st.lists(st.integers(0, 5000), max_size=12), st.integers(1, 6000), st.integers(1, 700))
-def test_long_lines_are_never_held(sizes: list[int], unit_bytes: int, piece_bytes: int) -> None:
+def test_long_lines_are_never_kept_in_memory(sizes: list[int], unit_bytes: int, piece_bytes: int) -> None:
     data = b"".join(b"x" * size + b"\n" for size in sizes)
     limit = 2000
     pieces = [data[start : start + piece_bytes] for start in range(0, len(data), piece_bytes)]
@@ -65,7 +65,7 @@ def test_an_endless_line_in_a_plain_file_is_skipped(tmp_path: Path) -> None:
     assert [(line.data[:1], len(line.data)) for line in lines] == [(b"a", 1), (b"y", 1024), (b"b", 1)]
 
 
-def test_damage_ends_the_last_block_and_its_line_is_lost() -> None:
+def test_a_damaged_stream_ends_with_the_last_block_and_reports_the_lost_line() -> None:
     def pieces() -> object:
         yield b"one\ntwo\nthr"
         raise DamagedStreamError(Path("x"), "truncated", "")

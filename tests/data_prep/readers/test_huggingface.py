@@ -1,4 +1,4 @@
-"""Hugging Face datasets as input, from local folders and offline: the same documents as JSON lines give the same bytes."""
+"""Hugging Face datasets as input, from local folders and offline: the output equals that of the same JSON lines."""
 
 import json
 import shutil
@@ -84,7 +84,7 @@ def lines(ray: None, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.usefixtures("ray")
 @pytest.mark.parametrize("make", [_json_folder, _saved_folder, pytest.param(_parquet_folder, marks=pytest.mark.slow)])
-def test_output_is_that_of_the_same_documents_as_lines(
+def test_output_equals_that_of_the_same_documents_as_json_lines(
     lines: Path, tokenizer_file: Path, tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
     make(tmp_path / "raw")
@@ -113,7 +113,7 @@ def test_output_is_that_of_the_same_documents_as_lines(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray")
-def test_another_version_is_refused_at_a_restart(tokenizer_file: Path, tmp_path: Path) -> None:
+def test_a_changed_dataset_is_refused_on_resume(tokenizer_file: Path, tmp_path: Path) -> None:
     _json_folder(tmp_path / "raw")
 
     def interrupt(progress: Progress) -> None:
@@ -134,14 +134,14 @@ def test_another_version_is_refused_at_a_restart(tokenizer_file: Path, tmp_path:
     assert prepare(config).retokenized_units == 0
 
 
-def test_meta_columns_are_read_as_the_piles(tmp_path: Path) -> None:
+def test_meta_columns_are_read_as_in_the_pile(tmp_path: Path) -> None:
     rows = [{"text": ["a", "b"], "meta": {"pile_set_name": "ArXiv"}}, {"text": ["c"], "meta": None}]
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "x")
     (found,) = expand([f"datasets://{tmp_path}/x"])
     assert b"".join(found.lines()).splitlines() == [orjson.dumps(row) for row in rows]  # type: ignore[union-attr]
 
 
-def test_names_have_the_settings_and_no_machine(tmp_path: Path) -> None:
+def test_names_contain_the_settings_and_no_local_path(tmp_path: Path) -> None:
     _json_folder(tmp_path / "raw")
     shutil.copytree(tmp_path / "raw", tmp_path / "more")
     config = PrepareConfig.model_validate(
@@ -157,7 +157,7 @@ def test_names_have_the_settings_and_no_machine(tmp_path: Path) -> None:
     assert str(hub) == "datasets://allenai/c4?config=en&split=validation&revision=1588ec4"
 
 
-def test_faults_are_named(tmp_path: Path) -> None:
+def test_errors_name_the_dataset_and_the_remedy(tmp_path: Path) -> None:
     _json_folder(tmp_path / "raw")
     for query, message in (
         ("?columns=a", r"unknown setting 'columns'; known: config, split, text"),

@@ -18,7 +18,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_files_are_sorted_and_named_from_the_folder_they_share(folder: Path) -> None:
+def test_files_are_sorted_and_named_relative_to_their_common_folder(folder: Path) -> None:
     units = plan(_config(folder, val=[f"{folder}/val.jsonl"]))
     assert [(unit.index, unit.split, unit.name) for unit in units] == [
         (0, "train", "train/10.jsonl"),
@@ -30,7 +30,7 @@ def test_files_are_sorted_and_named_from_the_folder_they_share(folder: Path) -> 
     assert {unit.split for unit in everything} == {None}
 
 
-def test_faults_are_named(folder: Path) -> None:
+def test_errors_name_the_file(folder: Path) -> None:
     with pytest.raises(InputError, match=r"no file matches '.*/none/\*'"):
         plan(_config(folder, test=[f"{folder}/none/*"]))
     with pytest.raises(InputError, match=r"2\.jsonl is matched for both train and val"):
@@ -40,7 +40,7 @@ def test_faults_are_named(folder: Path) -> None:
         plan(_config(folder, input=[f"{folder}/train/*"]))
 
 
-def test_hash_split_takes_its_shares_and_depends_on_text_and_seed_alone() -> None:
+def test_hash_split_has_its_shares_and_depends_only_on_text_and_seed() -> None:
     texts = [str(i).encode() for i in range(20_000)]
     splits = [HashSplit(0.1, 0.2, seed=0)(text) for text in texts]
     assert splits.count("val") / len(texts) == pytest.approx(0.1, abs=0.01)

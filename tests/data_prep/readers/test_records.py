@@ -35,7 +35,7 @@ def _read(path: Path, data: bytes, limit: int = 1 << 20) -> tuple[list[Document]
         ([1], "unknown"),
     ],
 )
-def test_meta_in_all_spellings(meta: object, source: str) -> None:
+def test_meta_is_read_in_all_forms(meta: object, source: str) -> None:
     assert parse_record(json.dumps({"text": "x", "meta": meta}).encode()) == ("x", source)
 
 
@@ -52,7 +52,7 @@ def test_meta_in_all_spellings(meta: object, source: str) -> None:
         (rb'["not", "text"]', None),
     ],
 )
-def test_text_in_all_spellings(data: bytes, text: str | None) -> None:
+def test_text_is_read_in_all_encodings(data: bytes, text: str | None) -> None:
     if text is None:
         with pytest.raises(BadRecordError, match="not an object"):
             parse_record(data)
@@ -76,20 +76,20 @@ def test_text_in_all_spellings(data: bytes, text: str | None) -> None:
         (b'{"text": []}', "empty text"),
     ],
 )
-def test_reasons(data: bytes, reason: str) -> None:
+def test_bad_records_have_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(BadRecordError, match=f"^{reason}$"):
         parse_record(data)
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
-def test_what_json_writes_we_read(text: str, source: str) -> None:
+def test_records_written_by_json_are_read(text: str, source: str) -> None:
     record = {"text": text, "meta": {"pile_set_name": source}}
     assert parse_record(orjson.dumps(record)) == (text, source)
     assert parse_record(json.dumps(record).encode()) == (text, source)
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_document_or_rejected(data: bytes) -> None:
+def test_any_line_is_a_document_or_is_rejected(data: bytes) -> None:
     try:
         text, _ = parse_record(data)
     except BadRecordError:
@@ -97,7 +97,7 @@ def test_any_bytes_are_a_document_or_rejected(data: bytes) -> None:
     assert text.encode("utf-8")
 
 
-def test_lines_are_cut_at_newlines_alone(tmp_path: Path) -> None:
+def test_lines_are_split_only_at_newlines(tmp_path: Path) -> None:
     texts = ["a\u2028b", "c\u0085d", "e\x0bf\x0c\x1cg", "h\ri"]
     data = b"".join(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n" for text in texts)
     documents, rejected, _ = _read(tmp_path / "x.jsonl", data)
@@ -133,7 +133,7 @@ def test_rejected_records_are_located_and_shown(tmp_path: Path) -> None:
     assert len(rejected[1].first_bytes) == 200
 
 
-def test_minipile_against_the_standard_library(test_data: Path) -> None:
+def test_minipile_equals_the_standard_library(test_data: Path) -> None:
     path = test_data / "minipile" / "val.jsonl.zst"
     with open(path, "rb") as file:
         data = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read()

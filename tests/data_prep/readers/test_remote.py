@@ -1,4 +1,4 @@
-"""Inputs behind URLs, against a real web server: with and without byte ranges, and with the faults of real downloads."""
+"""Inputs at URLs, read from a local web server with and without byte ranges, and with the errors of real downloads."""
 
 import gzip
 import hashlib
@@ -113,7 +113,7 @@ def serve(web: Web) -> Iterator[Web]:
         daemon_threads = True
 
         def handle_error(self, *arguments: object) -> None:
-            """Clients that hang up are part of the tests."""
+            """Ignore clients that close the connection, which is part of the tests."""
 
     server = Server(("127.0.0.1", 0), Handler)
     web.url = f"http://127.0.0.1:{server.server_port}"
@@ -128,7 +128,7 @@ def serve(web: Web) -> Iterator[Web]:
 
 @pytest.fixture
 def web(tmp_path: Path, corpus: Path) -> Iterator[Web]:
-    """A server over a copy of the corpus in raw/, one Parquet file more."""
+    """A server for a copy of the corpus in raw/, with an additional Parquet file."""
     shutil.copytree(corpus, tmp_path / "web" / "raw")
     pq.write_table(pa.table({"text": [f"row {i}" for i in range(50)]}), tmp_path / "web" / "raw" / "3.parquet")
     with serve(Web(tmp_path / "web")) as web:
@@ -168,7 +168,7 @@ def local(ray: None, corpus: Path, tokenizer_file: Path, tmp_path_factory: pytes
 
 @pytest.mark.usefixtures("ray")
 @pytest.mark.parametrize("ranges", [True, False])
-def test_output_is_that_of_the_same_files_on_disk(
+def test_output_equals_that_of_the_same_files_on_disk(
     web: Web, local: Path, tokenizer_file: Path, tmp_path: Path, ranges: bool
 ) -> None:
     web.ranges = ranges
@@ -184,7 +184,9 @@ def test_output_is_that_of_the_same_files_on_disk(
     assert all(record.version and record.version.startswith("ETag=") for record in manifest.inputs)
     before = web.requests.copy()
     assert prepare(config) == manifest
-    assert web.requests["whole"] - before["whole"] <= 3 * (1 + (not ranges))  # asked whether ranges are taken, not fetched
+    assert web.requests["whole"] - before["whole"] <= 3 * (
+        1 + (not ranges)
+    )  # requests that check for range support, not downloads
     (web.folder / "raw" / "2.jsonl").write_bytes(b"{}\n")
     with pytest.raises(PrepareError, match=r"another dataset: input 2\.jsonl has other bytes"):
         prepare(config)
@@ -235,12 +237,14 @@ def test_every_byte_arrives_over_a_bad_connection(web: Web, ranges: bool, sizes:
     web.ranges, web.sizes = ranges, sizes
     (file,) = expand_url(f"{web.url}/x.jsonl")
     assert file == RemoteFile(f"{web.url}/x.jsonl", ranges=ranges and sizes)
-    web.cuts = 3 if sizes else 0  # without a size and without chunks, HTTP itself cannot tell an end from a cut
+    web.cuts = (
+        3 if sizes else 0
+    )  # without a size and without chunks, HTTP cannot distinguish a complete response from a truncated one
     assert sha256_location(file) == hashlib.sha256(data).hexdigest()
     assert web.requests["cut"] == (3 if sizes else 0)
 
 
-def test_ranges_are_the_blocks_of_the_local_file(web: Web) -> None:
+def test_ranges_give_the_blocks_of_the_local_file(web: Web) -> None:
     path = web.folder / "raw" / "2.jsonl"
     (file,) = expand_url(f"{web.url}/raw/2.jsonl")
     for index in range(num_ranges(path.stat().st_size, 7000)):
@@ -249,7 +253,7 @@ def test_ranges_are_the_blocks_of_the_local_file(web: Web) -> None:
 
 
 def test_compressed_files_and_parquet_are_read_over_http(web: Web) -> None:
-    web.encoding = "gzip"  # as servers declare any .gz file; nothing may unpack it in transit
+    web.encoding = "gzip"  # servers declare this for any .gz file; the client must not decompress it
     (file,) = expand_url(f"{web.url}/raw/1.jsonl.gz")
     assert b"".join(read_chunks(file)) == gzip.decompress((web.folder / "raw" / "1.jsonl.gz").read_bytes())
     web.encoding = None
@@ -261,7 +265,7 @@ def test_compressed_files_and_parquet_are_read_over_http(web: Web) -> None:
         list(read_chunks(file))
 
 
-def test_faults_name_the_url_and_the_remedy(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_name_the_url_and_the_remedy(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     (web.folder / "secret.jsonl").touch()
     with pytest.raises(RemoteError, match=rf"{web.url}/none\.jsonl: no such file \(404\)"):
         expand([f"{web.url}/none.jsonl"])
@@ -303,7 +307,7 @@ def test_other_schemes(tmp_path: Path) -> None:
     assert expand([f"file://{tmp_path}/a%20b.jsonl"]) == [tmp_path / "a b.jsonl"]
 
 
-def test_names_keep_no_host_and_no_secret() -> None:
+def test_names_contain_no_host_and_no_secret() -> None:
     def remote_file(url: str) -> RemoteFile:
         return RemoteFile(url, ranges=True)
 
@@ -317,7 +321,7 @@ def test_names_keep_no_host_and_no_secret() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
-def test_a_driver_killed_at_any_moment_over_bad_connections_with_filters(
+def test_a_killed_driver_resumes_over_bad_connections_with_filters(
     ray: None, web: Web, tokenizer_file: Path, tmp_path: Path, seed: int
 ) -> None:
     """As for local files: the output has the same bytes, also with URLs and references."""

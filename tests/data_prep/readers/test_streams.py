@@ -30,7 +30,7 @@ def _lines(path: Path, data: bytes, limit: int = 1 << 20, unit_bytes: int = 64) 
     st.sampled_from(["zst", "gz", "xz", ""]),
     st.integers(1, 400),
 )
-def test_any_cut_into_frames_and_blocks_gives_the_lines_of_the_whole(
+def test_any_split_into_frames_and_blocks_gives_the_same_lines(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, cuts: list[int], kind: str, unit_bytes: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / f"x.jsonl{'.' * bool(kind)}{kind}"
@@ -44,7 +44,7 @@ def test_any_cut_into_frames_and_blocks_gives_the_lines_of_the_whole(
     assert lines == [Line(i, line) for i, line in enumerate(expected, 1)]
 
 
-def test_skippable_and_empty_frames_hold_no_text(tmp_path: Path) -> None:
+def test_skippable_and_empty_frames_contain_no_text(tmp_path: Path) -> None:
     data = _SKIPPABLE + _zst(b"a\n") + _zst(b"") + _SKIPPABLE + _zst(b"b")
     assert _lines(tmp_path / "x.jsonl.zst", data) == [Line(1, b"a"), Line(2, b"b")]
 
@@ -60,7 +60,7 @@ def test_every_truncation_is_reported(tmp_path: Path, suffix: str) -> None:
         assert [line.data for line in good][:2] == [b"one", b"two"]
 
 
-def test_a_flipped_bit_is_corrupt(tmp_path: Path) -> None:
+def test_a_flipped_bit_is_detected(tmp_path: Path) -> None:
     data = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(b"one\n" * 1000))
     data[len(data) // 2] ^= 1
     last = _lines(tmp_path / "x.jsonl.zst", _zst(b"zero\n") + bytes(data))[-1]

@@ -1,4 +1,4 @@
-"""The fast backend against the reference, and the tokenizers that it does not support."""
+"""The fast backend compared with the reference, and the tokenizers that it does not support."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ _TEXTS = st.lists(
 
 
 @given(_TEXTS)
-def test_both_backends_give_the_ids_of_tokenizers(tokenizer: Tokenizer, texts: list[str]) -> None:
+def test_both_backends_give_the_ids_of_the_tokenizers_library(tokenizer: Tokenizer, texts: list[str]) -> None:
     expected = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     for backend in (FastBackend(tokenizer), ReferenceBackend(tokenizer)):
         ids, lengths = backend.encode([text.encode() for text in texts])
@@ -32,13 +32,13 @@ def test_both_backends_give_the_ids_of_tokenizers(tokenizer: Tokenizer, texts: l
         assert ids.tolist() == [token for document in expected for token in document]
 
 
-def test_specials_in_text_stay_text(tokenizer: Tokenizer) -> None:
+def test_special_tokens_in_text_are_encoded_as_text(tokenizer: Tokenizer) -> None:
     ids, _ = FastBackend(tokenizer).encode([b"</s><extra_id_7><pad>"])
     assert ids.min() > 2
     assert ids.max() < 500
 
 
-def test_a_difference_is_found_and_shown(tokenizer: Tokenizer) -> None:
+def test_a_difference_between_backends_is_found_and_shown(tokenizer: Tokenizer) -> None:
     class Wrong(ReferenceBackend):
         name = "wrong"
 
@@ -52,7 +52,7 @@ def test_a_difference_is_found_and_shown(tokenizer: Tokenizer) -> None:
         check_same_ids(Wrong(tokenizer), reference, [b"quick", b"a fox", b"dog"])
 
 
-def test_hard_texts_survive_byte_level_bpe(tokenizer: Tokenizer) -> None:
+def test_difficult_texts_round_trip_in_byte_level_bpe(tokenizer: Tokenizer) -> None:
     ids, lengths = ReferenceBackend(tokenizer).encode([text.encode() for text in HARD_TEXTS])
     assert tokenizer.decode(ids.tolist(), skip_special_tokens=False) == "".join(HARD_TEXTS)
     assert lengths[0] == 0

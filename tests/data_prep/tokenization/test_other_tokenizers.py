@@ -1,4 +1,4 @@
-"""Tokenizers of the kinds that T5, FNet and BERT use, small ones trained here, through the whole preparation."""
+"""Small tokenizers of the kinds that T5, FNet and BERT use, trained here, in a complete preparation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ _TEXTS = [
 
 
 def _t5() -> Tokenizer:
-    """Unigram, as SentencePiece files of T5 are converted."""
+    """Unigram, like the converted SentencePiece files of T5."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
@@ -36,7 +36,7 @@ def _t5() -> Tokenizer:
 
 
 def _fnet() -> Tokenizer:
-    """Unigram with BERT's names, as FNet's."""
+    """Unigram with BERT's special tokens, like FNet's."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -64,7 +64,7 @@ def _bert() -> Tokenizer:
     ("make", "eos", "start", "model"),
     [(_t5, "</s>", "<pad>", "Unigram"), (_fnet, "[SEP]", "<pad>", "Unigram"), (_bert, "[SEP]", "[PAD]", "WordPiece")],
 )
-def test_ids_are_the_references_for_every_document(
+def test_ids_equal_the_reference_for_every_document(
     ray: None, tmp_path: Path, make: Callable[[], Tokenizer], eos: str, start: str, model: str
 ) -> None:
     make().save(str(tmp_path / "tokenizer.json"))
@@ -94,7 +94,7 @@ def test_ids_are_the_references_for_every_document(
     data = TokenFile(tmp_path / "data" / "train")
     written = [data[i].tolist() for i in range(len(data))]
     assert written[:-1] == [[*reference.encode(text, add_special_tokens=False).ids, end] for text in _TEXTS[:-1]]
-    # The last holds specials' names: text all the same, in the tokenizer that everyone loads too.
+    # The last text contains names of special tokens. They are encoded as text, also by the stored tokenizer.
     loaded = load_tokenizer(tmp_path / "data" / "tokenizer.json")
     assert written[-1] == [*loaded.encode(_LITERAL, add_special_tokens=False).ids, end]
     unknown = {reference.token_to_id(name) for name in ("<unk>", "[UNK]")}

@@ -19,18 +19,18 @@ from data_prep.tokenization.tokenizer import (
     train_tokenizer,
 )
 
-# Characters of 1 to 4 bytes, spaces and specials in one place: where round trips usually fail.
+# Characters of 1 to 4 bytes, spaces and special tokens next to each other, where round trips usually fail.
 _TEXT = st.lists(st.one_of(st.text(max_size=20), st.sampled_from(["</s>", "<extra_id_0>", "<pad>", "  ", "\r\n", "🙂"])))
 
 
-def test_ids_of_ours(tokenizer: Tokenizer) -> None:
+def test_special_ids_of_a_trained_tokenizer(tokenizer: Tokenizer) -> None:
     assert tokenizer.get_vocab_size() == num_ids(tokenizer) == 600
     assert [tokenizer.id_to_token(token) for token in (0, 1, 2)] == ["<pad>", "</s>", "<unk>"]
     assert [tokenizer.id_to_token(500 + i) for i in range(100)] == [f"<extra_id_{99 - i}>" for i in range(100)]
     assert eos_id(tokenizer) == 1
 
 
-def test_training_is_the_same_in_another_process_with_another_number_of_threads() -> None:
+def test_training_does_not_depend_on_process_and_threads() -> None:
     program = (
         "import hashlib; from data_prep.tokenization.tokenizer import train_tokenizer\n"
         "texts = [f'{i % 7} cat{i % 13} dog{i % 11}s ran {i * i % 97}' for i in range(3000)]\n"
@@ -49,13 +49,13 @@ def test_training_is_the_same_in_another_process_with_another_number_of_threads(
     assert len(hashes) == 1
 
 
-def test_a_vocabulary_without_room_is_refused() -> None:
+def test_a_too_small_vocabulary_is_refused() -> None:
     with pytest.raises(TokenizerError, match=r"358 is too small.*359"):
         train_tokenizer(["a"], 358)
 
 
 @given(_TEXT)
-def test_round_trip_and_bytes_and_no_specials_from_text(tokenizer: Tokenizer, parts: list[str]) -> None:
+def test_text_round_trips_and_gives_no_special_tokens(tokenizer: Tokenizer, parts: list[str]) -> None:
     text = "".join(parts)
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     assert tokenizer.decode(ids, skip_special_tokens=False) == text
@@ -63,7 +63,7 @@ def test_round_trip_and_bytes_and_no_specials_from_text(tokenizer: Tokenizer, pa
     assert all(3 <= token < 500 for token in ids)
 
 
-def test_a_loaded_tokenizer_takes_no_special_from_text(tokenizer: Tokenizer, tokenizer_file: Path) -> None:
+def test_a_loaded_tokenizer_gives_no_special_tokens_for_text(tokenizer: Tokenizer, tokenizer_file: Path) -> None:
     loaded = load_tokenizer(tokenizer_file)
     text = "end </s> of <extra_id_0><pad>"
     assert loaded.encode(text).ids == tokenizer.encode(text).ids
@@ -71,7 +71,7 @@ def test_a_loaded_tokenizer_takes_no_special_from_text(tokenizer: Tokenizer, tok
     assert not {0, 1, 599} & set(loaded.encode(text).ids)
 
 
-def test_a_loaded_tokenizer_cuts_and_pads_nothing(tokenizer_file: Path, tmp_path: Path) -> None:
+def test_a_loaded_tokenizer_does_not_truncate_or_pad(tokenizer_file: Path, tmp_path: Path) -> None:
     cutting = Tokenizer.from_file(str(tokenizer_file))
     cutting.enable_truncation(4)
     cutting.enable_padding(length=8)
@@ -80,7 +80,7 @@ def test_a_loaded_tokenizer_cuts_and_pads_nothing(tokenizer_file: Path, tmp_path
     assert load_tokenizer(tmp_path / "cutting.json").encode(text).ids == load_tokenizer(tokenizer_file).encode(text).ids
 
 
-def test_gpt2(test_data: Path) -> None:
+def test_gpt2_tokenizer(test_data: Path) -> None:
     tokenizer = load_tokenizer(test_data / "tokenizers" / "gpt2.json")
     assert eos_id(tokenizer) == 50256
     assert padded_vocab_size(num_ids(tokenizer)) == 50304  # as Megatron pads it
@@ -92,7 +92,7 @@ def test_gpt2(test_data: Path) -> None:
     assert lengths[tokenizer.encode(text).ids].sum() == len(text.encode())
 
 
-def test_faults_are_named(tmp_path: Path) -> None:
+def test_errors_name_the_file_and_the_problem(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"none\.json.*fnet-t5 tokenizer train"):
         load_tokenizer(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{}")

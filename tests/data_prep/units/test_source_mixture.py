@@ -1,4 +1,4 @@
-"""Sources repeated and thinned out, against counting the documents of the finished folder."""
+"""Repeated and subsampled sources, compared with counts of the documents in the finished folder."""
 
 import json
 from collections import Counter
@@ -59,7 +59,7 @@ def test_epochs_are_passes_in_order_and_every_record_is_accounted_for(
     for source, epochs in (("ArXiv", 2.5), ("Pile-CC", 0.25)):
         total = sum(number[text] for text in by_source[source])
         assert total == pytest.approx(epochs * len(by_source[source]), abs=4 * len(by_source[source]) ** 0.5 / 2)
-    # Pass after pass, each in the order of the corpus.
+    # One pass after another, each in the order of the corpus.
     passes = [[text for text in once if number[text] > i] for i in range(3)]
     assert mixed == [text for one in passes for text in one]
     assert _texts(tmp_path / "mixed", "val") == _texts(tmp_path / "once", "val")
@@ -73,7 +73,7 @@ def test_epochs_are_passes_in_order_and_every_record_is_accounted_for(
 
 
 @pytest.mark.usefixtures("ray")
-def test_a_mixture_changes_with_the_seed_alone(components: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+def test_a_mixture_changes_only_with_the_seed(components: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     def made(name: str, **kwargs: object) -> str:
         fields = {"mixture": {"epochs": {"ArXiv": 1.5}}, "deduplicate": True, "val": [f"{components}/Ours*"]}
         fields |= {"input": [f"{components}/[AP]*"]}
@@ -111,7 +111,7 @@ def test_weights_become_shares_of_bytes_and_nothing_is_repeated_too_often() -> N
         assert max(epochs.values()) == pytest.approx(min(max_epochs, 12.0))
 
 
-def test_the_official_table_is_the_published_one() -> None:
+def test_the_official_table_equals_the_published_table() -> None:
     # Gao et al. 2020, table 1: 22 components; 825.18 GiB raw become 1254.20 GiB after epochs.
     assert len(pile.COMPONENTS) == 22
     assert sum(pile.WEIGHTS.values()) == pytest.approx(100, abs=0.05)
@@ -119,9 +119,7 @@ def test_the_official_table_is_the_published_one() -> None:
 
 
 @pytest.mark.parametrize("mixture", [{"weights": "pile"}, {"epochs": "pile"}])
-def test_the_official_mixture_is_refused_on_files_that_it_was_applied_to(
-    mixture: dict[str, str], tokenizer_file: Path, tmp_path: Path
-) -> None:
+def test_the_official_mixture_is_refused_on_mixed_files(mixture: dict[str, str], tokenizer_file: Path, tmp_path: Path) -> None:
     lines = [
         json.dumps({"text": f"text {i}", "meta": {"pile_set_name": source}})
         for i, source in enumerate(["Pile-CC", "ArXiv", "Github"] * 9)
@@ -135,7 +133,7 @@ def test_the_official_mixture_is_refused_on_files_that_it_was_applied_to(
 
 
 @pytest.mark.usefixtures("ray")
-def test_unknown_names_are_read_once_under_their_own_name(components: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+def test_unknown_sources_are_read_once_under_their_own_name(components: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     manifest = prepare(_config(components, tmp_path / "data", tokenizer_file, mixture={"epochs": "pile"}))
     assert manifest.epochs == {"ArXiv": 2.0, "Pile-CC": 1.0, "Ours": 1.0}
     assert load_manifest(tmp_path / "data").splits["train"].sources["Ours"].documents > 80

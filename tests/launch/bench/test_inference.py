@@ -1,4 +1,4 @@
-"""`bench inference`: arms that are equal by another count, texts as `generate` writes them, memory by the bytes of tensors."""
+"""`bench inference`: matched arms checked by another count, texts equal to `generate`, memory from the bytes of tensors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def records() -> list[InferenceRecord]:
 
 @pytest.fixture
 def threads() -> Any:
-    """`--threads` is a setting of the whole process."""
+    """Restore the number of threads, which `--threads` sets for the whole process."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -75,12 +75,12 @@ def training_flops(config: ModelConfig, row: Lengths) -> float:
             else:
                 model(Inputs(encoder, torch.ones_like(encoder), decoder))
     transforms = 0.0
-    if config.mixing == "fourier" and not config.is_decoder_only:  # the counter knows no FFT
+    if config.mixing == "fourier" and not config.is_decoder_only:  # torch's counter does not count FFTs
         transforms = config.num_encoder_layers * fourier_mixing(row.encoder, config.d_model)
     return 3 * (counter.get_total_flops() + transforms)
 
 
-def test_arms_are_equal_in_what_their_pairing_says(arms: list[BenchmarkModel]) -> None:
+def test_arms_are_equal_in_the_quantity_of_their_pairing(arms: list[BenchmarkModel]) -> None:
     assert [(arm.pairing, arm.name) for arm in arms] == [
         (pairing, name) for pairing in ("equal_parameters", "equal_training_compute") for name in ("fnet_t5", "t5", "gpt2")
     ]
@@ -95,7 +95,7 @@ def test_arms_are_equal_in_what_their_pairing_says(arms: list[BenchmarkModel]) -
             assert arm.training_flops == pytest.approx(baseline.training_flops, rel=0.02)
 
 
-def test_a_ladder_and_the_benchmark_compare_with_the_same_gpt2() -> None:
+def test_ladder_and_benchmark_use_the_same_gpt2() -> None:
     row = Lengths(512, 128)
     planned = arm_model("gpt2", {"size": "t5-v1.1-base"}, 32128, row)
     compared = benchmark_models("t5-v1.1-base", 32128, row, max_length=640, fourier_backend="fft")
@@ -105,26 +105,26 @@ def test_a_ladder_and_the_benchmark_compare_with_the_same_gpt2() -> None:
     assert shapes["equal_training_compute"].shape == "12 x 768, 12 heads"
 
 
-def test_records_of_an_older_version_show_the_shape_that_was_measured() -> None:
+def test_records_of_an_older_version_show_their_measured_shape() -> None:
     records = read_records(Path(__file__).parents[3] / "docs" / "reports" / "cpu-smoke" / "inference.json")
     assert {record.num_heads for record in records} == {None}
     rows = [row for _, rows in tables(records) for row in rows if "gpt2" in row]
     assert {row[columns(records).index("shape")] for row in rows} == {"10 x 640", "6 x 384"}
 
 
-def test_only_the_encoder_tells_hybrid_and_t5_apart(arms: list[BenchmarkModel]) -> None:
+def test_hybrid_and_t5_differ_only_in_the_encoder(arms: list[BenchmarkModel]) -> None:
     names = ("d_model", "d_ff", "d_kv", "num_heads", "num_decoder_layers", "num_encoder_layers", "vocab_size", "tie_embeddings")
     assert len({tuple(getattr(arm.config, name) for name in names) for arm in arms if arm.name != "gpt2"}) == 1
 
 
-def test_the_timed_text_is_what_generate_writes() -> None:
+def test_the_timed_text_equals_the_output_of_generate() -> None:
     prompts = torch.randint(1024, (3, 24), generator=torch.Generator().manual_seed(1)).tolist()
     for arm in InferencePlan(**TINY).models():
         model = build_model(arm.config)
         initialize(model, seed=0)
         ids, mask = prepare_prompts(model, prompts, 24, 0)
         timed = torch.stack(write(model.eval(), ids, mask, [3, 9]).tokens)
-        # 1 ends a text for `generate`: up to there both must agree
+        # `generate` ends a text at token 1: up to there both must be equal
         for row in range(3):
             steps = generate(
                 model, ids[row : row + 1], mask[row : row + 1], start_id=0, eos_id=1, sampling=Sampling(max_new_tokens=9)
@@ -134,8 +134,8 @@ def test_the_timed_text_is_what_generate_writes() -> None:
         assert timed.shape == (9, 3)
 
 
-def test_no_stop_token_ends_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every logit but the end token's is pushed down: the text is all ends, and goes on."""
+def test_a_stop_token_does_not_end_a_timed_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All logits except the end token's are lowered: every token is the end token, and decoding continues."""
     last = models.generation.decode.DecodingSession._last
 
     def ends(session: models.generation.decode.DecodingSession, logits: torch.Tensor) -> torch.Tensor:
@@ -148,7 +148,7 @@ def test_no_stop_token_ends_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [int(token) for token in written.tokens] == [1] * 7
 
 
-def test_records_hold_what_was_measured_and_what_formulas_say(records: list[InferenceRecord]) -> None:
+def test_records_have_measurements_and_formulas(records: list[InferenceRecord]) -> None:
     places = [(record.pairing, record.batch, record.prefix, record.new_tokens, record.arm) for record in records]
     assert len(set(places)) == len(places) == 2 * 2 * 1 * 2 * 3
     for record in records:
@@ -162,7 +162,7 @@ def test_records_hold_what_was_measured_and_what_formulas_say(records: list[Infe
         assert record.peak_bytes is None
 
 
-def test_the_t5_is_measured_once_and_stands_in_both_pairings(records: list[InferenceRecord]) -> None:
+def test_t5_is_measured_once_and_listed_in_both_pairings(records: list[InferenceRecord]) -> None:
     by_pairing = [
         [replace(record, pairing="") for record in records if record.arm == "t5" and record.pairing == pairing]
         for pairing in ("equal_parameters", "equal_training_compute")
@@ -171,11 +171,11 @@ def test_the_t5_is_measured_once_and_stands_in_both_pairings(records: list[Infer
     assert len(by_pairing[0]) == 4
 
 
-def test_bytes_by_hand(records: list[InferenceRecord]) -> None:
+def test_bytes_equal_a_computation_by_hand(records: list[InferenceRecord]) -> None:
     """demo: 2 decoder layers of 4 heads of 32; 3 rows of 24 tokens and 5 new ones, in fp32."""
     found = next(r for r in records if (r.arm, r.batch, r.new_tokens) == ("fnet_t5", 3, 5))
     assert found.cross_cache_bytes == 2 * 2 * (4 * 32) * 24 * 3 * 4
-    assert found.self_cache_bytes == 2 * 2 * (4 * 32) * 5 * 3 * 4  # the start token and four of the five
+    assert found.self_cache_bytes == 2 * 2 * (4 * 32) * 5 * 3 * 4  # the start token and four of the five new tokens
 
 
 def test_weights_and_caches_in_bf16_take_half() -> None:
@@ -185,7 +185,7 @@ def test_weights_and_caches_in_bf16_take_half() -> None:
         assert record.measured_cache_bytes == record.cache_bytes
 
 
-def test_large_cells_are_skipped_by_name() -> None:
+def test_skipped_large_cells_are_named() -> None:
     plan = InferencePlan(**{**TINY, "prefixes": (24, 48), "most_tokens": 72})
     assert plan.cells == [(1, 24), (1, 48), (3, 24)]
     assert plan.skipped == [(3, 48)]
@@ -236,7 +236,7 @@ def test_the_command_writes_flat_json_and_tables(
         (["--size", "nano"], "--size nano: no gpt2 of equal parameters comes nearer than"),
     ],
 )
-def test_a_bad_option_is_one_line(
+def test_a_wrong_option_is_a_one_line_error(
     command: Callable[..., int], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert command("bench", "inference", *arguments) == 1
@@ -246,6 +246,6 @@ def test_a_bad_option_is_one_line(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-def test_a_gpu_that_is_not_there_is_named(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_gpu_is_named(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert command("bench", "inference", "--device", "cuda") == 1
     assert "torch sees no CUDA device" in capsys.readouterr().err

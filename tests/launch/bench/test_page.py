@@ -1,4 +1,4 @@
-"""docs/inference.md describes every field of the JSON, and its table of formulas is what the code says today."""
+"""docs/inference.md describes every field of the JSON, and its table of formulas equals the code."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ def test_the_table_of_formulas_is_up_to_date(row: str) -> None:
         assert shown == "; ".join(f"{value / 1e6:,.0f}" for value in bytes_read)
 
 
-def test_the_table_is_there() -> None:
+def test_the_table_exists() -> None:
     assert len(ROWS) == 16

@@ -1,4 +1,4 @@
-"""The command as a person meets it: help, and errors of one line."""
+"""The command line: help, and one-line errors."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ def all_commands() -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("name", all_commands(), ids=" ".join)
-def test_every_command_s_help_has_an_example(
+def test_the_help_of_every_command_has_an_example(
     name: tuple[str, ...], command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(*name, "--help") == 0
@@ -39,7 +39,7 @@ def test_every_command_s_help_has_an_example(
     assert f"fnet-t5 {' '.join(name)}" in shown.partition("Example: ")[2]
 
 
-def test_help_imports_nothing_slow() -> None:
+def test_help_imports_no_slow_package() -> None:
     program = (
         "import sys; from launch.cli import main; sys.argv = ['fnet-t5', '--help']\n"
         "try: main()\nexcept SystemExit: pass\n"
@@ -63,7 +63,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("it broke")])
-def test_an_unexpected_error_says_how_to_see_more(
+def test_an_unexpected_error_names_the_debug_option(
     error: Exception, command: Command, error_line: ErrorLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -74,7 +74,9 @@ def test_an_unexpected_error_says_how_to_see_more(
     assert error_line() == f"error: {type(error).__name__}: {error} (`fnet-t5 --debug …` shows the traceback)"
 
 
-def test_ctrl_c_is_quiet(command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_prints_no_traceback(
+    command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -92,10 +94,10 @@ def test_ctrl_c_is_quiet(command: Command, capsys: pytest.CaptureFixture[str], m
         (("--log-level", "info"), "error", "info"),
     ],
 )
-def test_the_log_level_reaches_this_process_and_those_it_starts(
+def test_the_log_level_applies_to_this_process_and_its_children(
     options: tuple[str, ...], variable: str | None, expected: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FNET_T5_LOG_LEVEL", variable or "")  # what the command sets is undone after the test
+    monkeypatch.setenv("FNET_T5_LOG_LEVEL", variable or "")  # monkeypatch restores what the command sets
     if variable is None:
         monkeypatch.delenv("FNET_T5_LOG_LEVEL")
     assert command(*options, "train", "nope.yaml") == 1
@@ -104,7 +106,7 @@ def test_the_log_level_reaches_this_process_and_those_it_starts(
         assert logging.getLogger(f"{package}.anything").getEffectiveLevel() == getattr(logging, expected.upper())
 
 
-def test_a_log_level_that_does_not_exist_is_a_usage_error(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_log_level_is_a_usage_error(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("--log-level", "loud", "train", DEMO) == 2
     assert "'loud' is not one of" in capsys.readouterr().err
 
@@ -127,7 +129,7 @@ def test_a_wrong_command_is_a_usage_error(command: Command, capsys: pytest.Captu
         ("", ""),
     ],
 )
-def test_list_options_take_every_word_that_follows(words: str, expected: str) -> None:
+def test_list_options_take_all_following_words(words: str, expected: str) -> None:
     assert repeat_options(words.split(), {"--input", "--val"}) == expected.split()
 
 
@@ -140,7 +142,7 @@ def test_list_options_take_every_word_that_follows(words: str, expected: str) ->
         (("prepare", "--input", "{prepared}/../*.jsonl", "--output", "{prepared}/train.bin"), "train.bin is a file"),
     ],
 )
-def test_errors_are_one_line_that_names_the_place(
+def test_errors_are_one_line_with_their_location(
     arguments: tuple[str, ...], expected: str, prepared: Path, command: Command, error_line: ErrorLine
 ) -> None:
     assert command(*(word.replace("{prepared}", str(prepared)) for word in arguments)) == 1

@@ -17,7 +17,7 @@ ErrorLine = Callable[[], str]
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset folder made by `fnet-t5 prepare`, called as a shell calls it that has expanded a glob."""
+    """A dataset folder made by `fnet-t5 prepare`, called with an expanded glob as from a shell."""
     folder = tmp_path_factory.mktemp("dataset")
     for number in range(3):
         records = [{"text": text, "meta": {"pile_set_name": source}} for text, source in tales(number)]
@@ -33,7 +33,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "made"
 
 
-def test_prepare_made_what_was_asked_for(prepared: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_writes_the_requested_dataset(prepared: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(path.name for path in prepared.glob("*.npy")) == [
         f"{split}.{name}.npy" for split in ("train", "val") for name in ("rows_64", "rows_640", "sources")
     ]
@@ -84,7 +84,7 @@ def test_inspect_names_the_valid_choices(
         ("span_corruption", ("--architecture", "gpt2"), "writes: <extra_id_0>"),
     ],
 )
-def test_inspect_shows_what_a_model_reads_and_writes(
+def test_inspect_shows_inputs_and_targets_of_a_model(
     objective: str,
     arguments: tuple[object, ...],
     expected: str,
@@ -104,7 +104,7 @@ def test_inspect_shows_what_a_model_reads_and_writes(
 def test_inspect_shows_spans_in_colours(
     prepared: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first sentinel in bright red (SGR 91) on both sides, as its span."""
+    """The first sentinel and its span are bright red (SGR 91) in inputs and targets."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "4000")
     assert command("data", "inspect", prepared, "--objective", "span_corruption", "--encoder-length", 64, "--rows", 1) == 0
@@ -125,7 +125,7 @@ def test_inspect_shows_spans_in_colours(
         ),
     ],
 )
-def test_inspect_refuses_what_is_no_objective(
+def test_inspect_refuses_an_unknown_objective(
     arguments: tuple[object, ...], expected: str, prepared: Path, command: Command, error_line: ErrorLine
 ) -> None:
     assert command("data", "inspect", prepared, *arguments) == 1
@@ -147,7 +147,7 @@ def test_verify_finds_a_changed_byte(
         file.write_bytes(good)
 
 
-def test_prepare_without_input_says_which_option(command: Command, error_line: ErrorLine, tmp_path: Path) -> None:
+def test_prepare_without_input_names_the_option(command: Command, error_line: ErrorLine, tmp_path: Path) -> None:
     assert command("prepare", "--output", tmp_path / "x") == 1
     assert error_line() == "error: the command line: input is missing; give --input, or input=VALUE"
 

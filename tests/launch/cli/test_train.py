@@ -1,4 +1,4 @@
-"""What `fnet-t5 train` starts, resumes and refuses."""
+"""Tests of the runs that `fnet-t5 train` starts, resumes and refuses."""
 
 import sys
 import types
@@ -16,7 +16,7 @@ ErrorLine = Callable[[], str]
 
 
 class Started:
-    """Stands in for `run_local` and remembers what it was to start."""
+    """A fake `run_local` that records its arguments."""
 
     def __init__(self, code: int = 0) -> None:
         self.calls: list[tuple[Path, int]] = []
@@ -51,7 +51,7 @@ def test_train_starts_one_replica_in_a_folder_named_after_the_recipe(
     assert lines[1].startswith("4 processes (tensor 2 × pipeline 2 × data 1); run folder runs/demo")
 
 
-def test_train_takes_processes_and_output_and_returns_their_exit_code(
+def test_train_uses_nproc_and_output_and_returns_the_exit_code(
     started: Started, prepared: Path, command: Command, tmp_path: Path
 ) -> None:
     started.code = 7
@@ -69,7 +69,7 @@ def test_train_takes_processes_and_output_and_returns_their_exit_code(
         (["optimizer.learning_rate=.inf"], "optimizer.learning_rate"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_starts(
+def test_impossible_runs_are_refused_before_processes_start(
     arguments: list[str],
     expected: str,
     started: Started,
@@ -99,7 +99,7 @@ def test_another_run_in_the_same_folder_is_refused(
 
 
 @pytest.mark.parametrize("rank", [0, 3])
-def test_train_joins_an_outer_launcher_s_job(
+def test_train_joins_the_job_of_an_outer_launcher(
     rank: int,
     started: Started,
     prepared: Path,
@@ -125,7 +125,7 @@ def test_train_joins_an_outer_launcher_s_job(
     assert "WORLD_SIZE is not" in error_line()
 
 
-def test_a_run_does_not_mix_with_what_is_there(
+def test_a_run_is_refused_in_a_folder_with_other_files(
     started: Started, prepared: Path, command: Command, error_line: ErrorLine, tmp_path: Path
 ) -> None:
     assert command("train", DEMO, "--output", prepared, f"data.path={prepared}") == 1
@@ -141,8 +141,8 @@ def test_a_run_does_not_mix_with_what_is_there(
     assert len(started.calls) == 1
 
 
-def whole_checkpoint(path: Path) -> Path:
-    """The least that counts as one: a manifest, all of whose files (none) are there."""
+def empty_checkpoint(path: Path) -> Path:
+    """The smallest complete checkpoint: a manifest that lists no files."""
     (path / "state").mkdir(parents=True)
     (path / "state" / "manifest.json").write_text('{"step": 0, "sha256": {}}')
     return path
@@ -152,7 +152,7 @@ def whole_checkpoint(path: Path) -> Path:
     ("code", "status", "expected"),
     [(143, "preempted", 75), (138, "preempted", 75), (130, "preempted", 130), (143, "failed", 143), (0, "finished", 0)],
 )
-def test_a_preempted_run_asks_to_be_started_again(
+def test_a_preempted_run_prints_how_to_resume(
     started: Started, prepared: Path, command: Command, code: int, status: str, expected: int
 ) -> None:
     started.code = code
@@ -165,7 +165,7 @@ def test_a_finished_run_is_not_started_again(
     started: Started, prepared: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("train", DEMO, f"data.path={prepared}") == 0
-    checkpoint = whole_checkpoint(Path("runs/demo/checkpoints/step_00000400"))
+    checkpoint = empty_checkpoint(Path("runs/demo/checkpoints/step_00000400"))
     checkpoint.with_name("latest").write_text(checkpoint.name)
     Path("runs/demo/STATUS").write_text("finished\n")
     assert command("train", DEMO, f"data.path={prepared}") == 0
@@ -174,13 +174,13 @@ def test_a_finished_run_is_not_started_again(
     assert len(started.calls) == 2
 
 
-def test_a_run_that_was_stopped_says_how_to_resume(
+def test_a_stopped_run_prints_how_to_resume(
     started: Started, prepared: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started.code = 130
     assert command("train", DEMO, "--output", "runs/other", f"data.path={prepared}") == 130
     assert "Stopped" not in capsys.readouterr().out
-    whole_checkpoint(Path("runs/other/checkpoints/step_00000016"))
+    empty_checkpoint(Path("runs/other/checkpoints/step_00000016"))
     Path("runs/other/checkpoints/latest").write_text("step_00000016")
     assert command("train", DEMO, "--output", "runs/other", f"data.path={prepared}") == 130
     assert "Stopped; step_00000016 is saved. Rerun the same command to resume." in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Manifests against the published schemas, and a stand-in for kubectl that records its arguments."""
+"""Manifests validated with the published schemas, and a fake kubectl that records its arguments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS = {
     "RayJob": ("ray.io_rayjobs.yaml", "v1"),
 }
 CORE_VERSION = "1.31"
-# Maps whose keys are free.
+# Maps with arbitrary keys.
 FREE = {"labels", "annotations", "limits", "requests", "nodeSelector", "rayStartParams"}
 
 
@@ -131,7 +131,7 @@ def test_a_manifest_is_valid_in_strict_mode(kind: str, validators: dict[str, Any
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_its_pods_are_valid_core_objects_in_strict_mode(kind: str) -> None:
+def test_pods_of_a_manifest_are_valid_core_objects_in_strict_mode(kind: str) -> None:
     for pod in pods(kind, manifest(kind)):
         kubernetes_validate.validate(pod, CORE_VERSION, strict=True)
         for path in [path for path in objects(pod["spec"]) if not path or path[-1] not in FREE]:
@@ -142,7 +142,7 @@ def test_its_pods_are_valid_core_objects_in_strict_mode(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pods_have_the_needed_resources_and_no_further_rights(kind: str) -> None:
+def test_pods_have_the_needed_resources_and_no_other_rights(kind: str) -> None:
     for pod in pods(kind, manifest(kind)):
         spec, container = pod["spec"], pod["spec"]["containers"][0]
         assert spec["securityContext"]["runAsNonRoot"]
@@ -170,10 +170,10 @@ def test_pods_have_the_needed_resources_and_no_further_rights(kind: str) -> None
             assert "NCCL_SOCKET_IFNAME" in {variable["name"] for variable in container["env"]}
 
 
-def test_the_runtime_of_trainjobs_restarts_as_a_jobset_does(
+def test_the_runtime_of_trainjobs_restarts_like_a_jobset(
     validators: dict[str, Any], command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its template holds a JobSet's spec, by the Trainer's API; the rest of it has no schema in the test data."""
+    """By the Trainer's API its template contains a JobSet's spec. The test data have no schema for the rest."""
     assert command("launch", "kubernetes", "runtime", "--cluster", "cluster/kubernetes", "--set", "max_restarts=7") == 0
     found = yaml.safe_load(capsys.readouterr().out)
     assert (found["kind"], found["metadata"]["namespace"]) == ("TrainingRuntime", "training")
@@ -206,8 +206,8 @@ def test_a_trainjob_refers_to_our_runtime_or_to_one_of_the_cluster() -> None:
     assert (theirs["kind"], theirs["name"]) == ("ClusterTrainingRuntime", "torch")
 
 
-def test_rays_object_store_lies_in_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """By Ray's own computation, in a pod of the shipped file; without the parameter Ray would use the disk."""
+def test_rays_object_store_is_in_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The size by Ray's own computation, in a pod of the shipped file. Without the parameter Ray would use the disk."""
     from ray._common import utils as common
     from ray._private import services, utils
 
@@ -225,7 +225,7 @@ def test_rays_object_store_lies_in_shared_memory(monkeypatch: pytest.MonkeyPatch
         assert services.determine_plasma_store_config(untold, str(tmp_path))[0] == str(tmp_path)
 
 
-def test_the_least_shared_memory_holds_rays_least_object_store() -> None:
+def test_minimum_shared_memory_fits_rays_minimum_object_store() -> None:
     from ray._private.ray_constants import OBJECT_STORE_MINIMUM_MEMORY_BYTES
 
     cluster = manifest("RayJob", "kubernetes.shared_memory_gb=0.1")["spec"]["rayClusterSpec"]
@@ -236,7 +236,9 @@ def mebibytes(quantity: str) -> int:
     return int(quantity.removesuffix("Mi")) * 2**20
 
 
-def test_the_help_names_no_file_of_another_platform(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_does_not_name_files_of_other_platforms(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command("launch", "kubernetes", "train", "--help") == 0
     shown = capsys.readouterr().out
     assert "--cluster" in shown
@@ -252,7 +254,7 @@ def test_object_names_come_from_folder_names_and_invalid_ones_are_refused() -> N
 
 @pytest.fixture
 def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[list[str]]]:
-    """A kubectl that succeeds, or fails with the text in `refusal`, and records its arguments."""
+    """A fake kubectl that succeeds, or fails with the text in `refusal`, and records its arguments."""
     program = tmp_path / "bin" / "kubectl"
     program.parent.mkdir()
     program.write_text(

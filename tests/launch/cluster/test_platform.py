@@ -1,4 +1,4 @@
-"""A fourth platform, added by one module and a line in the registry: every command of `fnet-t5 launch` works for it."""
+"""A fourth platform, added with one module and one line in the registry, supports every command of `fnet-t5 launch`."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_refused_submission_leaves_the_record_of_the_earlier_job(
 
 
 @pytest.mark.usefixtures("fake")
-def test_its_section_is_checked_with_the_cluster_file(
+def test_the_platforms_section_is_checked_with_the_cluster_file(
     command: Command, cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("launch", "slurm", "train", "train/base", "--cluster", cluster) == 1
@@ -148,9 +148,7 @@ def test_its_section_is_checked_with_the_cluster_file(
     assert "one of the sections slurm, kubernetes, ray, fake; this file has slurm and fake" in capsys.readouterr().err
 
 
-def test_a_platform_that_is_not_registered_is_named(
-    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unregistered_platform_is_named(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "launch").mkdir()
     values = {"platform": "fake", "what": "train", "name": "run", "file": "a", "folder": "b", "job_id": "1", "submitted": ""}
     (tmp_path / "launch" / "record.json").write_text(json.dumps(values))

@@ -1,6 +1,6 @@
 """Training in two simulated pods: each has its own hostname, /etc and environment, as the controllers create them.
 
-What JobSet and Kubeflow Trainer put into pods, after their documentation: Kubernetes sets JOB_COMPLETION_INDEX and the hostname
+Environment of pods, by the documentation of JobSet and Kubeflow Trainer: Kubernetes sets JOB_COMPLETION_INDEX and the hostname
 `<job>-<index>` in pods of an indexed Job; JobSet names its Job `<jobset>-<replicated job>-0` and makes
 `<job>-<index>.<jobset>` resolve; the Trainer sets PET_NNODES, PET_NPROC_PER_NODE, PET_NODE_RANK, PET_MASTER_ADDR and
 PET_MASTER_PORT, and names the JobSet like the TrainJob.
@@ -116,7 +116,7 @@ def _container(found: dict[str, Any], index: int) -> tuple[list[str], dict[str, 
 
 
 def _start(container: tuple[list[str], dict[str, str]], index: int, folder: Path) -> subprocess.Popen[str]:
-    """The container's process in a pod; `python3` and `fnet-t5` are what its image would have on the PATH."""
+    """Start the container's process in a pod. `python3` and `fnet-t5` replace those on the PATH of its image."""
     words, variables = container
     programs = folder / "bin"
     programs.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""A data preparation as a job of two real Ray nodes: with and without a token, with another Ray's token, with a lost node."""
+"""A data preparation as a job on two Ray nodes: with and without a token, with another Ray's token, with a lost node."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _hashes(folder: Path) -> dict[str, str]:
         pytest.param("disabled", False, True, marks=pytest.mark.slow),
     ],
 )
-def test_a_job_on_two_nodes_makes_the_same_bytes(
+def test_a_job_on_two_nodes_writes_the_same_bytes(
     mode: str, foreign_token: bool, dies: bool, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     raw = tmp_path / "raw.jsonl"
@@ -92,7 +92,7 @@ def test_a_job_on_two_nodes_makes_the_same_bytes(
     settings = ["--input", raw, "unit_bytes=20000", "vocab_size=420"]
     home = tmp_path / "home"
     (home / ".ray").mkdir(parents=True)
-    if foreign_token:  # as an embedded Ray leaves it
+    if foreign_token:  # left by an embedded Ray
         (home / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
     access = {
         "HOME": str(home),
@@ -129,7 +129,7 @@ def test_a_job_on_two_nodes_makes_the_same_bytes(
     assert load_manifest(output).units > 40
 
 
-def test_an_address_that_is_no_dashboard_is_refused(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_address_without_a_dashboard_is_refused(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     launch = ["launch", "ray", "prepare", "--input", "/x", "--output", "/tmp/y"]
     assert command(*launch, "--ray-address", "ray://head:10001", "--keep", "/tmp/fnet-t5-none") == 1
     assert "Ray Jobs go through the dashboard; give http://HEAD:8265" in capsys.readouterr().err
@@ -160,7 +160,7 @@ class _YoungHead(BaseHTTPRequestHandler):
         self._answer(500, "No available agent to submit job, please try again later.")
 
     def log_message(self, *_: object) -> None:
-        """Nothing: pytest's output stays readable."""
+        """Log nothing, to keep pytest's output readable."""
 
 
 def test_the_request_is_repeated_while_the_heads_agent_is_starting(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rendered scripts and manifests: equal to golden files that a person has reviewed, and accepted by shells and linters.
+"""Rendered scripts and manifests equal reviewed golden files, and are accepted by shells and linters.
 
 After an intended change, FNET_T5_WRITE_GOLDEN=1 writes the golden files again; review the difference before you commit it.
 """
@@ -79,7 +79,7 @@ SCRIPTS = [name for name in CASES if name.endswith(".sh")]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_rendered_file_is_the_golden_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rendered_file_equals_its_golden_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubernetes, "version", lambda package: "2.60.0")
     text = CASES[name]()
     if os.environ.get("FNET_T5_WRITE_GOLDEN"):
@@ -98,13 +98,13 @@ def test_shells_and_shellcheck_accept_every_script(script: str) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_overrides_reach_the_ranks_as_they_were_given() -> None:
+def test_overrides_reach_the_ranks_unchanged() -> None:
     words = train(spec("slurm", "python=/x/python")).split("\ntrain=(")[1].split(")\n")[0]
     shown = subprocess.run(["bash", "-c", f"printf '%s\\n' {words}"], capture_output=True, text=True, check=True).stdout
     assert shown.splitlines()[-2:] == OVERRIDES
 
 
-def test_the_port_of_every_job_lies_below_the_kernels_own_range() -> None:
+def test_ports_of_jobs_are_below_the_kernels_ephemeral_range() -> None:
     formulas = {
         name: next(line.removeprefix("port=") for line in (GOLDEN / name).read_text().splitlines() if line.startswith("port="))
         for name in ("slurm_train.sh", "slurm_prepare.sh")
@@ -118,6 +118,6 @@ def test_the_port_of_every_job_lies_below_the_kernels_own_range() -> None:
         assert max(ports) + 1 < 32768, name  # ip_local_port_range begins there
 
 
-def test_a_template_that_lacks_a_value_does_not_render() -> None:
+def test_a_template_with_a_missing_value_is_an_error() -> None:
     with pytest.raises(Exception, match="undefined"):
         render("slurm_train.sh.j2")

@@ -27,7 +27,7 @@ TRAIN = ["launch", "slurm", "train", "train/base", "--cluster", "cluster/slurm",
         ),
     ],
 )
-def test_paths_that_a_container_does_not_see(
+def test_paths_outside_of_a_containers_mounts_are_refused(
     output: str, data: str, expected: str, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = command(*TRAIN, "--output", output, f"data.path={data}", "--dry-run")
@@ -67,9 +67,7 @@ def test_a_ladder_whose_runs_need_more_than_a_node_is_refused(
     assert "fewer processes" not in capsys.readouterr().err
 
 
-def test_an_address_that_is_no_dashboard_is_refused_in_a_dry_run_too(
-    command: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_address_without_a_dashboard_is_refused_in_a_dry_run(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     launch = ["launch", "ray", "prepare", "--input", "/x", "--output", "/y", "--dry-run", "--ray-address"]
     assert command(*launch, "head:6379") == 1
     assert "Ray Jobs go through the dashboard; give http://HEAD:8265" in capsys.readouterr().err

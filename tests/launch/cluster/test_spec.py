@@ -24,7 +24,7 @@ VALUES: dict[str, Any] = {"nodes": 2, "gpus_per_node": 8, "cpus_per_node": 64, "
 KUBERNETES: dict[str, Any] = {"nodes": 2, "gpus_per_node": 8, "cpus_per_node": 64, "image": "fnet-t5:1"}
 
 
-def test_the_shipped_files_are_of_every_platform() -> None:
+def test_every_platform_has_shipped_files() -> None:
     assert {load_config(launch_spec_class(), name).platform for name in SHIPPED} == {"slurm", "kubernetes", "ray"}
 
 
@@ -74,7 +74,9 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         ({"slurm": None}, r"has one of the sections slurm, kubernetes, ray; this file has none"),
     ],
 )
-def test_a_wrong_file_is_named_with_key_and_remedy(changes: dict[str, Any], expected: str, write: Callable[..., Path]) -> None:
+def test_errors_of_a_file_name_the_key_and_the_remedy(
+    changes: dict[str, Any], expected: str, write: Callable[..., Path]
+) -> None:
     with pytest.raises(ConfigError, match=expected) as caught:
         load_cluster(str(write(**changes)), [], "slurm")
     assert "cluster.yaml" in str(caught.value)
@@ -171,13 +173,15 @@ def test_a_wrong_file_is_named_with_key_and_remedy(changes: dict[str, Any], expe
         ({"setup": ["module load cuda"], "kubernetes": {}}, r"setup has no meaning on kubernetes: leave it out"),
     ],
 )
-def test_a_wrong_file_of_kubernetes(changes: dict[str, Any], expected: str, write: Callable[..., Path]) -> None:
+def test_errors_of_a_kubernetes_file_name_the_key_and_the_remedy(
+    changes: dict[str, Any], expected: str, write: Callable[..., Path]
+) -> None:
     with pytest.raises(ConfigError, match=expected) as caught:
         load_cluster(str(write(KUBERNETES, **changes)), [], "kubernetes")
     assert "cluster.yaml" in str(caught.value)
 
 
-def test_yaml_reads_an_unquoted_time_as_a_number(tmp_path: Path) -> None:
+def test_an_unquoted_time_is_explained(tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text("cpus_per_node: 8\ntime_limit: 24:00:00\nslurm: {}\n")
     with pytest.raises(ConfigError, match="YAML reads 24:00:00 as a number"):
@@ -185,7 +189,7 @@ def test_yaml_reads_an_unquoted_time_as_a_number(tmp_path: Path) -> None:
 
 
 @given(days=st.integers(0, 30), hours=st.integers(0, 23), minutes=st.integers(0, 59), seconds=st.integers(0, 59))
-def test_times_are_read_as_slurm_reads_them(days: int, hours: int, minutes: int, seconds: int) -> None:
+def test_times_are_parsed_as_by_slurm(days: int, hours: int, minutes: int, seconds: int) -> None:
     total = ((24 * days + hours) * 60 + minutes) * 60 + seconds
     assert parse_time(f"{days}-{hours:02}:{minutes:02}:{seconds:02}") == total
     assert parse_time(f"{24 * days + hours}:{minutes:02}:{seconds:02}") == total
@@ -214,7 +218,7 @@ def test_a_file_of_another_platform_is_refused(write: Callable[..., Path]) -> No
         ),
     ],
 )
-def test_a_mesh_that_does_not_fit_the_cluster_stops_before_submission(
+def test_a_mesh_that_does_not_fit_the_cluster_is_refused_before_submission(
     overrides: list[str],
     expected: str,
     write: Callable[..., Path],
@@ -240,7 +244,7 @@ def test_a_mesh_that_does_not_fit_the_cluster_stops_before_submission(
         ([{"claim": "all", "path": "/data", "read_only": True}], "has no writable persistent volume claim"),
     ],
 )
-def test_a_path_on_no_claim_stops_before_submission(
+def test_a_path_outside_of_all_claims_is_refused_before_submission(
     volumes: list[dict[str, Any]],
     expected: str,
     write: Callable[..., Path],
@@ -301,7 +305,7 @@ def test_a_run_folder_on_a_read_only_claim_is_refused(
         ),
     ],
 )
-def test_a_path_that_pods_would_not_find_is_refused_with_its_remedy(
+def test_a_path_missing_in_pods_is_refused_with_a_remedy(
     arguments: list[str], expected: str, write: Callable[..., Path], command: Callable[..., int], error_line: Callable[[], str]
 ) -> None:
     volumes = [{"claim": "datasets", "path": "/data", "read_only": True}, {"claim": "runs", "path": "/runs"}]
@@ -312,7 +316,7 @@ def test_a_path_that_pods_would_not_find_is_refused_with_its_remedy(
     assert "cluster.yaml" in error
 
 
-def test_of_nested_mounts_the_inner_one_counts(write: Callable[..., Path], command: Callable[..., int]) -> None:
+def test_the_inner_one_of_nested_mounts_is_used(write: Callable[..., Path], command: Callable[..., int]) -> None:
     volumes = [{"claim": "datasets", "path": "/data", "read_only": True}, {"claim": "runs", "path": "/data/runs"}]
     cluster = write(KUBERNETES, kubernetes={"volumes": volumes})
     launch = ["launch", "kubernetes", "train", "train/base", "--cluster", cluster, "data.path=/data/pile", "--dry-run"]
@@ -341,7 +345,7 @@ def test_a_path_that_slurm_would_misread_is_refused(
     assert "contains '%', which has a special meaning for SLURM" in capsys.readouterr().err.replace("' '", "'%'")
 
 
-def test_without_slurm_the_command_says_where_to_run_it(
+def test_without_slurm_the_error_says_where_to_run_the_command(
     write: Callable[..., Path],
     command: Callable[..., int],
     tmp_path: Path,
@@ -359,7 +363,7 @@ def test_without_slurm_the_command_says_where_to_run_it(
     assert not (tmp_path / "made.launch" / "record.json").exists()
 
 
-def test_a_folder_that_is_not_a_ladder_or_was_not_launched_is_reported(
+def test_a_folder_without_ladder_or_launch_is_reported(
     write: Callable[..., str], command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scaling = ["launch", "slurm", "scaling", tmp_path, "--cluster", write(), "--dry-run"]

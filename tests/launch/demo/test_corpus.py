@@ -1,4 +1,4 @@
-"""The demo's corpus: what is taken from an installation, what is left, and that the same installation gives the same bytes."""
+"""The demo's corpus: included and excluded files of an installation; the same installation gives the same bytes."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ LICENCE = "Copyright (c) {year} {owner}\n\n" + "Permission is hereby granted, fr
 
 
 def prose(seed: str, words: int = 120) -> str:
-    """Letters that no other seed gives and that do not compress away, in lines."""
+    """Lines of random letters, different for each seed and hard to compress."""
     digest = "".join(hashlib.sha512(f"{seed} {number}".encode()).hexdigest() for number in range(-(-words // 12)))
     letters = digest.translate(str.maketrans("0123456789", "ghijklmnop"))
     parts = [letters[position : position + 6] for position in range(0, 6 * words, 6)]
@@ -79,7 +79,7 @@ def tree(root: Path) -> Installation:
 
 
 def documents(summary: CorpusSummary) -> dict[str, list[tuple[str, str]]]:
-    """(kind, text) of every record by split, read the way `prepare` reads them."""
+    """(kind, text) of every record by split, read as `prepare` reads them."""
     files = {"train": summary.train, "val": [summary.val], "test": [summary.test]}
     read: dict[str, list[tuple[str, str]]] = {}
     for split, paths in files.items():
@@ -103,7 +103,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> CorpusSummary:
     return write_corpus(root / "corpus", SMALL, tree(root))
 
 
-def test_every_kind_is_there_and_counted(small: CorpusSummary) -> None:
+def test_every_kind_is_present_and_counted(small: CorpusSummary) -> None:
     read = documents(small)
     everything = [document for split in read.values() for document in split]
     assert set(small.by_kind) == set(installed_text.KINDS) == {kind for kind, _ in everything}
@@ -116,7 +116,7 @@ def test_every_kind_is_there_and_counted(small: CorpusSummary) -> None:
     assert small.total.documents == len(everything)
 
 
-def test_junk_and_private_things_are_left_out(small: CorpusSummary) -> None:
+def test_junk_and_private_files_are_excluded(small: CorpusSummary) -> None:
     text = "\n".join(text for split in documents(small).values() for _, text in split)
     for marker in ("OUR OWN", "VENDORED", "/home/someone", "DO NOT EDIT", "again and again", "Too short", "shields.io"):
         assert marker not in text
@@ -135,12 +135,12 @@ def test_copies_of_a_licence_are_one_document(small: CorpusSummary) -> None:
     assert small.by_kind["Licences"].documents == 1
 
 
-def test_no_text_is_on_two_sides(small: CorpusSummary) -> None:
+def test_no_text_is_in_two_splits(small: CorpusSummary) -> None:
     texts = [text for split in documents(small).values() for _, text in split]
     assert len(texts) == len(set(texts))
 
 
-def test_neither_times_nor_the_order_of_folders_matter(
+def test_the_corpus_does_not_depend_on_times_or_folder_order(
     tmp_path: Path, small: CorpusSummary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installation = tree(tmp_path)
@@ -159,7 +159,7 @@ def test_neither_times_nor_the_order_of_folders_matter(
     assert bytes_below(tmp_path / "corpus") == bytes_below(small.val.parent)
 
 
-def test_too_little_text_is_said_with_figures(tmp_path: Path) -> None:
+def test_too_little_text_is_an_error_with_sizes(tmp_path: Path) -> None:
     with pytest.raises(
         CorpusError, match=r"hold only 0\.\d MB of text, and 15\.0 MB are needed \(Python documentation 0\.0 MB"
     ):
@@ -167,13 +167,13 @@ def test_too_little_text_is_said_with_figures(tmp_path: Path) -> None:
     assert not (tmp_path / "corpus").exists()
 
 
-def test_an_installation_without_its_documentation_still_does(tmp_path: Path) -> None:
+def test_an_installation_without_documentation_is_sufficient(tmp_path: Path) -> None:
     installation = tree(tmp_path)
     (tmp_path / "lib" / "pydoc_data" / "topics.py").unlink()
     assert "Python documentation" not in write_corpus(tmp_path / "corpus", SMALL, installation).by_kind
 
 
-def test_long_texts_are_cut_at_the_end_of_a_line() -> None:
+def test_long_texts_are_split_at_the_end_of_a_line() -> None:
     text = prose("cut", 8000)
     cut = readable(text)
     assert cut is not None
@@ -187,7 +187,7 @@ def test_broken_text_is_refused(text: str) -> None:
     assert readable(prose("a")) == prose("a")
 
 
-def test_this_installation_gives_a_small_pile(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_this_installation_gives_a_corpus(tmp_path: Path, environment: dict[str, str]) -> None:
     wanted = 3_000_000
     summary = write_corpus(tmp_path / "a", wanted)
     assert 0.75 * wanted <= summary.total.bytes <= 1.25 * wanted
@@ -197,7 +197,7 @@ def test_this_installation_gives_a_small_pile(tmp_path: Path, environment: dict[
     texts = [text for split in documents(summary).values() for _, text in split]
     for private in {str(Path.home()), str(Path(__file__).parents[2])}:
         assert not any(private in text for text in texts)
-    # Another process with another hash seed: the order of sets must not matter.
+    # Run again in a process with another hash seed, because the order of sets must not matter.
     environment["PYTHONHASHSEED"] = "12345"
     program = f"from pathlib import Path; from launch.demo.corpus import write_corpus; write_corpus(Path('b'), {wanted})"
     subprocess.run([sys.executable, "-c", program], env=environment, cwd=tmp_path, check=True)

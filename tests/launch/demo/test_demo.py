@@ -1,4 +1,4 @@
-"""The whole demo through its command, with a model small enough for a test: killed, interrupted, resumed, shown again."""
+"""The complete demo, run by its command with a small model: killed, interrupted, resumed, shown again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = [
     "model.d_ff=128",
     "model.d_kv=16",
     "train.steps=150",
-    "optimizer.decay_steps=400",  # 150 steps are enough to beat the unigram model only at rates that stay high
+    "optimizer.decay_steps=400",  # 150 steps beat the unigram model only if the learning rate stays high
     "train.checkpoint_every=20",
     "train.validate_every=150",
     "data.validation_rows=200",
@@ -87,7 +87,7 @@ class DemoFolder:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoFolder:
-    """A finished demo that was killed by -9 while its ranks started, then interrupted by Ctrl-C after a checkpoint."""
+    """A finished demo, killed with SIGKILL while its ranks started, then interrupted with Ctrl-C after a checkpoint."""
     folder = DemoFolder(tmp_path_factory.mktemp("home"))
     process = folder.start()
     folder.wait_for(folder.has_worker_logs, process)
@@ -113,14 +113,14 @@ def test_no_extension_is_compiled(demo: DemoFolder) -> None:
     assert not demo.extensions.exists() or not any(demo.extensions.rglob("*"))
 
 
-def test_training_went_on_where_it_was(demo: DemoFolder) -> None:
+def test_training_resumed_at_the_last_checkpoint(demo: DemoFolder) -> None:
     steps = [row["step"] for row in read_metrics(demo.folder / "run/metrics.jsonl") if "loss" in row]
     assert steps == sorted(set(steps))
     assert steps[-1] == 150
     assert (demo.folder / "run/STATUS").read_text() == "finished\n"
 
 
-def test_page_says_what_was_measured(demo: DemoFolder) -> None:
+def test_page_shows_the_measurements(demo: DemoFolder) -> None:
     page = (demo.folder / "page.txt").read_text()
     result = json.loads((demo.folder / "result.json").read_text())
     names = {name: result[name] for name in Findings.__dataclass_fields__}
@@ -132,7 +132,7 @@ def test_page_says_what_was_measured(demo: DemoFolder) -> None:
     assert 0 < result["peak_memory_bytes"] < 6 * 2**30
 
 
-def test_corpus_is_a_pile_of_this_installation(demo: DemoFolder) -> None:
+def test_corpus_comes_from_this_installation(demo: DemoFolder) -> None:
     shards = sorted((demo.folder / "raw").rglob("*.jsonl.zst"))
     assert [str(path.relative_to(demo.folder / "raw")) for path in shards] == [
         "test.jsonl.zst",
@@ -167,7 +167,7 @@ def test_a_second_start_shows_the_page_again(demo: DemoFolder) -> None:
     assert (demo.folder / "page.txt").read_text() == page
 
 
-def test_it_writes_and_is_evaluated(demo: DemoFolder) -> None:
+def test_the_model_generates_text_and_is_evaluated(demo: DemoFolder) -> None:
     run = str(demo.folder / "run")
     generate = [COMMAND, "generate", run, "--max-new-tokens", "20", "--temperature", "1", "--seed", "3"]
     written = [
@@ -180,7 +180,7 @@ def test_it_writes_and_is_evaluated(demo: DemoFolder) -> None:
     assert json.loads(evaluated.stdout)["loss"] == pytest.approx(result["mesh_loss"], rel=1e-5)
 
 
-def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_unchanged(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     refused = subprocess.run([COMMAND, "demo", "--output", str(tmp_path)], capture_output=True, text=True, check=False)
     assert refused.returncode == 1

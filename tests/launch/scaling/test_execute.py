@@ -1,4 +1,4 @@
-"""A small ladder on real processes, stopped in the middle and started again: sweeps, plateaus, branches, the report."""
+"""A small ladder with real training processes, stopped and resumed: sweeps, plateaus, branches, the report."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def module_environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def ladder(place: Path, module_environment: dict[str, str]) -> Path:
-    """A ladder that was stopped after a few seconds, and completed by the same command."""
+    """A ladder that was stopped after a few seconds and completed with the same command."""
     words = "the ladder climbs from size to size and every budget leaves its branch".split()  # noqa: SIM905
     text = [" ".join(words[(i * k + i) % len(words)] for i in range(60 + k % 9)) for k in range(400)]
     texts = {"train": [(line, "text") for line in text[:360]], "val": [(line, "text") for line in text[360:]]}
@@ -78,7 +78,7 @@ def losses(run: Path) -> list[tuple[int, float, float]]:
     return [(row["step"], row["loss"], row["grad_norm"]) for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
 
 
-def test_every_sweep_settles_inside_its_values(ladder: Path) -> None:
+def test_the_optimum_of_every_sweep_is_inside_its_values(ladder: Path) -> None:
     plan = read_ladder(ladder)
     for run in plan.runs:
         if run.phase == "sweep":
@@ -87,9 +87,7 @@ def test_every_sweep_settles_inside_its_values(ladder: Path) -> None:
             assert 1e-6 < found.rate < 2.0
 
 
-def test_a_branch_equals_the_run_that_was_trained_without_one(
-    ladder: Path, place: Path, module_environment: dict[str, str]
-) -> None:
+def test_a_branch_equals_a_run_trained_without_branching(ladder: Path, place: Path, module_environment: dict[str, str]) -> None:
     plan = read_ladder(ladder)
     run = plan.run("fnet_t5-m-seed0")
     end, name = next(run.folders())
@@ -115,7 +113,7 @@ def test_every_end_is_measured_on_the_same_text(ladder: Path) -> None:
     assert len({one["text_sha256"] for one in measured}) == 1
 
 
-def test_runs_stand_under_one_mlflow_parent(ladder: Path, place: Path) -> None:
+def test_runs_have_one_mlflow_parent(ladder: Path, place: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{place}/mlflow.db")
@@ -144,13 +142,13 @@ def test_complete_runs_are_skipped_and_a_report_is_written(
     assert {pair["arm"] for pair in fits[0]["pairs"]} == {"fnet_t5"}
 
 
-def test_a_run_that_is_not_planned_is_named(ladder: Path, place: Path, module_environment: dict[str, str]) -> None:
+def test_a_run_outside_of_the_plan_is_named(ladder: Path, place: Path, module_environment: dict[str, str]) -> None:
     wrong = fnet_t5(place, module_environment, "scaling", "run", "ladder", "--only", "t5-m-seed7")
     assert wrong.returncode == 1
     assert "no run 't5-m-seed7'; there are t5-m-seed0" in wrong.stderr
 
 
-def test_other_data_stop_a_ladder(ladder: Path, place: Path, module_environment: dict[str, str]) -> None:
+def test_a_ladder_refuses_changed_data(ladder: Path, place: Path, module_environment: dict[str, str]) -> None:
     manifest = place / "data" / "manifest.json"
     before = manifest.read_bytes()
     manifest.write_bytes(before + b" ")

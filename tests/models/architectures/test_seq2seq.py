@@ -1,4 +1,4 @@
-"""The whole hybrid: padding, caches, names, FLOPs, sampling."""
+"""The complete hybrid: padding, caches, names, FLOPs, sampling."""
 
 import math
 
@@ -22,14 +22,16 @@ def build(**section: object) -> Seq2Seq:
 
 
 @pytest.mark.parametrize("section", [{}, {"num_attention_layers": 1}, {"architecture": "t5"}], ids=["fourier", "mixed", "t5"])
-def test_padding_and_batch_neighbours_change_no_logit(section: dict[str, object]) -> None:
+def test_logits_do_not_depend_on_padding_or_other_rows(section: dict[str, object]) -> None:
     model = build(**section)
     prefixes = [list(range(3, 20)), list(range(30, 35))]
     together = pad_prefixes(prefixes, encoder_length=24, pad_id=0)
     decoder_ids = torch.randint(3, VOCABULARY, (2, 6))
     logits = model(Inputs(*together, decoder_ids))
     for row, prefix in enumerate(prefixes):
-        alone = pad_prefixes([prefix], encoder_length=24, pad_id=77)  # another pad id: what stands in padding is not read
+        alone = pad_prefixes(
+            [prefix], encoder_length=24, pad_id=77
+        )  # another pad id, because values in padding must not matter
         torch.testing.assert_close(model(Inputs(*alone, decoder_ids[row : row + 1]))[0], logits[row])
 
 
@@ -45,7 +47,7 @@ def test_decoder_does_not_see_the_future() -> None:
     assert not torch.allclose(ours[:, 6:], other[:, 6:])
 
 
-def test_decoding_with_caches_equals_the_whole_pass() -> None:
+def test_decoding_with_caches_equals_full_passes() -> None:
     model = build(num_attention_layers=1)
     encoder_ids = torch.randint(3, VOCABULARY, (2, 16))
     mask = torch.ones_like(encoder_ids)
@@ -57,7 +59,7 @@ def test_decoding_with_caches_equals_the_whole_pass() -> None:
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-5, atol=1e-5)
 
 
-def test_greedy_generation_follows_the_argmax_of_whole_passes() -> None:
+def test_greedy_generation_equals_the_argmax_of_full_passes() -> None:
     model = build()
     encoder_ids, mask = pad_prefixes([list(range(3, 15)), [40, 41]], encoder_length=16, pad_id=0)
     written = torch.stack(
@@ -88,13 +90,13 @@ def test_top_k_and_top_p_keep_exactly_the_likely_tokens() -> None:
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "max_new_tokens"])
-def test_impossible_sampling_names_its_key(name: str) -> None:
+def test_impossible_sampling_settings_are_named(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         Sampling(**{name: -1})
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_parameters_carry_the_names_of_their_pieces(tied: bool) -> None:
+def test_parameter_names_start_with_the_names_of_their_pieces(tied: bool) -> None:
     model = build(tie_embeddings=tied)
     factory = TorchLayers()
     expected = {
@@ -108,7 +110,7 @@ def test_parameters_carry_the_names_of_their_pieces(tied: bool) -> None:
     assert ("head.projection.weight" in expected) is not tied
 
 
-def test_initial_logits_start_near_a_uniform_guess() -> None:
+def test_initial_logits_are_nearly_uniform() -> None:
     model = build()
     ids = torch.randint(3, VOCABULARY, (8, 32))
     logits = model(Inputs(ids, torch.ones_like(ids), ids[:, :16]))

@@ -1,5 +1,4 @@
-"""Closed forms against what torch counts while each architecture runs, and against the table of facts computed by another
-program."""
+"""Closed forms of FLOPs and parameters compared with torch's counts for each architecture, and with an independent table."""
 
 from __future__ import annotations
 
@@ -46,7 +45,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 
 
 def transforms(config: ModelConfig) -> float:
-    """What torch's counter does not see: it counts FFTs as nothing."""
+    """FLOPs of the FFTs, which torch's counter does not count."""
     layers = sum(not config.encoder_layer_attends(layer) for layer in range(config.num_encoder_layers))
     missed = 0.0
     if config.mixing in ("fourier", "hartley"):
@@ -59,7 +58,7 @@ def transforms(config: ModelConfig) -> float:
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_flops_equal_what_torch_counts(name: str) -> None:
+def test_flops_equal_torch_counts(name: str) -> None:
     config = ModelConfig(**expand_size({"size": "nano", "vocab_size": 250, **SECTIONS[name]}))
     predicted = 7 if name == "bert, every head" else 0
     with torch.device("meta"):
@@ -80,7 +79,7 @@ def test_flops_equal_what_torch_counts(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_parameters_of_every_piece_equal_its_module_s(name: str) -> None:
+def test_parameters_of_every_piece_equal_its_module(name: str) -> None:
     config = ModelConfig(**expand_size({"size": "nano", "vocab_size": 250, **SECTIONS[name]}))
     found = {}
     with torch.device("meta"):
@@ -93,7 +92,7 @@ def test_parameters_of_every_piece_equal_its_module_s(name: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["matmul", "folded"])
-def test_executed_flops_equal_what_torch_counts(backend: str) -> None:
+def test_executed_flops_equal_torch_counts(backend: str) -> None:
     config = ModelConfig(**expand_size({"size": "nano", "vocab_size": 250, "fourier_backend": backend}))
     with torch.device("meta"):
         model = build_model(config)
@@ -104,7 +103,7 @@ def test_executed_flops_equal_what_torch_counts(backend: str) -> None:
 
 
 # GFLOP a sequence at span-corruption lengths, T5 v1.1 with its vocabulary. That table counts causal attention half and the
-# folded transform, so its two numbers are turned into ours: + 2 M² A a decoder layer, and the transform by the FFT's formula.
+# folded transform, so both numbers are converted: + 2 M² A per decoder layer, and the transform by the FFT's formula.
 @pytest.mark.parametrize(
     ("size", "n", "m", "t5", "hybrid"),
     [
@@ -113,7 +112,7 @@ def test_executed_flops_equal_what_torch_counts(backend: str) -> None:
         ("t5-v1.1-large", 512, 114, 488.6, 369.4),
     ],
 )
-def test_whole_models_agree_with_the_table_of_facts(size: str, n: int, m: int, t5: float, hybrid: float) -> None:
+def test_models_agree_with_the_independent_table(size: str, n: int, m: int, t5: float, hybrid: float) -> None:
     for architecture, expected in (("t5", t5), ("fnet_t5", hybrid)):
         config = ModelConfig(**expand_size({"size": size, "architecture": architecture, "vocab_size": 32128}))
         found = forward_flops(config, TorchLayers(), Lengths(n, m))

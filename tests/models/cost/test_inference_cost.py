@@ -1,4 +1,4 @@
-"""Costs of writing against what torch counts while a session runs, and against the bytes of the tensors that it keeps."""
+"""Costs of decoding compared with torch's counts during a session, and with the bytes of its tensors."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def config_of(name: str) -> ModelConfig:
 
 @pytest.mark.parametrize("name", SECTIONS)
 @torch.no_grad()
-def test_flops_and_caches_are_those_of_a_session(name: str) -> None:
+def test_flops_and_caches_equal_those_of_a_session(name: str) -> None:
     config = config_of(name)
     model = build_model(config)
     initialize(model, seed=0)
     ids, mask = prepare_prompts(model, [[5] * PREFIX] * BATCH, PREFIX, 0)
     mixing = sum(not config.encoder_layer_attends(layer) for layer in range(config.num_encoder_layers))
-    transforms = mixing * fourier_mixing(PREFIX, config.d_model)  # the counter knows no FFT
-    # the products one by one: torch counts them, not the CPU's fused kernel
+    transforms = mixing * fourier_mixing(PREFIX, config.d_model)  # torch's counter does not count FFTs
+    # unfused products, because torch does not count the CPU's fused kernel
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         session = DecodingSession(model, ids, mask, 0)
     assert first_token_flops(config, PREFIX) == pytest.approx(counter.get_total_flops() / BATCH + transforms, rel=1e-12)
@@ -62,8 +62,8 @@ def test_flops_and_caches_are_those_of_a_session(name: str) -> None:
 
 @pytest.mark.parametrize("name", SECTIONS)
 @torch.no_grad()
-def test_a_further_token_reads_the_parameters_that_it_depends_on(name: str) -> None:
-    """Each matrix is spoilt once: the logits of a further token notice those that it reads, and no other."""
+def test_parameters_read_per_token_equal_those_that_change_its_logits(name: str) -> None:
+    """Each matrix is changed once. The logits of the next token change exactly for the matrices that it reads."""
     config = config_of(name)
     model = build_model(config)
     initialize(model, seed=0)
@@ -83,13 +83,13 @@ def test_a_further_token_reads_the_parameters_that_it_depends_on(name: str) -> N
 
 
 def _is_counted(name: str, config: ModelConfig) -> bool:
-    """Tables of which a token reads a row only are not."""
+    """False for tables of which a token reads only one row."""
     return not name.startswith(("relative_bias", "decoder.input")) and (
         name != "embedding.tokens.weight" or config.tie_embeddings
     )
 
 
-def test_what_writes_nothing_has_no_cost() -> None:
+def test_models_that_do_not_generate_text_have_no_cost() -> None:
     encoder = ModelConfig(**expand_size({"size": "fnet-tiny", "architecture": "fnet", "vocab_size": 100}))
     with pytest.raises(ValueError, match="'fnet'"):
         first_token_flops(encoder, 8)

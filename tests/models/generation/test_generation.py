@@ -1,4 +1,4 @@
-"""Writing with caches against whole passes, and against `transformers.generate` on the same weights."""
+"""Decoding with caches compared with full passes, and with `transformers.generate` on the same weights."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build(section: dict[str, Any]) -> SingleProcessModel:
     model = build_model(ModelConfig(**expand_size({"size": "nano", "vocab_size": VOCABULARY, **section})))
     initialize(model, seed=3)
     with torch.no_grad():
-        for parameter in model.parameters():  # GPT-2's small weights would always write the same token
+        for parameter in model.parameters():  # GPT-2's small initial weights would always give the same token
             if parameter.ndim == 2 and parameter.std() < 0.03:
                 parameter.mul_(8)
     return model.eval()
@@ -63,7 +63,7 @@ def written(tokens: Iterator[Tensor], eos_id: int = 1) -> list[list[int]]:
 
 @torch.no_grad()
 def without_cache(model: SingleProcessModel, prompt: list[int]) -> list[int]:
-    """One row, the whole model run anew for each token."""
+    """Decode one row with a full pass for each token."""
     result: list[int] = []
     while len(result) < STEPS and 1 not in result:
         if isinstance(model, Seq2Seq):
@@ -78,19 +78,19 @@ def without_cache(model: SingleProcessModel, prompt: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_a_batch_with_caches_writes_what_each_row_writes_without(name: str) -> None:
+def test_a_batch_with_caches_equals_single_rows_without_caches(name: str) -> None:
     model = build(SECTIONS[name])
     found = written(generate(model, *padded(model, PROMPTS), start_id=0, eos_id=1, sampling=Sampling(max_new_tokens=STEPS)))
     assert found == [without_cache(model, prompt) for prompt in PROMPTS]
-    assert len({tuple(row) for row in found}) > 1  # the prompts matter
+    assert len({tuple(row) for row in found}) > 1  # the prompts change the texts
 
 
-def test_a_prefix_is_read_in_both_directions_and_what_follows_is_not() -> None:
+def test_attention_is_bidirectional_only_within_the_prefix() -> None:
     model = build(SECTIONS["prefix decoder"])
     ids = torch.randint(3, VOCABULARY, (1, 12))
     mask = torch.tensor([[2] * 5 + [1] * 7])
     logits = model(TextInputs(ids, mask))
-    for changed, moved in ((4, 0), (8, 8)):  # a change at place `changed` moves the logits from `moved` on
+    for changed, moved in ((4, 0), (8, 8)):  # a change at position `changed` changes the logits from position `moved`
         other = ids.clone()
         other[0, changed] = (ids[0, changed] + 1) % VOCABULARY
         differs = (model(TextInputs(other, mask)) != logits).any(-1)[0]
@@ -203,7 +203,7 @@ def test_beams_in_a_stream_are_refused() -> None:
         Sampling(num_beams=2, temperature=1.0)
 
 
-def test_too_long_a_text_names_the_field(tmp_path: Path) -> None:
+def test_a_too_long_text_names_the_field(tmp_path: Path) -> None:
     model = build({"architecture": "gpt2", "max_length": 20})
     assert isinstance(model, DecoderOnly)
     with pytest.raises(ValueError, match=r"21 tokens, model\.max_length is 20"):

@@ -1,5 +1,5 @@
-"""Every architecture that `transformers` has against it: random weights on disk, through our maps, both ways; logits and
-gradients."""
+"""Logits and gradients of every architecture that `transformers` has, compared with it: random weights on disk, mapped in
+both directions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from models.huggingface.mapping import Entry, to_theirs
 from models.layers.initialization import initialize
 from pipeline.huggingface.folder import read_config, read_tensors, write_folder
 
-VOCABULARY = 250  # not a multiple of 128: our table has 6 rows that theirs has not
+VOCABULARY = 250  # not a multiple of 128: our table has 6 more rows than theirs
 
 T5 = {"architecture": "t5"}
 CASES: dict[str, tuple[dict[str, Any], str]] = {
@@ -56,7 +56,7 @@ def build(section: dict[str, Any]) -> SingleProcessModel:
 
 @torch.no_grad()
 def shake(model: nn.Module) -> None:
-    """Norms at one and biases at nought would hide either in the wrong place; at N(0, 0.02) attention is even to 6 digits."""
+    """Randomize weights. Norms of 1 and biases of 0 would hide swaps; weights of N(0, 0.02) make attention nearly uniform."""
     for name, parameter in model.named_parameters():
         if "norm" in name.lower() or name.endswith("bias") or "ln_" in name:
             parameter.add_(torch.empty_like(parameter).uniform_(-0.5, 0.5))
@@ -76,7 +76,7 @@ def compute(ours: SingleProcessModel, theirs: nn.Module) -> tuple[list[Tensor], 
         out = theirs(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids)
         return [ours(Inputs(ids, mask, decoder_ids))[..., :VOCABULARY]], [out.logits]
     if config.architecture == "gpt2":
-        mask[1, :15] = 0  # padded on the left, as for generation; what the padding itself computes is nobody's business
+        mask[1, :15] = 0  # padded on the left, as for generation; outputs at padding are not compared
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         out = theirs(input_ids=ids, attention_mask=mask, position_ids=positions).logits
         kept = mask.bool()
@@ -120,15 +120,14 @@ def check(ours: SingleProcessModel, theirs: nn.Module) -> None:
     for name, parameter in ours.named_parameters():
         if parameter.grad is None or not parameter.grad.any():
             assert not mapped[name].any(), name
-        elif name.endswith("key.bias"):  # exactly zero in theory: a bias of all keys shifts every score of a query alike
+        elif name.endswith("key.bias"):  # exactly zero in theory: a key bias adds a constant to all scores of a query
             assert mapped[name].abs().max() < 1e-4
         else:
             assert relative(parameter.grad, mapped[name]) < 1e-4, name
 
 
 def renamed(given: list[Entry], theirs: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The inverse of `to_theirs`, checked against it: our tensors from theirs, with zeros in the rows of the vocabulary's
-    padding."""
+    """Our tensors from theirs, with zeros in the padding rows of the vocabulary. Checked to be the inverse of `to_theirs`."""
     result: dict[str, Tensor] = {}
     for one in given:
         (value,) = [theirs[name] for name in (one.theirs, *one.copies) if name in theirs][:1]
@@ -152,7 +151,7 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_transformers_loads_ours_and_computes_the_same(name: str, tmp_path: Path) -> None:
+def test_transformers_loads_our_weights_with_equal_outputs(name: str, tmp_path: Path) -> None:
     section, class_name = CASES[name]
     ours = build(section)
     write_folder(tmp_path, their_config(ours.config), to_theirs(entries(ours.config), ours.state_dict(), ours.config))
@@ -165,14 +164,14 @@ def test_transformers_loads_ours_and_computes_the_same(name: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_we_load_theirs_and_compute_the_same(name: str, tmp_path: Path) -> None:
+def test_weights_of_transformers_load_with_equal_outputs(name: str, tmp_path: Path) -> None:
     section, class_name = CASES[name]
     config = ModelConfig(**expand_size({"size": "nano", "vocab_size": VOCABULARY, **section}))
     torch.manual_seed(0)
     kind = getattr(transformers, class_name)
     theirs = kind(kind.config_class(**{key: value for key, value in their_config(config).items() if key != "architectures"}))
     if section.get("tie_embeddings") is False:
-        # transformers 5 ties the head of a T5 made from a configuration; a checkpoint with a head of its own unties it
+        # transformers 5 ties the head of a T5 made from a configuration; a checkpoint with a separate head unties it
         theirs.lm_head = nn.Linear(config.d_model, VOCABULARY, bias=False)
         theirs.config.tie_word_embeddings = False
         theirs._tied_weights_keys = {key: value for key, value in theirs._tied_weights_keys.items() if "lm_head" not in key}

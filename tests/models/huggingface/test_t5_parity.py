@@ -1,4 +1,4 @@
-"""Attention, bias, norms, feed-forward and heads against `transformers`' T5, with random weights mapped into it."""
+"""Attention, bias, norms, feed-forward and heads compared with `transformers`' T5, with random weights mapped into it."""
 
 import pytest
 import torch
@@ -29,14 +29,14 @@ def our_model(feed_forward: str, tied: bool) -> Seq2Seq:
     )
     model = Seq2Seq(config)
     initialize(model, seed=1)
-    for module in model.modules():  # norms start at one, which would hide a norm in the wrong place
+    for module in model.modules():  # norms start at 1, which would hide swapped norms
         if module.__class__.__name__ == "RMSNorm":
             nn.init.uniform_(module.weight, 0.5, 1.5)
     return model
 
 
 def huggingface_name(name: str, gated: bool) -> str:
-    """Our canonical name in the names of transformers' T5."""
+    """The name in transformers' T5 of our canonical parameter name."""
     fixed = {
         "embedding.tokens.weight": "shared.weight",
         "relative_bias.encoder": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
@@ -91,7 +91,7 @@ def their_model(model: Seq2Seq, gated: bool, tied: bool) -> nn.Module:
         )
     ).eval()
     if not tied:
-        # transformers 5 ties the head whatever the configuration says; what the flag still decides is the scaling
+        # transformers 5 ties the head for any configuration; the flag only controls the scaling
         theirs.lm_head = nn.Linear(config.d_model, config.padded_vocab_size, bias=False)
     mapped = {huggingface_name(name, gated): tensor for name, tensor in model.state_dict().items()}
     mapped["encoder.embed_tokens.weight"] = mapped["decoder.embed_tokens.weight"] = mapped["shared.weight"]
@@ -123,7 +123,7 @@ def test_logits_and_gradients_equal(feed_forward: str, tied: bool) -> None:
         assert relative_difference(parameter.grad, their_gradients[huggingface_name(name, gated)]) < 1e-4, name
 
 
-def test_every_distance_falls_into_their_bucket() -> None:
+def test_buckets_of_all_distances_equal_transformers() -> None:
     distance = torch.arange(-600, 601)
     for bidirectional in (True, False):
         expected = T5Attention._relative_position_bucket(distance, bidirectional, num_buckets=32, max_distance=128)

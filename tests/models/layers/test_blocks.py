@@ -1,4 +1,4 @@
-"""The parts of a block against torch's and transformers' own, and how often score biases are made."""
+"""The parts of a block compared with torch and transformers, and how often score biases are computed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def config(**section: Any) -> ModelConfig:
     return ModelConfig(**expand_size({"size": "nano", "vocab_size": 128, **section}))
 
 
-def test_rotations_equal_llama_s() -> None:
+def test_rotations_equal_llama() -> None:
     query, key = torch.randn(2, 2, 4, 9, 16)
     positions = torch.tensor([[3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 0, 0, 1, 2, 3, 4, 5, 6]])
     scaling = {"rope_type": "default", "rope_theta": 10000.0}
@@ -47,7 +47,7 @@ def test_rotations_equal_llama_s() -> None:
 
 
 @pytest.mark.parametrize(("kind", "theirs"), [("rms", nn.RMSNorm), ("layer", nn.LayerNorm)])
-def test_norms_equal_torch_s(kind: Any, theirs: Any) -> None:
+def test_norms_equal_torch(kind: Any, theirs: Any) -> None:
     ours, other = build_norm(kind, 32, 1e-6), theirs(32, eps=1e-6)
     x = torch.randn(3, 5, 32) * 7 + 2
     torch.testing.assert_close(ours(x), other(x))
@@ -67,7 +67,7 @@ def test_swiglu_is_silu_of_one_product_times_another() -> None:
 
 @pytest.mark.parametrize(("queries", "keys"), [(7, 7), (1, 9), (3, 9), (40, 40)])
 @pytest.mark.parametrize("bidirectional", [True, False])
-def test_the_windowed_bias_is_the_table_looked_up_for_every_pair(queries: int, keys: int, bidirectional: bool) -> None:
+def test_the_windowed_bias_equals_a_table_lookup_for_every_pair(queries: int, keys: int, bidirectional: bool) -> None:
     table = torch.randn(32, 4, dtype=torch.float64, requires_grad=True)
     found = relative_bias(table, queries, keys, bidirectional=bidirectional, max_distance=20)
     distance = torch.arange(keys)[None, :] - torch.arange(keys - queries, keys)[:, None]
@@ -81,7 +81,7 @@ def test_the_windowed_bias_is_the_table_looked_up_for_every_pair(queries: int, k
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Tensor]]:
-    """Every relative bias that is made from a table."""
+    """Weak references to every relative bias computed from a table."""
     result: list[weakref.ref[Tensor]] = []
 
     def recorded(*arguments: Any, **options: Any) -> Tensor:
@@ -105,7 +105,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Tensor]]:
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else str(value),
 )
-def test_a_bias_is_made_once_a_pass_and_not_kept_after_it(
+def test_a_bias_is_computed_once_per_pass_and_then_freed(
     section: dict[str, Any], tables: int, made: list[weakref.ref[Tensor]]
 ) -> None:
     model = build_model(config(**section)).eval()
@@ -116,7 +116,7 @@ def test_a_bias_is_made_once_a_pass_and_not_kept_after_it(
     given: Any = inputs.get(section["architecture"], Inputs(ids, mask, ids[:, :5]))
     output = model(given)
     assert len(made) == tables
-    mask[1, 6:] = 0  # in place, as a pipeline refills its buffers
+    mask[1, 6:] = 0  # in place, as a pipeline reuses its buffers
     changed = model(given)
     assert len(made) == 2 * tables
     real = model(type(given)(*(field.clone() for field in given)))
@@ -128,7 +128,7 @@ def test_a_bias_is_made_once_a_pass_and_not_kept_after_it(
         assert torch.equal(ours, theirs)
 
 
-def test_a_decoding_step_makes_one_bias_for_all_layers(made: list[weakref.ref[Tensor]]) -> None:
+def test_a_decoding_step_computes_one_bias_for_all_layers(made: list[weakref.ref[Tensor]]) -> None:
     model = build_model(config(architecture="t5")).eval()
     initialize(model, seed=0)
     ids = torch.randint(3, 128, (2, 9))
@@ -149,7 +149,7 @@ def test_a_decoding_step_makes_one_bias_for_all_layers(made: list[weakref.ref[Te
     ],
     ids=lambda section: "-".join(map(str, section.values())),
 )
-def test_padding_changes_no_output_of_an_encoder(section: dict[str, Any]) -> None:
+def test_encoder_outputs_do_not_depend_on_padding(section: dict[str, Any]) -> None:
     model = build_model(config(**section, max_length=16)).eval()
     initialize(model, seed=0)
     ids = torch.randint(3, 128, (2, 16))
@@ -162,7 +162,7 @@ def test_padding_changes_no_output_of_an_encoder(section: dict[str, Any]) -> Non
     torch.testing.assert_close(alone.mlm[0, :9], ours.mlm[1, :9], rtol=1e-4, atol=1e-5)
 
 
-def test_documents_of_a_packed_row_do_not_reach_each_other_in_any_encoder_layer() -> None:
+def test_documents_of_a_packed_row_are_isolated_in_every_encoder_layer() -> None:
     model = build_model(config(mix_within_documents=True, num_attention_layers=1, position="none")).eval()
     initialize(model, seed=0)
     documents = torch.tensor([[1] * 6 + [2] * 7 + [0] * 3])
@@ -175,7 +175,7 @@ def test_documents_of_a_packed_row_do_not_reach_each_other_in_any_encoder_layer(
     assert {int(token) for token in reached.nonzero()[:, 0]} <= inside
 
 
-def test_predicted_positions_alone_give_the_same_logits() -> None:
+def test_logits_of_only_predicted_positions_are_the_same() -> None:
     model = build_model(config(architecture="bert")).eval()
     initialize(model, seed=0)
     ids = torch.randint(3, 128, (2, 16))

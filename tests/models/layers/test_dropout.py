@@ -1,4 +1,4 @@
-"""Dropout stands where transformers' models have it: with the same deterministic masks, training-mode outputs are equal."""
+"""Dropout has the same positions as in transformers' models: outputs in training mode are equal with the same masks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from models.huggingface import entries, their_config
 from models.huggingface.mapping import to_theirs
 from models.layers.initialization import initialize
 
-VOCABULARY = 128  # of 128 rows, so that logits have one shape on both sides
+VOCABULARY = 128  # a multiple of 128, so that both models' logits have one shape
 SECTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "t5": ({"architecture": "t5", "feed_forward": "relu"}, "T5ForConditionalGeneration"),
     "t5 gated": ({"architecture": "t5"}, "T5ForConditionalGeneration"),
@@ -32,7 +32,7 @@ SECTIONS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def patterned(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Dropout whose mask is a function of the shape alone."""
+    """Dropout with a mask that depends only on the shape."""
     if not training or p == 0:
         return x
     kept = torch.rand(x.shape, generator=torch.Generator().manual_seed(sum(x.shape))) >= p
@@ -82,7 +82,7 @@ def written_out(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> Tensor:
-    """The fused attention as its documentation writes it out, with the patterned dropout on the probabilities."""
+    """The fused attention, written out as in its documentation, with `patterned` dropout of the probabilities."""
     scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)

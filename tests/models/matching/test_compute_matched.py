@@ -1,4 +1,4 @@
-"""Matched hybrids against the modules' own parameter counts, their neighbours, and widths worked out by hand."""
+"""Matched hybrids compared with the modules' parameter counts, with neighbouring sizes, and with widths computed by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def counted(config: ModelConfig) -> int:
 
 
 @pytest.mark.parametrize("size", T5_SIZES)
-def test_every_t5_has_variants_whose_mismatch_is_what_is_told_and_the_smallest(size: str) -> None:
+def test_variants_of_every_t5_have_the_reported_and_smallest_mismatch(size: str) -> None:
     model, lengths = t5(size), Lengths(512, 114)
     variants = compute_matched(model, lengths)
     flops = forward_flops(model, TorchLayers(), lengths)
@@ -54,15 +54,15 @@ def test_every_t5_has_variants_whose_mismatch_is_what_is_told_and_the_smallest(s
     assert abs(variants["equal_flops_depth"].flop_mismatch) < 0.04
 
 
-# by hand: 4 A / 3 more feed-forward width replaces the four projections of a gated layer
+# by hand: the four projections of a layer are replaced by 4 A / 3 more width of the gated feed-forward
 @pytest.mark.parametrize(("size", "width"), [("t5-v1.1-small", 1536), ("t5-v1.1-base", 3072), ("t5-v1.1-xl", 7872)])
-def test_equal_parameters_are_four_thirds_of_the_heads_width_more(size: str, width: int) -> None:
+def test_equal_parameters_add_four_thirds_of_the_attention_width(size: str, width: int) -> None:
     model = t5(size)
     assert abs(width - (model.d_ff + 4 * model.inner_dim / 3)) <= MULTIPLE / 2
     assert compute_matched(model, Lengths(512, 114))["equal_parameters"].config.encoder_d_ff == width
 
 
-def test_only_a_t5_with_a_vocabulary_is_matched() -> None:
+def test_only_a_t5_with_a_vocabulary_has_a_matched_hybrid() -> None:
     with pytest.raises(ValueError, match="fnet_t5"):
         compute_matched(ModelConfig(**expand_size({"size": "nano", "vocab_size": 100})), Lengths(8, 8))
     with pytest.raises(ValueError, match=r"vocab_size is 0"):

@@ -1,4 +1,4 @@
-"""Matched GPT-2s against the modules' own parameters and what torch counts, and against the published GPT-2."""
+"""Matched GPT-2s compared with the modules' parameters, torch's FLOP counts, and the published GPT-2."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parameters(config: ModelConfig) -> int:
 
 
 def counted_flops(config: ModelConfig) -> int:
-    """One row of text, as each architecture reads it in training."""
+    """FLOPs of one row of text in the layout that each architecture trains on."""
     with torch.device("meta"):
         model = build_model(config)
         encoder, decoder = (torch.zeros(1, count, dtype=torch.int64) for count in (LENGTHS.encoder, LENGTHS.decoder))
@@ -40,13 +40,13 @@ def counted_flops(config: ModelConfig) -> int:
 
 
 @pytest.mark.parametrize("size", T5_SIZES)
-def test_every_t5_has_a_gpt2_of_as_many_parameters_and_one_of_as_much_compute(size: str) -> None:
+def test_every_t5_has_a_gpt2_of_equal_parameters_and_one_of_equal_compute(size: str) -> None:
     anchor = t5(size)
     alike = gpt2_of_equal_parameters(anchor, max_length=4352)
     cheap = gpt2_of_equal_flops(anchor, LENGTHS, max_length=4352)
     assert parameters(alike) == pytest.approx(parameters(anchor), rel=0.02)
     assert counted_flops(cheap) == pytest.approx(counted_flops(anchor), rel=0.02)
-    # a decoder alone runs every token through all of its layers
+    # a decoder-only model runs every token through all layers
     assert counted_flops(alike) > 1.9 * counted_flops(anchor)
     for config in (alike, cheap):
         assert config.num_heads == config.num_decoder_layers
@@ -61,7 +61,7 @@ def test_a_t5_base_is_paired_with_the_shape_of_the_published_gpt2() -> None:
     assert (found.num_decoder_layers, found.d_model) == (published["num_decoder_layers"], published["d_model"])
 
 
-def test_a_model_bound_by_its_vocabulary_keeps_a_feed_forward_in_proportion() -> None:
+def test_a_model_with_a_dominant_vocabulary_keeps_its_feed_forward_ratio() -> None:
     anchor = ModelConfig(**expand_size({"size": "nano", "architecture": "t5", "vocab_size": 32128}))
     for config in (gpt2_of_equal_parameters(anchor, 4352), gpt2_of_equal_flops(anchor, LENGTHS, 4352)):
         assert 2 <= config.d_ff / config.d_model <= 8

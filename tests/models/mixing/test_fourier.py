@@ -1,4 +1,4 @@
-"""Fourier mixing against torch's complex FFT, the cosine/sine matrices of its definition, and finite differences."""
+"""Fourier mixing compared with torch's complex FFT, the cosine/sine matrices of its definition, and finite differences."""
 
 import math
 
@@ -66,7 +66,7 @@ def test_bf16_computes_in_fp32_and_returns_bf16() -> None:
     torch.testing.assert_close(y, torch.fft.fft2(x.double(), norm="ortho").real.bfloat16())
 
 
-def test_what_stands_in_padding_changes_nothing() -> None:
+def test_values_in_padding_do_not_matter() -> None:
     x = torch.randn(2, 12, 8)
     mask = torch.ones(2, 12, dtype=torch.int64)
     mask[1, 7:] = 0

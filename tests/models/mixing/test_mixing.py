@@ -1,4 +1,4 @@
-"""Every mixing sublayer against its definition written out: complex matrices, numpy's FFT, block by block, row by row."""
+"""Every mixing sublayer compared with its definition: complex matrices, numpy's FFT, block by block, row by row."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def reference(x: Tensor, transform: str, norm: str) -> Tensor:
     st.sampled_from(["dft_real", "hartley"]),
     st.sampled_from(["ortho", "backward"]),
 )
-def test_every_backend_is_the_transform_at_any_size(n: int, d: int, backend: str, transform: str, norm: str) -> None:
+def test_every_backend_equals_the_transform_at_any_size(n: int, d: int, backend: str, transform: str, norm: str) -> None:
     x = torch.randn(2, n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(n * 100 + d))
     found = BACKENDS[backend](x, transform, norm)  # type: ignore[arg-type]
     torch.testing.assert_close(found, reference(x, transform, norm), rtol=0, atol=1e-11)
@@ -47,7 +47,7 @@ def test_every_backend_is_the_transform_at_any_size(n: int, d: int, backend: str
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 @pytest.mark.parametrize("size", [(512, 768), (333, 96)])
-def test_fp32_keeps_seven_digits_and_bf16_two(backend: str, size: tuple[int, int]) -> None:
+def test_fp32_is_accurate_to_seven_digits_and_bf16_to_two(backend: str, size: tuple[int, int]) -> None:
     x = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
     exact = reference(x, "dft_real", "ortho")
     found = BACKENDS[backend](x, "dft_real", "ortho")
@@ -75,7 +75,7 @@ def test_hartley_is_its_own_inverse_and_the_real_part_is_not() -> None:
 
 
 def test_tables_come_from_integer_angles() -> None:
-    """At 4096 points an angle made in fp32 from n·k is off by more than a thousand times this bound."""
+    """At 4096 points, the error of an fp32 angle from n·k is more than a thousand times this bound."""
     cosines, _ = dft_tables(4096, torch.device("cpu"), torch.float32)
     column = 4093
     exact = [math.cos(2 * math.pi * ((n * column) % 4096) / 4096) for n in range(4096)]
@@ -83,7 +83,7 @@ def test_tables_come_from_integer_angles() -> None:
 
 
 @pytest.mark.parametrize("name", ["fourier", "hartley", "linear", "random", "identity", "attention", "causal_fourier"])
-def test_every_mixer_has_one_interface_no_tables_on_disk_and_a_gradient(name: str) -> None:
+def test_every_mixer_has_the_interface_a_gradient_and_no_stored_tables(name: str) -> None:
     config = ModelConfig(
         **expand_size({"size": "nano", "vocab_size": 100, "mixing": name, "max_length": 12, "position": "none"})
     )
@@ -99,7 +99,7 @@ def test_every_mixer_has_one_interface_no_tables_on_disk_and_a_gradient(name: st
     mixed.sum().backward()
     assert x.grad is not None
     assert all("over_" in key or "attention" in key for key in mixer.state_dict())
-    if name != "identity":  # what stands in padding changes nothing
+    if name != "identity":  # values in padding do not matter
         other = torch.where(mask.bool()[:, :, None], x, 1e4).detach()
         torch.testing.assert_close(mixer(other, mask, bias)[1, :7], mixed[1, :7].detach())
 
@@ -136,7 +136,7 @@ def test_too_long_an_input_names_the_field(name: str) -> None:
 
 @pytest.mark.parametrize("mixer", [FourierMixing, HartleyMixing])
 @pytest.mark.parametrize("norm", ["ortho", "backward"])
-def test_documents_of_a_row_are_transformed_each_by_itself(mixer: type[FourierMixing], norm: str) -> None:
+def test_documents_of_a_row_are_transformed_separately(mixer: type[FourierMixing], norm: str) -> None:
     x = torch.randn(2, 11, 6, dtype=torch.float64)
     documents = torch.tensor([[1] * 4 + [2] * 5 + [0] * 2, [1] * 11])
     found = mixer(norm, within_documents=True)(x, documents)
@@ -146,7 +146,7 @@ def test_documents_of_a_row_are_transformed_each_by_itself(mixer: type[FourierMi
     assert torch.equal(found[0, 9:], torch.zeros(2, 6, dtype=torch.float64))
 
 
-def test_documents_do_not_leak_and_have_right_gradients() -> None:
+def test_documents_are_isolated_and_have_correct_gradients() -> None:
     x = torch.randn(1, 8, 4, dtype=torch.float64, requires_grad=True)
     documents = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 0]])
     assert torch.autograd.gradcheck(lambda x: SelfAdjointDocuments.apply(x, documents, "dft_real", "ortho"), x)
@@ -158,7 +158,7 @@ def test_documents_do_not_leak_and_have_right_gradients() -> None:
 
 
 def causal_reference(x: Tensor, period: int) -> Tensor:
-    """Row by row, in complex arithmetic."""
+    """The causal transform, row by row in complex arithmetic."""
     num_tokens, num_features = x.shape[-2:]
     features = torch.fft.fft(x, dim=-1)
     rows = []
@@ -178,7 +178,7 @@ def test_causal_rows_are_partial_sums_of_the_transform(n: int, d: int, period: i
         assert torch.autograd.gradcheck(lambda x: CausalTransform.apply(x, period, "ortho", 2, False), x)
 
 
-def test_the_future_has_exactly_no_influence() -> None:
+def test_future_tokens_have_no_influence() -> None:
     x = torch.randn(1, 20, 8)
     changed = x.clone()
     changed[:, 13:] = 1e6
@@ -186,7 +186,7 @@ def test_the_future_has_exactly_no_influence() -> None:
     assert torch.equal(mixer(x, None)[:, :13], mixer(changed, None)[:, :13])
 
 
-def test_the_last_row_of_a_full_period_is_the_whole_transform_s() -> None:
+def test_the_last_row_of_a_full_period_equals_the_full_transform() -> None:
     x = torch.randn(1, 16, 8, dtype=torch.float64)
     torch.testing.assert_close(CausalFourierMixing(16)(x, None)[:, -1], reference(x, "dft_real", "ortho")[:, -1])
 
@@ -194,7 +194,7 @@ def test_the_last_row_of_a_full_period_is_the_whole_transform_s() -> None:
 # --- the choice of a backend ---
 
 
-def test_auto_measures_once_and_writes_it_down(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_auto_measures_once_and_stores_the_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     backend_choice._choose.cache_clear()
     calls = []
@@ -207,7 +207,7 @@ def test_auto_measures_once_and_writes_it_down(monkeypatch: pytest.MonkeyPatch, 
     x = torch.randn(3, 16, 8, dtype=torch.float64)
     mask = torch.ones(3, 16, dtype=torch.int64)
     torch.testing.assert_close(FourierMixing(backend="auto")(x, mask), reference(x, "dft_real", "ortho"))
-    backend_choice._choose.cache_clear()  # as a new process would
+    backend_choice._choose.cache_clear()  # like a new process
     FourierMixing(backend="auto")(x, mask)
     assert len(calls) == 1
     assert list(json.loads(backend_choice.cache_file().read_text()).values()) == ["matmul"]
@@ -220,9 +220,7 @@ def test_the_measured_winner_is_a_backend() -> None:
 
 def test_executed_flops_of_the_folded_form_are_an_eighth_of_the_plain_one() -> None:
     assert executed_flops("matmul", 512, 768) / executed_flops("folded", 512, 768) == pytest.approx(8, rel=0.01)
-    assert executed_flops("folded", 512, 768) == pytest.approx(
-        512 * 768 * (512 + 768) / 2, rel=0.01
-    )  # facts: d(N + d)/2 a token
+    assert executed_flops("folded", 512, 768) == pytest.approx(512 * 768 * (512 + 768) / 2, rel=0.01)  # d(N + d)/2 per token
 
 
 @pytest.mark.parametrize("backend", ["matmul", "folded"])

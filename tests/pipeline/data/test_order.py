@@ -138,7 +138,7 @@ def test_every_token_of_the_corpus_is_read_once_per_epoch(folders: list[Path], l
 
 
 def test_causal_lm_predicts_every_token_once_per_epoch(folders: list[Path]) -> None:
-    """In the batch tensors, one epoch of causal LM has every token of the corpus as a target exactly once, packed and streamed."""
+    """In batch tensors, one epoch of causal LM has every token of the corpus as a target exactly once, packed and streamed."""
     corpus = np.fromfile(folders[0] / "train.bin", dtype="<i4").tolist()
     for kind in (Rows, StreamRows):
         rows = kind(folders[0], "train", ROW_LENGTH)

@@ -41,7 +41,7 @@ def test_unsummed_norm_gradients_are_detected(
 def test_batch_form_transforms_its_part_without_extra_communication(
     records: dict[str, list[dict[str, Any]]], tensor_parallel: int
 ) -> None:
-    """Per layer: one all-gather and one reduce-scatter of (B, N, D) each way, as many bytes as the feed-forward's all-reduce."""
+    """Per layer: one all-gather and one reduce-scatter of (B, N, D) each way, the bytes of the feed-forward's all-reduce."""
     hidden_bytes = MICRO_BATCH["batch"] * NUM_TOKENS * D_MODEL * WIDE
     for record in records[f"{tensor_parallel}_batch"]:
         assert record["counts"]["fft_flops"] == pytest.approx(record["whole_counts"]["fft_flops"] / tensor_parallel)

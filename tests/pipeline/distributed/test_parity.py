@@ -191,7 +191,7 @@ def test_planted_bugs_are_detected(results: dict[str, Result], number: int) -> N
 
 
 def plain_run(plan: Plan) -> Result:
-    """Train without DeepSpeed and Megatron: the single-process model, torch's AdamW (one group per tensor), torch's clipping."""
+    """Train without DeepSpeed and Megatron: single-process model, torch's AdamW (one group per tensor), torch's clipping."""
     config, objective = run_config(plan), objective_of(plan)
     settings = config.optimizer
     model = build_model(config.model)

@@ -92,8 +92,8 @@ def test_a_memory_limit_moves_the_stage_boundary() -> None:
 def test_stages_send_bias_tables_and_compute_each_bias_once(
     architecture: str, recompute: bool, biases: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two stages of 4 + 4 layers, or of 4, split in the decoder: the encoder computes its bias once, the decoder once per stage.
-    With recomputation every layer computes its own."""
+    """Two stages of 4 + 4 layers, or of 4, split in the decoder. The encoder computes its bias once, the decoder once per
+    stage. With recomputation every layer computes its own."""
     section = {"size": "nano", "architecture": architecture, "vocab_size": 128, "num_decoder_layers": 4}
     if architecture == "t5":
         section["num_encoder_layers"] = 4

@@ -45,7 +45,7 @@ class Truth:
     def ladder(
         self, arm: str, noise: Floats | None = None, sizes: tuple[float, ...] = SIZES, budgets: tuple[float, ...] = BUDGETS
     ) -> list[Point]:
-        """A run for each size and budget, and two more seeds at the second size and middle budget. Noise (R,) is in log loss."""
+        """A run for each size and budget, and two more seeds at the second size and middle budget; noise (R,) in log loss."""
         places = [(size, budget, 0) for budget in budgets for size in sizes]
         places += [(sizes[1], budgets[len(budgets) // 2], seed) for seed in (1, 2)]
         points = []

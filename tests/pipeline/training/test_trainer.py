@@ -246,7 +246,7 @@ def test_sources_are_scored_on_suffixes_given_prefixes(straight: Path, dataset: 
 
 
 def test_a_corrupt_checkpoint_is_skipped(straight: Path, tmp_path: Path) -> None:
-    """The run resumes from the newest intact checkpoint, keeps the corrupt one under another name, and ends with equal losses."""
+    """The run resumes from the newest intact checkpoint, renames the corrupt one, and ends with equal losses."""
     run = tmp_path / "run"
     shutil.copytree(straight, run)
     config = json.loads((run / "config.json").read_text())

@@ -89,7 +89,7 @@ class Jobs:
         return next(word for word in shown.split() if word.startswith("JobState=")).removeprefix("JobState=")
 
     def ended(self, job_id: str, log: Path, timeout: float = 300) -> str:
-        """Wait for the end of the job and return its final state."""
+        """Wait until the job ends and return its final state."""
         ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
         self.wait(lambda: self.state(job_id) in ends, log, timeout)
         return self.state(job_id)

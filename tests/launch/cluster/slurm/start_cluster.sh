@@ -1,7 +1,7 @@
 #!/bin/bash
-# Starts a SLURM of two nodes on this machine, for the tests: start_cluster.sh FOLDER. Needs root, and Debian's packages slurmctld,
-# slurmd, slurm-client and munge. FOLDER holds everything except munge's socket and two names in /etc/hosts; commands find the
-# cluster with SLURM_CONF=FOLDER/slurm.conf. It does nothing if the cluster already runs; `stop_cluster.sh FOLDER` stops it.
+# Starts a SLURM cluster of two nodes on this machine, for the tests: start_cluster.sh FOLDER. Needs root, and Debian's packages
+# slurmctld, slurmd, slurm-client and munge. All files are in FOLDER except munge's socket and two names in /etc/hosts. Commands
+# find the cluster with SLURM_CONF=FOLDER/slurm.conf. It does nothing if the cluster already runs; stop_cluster.sh FOLDER stops it.
 set -euo pipefail
 folder=$1
 export SLURM_CONF=$folder/slurm.conf
@@ -11,7 +11,7 @@ if [[ -f $SLURM_CONF ]] && scontrol ping 2> /dev/null | grep -q ' UP'; then
 fi
 mkdir -p "$folder"/{state,spool,logs}
 
-# Both nodes are this host. On a real cluster the DNS has their names.
+# Both nodes are this host. On a real cluster, DNS resolves their names.
 grep -q 'n1 n2' /etc/hosts || echo "127.0.0.1 n1 n2" >> /etc/hosts
 
 if ! munge -n 2> /dev/null | unmunge > /dev/null 2>&1; then

@@ -26,7 +26,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _processes_of(job_id: str) -> list[str]:
-    """The processes of a job that still run on this machine, which is both of its nodes."""
+    """The processes of a job that still run on this machine, which hosts both nodes."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -71,7 +71,7 @@ def test_ray_inside_a_job_prepares_the_same_bytes_and_leaves_nothing(
     assert "forcing job termination" not in logs  # Ray was shut down in an orderly way
 
 
-def test_a_ladder_is_two_arrays_its_sweeps_and_then_its_runs(
+def test_a_ladder_is_an_array_of_sweeps_followed_by_an_array_of_runs(
     command: Callable[..., int], cluster: Callable[..., str], jobs: Any, tmp_path: Path
 ) -> None:
     ladder = tmp_path / "ladder"
@@ -81,7 +81,7 @@ def test_a_ladder_is_two_arrays_its_sweeps_and_then_its_runs(
     assert command("scaling", "plan", recipe, "--output", ladder, "vocab_size=1024", "train_tokens=6e7") == 0
     names = [run.name for run in read_ladder(ladder).runs]
     assert names == ["sweep-t5-d32", "sweep-t5-d64", "t5-d32-seed0"]
-    # A stand-in for `fnet-t5 scaling run`: the sweep's first start saves and exits; no run may start before the sweep's end.
+    # A fake `fnet-t5 scaling run`: the first start of the sweep saves and exits; no run may start before the sweep ends.
     stand_in = tmp_path / "fnet-t5"
     stand_in.write_text(
         f"#!{sys.executable}\n"

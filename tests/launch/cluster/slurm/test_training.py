@@ -53,7 +53,7 @@ def assert_equals_a_local_run(recipe: Path, tmp_path: Path, environment: dict[st
     return compare
 
 
-def test_a_job_that_saved_on_sigusr1_is_requeued_and_ends_equal_to_a_local_run(
+def test_a_job_requeued_after_sigusr1_equals_a_local_run(
     submit: Callable[..., Any],
     assert_equals_a_local_run: Callable[[Path], None],
     jobs: Any,
@@ -67,7 +67,7 @@ def test_a_job_that_saved_on_sigusr1_is_requeued_and_ends_equal_to_a_local_run(
     assert command(*again) == 1
     assert f"{run} has job {job_id}, which waits or runs" in capsys.readouterr().err
     jobs.logged(run / "metrics.jsonl", 3, log)
-    # The signal that --signal sends before the limit, to the same processes.
+    # The signal that --signal sends before the time limit, to the same processes.
     subprocess.run(["scancel", "--signal=USR1", job_id], check=True)
     assert jobs.ended(job_id, log) == "COMPLETED", log.read_text()
     assert read_status(run) == "finished"
@@ -94,7 +94,7 @@ def test_a_failing_job_ends_its_log_with_the_ranks_error(
 
 
 @pytest.mark.slow
-def test_a_job_that_scontrol_requeues_ends_equal_to_a_local_run(
+def test_a_job_requeued_by_scontrol_equals_a_local_run(
     submit: Callable[..., Any], assert_equals_a_local_run: Callable[[Path], None], jobs: Any
 ) -> None:
     run, job_id, log = submit()
@@ -107,7 +107,7 @@ def test_a_job_that_scontrol_requeues_ends_equal_to_a_local_run(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_time_limit_comes_after_a_save_and_the_run_ends_equal_to_a_local_run(
+def test_a_job_saves_before_its_time_limit_and_equals_a_local_run(
     submit: Callable[..., Any], assert_equals_a_local_run: Callable[..., None], jobs: Any
 ) -> None:
     # SLURM may signal up to a minute early, 60 to 120 s after the start. The run is long enough not to finish before that.
@@ -125,7 +125,7 @@ def test_the_time_limit_comes_after_a_save_and_the_run_ends_equal_to_a_local_run
 
 
 @pytest.mark.slow
-def test_where_torchrun_cannot_pass_signals_on_srun_starts_the_ranks(
+def test_srun_starts_the_ranks_if_torchrun_cannot_forward_signals(
     submit: Callable[..., Any], assert_equals_a_local_run: Callable[[Path], None], jobs: Any, tmp_path: Path
 ) -> None:
     # A Python whose torchrun lacks the two options, as in older versions; `fnet-t5` is in the same folder.
@@ -156,7 +156,7 @@ def test_after_max_restarts_a_job_is_not_requeued(submit: Callable[..., Any], jo
 
 
 @pytest.mark.slow
-def test_a_cancelled_job_saves_and_resumes_when_it_is_launched_again(
+def test_a_cancelled_job_saves_and_resumes_on_relaunch(
     submit: Callable[..., Any], assert_equals_a_local_run: Callable[[Path], None], jobs: Any, command: Callable[..., int]
 ) -> None:
     run, job_id, log = submit()

@@ -107,8 +107,8 @@ def _curves(truth: Any, points: Any) -> list[Curve]:
 @pytest.mark.slow
 @pytest.mark.parametrize("shared_by_ends", [0.0, 0.5])
 def test_intervals_cover_the_truth_in_the_design_of_the_shipped_ladder(attention: Any, shared_by_ends: float) -> None:
-    """The design of configs/scaling/cpu-smoke.yaml, the surface that it assumes, and 0.4 % noise between seeds. The ends of a run
-    share a plateau. With half of the noise in common, the multipliers must still be covered; the constants are less often."""
+    """The design of configs/scaling/cpu-smoke.yaml, the surface that it assumes, and 0.4 % noise between seeds. The ends of a
+    run share a plateau. With half of the noise in common, multipliers must still be covered; constants are less often."""
     ladder = make_ladder(load_config(LadderRecipe, "configs/scaling/cpu-smoke.yaml", ["vocab_size=1024"], kind="scaling"))
     assert ladder.recipe.assumed is not None
     runs = {arm: _planned(ladder, arm) for arm in ("t5", "fnet_t5")}
