@@ -177,7 +177,7 @@ def make_micro_batches(
 ) -> tuple[list[PipelineBatch], int]:
     """This replica's micro-batches of a global batch, with the weights of their losses, and the number of targets in it.
 
-    `samples` and `rows` (S,): the global batch's sample numbers, which seed the objective's random numbers, and its rows, NO_ROW
+    `samples` and `rows` (S,): the sample numbers of the global batch, which seed the objective, and its rows, with NO_ROW
     for an empty one.
     """
     counts = objective.loss_counts(source.lengths(rows), samples)
