@@ -33,8 +33,8 @@ def test_links_and_anchors_exist(page: str) -> None:
     assert broken == []
 
 
-def test_readme_is_short_and_links_the_important_pages() -> None:
-    """The README links the pages that a new reader needs first."""
+def test_readme_is_short_and_names_the_important_files() -> None:
+    """The files and pages that a new reader looks for first."""
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert len(readme.splitlines()) <= 130
     for place in (

@@ -44,7 +44,7 @@ def test_every_shipped_recipe_loads(name: str, tmp_path: Path, monkeypatch: pyte
     elif kind == "scaling":
         load_config(LadderRecipe, name)
     else:
-        assert kind == "train", f"say here which configuration the recipes in configs/{kind} are"
+        assert kind == "train", f"add the configuration class of the recipes in configs/{kind} here"
         load_run_config(name)
 
 

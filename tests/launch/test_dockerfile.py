@@ -81,10 +81,9 @@ def test_the_prepare_image_installs_a_subset_of_the_dependencies() -> None:
 def root(tmp_path: Path) -> Iterator[Path]:
     """This machine's root file system with a temporary upper layer, which takes all writes and is then deleted."""
     if os.geteuid() != 0:
-        pytest.skip("running the Dockerfile's steps needs root, for a root file system of their own")
-    folder = (
-        Path("/var/tmp") / f"fnet-t5-{tmp_path.name}-{os.getpid()}"
-    )  # an overlay's upper folder must not be on another overlay
+        pytest.skip("running the Dockerfile's steps needs root, for a separate root file system")
+    # An overlay's upper folder must not be on another overlay, as /tmp may be.
+    folder = Path("/var/tmp") / f"fnet-t5-{tmp_path.name}-{os.getpid()}"
     folder.mkdir()
     try:
         for name in ("upper", "work", "root"):

@@ -52,7 +52,7 @@ def test_meta_is_read_in_all_forms(meta: object, source: str) -> None:
         (rb'["not", "text"]', None),
     ],
 )
-def test_text_is_read_in_all_encodings(data: bytes, text: str | None) -> None:
+def test_text_is_read_in_all_forms(data: bytes, text: str | None) -> None:
     if text is None:
         with pytest.raises(BadRecordError, match="not an object"):
             parse_record(data)

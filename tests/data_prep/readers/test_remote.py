@@ -184,9 +184,8 @@ def test_output_equals_that_of_the_same_files_on_disk(
     assert all(record.version and record.version.startswith("ETag=") for record in manifest.inputs)
     before = web.requests.copy()
     assert prepare(config) == manifest
-    assert web.requests["whole"] - before["whole"] <= 3 * (
-        1 + (not ranges)
-    )  # requests that check for range support, not downloads
+    # Requests that check for range support are not downloads.
+    assert web.requests["whole"] - before["whole"] <= 3 * (1 + (not ranges))
     (web.folder / "raw" / "2.jsonl").write_bytes(b"{}\n")
     with pytest.raises(PrepareError, match=r"another dataset: input 2\.jsonl has other bytes"):
         prepare(config)
@@ -237,9 +236,8 @@ def test_every_byte_arrives_over_a_bad_connection(web: Web, ranges: bool, sizes:
     web.ranges, web.sizes = ranges, sizes
     (file,) = expand_url(f"{web.url}/x.jsonl")
     assert file == RemoteFile(f"{web.url}/x.jsonl", ranges=ranges and sizes)
-    web.cuts = (
-        3 if sizes else 0
-    )  # without a size and without chunks, HTTP cannot distinguish a complete response from a truncated one
+    # Without a size and without chunks, HTTP cannot distinguish a complete response from a truncated one.
+    web.cuts = 3 if sizes else 0
     assert sha256_location(file) == hashlib.sha256(data).hexdigest()
     assert web.requests["cut"] == (3 if sizes else 0)
 

@@ -245,7 +245,7 @@ def test_a_wrong_option_is_a_one_line_error(
     assert error.count("\n") == 1
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests the error without a GPU")
 def test_a_missing_gpu_is_named(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert command("bench", "inference", "--device", "cuda") == 1
     assert "torch sees no CUDA device" in capsys.readouterr().err

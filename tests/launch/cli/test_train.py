@@ -152,7 +152,7 @@ def empty_checkpoint(path: Path) -> Path:
     ("code", "status", "expected"),
     [(143, "preempted", 75), (138, "preempted", 75), (130, "preempted", 130), (143, "failed", 143), (0, "finished", 0)],
 )
-def test_a_preempted_run_prints_how_to_resume(
+def test_a_preempted_run_exits_with_75(
     started: Started, prepared: Path, command: Command, code: int, status: str, expected: int
 ) -> None:
     started.code = code

@@ -219,8 +219,8 @@ def test_rays_object_store_is_in_shared_memory(monkeypatch: pytest.MonkeyPatch, 
         assert shared < limit / 2  # the content of /dev/shm counts towards the limit
         monkeypatch.setattr(common, "get_system_memory", lambda limit=limit: limit)
         monkeypatch.setattr(utils, "get_shared_memory_bytes", lambda shared=shared: shared)
-        told = int(group["rayStartParams"]["object-store-memory"])
-        assert services.determine_plasma_store_config(told, str(tmp_path)) == ("/dev/shm", str(tmp_path), told)
+        object_store = int(group["rayStartParams"]["object-store-memory"])
+        assert services.determine_plasma_store_config(object_store, str(tmp_path)) == ("/dev/shm", str(tmp_path), object_store)
         untold = utils.resolve_object_store_memory(limit)
         assert services.determine_plasma_store_config(untold, str(tmp_path))[0] == str(tmp_path)
 

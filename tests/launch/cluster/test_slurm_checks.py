@@ -27,7 +27,7 @@ TRAIN = ["launch", "slurm", "train", "train/base", "--cluster", "cluster/slurm",
         ),
     ],
 )
-def test_paths_outside_of_a_containers_mounts_are_refused(
+def test_paths_are_checked_against_the_mounts_of_a_container(
     output: str, data: str, expected: str, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = command(*TRAIN, "--output", output, f"data.path={data}", "--dry-run")
@@ -59,10 +59,10 @@ def test_a_ladder_whose_runs_need_more_than_a_node_is_refused(
     assert command(*launch, "--set", "gpus_per_node=2") == 1
     assert "needs 4 processes, which must be on one node" in capsys.readouterr().err
     assert command(*launch) == 0
-    said = capsys.readouterr().err
-    assert "sweep.txt: sweep-t5" in said
-    assert "main runs, a node each, 4 at a time, after all sweeps" in said
-    assert "runs start fewer processes than a node has (gpus_per_node 8)" in said
+    printed = capsys.readouterr().err
+    assert "sweep.txt: sweep-t5" in printed
+    assert "main runs, a node each, 4 at a time, after all sweeps" in printed
+    assert "runs start fewer processes than a node has (gpus_per_node 8)" in printed
     assert command(*launch, "--set", "gpus_per_node=4", "--set", "slurm.exclusive=false") == 0
     assert "fewer processes" not in capsys.readouterr().err
 

@@ -181,7 +181,7 @@ def test_errors_of_a_kubernetes_file_name_the_key_and_the_remedy(
     assert "cluster.yaml" in str(caught.value)
 
 
-def test_an_unquoted_time_is_explained(tmp_path: Path) -> None:
+def test_an_unquoted_time_is_refused_with_an_explanation(tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text("cpus_per_node: 8\ntime_limit: 24:00:00\nslurm: {}\n")
     with pytest.raises(ConfigError, match="YAML reads 24:00:00 as a number"):

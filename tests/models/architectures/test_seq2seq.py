@@ -29,9 +29,8 @@ def test_logits_do_not_depend_on_padding_or_other_rows(section: dict[str, object
     decoder_ids = torch.randint(3, VOCABULARY, (2, 6))
     logits = model(Inputs(*together, decoder_ids))
     for row, prefix in enumerate(prefixes):
-        alone = pad_prefixes(
-            [prefix], encoder_length=24, pad_id=77
-        )  # another pad id, because values in padding must not matter
+        # Another pad id, because values in padding must not matter.
+        alone = pad_prefixes([prefix], encoder_length=24, pad_id=77)
         torch.testing.assert_close(model(Inputs(*alone, decoder_ids[row : row + 1]))[0], logits[row])
 
 

@@ -63,7 +63,7 @@ def test_flops_and_caches_equal_those_of_a_session(name: str) -> None:
 @pytest.mark.parametrize("name", SECTIONS)
 @torch.no_grad()
 def test_parameters_read_per_token_equal_those_that_change_its_logits(name: str) -> None:
-    """Each matrix is changed once. The logits of the next token change exactly for the matrices that it reads."""
+    """Each parameter is set to NaN in turn. The next token's logits become NaN exactly if it reads the parameter."""
     config = config_of(name)
     model = build_model(config)
     initialize(model, seed=0)

@@ -64,7 +64,7 @@ def test_hybrid_has_more_layers_in_the_first_stage_than_t5() -> None:
     assert encoder_layers_in_first_stage("fnet_t5") > encoder_layers_in_first_stage("t5")
 
 
-def test_every_stage_of_a_deep_partition_ends_where_its_state_is_used() -> None:
+def test_the_last_stage_of_a_deep_partition_starts_at_a_decoder_layer() -> None:
     config = ModelConfig(**expand_size({"size": "nano", "vocab_size": 500}))
     model = pieces(config, TorchLayers(), Lengths(16, 8))
     bounds = partition_stages(model, 4)

@@ -62,7 +62,7 @@ torch.save(found, sys.argv[3])
 @pytest.fixture(scope="module")
 def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    save_tokenizer(train_tokenizer(["the king told a story of the sea that he could not command"] * 20, 380), path)
+    save_tokenizer(train_tokenizer(["the king reported a story of the sea that he could not command"] * 20, 380), path)
     return path
 
 
@@ -78,7 +78,7 @@ def export(model: Seq2Seq, folder: Path, tokenizer_file: Path) -> None:
     export_model(model.config, model.state_dict(), folder, tokenizer=tokenizer_file, card=card, encoder_length=LENGTH)
 
 
-def visit(folder: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
+def outputs_of_transformers(folder: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
     """Outputs of the script above, run in a separate folder without this repository on its path."""
     away = tmp_path / "away"
     away.mkdir()
@@ -117,7 +117,7 @@ def test_transformers_loads_an_export_and_computes_equal_outputs(
     folder = tmp_path / "exported"
     export(model, folder, tokenizer_file)
     assert not [path for path in folder.iterdir() if path.suffix in (".bin", ".pkl", ".pt")]
-    found = visit(folder, tmp_path)
+    found = outputs_of_transformers(folder, tmp_path)
     prompts = [row[mask.bool()].tolist() for row, mask in zip(found["ids"], found["mask"], strict=True)]
     length = LENGTH if section.get("architecture") != "t5" else found["ids"].shape[1]
     ids, mask = pad_prefixes(prompts, length, pad_id=0)
@@ -224,9 +224,9 @@ def test_an_imported_encoder_equals_the_fnet_of_transformers(fnet_folder: Path, 
         expected = theirs(ids).last_hidden_state
         found = model.encode(ids, torch.ones_like(ids)).state.encoder_hidden
     assert float((found - expected).norm() / expected.norm()) < 1e-5
-    told = set(report.used) | set(report.resized) | set(report.left)
+    reported = set(report.used) | set(report.resized) | set(report.left)
     names = set(load_file(fnet_folder / "model.safetensors")) if (fnet_folder / "model.safetensors").exists() else set()
-    assert told >= {name if name.startswith(("fnet.", "cls.")) else f"fnet.{name}" for name in names}
+    assert reported >= {name if name.startswith(("fnet.", "cls.")) else f"fnet.{name}" for name in names}
     assert all(name.startswith(("decoder.", "relative_bias.")) for name in report.fresh)
 
 

@@ -108,7 +108,7 @@ def test_target_counts_are_known_without_reading_rows(name: str, vocabulary: Voc
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_a_full_row_has_the_stated_number_of_tokens(name: str, vocabulary: Vocabulary) -> None:
+def test_a_full_row_has_the_stated_cost(name: str, vocabulary: Vocabulary) -> None:
     objective = make(name, vocabulary)
     rows, row_lengths = random_rows(objective, [10_000] * 3000, vocabulary)
     batch = objective(rows, row_lengths, np.arange(3000))

@@ -42,7 +42,7 @@ def test_masks_cover_exactly_the_share_and_keep_the_rest_in_order(distinct_rows:
         assert batch.targets[row][batch.target_mask[row] == 1].tolist() == list(range(1000, 1000 + length))
 
 
-def test_the_number_of_masks_equals_sequential_drawing(distinct_rows: Callable[[int, int], np.ndarray]) -> None:
+def test_the_number_of_masks_is_distributed_as_in_sequential_drawing(distinct_rows: Callable[[int, int], np.ndarray]) -> None:
     """The reference draws spans from numpy's Poisson(3), one at a time, until they cover 30 %."""
     num_rows, length = 3000, 80
     batch = build(length)(distinct_rows(num_rows, length), np.full(num_rows, length), np.arange(num_rows))

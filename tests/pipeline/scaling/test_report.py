@@ -151,12 +151,12 @@ def test_the_hybrid_is_compared_with_the_encoder_without_mixing(
     assert control["arm"] == "ff_only"
     assert control["difference"]["value"] == pytest.approx(0.05, abs=0.015)
     assert any(line.startswith("ff_only against fnet_t5 at d64 and equal FLOPs") and "worse" in line for line in whole[1])
-    said = "these results do not show that Fourier mixing helps"
-    assert said not in " ".join(whole[1])
+    statement = "these results do not show that Fourier mixing helps"
+    assert statement not in " ".join(whole[1])
     for label in ("b1", "b2", "b3"):
         source = runs_of(damaged) / f"fnet_t5-d64-seed0-{label}" / "suffix_bpb.json"
         shutil.copy(source, runs_of(damaged) / f"ff_only-d64-seed0-{label}" / "suffix_bpb.json")
-    assert said in " ".join(report([damaged], tmp_path / "page")[0])
+    assert statement in " ".join(report([damaged], tmp_path / "page")[0])
 
 
 def test_the_largest_size_is_predicted_from_the_others(whole: tuple[Path, list[str], dict[str, Any]]) -> None:

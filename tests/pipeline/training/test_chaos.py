@@ -62,27 +62,27 @@ def start(run: Path) -> int:
 def test_ten_faults_do_not_change_the_losses(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    hurt = write_faulty_run(tmp_path / "hurt", dataset, FAULTS)
+    faulty = write_faulty_run(tmp_path / "faulty", dataset, FAULTS)
     starts, deaths = 0, []
-    while (read := (hurt / "STATUS").read_text().strip() if (hurt / "STATUS").exists() else "") != "finished":
+    while (read := (faulty / "STATUS").read_text().strip() if (faulty / "STATUS").exists() else "") != "finished":
         assert starts < 12, read
         began = time.monotonic()
-        deaths.append(start(hurt))
+        deaths.append(start(faulty))
         starts += 1
         assert time.monotonic() - began < 500
     assert deaths[-1] == 0
-    assert len(list((hurt / "faults").iterdir())) == 7  # every fault that happens once has happened
-    calm = write_faulty_run(tmp_path / "calm", dataset, [], skip_steps=[15, 22, 31], spike_sigma=0)
-    assert start(calm) == 0
+    assert len(list((faulty / "faults").iterdir())) == 7  # every fault that happens once has happened
+    undisturbed = write_faulty_run(tmp_path / "undisturbed", dataset, [], skip_steps=[15, 22, 31], spike_sigma=0)
+    assert start(undisturbed) == 0
 
     rows = {
         run: [row for row in read_metrics(run / "metrics.jsonl") if "grad_norm" in row or "skipped" in row]
-        for run in (hurt, calm)
+        for run in (faulty, undisturbed)
     }
-    skipped = {row["step"]: row["skipped"] for row in rows[hurt] if "skipped" in row}
+    skipped = {row["step"]: row["skipped"] for row in rows[faulty] if "skipped" in row}
     assert skipped == {15: "not finite", 31: "not finite", 22: "spike"}
-    curves = [{row["step"]: row["loss"] for row in rows[run] if "skipped" not in row} for run in (hurt, calm)]
+    curves = [{row["step"]: row["loss"] for row in rows[run] if "skipped" not in row} for run in (faulty, undisturbed)]
     assert curves[0] == curves[1]
     assert len(curves[0]) == STEPS - 3
-    ours, theirs = (load_weights(find(run)) for run in (hurt, calm))
+    ours, theirs = (load_weights(find(run)) for run in (faulty, undisturbed))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())

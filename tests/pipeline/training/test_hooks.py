@@ -222,7 +222,7 @@ def test_too_many_skipped_steps_in_a_row_fail_the_run() -> None:
 
 
 @pytest.mark.parametrize("is_main", [True, False])
-def test_checkpoints_are_requested_by_step_and_by_the_main_rank_s_clock(
+def test_checkpoints_are_requested_by_step_and_by_the_main_ranks_clock(
     is_main: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, requested = [0.0], []
@@ -239,5 +239,5 @@ def test_checkpoints_are_requested_by_step_and_by_the_main_rank_s_clock(
         hook.after_step(trainer, report())
         if len(requested) > before:
             hook.on_checkpoint(trainer, tmp_path)
-    # steps 3 and 4 by step; twice by time, 75 s apart; step 8 by step
+    # steps 3, 4 and 8 by step; step 7 by time, 75 s after the checkpoint of step 4
     assert requested == ([3, 4, 7, 8] if is_main else [3, 4, 8])
