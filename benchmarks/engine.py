@@ -43,7 +43,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     from models.layers.initialization import initialize
     from pipeline.config import RunConfig
     from pipeline.distributed.mesh import join
-    from pipeline.training.engine import Engine
+    from pipeline.engine.engine import Engine
 
     rows = options.micro_batch * options.accumulation
     config = RunConfig.model_validate(

@@ -29,7 +29,7 @@ from models.layers.initialization import initialize
 from pipeline.config import RunConfig
 from pipeline.data.batches import PipelineBatch
 from pipeline.distributed.mesh import join
-from pipeline.training.engine import Engine
+from pipeline.engine.engine import Engine
 
 DECODER_LENGTH = 128
 

@@ -324,6 +324,13 @@ class RunConfig(Section):
             raise ValueError(f"mesh.pipeline_parallel {pp} exceeds the model's {num_layers} layers")
         return self
 
+    def zero_stage(self, data_parallel: int) -> int:
+        """The ZeRO stage that is used. One process in fp32 has nothing to partition: ZeRO-1 would only copy its tensors."""
+        is_alone = self.mesh.tensor_parallel * self.mesh.pipeline_parallel * data_parallel == 1
+        if is_alone and self.train.precision == "fp32" and self.train.zero_stage == 1:
+            return 0
+        return self.train.zero_stage
+
     def resolved(self) -> RunConfig:
         """The same run with the data's absolute paths, and model.vocab_size taken from the data's tokenizer.
 

@@ -1,4 +1,4 @@
-"""For every floor: where real test data lies, how Hypothesis runs, one seed for every test, and a small dataset."""
+"""For all tests: the folder of real test data, the settings of Hypothesis, one seed for every test, and a small dataset."""
 
 import os
 import sys

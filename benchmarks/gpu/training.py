@@ -96,8 +96,8 @@ def measure(arm: str, length: int, options: argparse.Namespace) -> dict[str, Any
     from models.layers.factory import TorchLayers
     from pipeline.config import RunConfig
     from pipeline.distributed.mesh import join
+    from pipeline.engine.engine import Engine
     from pipeline.planner.hardware import gpu
-    from pipeline.training.engine import Engine
 
     scale = max(1, length // 512)
     micro, rows = max(1, options.micro_batch // scale), max(1, options.rows // scale)

@@ -53,6 +53,7 @@ def feed_forward(config: ModelConfig, block: BlockConfig, num_tokens: int) -> fl
 
 
 def encoder_mixing(config: ModelConfig, layer: int, lengths: Lengths) -> float:
+    """Of one encoder layer's mixing sublayer. Raises ValueError for a mixing whose FLOPs nobody has written down."""
     n, d = lengths.encoder, config.d_model
     if config.encoder_layer_attends(layer):
         return attention(config, n, n)
@@ -60,7 +61,11 @@ def encoder_mixing(config: ModelConfig, layer: int, lengths: Lengths) -> float:
         return fourier_mixing(n, d)
     if config.mixing in ("linear", "random"):
         return matrix_mixing(n, d)
-    return causal_fourier_mixing(n, d) if config.mixing == "causal_fourier" else 0.0
+    if config.mixing == "causal_fourier":
+        return causal_fourier_mixing(n, d)
+    if config.mixing == "identity":
+        return 0.0
+    raise ValueError(f"model.mixing {config.mixing!r} has no FLOPs: add it to encoder_mixing in models/cost/flops.py")
 
 
 def executed_mixing(config: ModelConfig, layer: int, lengths: Lengths) -> float:

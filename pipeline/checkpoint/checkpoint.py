@@ -30,9 +30,9 @@ from pipeline.data.batches import PipelineBatch
 from pipeline.distributed.mesh import Mesh
 from pipeline.distributed.pipeline_stages import Stages
 from pipeline.distributed.tensor_parallel import gather_shards
+from pipeline.engine.engine import Engine
 from pipeline.run_folder import INDEX, LATEST, POSITION, STATE, WEIGHTS, check_file, checkpoints_of, checksums, step_name
 from pipeline.tracking.metrics import Counters
-from pipeline.training.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)

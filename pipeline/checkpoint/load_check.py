@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.data.batches import PipelineBatch
 from pipeline.distributed.tensor_parallel import gather_shards
-from pipeline.training.engine import Engine
+from pipeline.engine.engine import Engine
 
 LOAD_CHECK_FILE = "probe.safetensors"
 _POSITIONS = 3

@@ -108,7 +108,7 @@ class TrainingBatches:
 
     def step(self, step: int) -> tuple[list[PipelineBatch], int]:
         """This replica's micro-batches of a step, and the target tokens of the whole global batch."""
-        return _make(self.rows, self.objective, self.share, self.samples(step), self.sample_rows(step))
+        return make_micro_batches(self.rows, self.objective, self.share, self.samples(step), self.sample_rows(step))
 
     def raw_tokens(self, step: int) -> int:
         """Tokens of the corpus that the global batch of a step reads."""
@@ -169,12 +169,17 @@ def validation_batches(
     portion = share.micro_batch_size * share.data_parallel
     filled = np.full(-(-len(chosen) // portion) * portion, NO_ROW, dtype=np.int64)
     filled[: len(chosen)] = chosen
-    return _make(rows, objective, share, np.arange(len(filled)), filled)
+    return make_micro_batches(rows, objective, share, np.arange(len(filled)), filled)
 
 
-def _make(
+def make_micro_batches(
     source: RowSource, objective: Objective, share: DataShard, samples: Ints, rows: Ints
 ) -> tuple[list[PipelineBatch], int]:
+    """This replica's micro-batches of a global batch, with the weights of their losses, and the number of targets in it.
+
+    `samples` and `rows` (S,): the sample numbers of the global batch, which seed the objective, and its rows, with NO_ROW
+    for an empty one.
+    """
     counts = objective.loss_counts(source.lengths(rows), samples)
     # The engine averages micro-batch losses over accumulation steps and replicas; these weights make the average the mean over
     # all targets of the global batch, however they are distributed.

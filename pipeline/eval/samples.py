@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.data.batches import PipelineBatch
 from pipeline.distributed.tensor_parallel import gather_shards
-from pipeline.training.engine import Engine
+from pipeline.engine.engine import Engine
 
 
 def generate_samples(

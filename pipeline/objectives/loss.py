@@ -1,5 +1,9 @@
 """The loss from a model's outputs, for the engine of a mesh and for evaluation in one process.
 
+The layer factory computes the cross-entropy: `TorchLayers.cross_entropy` (models/layers/factory.py) in one process,
+`MegatronLayers.cross_entropy` (pipeline/distributed/tensor_parallel.py) over sharded logits. The mean over the targets of the
+global batch is in the weights of the labels (`make_micro_batches` in pipeline/data/batches.py).
+
 Shapes: B rows, M target positions, V vocabulary, t tensor-parallel degree.
 """
 

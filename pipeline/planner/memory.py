@@ -14,7 +14,6 @@ import torch
 from models.cost.flops import Lengths
 from pipeline.config import RunConfig
 from pipeline.planner.footprint import PieceFootprint, footprints
-from pipeline.training.deepspeed_config import zero_stage
 
 _ALIGNMENT = 2  # DeepSpeed pads a group's flat tensor to this times the replicas (nccl_start_alignment_factor)
 
@@ -61,7 +60,7 @@ def stage_bytes(
     """Bytes of (weights, gradients, optimizer state, activations) of stage `number`, counted from 0, on one of its ranks."""
     train = config.train
     in_flight = min(config.mesh.pipeline_parallel - number, train.accumulation_steps(data_parallel))
-    states = state_bytes(held_pieces(part), data_parallel, train.precision, zero_stage(config, data_parallel))
+    states = state_bytes(held_pieces(part), data_parallel, train.precision, config.zero_stage(data_parallel))
     return *states, _activation_bytes(part, train.recompute, in_flight)
 
 

@@ -1,1 +1,1 @@
-"""The training loop and the engine that runs a step."""
+"""The training loop and its hooks."""

@@ -24,11 +24,11 @@ from pipeline.data.prefetch import Prefetch
 from pipeline.distributed.mesh import Mesh, join, leave
 from pipeline.distributed.rng import seed_dropout
 from pipeline.distributed.watchdog import Watchdog
+from pipeline.engine.engine import Engine
 from pipeline.eval.validation import validation_sets
 from pipeline.optim.lr_schedule import learning_rate
 from pipeline.run_folder import write_status
 from pipeline.tracking.metrics import Counters
-from pipeline.training.engine import Engine
 from pipeline.training.hooks.default import default_hooks
 from pipeline.training.hooks.hook import Hook, HookList, StepReport
 from pipeline.training.hooks.preemption import StopSignal

@@ -1,4 +1,4 @@
-"""Fixtures of this floor: a small corpus with every irregularity that we promise to bear, and a Ray to share."""
+"""Fixtures of data preparation: a small corpus with every irregularity that it must handle, and a Ray session to share."""
 
 import gzip
 import json

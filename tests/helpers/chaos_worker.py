@@ -20,7 +20,7 @@ import torch
 
 from pipeline.checkpoint import checkpoint  # the module, in which `finish` is replaced
 from pipeline.data.prefetch import Prefetch
-from pipeline.training.engine import Engine
+from pipeline.engine.engine import Engine
 from pipeline.training.trainer import train
 
 RUN = Path(sys.argv[1])

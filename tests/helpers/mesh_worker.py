@@ -29,12 +29,12 @@ from pipeline.config import RunConfig
 from pipeline.distributed.consistency import check_replica_consistency
 from pipeline.distributed.mesh import Mesh, join
 from pipeline.distributed.rng import seed_dropout
+from pipeline.engine.engine import Engine
 from pipeline.optim.zero_fragments import inner_optimizer
 from pipeline.planner.hardware import gpu
 from pipeline.planner.plan import make_plan
 from pipeline.run_folder import checkpoints_of
 from pipeline.tracking.metrics import Counters
-from pipeline.training.engine import Engine
 from tests.helpers.meshes import MESHES, SAVED_AT, SETTINGS, STEPS, result_name
 from tests.helpers.parity import GLOBAL_BATCH, Training, micro_batches, objective_of, run_config, share_groups
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from pipeline.checkpoint.checkpoint import gather_full
 from pipeline.distributed.mesh import join
 from pipeline.distributed.pipeline_stages import clone_stage_gradients
-from pipeline.training.engine import Engine
+from pipeline.engine.engine import Engine
 from tests.helpers.parity import STEPS, Plan, micro_batches, objective_of, run_config, share_groups
 
 

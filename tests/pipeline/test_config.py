@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pipeline.config import MeshConfig, OptimizerConfig, RunConfig, TrainConfig
+from pipeline.engine.deepspeed_config import check_version, deepspeed_config
 from pipeline.optim.lr_schedule import learning_rate
-from pipeline.training.deepspeed_config import check_version, deepspeed_config
 
 
 def recipe(**sections: dict[str, Any]) -> dict[str, Any]:

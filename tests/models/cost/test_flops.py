@@ -14,7 +14,7 @@ from models.architectures.build import build_model
 from models.architectures.encoder_only import encoder_inputs
 from models.architectures.pieces import Inputs, TextInputs, executed_flops, forward_flops, pieces
 from models.config import ModelConfig, expand_size
-from models.cost.flops import Lengths
+from models.cost.flops import Lengths, encoder_mixing
 from models.cost.parameters import num_parameters, parameter_counts
 from models.layers.factory import TorchLayers
 
@@ -122,3 +122,10 @@ def test_whole_models_agree_with_the_table_of_facts(size: str, n: int, m: int, t
             d = config.d_model
             found += config.num_encoder_layers * n * d * ((n + d) / 2 - 2.5 * (math.log2(n) + math.log2(d)))
         assert found / 1e9 == pytest.approx(expected, rel=0.005)
+
+
+def test_a_mixing_without_a_formula_is_refused() -> None:
+    config = ModelConfig(**expand_size({"size": "nano", "architecture": "fnet_t5", "vocab_size": 250}))
+    object.__setattr__(config, "mixing", "unknown")
+    with pytest.raises(ValueError, match=r"model\.mixing 'unknown' has no FLOPs: add it to encoder_mixing"):
+        encoder_mixing(config, 0, Lengths(16, 8))

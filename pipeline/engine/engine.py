@@ -17,13 +17,13 @@ from pipeline.distributed.batch_parallel_encoder import sum_partial_gradients
 from pipeline.distributed.mesh import Mesh
 from pipeline.distributed.pipeline_stages import Stages, initialize
 from pipeline.distributed.tensor_parallel import MegatronLayers
+from pipeline.engine.deepspeed_config import deepspeed_config
 from pipeline.objectives.loss import token_logits, weighted_loss
 from pipeline.optim.optimizer import RMSScaledAdamW, build_optimizer
 from pipeline.optim.skip_step import SkipStepGuard, SpikeDetector, StepResult
 from pipeline.optim.zero_fragments import fragments, mean_squares
 from pipeline.planner.partition import stage_bounds
 from pipeline.run_folder import load_weights
-from pipeline.training.deepspeed_config import deepspeed_config
 
 
 class Engine:

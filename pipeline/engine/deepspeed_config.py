@@ -14,7 +14,7 @@ def deepspeed_config(config: RunConfig, data_parallel: int) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`. Raises ValueError for a combination that trains wrongly."""
     check_version(_installed_version())
     check_zero(config)
-    train, stage = config.train, zero_stage(config, data_parallel)
+    train, stage = config.train, config.zero_stage(data_parallel)
     result: dict[str, Any] = {
         "train_batch_size": train.global_batch_size,
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
@@ -41,15 +41,6 @@ def deepspeed_config(config: RunConfig, data_parallel: int) -> dict[str, Any]:
         # Without it replicas exchange the fp32 gradients rounded to bf16.
         result["communication_data_type"] = "fp32"
     return result
-
-
-def zero_stage(config: RunConfig, data_parallel: int) -> int:
-    """The ZeRO stage that is used. One process in fp32 has nothing to partition: ZeRO-1 would only copy its tensors."""
-    mesh = config.mesh
-    is_alone = mesh.tensor_parallel * mesh.pipeline_parallel * data_parallel == 1
-    if is_alone and config.train.precision == "fp32" and config.train.zero_stage == 1:
-        return 0
-    return config.train.zero_stage
 
 
 def check_zero(config: RunConfig) -> None:

@@ -1,0 +1,1 @@
+"""The engine that runs a step on the mesh, over DeepSpeed."""
