@@ -37,5 +37,5 @@ def _identifier(min_confidence: float) -> Any:
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier  # imported late: it takes a second and is optional
     except ImportError as error:
-        raise LanguageError("language: the filter needs py3langid; pip install 'fnet-t5[language]'") from error
+        raise LanguageError("language: the filter needs py3langid; pip install py3langid") from error
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=min_confidence or None)

@@ -36,8 +36,9 @@ def train(
 ) -> None:
     """Train a model. Rerun the same command to resume from the latest checkpoint of its run folder.
 
-    Under torchrun (RANK in the environment) this process joins that job; otherwise it starts --nproc local ones. SIGTERM or
-    SIGUSR1 saves a checkpoint, writes `preempted` to STATUS and ends with exit code 75 (0 under torchrun): start it again.
+    Under torchrun (RANK in the environment) this process joins that job; otherwise it starts --nproc local ones. SIGTERM,
+    SIGUSR1, SIGHUP or Ctrl-C ends the run after the current step: it saves a checkpoint, within 60 s, and writes `preempted` to
+    STATUS. The exit code is 75 after SIGTERM and SIGUSR1 (0 under torchrun), 129 after SIGHUP, 130 after Ctrl-C.
     """
     from launch.config import load_run_config
     from launch.start import BranchPoint, Processes, begin_branch, check_run, start_run, write_config

@@ -158,7 +158,7 @@ def _client(address: str, auth_mode: str) -> Iterator[JobSubmissionClient]:
 
         yield JobSubmissionClient(address)
     except ImportError as error:
-        raise RayClusterError(f"Ray Jobs need more than plain Ray ({error}): pip install 'fnet-t5[cluster]'") from error
+        raise RayClusterError(f"Ray Jobs need more than plain Ray ({error}): pip install 'ray[default]'") from error
     except Exception as error:
         raise RayClusterError(f"{address}: {_first_sentence(error)}{_hint(error, auth_mode)}") from error
     finally:

@@ -15,7 +15,7 @@ from data_prep.filters.language import LanguageError, check_filter, language_of
 from data_prep.prepare import prepare
 
 needs_library = pytest.mark.skipif(
-    importlib.util.find_spec("py3langid") is None, reason="the language filter needs py3langid: pip install 'fnet-t5[language]'"
+    importlib.util.find_spec("py3langid") is None, reason="the language filter needs py3langid: pip install py3langid"
 )
 
 _TEXTS = {
