@@ -94,8 +94,8 @@ GPT2 = """
   multiples of 64, between 2 and 8 widths.
 
 Why this rule: a baseline must be a model that someone would train. Scaling the depth alone at the T5's width makes 31 layers of
-768 beside T5-v1.1-base; GPT-2 medium has 24 layers of 1024 and GPT-2 large 36 of 1280, so such a model is far too narrow for its
-depth. Published families scale width and depth together. With this rule the GPT-2 of equal compute beside T5-v1.1-base has the
+768 for T5-v1.1-base; GPT-2 medium has 24 layers of 1024 and GPT-2 large 36 of 1280, so such a model is far too narrow for its
+depth. Published families scale width and depth together. With this rule the GPT-2 with the compute of T5-v1.1-base has the
 shape of the published GPT-2. The larger published GPT-2s are deeper for their width (33 to 43 features of width a layer); the rule
 keeps 64 for all sizes, because that needs no table. Learnt positions count as parameters, so a longer `max_length` makes the
 feed-forward slightly narrower. The number of heads may be odd; a run whose `mesh.tensor_parallel` does not divide it is refused.
@@ -104,7 +104,7 @@ Every table with a row for a `gpt2` of one size shows its layers x width and its
 a run from before this rule is shown with the shape that it had. (`prefix_decoder` keeps the T5's width and block on purpose and
 changes the depth: it isolates the effect of having no encoder.)
 
-With room for 640 tokens; FLOPs are matched at a row of 512 + 128 tokens.
+With 640 positions; FLOPs are matched at a row of 512 + 128 tokens.
 
 | T5 | GPT-2 | shape | F | parameters | GFLOP a row | parameters, % off | FLOPs, % off |
 | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |

@@ -237,9 +237,9 @@ def start_and_resume(base: Path, repetitions: int) -> tuple[dict[str, float], di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=20, help="batches of one repetition")
+    parser.add_argument("--calls", type=int, default=20, help="batches per repetition")
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     options = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as base:

@@ -76,16 +76,16 @@ class EndToEnd:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", nargs="+", type=Path, required=True, help="zstd-compressed JSON lines")
-    parser.add_argument("--copies", type=int, default=8, help="each shard appears so often, as separate files")
+    parser.add_argument("--copies", type=int, default=8, help="number of copies of each shard, as separate files")
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--memory-copies", nargs="*", type=int, default=[], help="more corpus sizes, for memory alone")
-    parser.add_argument("--peer-python", help="an interpreter with datatrove, run on one shard a worker")
-    parser.add_argument("--json", type=Path, help="write the results here too")
+    parser.add_argument("--memory-copies", nargs="*", type=int, default=[], help="more numbers of copies, to measure memory")
+    parser.add_argument("--peer-python", help="a Python interpreter with datatrove, run on one shard per worker")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     options = parser.parse_args(arguments)
     results: dict[str, object] = {
         "load_average": psutil.getloadavg()[0],
-        "floors": floors(options.shards[0], options.tokenizer),
+        "floors": component_rates(options.shards[0], options.tokenizer),
     }
     print(json.dumps(results, indent=2), flush=True)
     runs = []
@@ -197,7 +197,7 @@ def _pss(process: psutil.Process) -> int:
         return 0
 
 
-def floors(shard: Path, tokenizer: Path) -> dict[str, float]:
+def component_rates(shard: Path, tokenizer: Path) -> dict[str, float]:
     """MB/s of each step alone on one core: MB of raw lines for reading, MB of text for tokenizing."""
     begin = time.perf_counter()
     blocks = list(cut_blocks(read_chunks(shard), 64_000_000, 1 << 28))
