@@ -62,7 +62,7 @@ torch.save(found, sys.argv[3])
 @pytest.fixture(scope="module")
 def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    save_tokenizer(train_tokenizer(["the king reported a story of the sea that he could not command"] * 20, 380), path)
+    save_tokenizer(train_tokenizer(["the king told a story of the sea that he could not command"] * 20, 380), path)
     return path
 
 
