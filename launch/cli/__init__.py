@@ -16,7 +16,6 @@ from launch.cli.cluster import commands as cluster
 from launch.cli.data import commands as data
 from launch.cli.data import prepare, tokenizer
 from launch.cli.scaling import commands as scaling
-from pipeline.tracking.logs import LOG_LEVEL_VARIABLE
 
 # A command file has `register(app)`; the order is that of `fnet-t5 --help`. What is slow to import (torch, ray, mlflow)
 # is imported inside its commands, so that help stays fast.
@@ -39,6 +38,8 @@ COMMAND_FILES = (
 )
 
 
+# As in pipeline/tracking/logs.py: nothing of `pipeline` may be imported before `check_identity`.
+LOG_LEVEL_VARIABLE = "FNET_T5_LOG_LEVEL"
 _OUR_PACKAGES = ("launch", "pipeline", "models", "data_prep")
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from launch.cli import main
+from launch.cli import LOG_LEVEL_VARIABLE, LogLevel, main
 from launch.cli.arguments import repeat_options
+from pipeline.tracking import logs
 
 DEMO = "configs/train/demo.yaml"
 Command = Callable[..., int]
@@ -147,3 +148,8 @@ def test_errors_are_one_line_with_their_location(
 ) -> None:
     assert command(*(word.replace("{prepared}", str(prepared)) for word in arguments)) == 1
     assert expected in error_line()
+
+
+def test_workers_read_the_log_level_that_the_command_sets() -> None:
+    assert LOG_LEVEL_VARIABLE == logs.LOG_LEVEL_VARIABLE
+    assert [level.value for level in LogLevel] == list(logs.LEVELS)
