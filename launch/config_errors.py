@@ -11,6 +11,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+RENAMED_KEY = "renamed_key"
+"""Type of a validation error at a section that holds a key of an earlier version: `old` and `new` in its context."""
 _UNKNOWN_KEY = {"extra_forbidden", "unexpected_keyword_argument"}
 _EXPECTED = {
     "int": "a whole number",
@@ -76,6 +78,9 @@ def explain(error: ValidationError, model_class: type[BaseModel], origins: Origi
             valid = f"valid keys{' of ' + section if section else ''}: {', '.join(keys)}"
             hint = f"did you mean {near[0]}?" if near else valid
             lines.append(f"{origins.of(key)}: unknown key {key}; {hint}")
+        elif problem["type"] == RENAMED_KEY:
+            old = ".".join([*parts, problem["ctx"]["old"]])
+            lines.append(f"{origins.of(old)}: {old} is now named {problem['ctx']['new']}: rename the key")
         elif problem["type"] != "missing":
             lines.append(_wrong_value(problem, key, model_class, origins))
         elif isinstance(problem["loc"][-1], int):  # an item that a fixed-length list lacks

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.dataset.manifest import Manifest, load_manifest
+from data_prep.dataset.manifest import Manifest, ManifestError, load_manifest
 from data_prep.files import FolderInUseError, only_writer
 from launch.config import check_same_run, write_resolved
 from launch.local import PREEMPTED_EXIT, SIGNAL_EXIT, STOPPED_EXITS, run_local
@@ -102,7 +102,11 @@ def check_run(
     Raises ValueError, naming the remedy, if the folder holds something else, the data lack what the run reads, initial weights
     do not fit the model, or the processes do not fit mesh and batch.
     """
-    manifest = manifest or load_manifest(config.data.path)
+    if manifest is None:
+        try:
+            manifest = load_manifest(config.data.path)
+        except ManifestError as error:
+            raise ValueError(f"data.path: {error}") from error
     config = config.resolved()
     if processes is None or processes.is_first:
         check_folder(folder)

@@ -169,7 +169,10 @@ class TrainConfig(Section):
     skip_steps: tuple[PositiveInt, ...] = ()
     """Steps to go through without an update: data that was found to be harmful."""
     consistency_check_every: PositiveInt = 100
-    """Steps between two checks that copies of weights and the order of the data are equal across ranks."""
+    """Steps between two checks that copies of weights and the order of the data are equal across ranks.
+
+    Its old name `agreement_every` is still read.
+    """
     hang_minutes: PositiveFloat = 20.0
     """Minutes without progress after which a rank prints its stacks and ends the run."""
 

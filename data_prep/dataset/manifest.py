@@ -191,7 +191,8 @@ def load_manifest(folder: Path | str) -> Manifest:
     """Read and check a folder's manifest; `verify` also checks the other files. Raises ManifestError."""
     path = Path(folder) / MANIFEST_FILE
     if not path.is_file():
-        raise ManifestError(f"{path}: no manifest, so this is no finished dataset; make one with `fnet-t5 prepare`")
+        problem = "the folder does not exist" if not path.parent.is_dir() else "no manifest, so this is no finished dataset"
+        raise ManifestError(f"{path}: {problem}; make one with `fnet-t5 prepare`")
     data = path.read_bytes()
     try:
         fields = orjson.loads(data)

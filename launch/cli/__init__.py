@@ -68,6 +68,14 @@ def configure_logging(level: LogLevel) -> None:
         logging.getLogger(package).setLevel(level.value.upper())
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"fnet-t5 {version('fnet-t5')}")
+        raise typer.Exit
+
+
 def build_app(options: _GlobalOptions) -> typer.Typer:
     """The command line as a typer application, which fills `options` from the options before the command's name."""
     app = typer.Typer(
@@ -83,6 +91,9 @@ def build_app(options: _GlobalOptions) -> typer.Typer:
     @app.callback()
     def global_options(
         debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback of an error.")] = False,
+        version: Annotated[
+            bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print it and end.")
+        ] = False,
         log_level: Annotated[
             LogLevel,
             typer.Option(

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+from launch.config_errors import RENAMED_KEY
 
 if TYPE_CHECKING:
     from launch.cluster.spec.launch_spec import LaunchSpec
@@ -28,7 +31,7 @@ class ClusterSection(BaseModel):
     def _refuse_renamed_keys(cls, values: Any) -> Any:
         for old, new in cls.renamed_keys.items() if isinstance(values, dict) else ():
             if old in values:
-                raise ValueError(f"{old} is now named {new}: rename the key")
+                raise PydanticCustomError(RENAMED_KEY, "{old} is now named {new}: rename the key", {"old": old, "new": new})
         return values
 
 

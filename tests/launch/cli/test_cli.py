@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,8 @@ def test_errors_are_one_line_with_their_location(
 def test_workers_read_the_log_level_that_the_command_sets() -> None:
     assert LOG_LEVEL_VARIABLE == logs.LOG_LEVEL_VARIABLE
     assert [level.value for level in LogLevel] == list(logs.LEVELS)
+
+
+def test_the_version_is_the_installed_one(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--version") == 0
+    assert capsys.readouterr().out == f"fnet-t5 {version('fnet-t5')}\n"

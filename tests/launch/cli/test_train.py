@@ -64,7 +64,7 @@ def test_train_uses_nproc_and_output_and_returns_the_exit_code(
     [
         (["--nproc", "3"], "3 processes cannot hold replicas of 4"),
         (["--nproc", "12"], "train.global_batch_size 16 is not a multiple"),
-        (["data.path=nowhere"], "nowhere/manifest.json: no manifest"),
+        (["data.path=nowhere"], "data.path: nowhere/manifest.json: the folder does not exist; make one with"),
         (["data.encoder_length=500"], "has no train rows of 628 tokens"),
         (["optimizer.learning_rate=.inf"], "optimizer.learning_rate"),
     ],

@@ -15,7 +15,11 @@ TRAIN = ["launch", "slurm", "train", "train/base", "--cluster", "cluster/slurm",
 @pytest.mark.parametrize(
     ("output", "data", "expected"),
     [
-        ("/shared/runs/x", "/shared/pile", "without --dry-run this is refused: /shared/pile/manifest.json: no manifest"),
+        (
+            "/shared/runs/x",
+            "/shared/pile",
+            "without --dry-run this is refused: data.path: /shared/pile/manifest.json: the folder does not exist",
+        ),
         ("/shared/runs/x", "data/pile", "data.path data/pile is relative, and the container has its own working folder"),
         ("/home/runs/x", "/shared/pile", "mounts has no folder for --output /home/runs/x (mounted: /shared, /raw, /b)"),
         ("/shared/../home/x", "/shared/pile", "mounts has no folder for --output /shared/../home/x"),

@@ -52,7 +52,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
             r"time_limit '4' is 240 s, not more than preemption_grace_seconds 300.*raise time_limit",
         ),
         ({"save_seconds": 300}, r"save_seconds is now named preemption_grace_seconds: rename the key"),
-        ({"slurm": {"at_once": 4}}, r"at_once is now named slurm.max_concurrent: rename the key"),
+        ({"slurm": {"at_once": 4}}, r"cluster\.yaml:\d+: slurm\.at_once is now named slurm\.max_concurrent: rename the key"),
         ({"processes_per_node": 16}, r"processes_per_node 16 exceeds gpus_per_node 8: ranks do not share a GPU"),
         ({"cpus_per_node": 4}, r"cpus_per_node 4 is less than the 8 ranks of a node: raise it"),
         ({"environment": {"MASTER_ADDR": "n1"}}, r"environment sets MASTER_ADDR, which every job computes for itself"),
@@ -80,6 +80,11 @@ def test_errors_of_a_file_name_the_key_and_the_remedy(
     with pytest.raises(ConfigError, match=expected) as caught:
         load_cluster(str(write(**changes)), [], "slurm")
     assert "cluster.yaml" in str(caught.value)
+
+
+def test_a_renamed_key_of_an_override_is_reported_as_that_override(write: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"^override 'slurm\.at_once=3': slurm\.at_once is now named slurm\.max_concurrent"):
+        load_cluster(str(write()), ["slurm.at_once=3"], "slurm")
 
 
 @pytest.mark.parametrize(
