@@ -1,7 +1,7 @@
 """The interface of a platform: it renders a job, submits it, and later shows its state and logs and cancels it.
 
 A job is one of three records: a training run, a data preparation, or the runs of a ladder. `launch/cluster/registry.py` lists
-the platforms by name; `docs/launch.md` describes how to add one.
+the platforms by name; `docs/howto/add-a-platform.md` describes how to add one.
 """
 
 from __future__ import annotations
