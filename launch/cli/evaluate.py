@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launch.cli.arguments import CheckpointStep, Run
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pipeline.eval.evaluate import InputReport
 
 EXAMPLE = "Example: fnet-t5 evaluate runs/demo/run --step 100\n\nOn each source: fnet-t5 evaluate runs/demo/run --sources"
 
@@ -34,20 +39,22 @@ def evaluate(
 ) -> None:
     """Print validation loss, bits per byte and two reference losses: the unigram model's, and that with swapped encoder inputs.
 
-    Encoder inputs are swapped between rows: a decoder that uses its encoder then has a higher loss.
+    Encoder inputs are swapped between rows: a decoder that uses its encoder then has a higher loss. A second table shows if the
+    model uses its input: the losses with shuffled and without encoder input, and those of n-gram tables (floors).
     """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline.eval.evaluate import evaluate as evaluate_run
+    from pipeline.eval.evaluate import evaluate_input_use
 
     if sources:
         _print_sources(run, step, as_json=as_json, prefix=prefix, suffix=suffix, rows=rows)
         return
-    result = evaluate_run(run, step)
+    report = evaluate_input_use(run, step)
+    result = report.evaluation
     if as_json:
-        typer.echo(json.dumps(asdict(result)))
+        typer.echo(json.dumps({**asdict(result), **_input_use_json(report)}))
         return
     table = Table(box=box.SIMPLE_HEAD, title=f"{run}, step {result.step}", title_justify="left")
     table.add_column("")
@@ -62,6 +69,39 @@ def evaluate(
         table.add_row("bits per byte", f"{result.bits_per_byte:.4f}")
     table.add_row("target tokens", f"{result.target_tokens:,}")
     Console().print(table)
+    Console().print(_input_use_table(report))
+
+
+def _input_use_json(report: InputReport) -> dict[str, object]:
+    use = report.input_use
+    return {"input_use": None if use is None else asdict(use), "floors": asdict(report.floors)}
+
+
+def _input_use_table(report: InputReport) -> Table:
+    """The losses with manipulated encoder inputs and of n-gram tables, each with its difference to the model's loss."""
+    from rich import box
+    from rich.table import Table
+
+    model, use, floors = report.token_loss, report.input_use, report.floors
+    table = Table(box=box.SIMPLE_HEAD, title="Does the model use its input?", title_justify="left")
+    for name in ("nats per target token", "loss", "difference", ""):
+        table.add_column(name, justify="right" if name in ("loss", "difference") else "left")
+    table.add_row("model", f"{model:.4f}", "", "")
+    if use is not None and report.evaluation.swapped_loss is not None:
+        for name, loss in (
+            ("encoder input of another row", report.evaluation.swapped_loss),
+            ("its tokens shuffled in the row", use.shuffled_loss),
+            ("its first half shuffled", use.far_half_shuffled_loss),
+            ("no encoder input", use.no_input_loss),
+        ):
+            table.add_row(name, f"{loss:.4f}", f"{loss - model:+.4f}", "")
+    for name, loss in (
+        ("floor: unigram", floors.unigram_loss),
+        ("floor: bigram", floors.bigram_loss),
+        ("floor: trigram", floors.trigram_loss),
+    ):
+        table.add_row(name, f"{loss:.4f}", f"{loss - model:+.4f}", f"{'worse' if loss > model else 'better'} than the model")
+    return table
 
 
 def _print_sources(run: Path, step: int | None, *, as_json: bool, prefix: int | None, suffix: int, rows: int) -> None:

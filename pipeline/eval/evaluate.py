@@ -14,18 +14,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from data_prep.dataset.indexed_dataset import TokenFile
-from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer, start_id, token_byte_lengths
+from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer, num_ids, start_id, token_byte_lengths
 from models.architectures.build import build_model
 from models.architectures.single_process import SingleProcessModel
 from pipeline.config import RunConfig
 from pipeline.data.batches import DataShard, PipelineBatch, objective_of, open_rows, validation_batches
 from pipeline.eval.evaluation_sets import evaluation_sets
+from pipeline.eval.floors import Floors, ngram_floors
+from pipeline.eval.input_probes import InputUse, Swap, input_use
 from pipeline.eval.suffix_bpb import Score, score, suffix_bpb_objective
 from pipeline.objectives.interface import VALIDATION_SEED, AnyBatch
 from pipeline.objectives.loss import losses_of
+from pipeline.objectives.vocabulary import Vocabulary
 from pipeline.run_folder import find, load_weights
 
 _TOKENS_PER_COUNT = 1 << 22
@@ -49,6 +52,37 @@ class Evaluation:
     target_bytes: int
     order_loss: float | None = None
     """The part of an encoder-only model's loss that is the order of its segments, in nats per row."""
+
+
+@dataclass(frozen=True)
+class InputReport:
+    """An evaluation, what the model reads from its encoder, and what counting short contexts reaches on the same targets."""
+
+    evaluation: Evaluation
+    input_use: InputUse | None
+    """None without an encoder or a decoder."""
+    floors: Floors
+
+    @property
+    def token_loss(self) -> float:
+        """What the floors compare with: nats per target token, without the order of segments of an encoder-only model."""
+        return self.evaluation.loss - (self.evaluation.order_loss or 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """A checkpoint and its validation rows."""
+
+    run: Path
+    step: int
+    model: SingleProcessModel
+    config: RunConfig
+    batches: list[PipelineBatch]
+    num_targets: int
+
+    @property
+    def has_two_stacks(self) -> bool:
+        return not (self.config.model.is_decoder_only or self.config.model.is_encoder_only)
 
 
 def load_model(run: Path, step: int | None = None) -> tuple[SingleProcessModel, RunConfig, int]:
@@ -79,9 +113,26 @@ def check_fits(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], problem:
             )
 
 
-@torch.no_grad()
 def evaluate(run: Path, step: int | None = None) -> Evaluation:
     """Evaluate a run's checkpoint on its validation rows. Raises ValueError if run, checkpoint or data are missing."""
+    return _evaluate(_load(run, step))
+
+
+def evaluate_input_use(run: Path, step: int | None = None) -> InputReport:
+    """`evaluate`, and in addition three passes with manipulated encoder inputs, and n-gram floors.
+
+    Raises ValueError if run, checkpoint or data are missing.
+    """
+    loaded = _load(run, step)
+    tokenizer = load_tokenizer(run / TOKENIZER_FILE)
+    return InputReport(
+        _evaluate(loaded),
+        input_use(loaded.model, loaded.batches, Vocabulary.of(tokenizer)) if loaded.has_two_stacks else None,
+        ngram_floors(loaded.config, loaded.batches, num_ids(tokenizer)),
+    )
+
+
+def _load(run: Path, step: int | None) -> _Loaded:
     model, config, found_step = load_model(run, step)
     data = config.data
     share = DataShard(config.train.micro_batch_size)
@@ -90,9 +141,15 @@ def evaluate(run: Path, step: int | None = None) -> Evaluation:
     )
     if num_targets == 0:
         raise ValueError(f"the validation rows of {data.path} hold no target tokens: prepare more validation text")
-    byte_lengths = token_byte_lengths(load_tokenizer(run / TOKENIZER_FILE))
-    unigram = unigram_losses(TokenFile(data.path / "train").tokens, len(byte_lengths))
-    swap = _Swap(batches) if not (config.model.is_decoder_only or config.model.is_encoder_only) else None
+    return _Loaded(run=run, step=found_step, model=model, config=config, batches=batches, num_targets=num_targets)
+
+
+@torch.no_grad()
+def _evaluate(loaded: _Loaded) -> Evaluation:
+    model, config, batches, num_targets = loaded.model, loaded.config, loaded.batches, loaded.num_targets
+    byte_lengths = token_byte_lengths(load_tokenizer(loaded.run / TOKENIZER_FILE))
+    unigram = unigram_losses(TokenFile(config.data.path / "train").tokens, len(byte_lengths))
+    swap = Swap(batches) if loaded.has_two_stacks else None
     sums: dict[int, tuple[float, int]] = {}  # of each loss: nats, places
     swapped_nll = unigram_nll = 0.0
     target_bytes = 0
@@ -108,7 +165,7 @@ def evaluate(run: Path, step: int | None = None) -> Evaluation:
         unigram_nll += float(unigram[chosen].sum())
         target_bytes += int(byte_lengths[chosen].sum())
     return Evaluation(
-        step=found_step,
+        step=loaded.step,
         loss=sum(total / count for total, count in sums.values() if count),
         swapped_loss=None if swap is None else swapped_nll / num_targets,
         unigram_loss=unigram_nll / num_targets,
@@ -156,20 +213,3 @@ def unigram_losses(tokens: NDArray[np.integer], vocab_size: int) -> NDArray[np.f
     for start in range(0, len(tokens), _TOKENS_PER_COUNT):
         counts += np.bincount(tokens[start : start + _TOKENS_PER_COUNT], minlength=vocab_size)
     return -np.log(counts / counts.sum())
-
-
-class _Swap:
-    """Gives every row the encoder input of another row."""
-
-    def __init__(self, batches: list[PipelineBatch]) -> None:
-        self._ids, self._mask = (torch.cat([inputs[field] for inputs, _ in batches]) for field in (0, 1))
-        self._rows = len(batches[0][0][0])
-        used = self._mask.sum(1) > 0  # rows that fill the last micro-batch have no text
-        self._partner = torch.arange(len(used))
-        # far away, because the next row often continues the same document
-        self._partner[used] = self._partner[used].roll(int(used.sum()) // 2)
-
-    def __call__(self, index: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The inputs of batch `index` with other encoder ids and masks."""
-        other = self._partner[index * self._rows : (index + 1) * self._rows]
-        return self._ids[other], self._mask[other], *inputs[2:]
