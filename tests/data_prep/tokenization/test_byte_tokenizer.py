@@ -26,6 +26,10 @@ from data_prep.tokenization.tokenizer import (
     token_byte_lengths,
 )
 from data_prep.units.job import PrepareError
+from pipeline.data.rows import Rows
+from pipeline.eval.suffix_bpb import score, suffix_bpb_objective
+from pipeline.objectives.interface import VALIDATION_SEED, AnyBatch, Objective
+from pipeline.objectives.span_corruption import SpanCorruptionConfig
 from pipeline.objectives.vocabulary import Vocabulary
 from tests.helpers.datasets import write_text_dataset
 
@@ -87,17 +91,25 @@ def test_both_backends_give_bytes(loaded: Tokenizer) -> None:
         assert np.array_equal(ids, 3 + np.frombuffer(b"".join(texts), dtype=np.uint8).astype(np.int64))
 
 
-def test_a_model_uniform_over_bytes_needs_eight_bits_a_byte(loaded: Tokenizer, tmp_path: Path) -> None:
-    """The accounting of evaluation: nats of the target tokens over the bytes of their text; ends have neither."""
-    texts = ["café\n", "東京 🙂", "plain"]
-    folder = write_text_dataset(tmp_path / "data", {"train": [(text, "one") for text in texts]}, [16], tokenizer=loaded)
-    data = TokenFile(folder / "train")
-    tokens = np.concatenate([data[number] for number in range(len(data))])
-    lengths = token_byte_lengths(load_tokenizer(folder / "tokenizer.json"))
-    num_bytes = int(lengths[tokens].sum())
-    assert num_bytes == len("".join(texts).encode())
-    nats = math.log(256) * np.count_nonzero(tokens != 1)
-    assert nats / math.log(2) / num_bytes == pytest.approx(math.log2(256), rel=1e-12)
+@pytest.mark.parametrize("infilling", [False, True])
+def test_a_model_uniform_over_bytes_needs_eight_bits_a_byte(loaded: Tokenizer, tmp_path: Path, infilling: bool) -> None:
+    """Scored as evaluation does, for a suffix and for a gap: log(256) nats for each byte, nothing for ends and sentinels."""
+    texts = ["café 東京 🙂\n" * 20, "plain text, " * 30]
+    folder = write_text_dataset(tmp_path / "data", {"train": [(text, "one") for text in texts]}, [32], tokenizer=loaded)
+    if infilling:
+        config = SpanCorruptionConfig(num_spans=1, ends_with_span=False)
+        objective: Objective = config.build(32, *config.needs(32), Vocabulary.of(loaded), VALIDATION_SEED)
+    else:
+        objective = suffix_bpb_objective("t5", 24, 24, 8, start_id(loaded))
+
+    def uniform(batch: AnyBatch) -> np.ndarray:
+        targets = batch.losses[0][0]
+        return np.where((targets >= 3) & (targets < 259), math.log(256), 0.0)
+
+    sets = {"one": Rows(folder, "train", 32)}
+    found = score(sets, objective, uniform, token_byte_lengths(load_tokenizer(folder / "tokenizer.json")), 4)["one"]
+    assert found.target_bytes > 100
+    assert found.bits_per_byte == pytest.approx(math.log2(256), rel=1e-12)
 
 
 def test_prepare_takes_the_name_and_the_file_for_the_same_folder(ray: None, file: Path, tmp_path: Path) -> None:
