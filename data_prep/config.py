@@ -108,8 +108,9 @@ class PrepareConfig(BaseModel):
     """Files, globs, URLs or data sets of the test split. Default: a hash of each document's text decides."""
     output: Path
     """Dataset folder to write."""
-    tokenizer: Path | None = None
-    """tokenizer.json to use. Default: a byte-level BPE with `vocab_size` ids is trained on the input."""
+    tokenizer: Literal["bytes"] | Path | None = None
+    """tokenizer.json to use, or `bytes` for the byte tokenizer of `fnet-t5 tokenizer bytes`. Default: a byte-level BPE with
+    `vocab_size` ids is trained on the input."""
     vocab_size: PositiveInt = 32000
     """Number of ids of the tokenizer that is trained."""
     workers: PositiveInt = 1
@@ -149,6 +150,12 @@ class PrepareConfig(BaseModel):
     """Share of documents that the hash sends to the validation split."""
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.005
     """Share of documents that the hash sends to the test split."""
+
+    @field_validator("tokenizer", mode="before")
+    @classmethod
+    def _named_tokenizer(cls, given: Any) -> Any:
+        """`--tokenizer bytes` arrives as a path. A file of this name in the working directory needs its absolute path."""
+        return "bytes" if given == Path("bytes") else given
 
     @model_validator(mode="after")
     def _validate_shares(self) -> "PrepareConfig":

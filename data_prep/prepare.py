@@ -18,7 +18,7 @@ from data_prep.filters.rules import FilterPlan, Filters
 from data_prep.readers.input_files import HashSplit, InputFile, plan
 from data_prep.readers.records import Document
 from data_prep.tokenization.backends import BackendMismatchError, why_not_fast
-from data_prep.tokenization.tokenizer import load_tokenizer, sample_texts, save_tokenizer, train_tokenizer
+from data_prep.tokenization.tokenizer import load_tokenizer, read_given_tokenizer, sample_texts, save_tokenizer, train_tokenizer
 from data_prep.units.finish import CommittedRun, finish
 from data_prep.units.job import Job, PrepareError
 from data_prep.units.job_progress import Clock, Progress
@@ -215,9 +215,10 @@ class _PrepareRun:
 def _make_tokenizer(config: PrepareConfig, filters: Filters, files: list[InputFile], hash_split: HashSplit, path: Path) -> None:
     """Copy the given tokenizer to `path`, or train one there on the training documents that the filters keep."""
     if config.tokenizer:
-        load_tokenizer(config.tokenizer)  # fails before any input is read
+        if config.tokenizer != "bytes":
+            load_tokenizer(config.tokenizer)  # fails before any input is read
         with atomic_write(path) as file:
-            file.write(config.tokenizer.read_bytes())
+            file.write(read_given_tokenizer(config.tokenizer))
         return
     training = [file for file in files if file.may_hold_training_text]
 

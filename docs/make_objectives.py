@@ -42,6 +42,14 @@ SHOWN: tuple[tuple[str, Any, str, int, int | None, int], ...] = (
         None,
         0,
     ),
+    (
+        "{name: span_corruption, num_spans: 1, ends_with_span: false}",
+        {"name": "span_corruption", "num_spans": 1, "ends_with_span": False},
+        "fnet_t5",
+        24,
+        None,
+        0,
+    ),
     ("text_infilling", "text_infilling", "fnet_t5", 44, 26, 8),
     ("ul2", "ul2", "fnet_t5", 25, 25, 4),
     ("masked_lm", "masked_lm", "fnet", 29, None, 5),
@@ -54,6 +62,11 @@ COSTS: tuple[tuple[str, Any, str], ...] = (
     (
         "`span_corruption`, 50 %, spans of 3",
         {"name": "span_corruption", "noise_density": 0.5, "repeat_sentinels": True},
+        "fnet_t5",
+    ),
+    (
+        "`span_corruption`, 15 %, one span anywhere",
+        {"name": "span_corruption", "num_spans": 1, "ends_with_span": False},
         "fnet_t5",
     ),
     ("`text_infilling`", "text_infilling", "fnet_t5"),

@@ -16,10 +16,10 @@ import orjson
 
 from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import QUARANTINE_FILE
-from data_prep.files import sha256_file, write_json_atomically
+from data_prep.files import sha256_bytes, write_json_atomically
 from data_prep.readers.input_files import InputFile
 from data_prep.readers.locations import sha256_location
-from data_prep.tokenization.tokenizer import TOKENIZER_FILE
+from data_prep.tokenization.tokenizer import TOKENIZER_FILE, read_given_tokenizer
 from data_prep.units.reader import FileEnd, plain_block
 from data_prep.units.store import UnitKey, UnitRecord, UnitStore
 from data_prep.units.tokenize_unit import raw_sha256
@@ -164,7 +164,7 @@ class Job:
         ]
         if there["unit_bytes"] != here["unit_bytes"]:
             differences.append(f"unit_bytes was {there['unit_bytes']} and is {here['unit_bytes']}")
-        if config.tokenizer and sha256_file(config.tokenizer) != there["tokenizer_sha256"]:
+        if config.tokenizer and sha256_bytes(read_given_tokenizer(config.tokenizer)) != there["tokenizer_sha256"]:
             differences.append(f"the tokenizer differs from {config.tokenizer}")
         before = {name: (split, size) for name, split, size in there["inputs"]}
         now = {name: (split, size) for name, split, size in here["inputs"]}

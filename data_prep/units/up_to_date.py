@@ -6,9 +6,10 @@ from typing import Any
 
 from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import InputRecord, Manifest, load_manifest
-from data_prep.files import sha256_file
+from data_prep.files import sha256_bytes
 from data_prep.readers.input_files import InputFile
 from data_prep.readers.locations import sha256_location
+from data_prep.tokenization.tokenizer import read_given_tokenizer
 from data_prep.units.job import PrepareError, different_keys
 from data_prep.units.reader import FileEnd
 
@@ -36,7 +37,7 @@ def up_to_date(config: PrepareConfig, decisions: Mapping[str, Any], files: list[
     manifest = load_manifest(output)
     keys = different_keys(manifest.config, decisions)
     differences = [f"{key} is {manifest.config.get(key)!r} there and {decisions.get(key)!r} here" for key in keys]
-    if config.tokenizer and sha256_file(config.tokenizer) != manifest.tokenizer.sha256:
+    if config.tokenizer and sha256_bytes(read_given_tokenizer(config.tokenizer)) != manifest.tokenizer.sha256:
         differences.append(f"its tokenizer is not {config.tokenizer}")
     there = {record.name: record for record in manifest.inputs}
     here = {file.name: file for file in files if file.name not in manifest.skipped_inputs}

@@ -104,7 +104,7 @@ def preparation_inputs(config: PrepareConfig) -> dict[str, Path]:
         for pattern in getattr(config, name)
         if "://" not in pattern
     }
-    return {**inputs, **({"--tokenizer": config.tokenizer} if config.tokenizer else {})}
+    return {**inputs, **({"--tokenizer": config.tokenizer} if isinstance(config.tokenizer, Path) else {})}
 
 
 def check_in_container(spec: LaunchSpec, cluster: str, paths: Mapping[str, Path], written: frozenset[str]) -> None:

@@ -5,16 +5,19 @@ round(n / mean_span_length) spans. It begins with kept tokens and ends with a sp
 likely. Encoder and decoder text each end with the end token. So lengths are exact, and rows that are cut to fit have no
 padding: 568 raw tokens become 512 for the encoder and 114 for the decoder.
 
-Shapes: B rows, L raw tokens, N encoder length, M decoder length, S spans of a row.
+So T5's rule with one span is a prefix-LM. With `ends_with_span: false` there are kept tokens after the last span too: S spans
+lie between S + 1 kept parts of at least one token, and all such choices are equally likely. `num_spans` sets S directly.
+
+Shapes: B rows, L raw tokens, N encoder length, M decoder length, S spans of a row, K = S or S + 1 kept parts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
 from pipeline.objectives.counter_rng import CounterRNG
 from pipeline.objectives.interface import Batch, Cost, FittedConfig, Ints, Objective, by_length, shift_right, valid
@@ -29,48 +32,96 @@ class SpanCorruptionConfig(FittedConfig):
     """Mean length of the cut spans in tokens."""
     repeat_sentinels: bool = False
     """If a row has more spans than the tokenizer has sentinels, start again from the first; otherwise that is an error."""
+    num_spans: PositiveInt | None = None
+    """Number of spans of a full row, in place of `mean_span_length`; `noise_density` still sets the number of cut tokens. Rows
+    too short for this number have as many as fit. Default: from `noise_density` and `mean_span_length`."""
+    ends_with_span: bool = True
+    """true: a row ends with a span, as T5's `random_spans_noise_mask` does. false: kept tokens follow the last span, so spans
+    stand anywhere but at the very start and the very end."""
+
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `num_spans` and `ends_with_span` at their defaults: plans made before the keys existed keep their hash."""
+        values: dict[str, Any] = dump(self)
+        unset = {"num_spans": self.num_spans is None, "ends_with_span": self.ends_with_span}
+        return {key: value for key, value in values.items() if not unset.get(key, False)}
 
     def needs(self, row_length: int) -> tuple[int, int]:
-        num_noise, num_spans = span_counts(row_length, self.noise_density, self.mean_span_length)
+        num_noise, num_spans = self.counts(row_length)
         return row_length - num_noise + num_spans + 1, num_noise + num_spans + 1
+
+    def counts(self, row_length: int) -> tuple[int, int]:
+        """(cut tokens, spans) of a row of `row_length` tokens; see `span_counts`."""
+        return span_counts(
+            row_length,
+            self.noise_density,
+            self.mean_span_length,
+            num_spans=self.num_spans,
+            ends_with_span=self.ends_with_span,
+        )
 
     def build(
         self, row_length: int, encoder_length: int, decoder_length: int, vocabulary: Vocabulary, seed: str
     ) -> SpanCorruption:
         self.check_fit(row_length, encoder_length, decoder_length)
-        num_spans = span_counts(row_length, self.noise_density, self.mean_span_length)[1]
+        num_noise, num_spans = self.counts(row_length)
+        self._check_spans(row_length, num_noise, num_spans)
         return SpanCorruption(
+            config=self,
             row_length=row_length,
             encoder_length=encoder_length,
             decoder_length=decoder_length,
-            noise_density=self.noise_density,
-            mean_span_length=self.mean_span_length,
             sentinels=vocabulary.span_ids(num_spans, self.repeat_sentinels, self.name),
             start_id=vocabulary.start,
             end_id=vocabulary.end,
             seed=seed,
         )
 
+    def _check_spans(self, row_length: int, num_noise: int, num_spans: int) -> None:
+        """Raise ValueError if a full row has no room for `num_spans` spans, or with `ends_with_span: false` for any."""
+        if self.num_spans is not None and num_spans < self.num_spans:
+            kept = row_length - num_noise
+            between = "kept tokens" if self.ends_with_span else "kept tokens less one (ends_with_span is false)"
+            raise ValueError(
+                f"{self.name}: num_spans {self.num_spans} does not fit rows of {row_length} tokens, of which noise_density "
+                f"{self.noise_density} cuts {num_noise} and keeps {kept}: there are at most as many spans as cut tokens, and "
+                f"as {between}. Lower num_spans to {num_spans}, change noise_density, or raise data.encoder_length"
+            )
+        if not num_spans and not self.ends_with_span:
+            raise ValueError(
+                f"{self.name} with ends_with_span false needs rows of at least 3 tokens (kept, cut, kept), and these have "
+                f"{row_length}: raise data.encoder_length and data.decoder_length"
+            )
 
-def span_counts(num_tokens: int, noise_density: float, mean_span_length: float) -> tuple[int, int]:
+
+def span_counts(
+    num_tokens: int,
+    noise_density: float,
+    mean_span_length: float,
+    *,
+    num_spans: int | None = None,
+    ends_with_span: bool = True,
+) -> tuple[int, int]:
     """(tokens that a row of `num_tokens` loses, number of spans). At least one of each, and one kept token per span.
 
-    A row of fewer than two tokens loses none.
+    Without `ends_with_span` one more kept token, after the last span. A row with fewer tokens than one span needs (2, or 3
+    without `ends_with_span`) loses none. `num_spans` replaces `mean_span_length`; a row that is too short for it has as many
+    spans as fit.
     """
-    if num_tokens < 2:
+    after_last = 0 if ends_with_span else 1
+    if num_tokens < 2 + after_last:
         return 0, 0
-    num_noise = min(max(round(num_tokens * noise_density), 1), num_tokens - 1)
-    num_spans = max(round(num_noise / mean_span_length), 1)
-    return num_noise, min(num_spans, num_tokens - num_noise)
+    num_noise = min(max(round(num_tokens * noise_density), 1), num_tokens - 1 - after_last)
+    wanted = max(round(num_noise / mean_span_length), 1) if num_spans is None else min(num_spans, num_noise)
+    return num_noise, min(wanted, num_tokens - num_noise - after_last)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SpanCorruption(Objective):
+    config: SpanCorruptionConfig
     row_length: int
     encoder_length: int
     decoder_length: int
-    noise_density: float
-    mean_span_length: float
     sentinels: Ints
     start_id: int
     end_id: int
@@ -88,7 +139,7 @@ class SpanCorruption(Objective):
 
     def _counts(self, length: int) -> tuple[int, int, int]:
         """Encoder tokens, spans and target tokens of a row of `length`."""
-        num_noise, num_spans = span_counts(length, self.noise_density, self.mean_span_length)
+        num_noise, num_spans = self.config.counts(length)
         if not num_spans:  # too short for a span: the encoder reads the row, and there is no target
             return length, 0, 0
         return length - num_noise + num_spans + 1, num_spans, num_noise + num_spans + 1
@@ -126,14 +177,18 @@ class SpanCorruption(Objective):
 
     def _corrupt(self, rows: Ints, draws: CounterRNG) -> tuple[Ints, Ints]:
         """Rows (B, L) of one length → encoder ids and targets, of exact lengths."""
-        num_noise, num_spans = span_counts(rows.shape[1], self.noise_density, self.mean_span_length)
+        num_noise, num_spans = self.config.counts(rows.shape[1])
+        num_kept = rows.shape[1] - num_noise
+        num_parts = num_spans if self.config.ends_with_span else num_spans + 1
         noise_before = _segment_starts(draws, num_noise, num_spans)  # (B, S + 1), in cut tokens
-        kept_before = _segment_starts(draws, rows.shape[1] - num_noise, num_spans)  # (B, S + 1), in kept tokens
+        kept_before = _segment_starts(draws, num_kept, num_parts)[:, : num_spans + 1]  # (B, S + 1), in kept tokens
         sentinels = self.sentinels[:num_spans]
         # Segment s is kept tokens, then a span. Encoder: its kept tokens, then sentinel s; targets: sentinel s, then its span.
+        # A kept part after the last span follows the last sentinel in the encoder.
         number = np.arange(num_spans)
-        encoder_ids = _pick(rows, kept_before[:, 1:] + number, np.diff(noise_before), sentinels, self.end_id)
-        targets = _pick(rows, noise_before[:, :-1] + number, np.diff(kept_before), sentinels, self.end_id)
+        encoder_places, target_places = kept_before[:, 1:] + number, noise_before[:, :-1] + number
+        encoder_ids = _pick(rows, num_kept, encoder_places, np.diff(noise_before), sentinels, self.end_id)
+        targets = _pick(rows, num_noise, target_places, np.diff(kept_before), sentinels, self.end_id)
         return encoder_ids, targets
 
 
@@ -147,11 +202,11 @@ def _segment_starts(draws: CounterRNG, num_items: int, num_segments: int) -> Int
     return starts
 
 
-def _pick(rows: Ints, places: Ints, left_out: Ints, sentinels: Ints, end_id: int) -> Ints:
-    """Texts (B, W) of tokens of `rows` (B, L) in order: sentinel s at places[:, s], where left_out[:, s] tokens are skipped;
-    the end token last."""
+def _pick(rows: Ints, num_tokens: int, places: Ints, left_out: Ints, sentinels: Ints, end_id: int) -> Ints:
+    """Texts (B, W) of `num_tokens` tokens of `rows` (B, L) in order: sentinel s at places[:, s], where left_out[:, s] tokens
+    are skipped; the end token last, so W = num_tokens + S + 1."""
     num_rows, length = rows.shape
-    width = length - int(left_out[0].sum()) + places.shape[1] + 1
+    width = num_tokens + places.shape[1] + 1
     # Each token's position in the flattened rows as a running sum: 1 for every token, at a sentinel the skipped tokens.
     source = np.ones((num_rows, width), dtype=np.int64)
     first = np.arange(num_rows)

@@ -78,7 +78,8 @@ class Vocabulary:
         if num_spans > len(self.sentinels) and not repeat:
             raise ValueError(
                 f"{objective} needs {num_spans} sentinels a row and the tokenizer leaves {len(self.sentinels)}: shorten "
-                "data.encoder_length, raise mean_span_length, or set repeat_sentinels to start again from the first"
+                "data.encoder_length, raise mean_span_length, lower num_spans, or set repeat_sentinels to start again from the "
+                "first"
             )
         return np.resize(np.array(self.sentinels, dtype=np.int64), num_spans)
 

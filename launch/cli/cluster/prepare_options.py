@@ -29,7 +29,7 @@ class PrepareOptions:
     val: Annotated[list[str] | None, typer.Option(metavar="GLOB...", help="Files for validation.")] = None
     test: Annotated[list[str] | None, typer.Option(metavar="GLOB...", help="Files for the final test.")] = None
     output: Annotated[Path | None, typer.Option(help="Dataset folder to create, on storage that all nodes share.")] = None
-    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json. Default: train one on the input.")] = None
+    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json, or bytes. Default: train one.")] = None
     workers: Annotated[int | None, typer.Option(help="Worker processes. Default: one per CPU of the cluster.")] = None
     seed: Annotated[int | None, typer.Option(help="Seed of the split by hash.")] = None
     config: Annotated[str | None, typer.Option(metavar="YAML", help="Recipe with any setting of `fnet-t5 prepare`.")] = None

@@ -41,7 +41,7 @@ def prepare(
         list[str] | None, typer.Option(metavar="GLOB...", help="Test files. Default: documents chosen by a hash.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Dataset folder to make.", show_default=False)] = None,
-    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json. Default: train one on the input.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json, or bytes. Default: train one.")] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes. The output does not depend on it.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split by hash and of the mixture.")] = None,
     ray_address: Annotated[

@@ -163,6 +163,17 @@ def test_tokenizer_train_writes_a_tokenizer(prepared: Path, command: Command, er
     assert "exists, and datasets may depend on it" in error_line()
 
 
+def test_tokenizer_bytes_writes_the_byte_tokenizer(command: Command, error_line: ErrorLine, tmp_path: Path) -> None:
+    from data_prep.tokenization.tokenizer import load_tokenizer, read_given_tokenizer
+
+    output = tmp_path / "new" / "bytes.json"
+    assert command("tokenizer", "bytes", "--output", output) == 0
+    assert load_tokenizer(output).encode("é").ids == [3 + 0xC3, 3 + 0xA9]
+    assert output.read_bytes() == read_given_tokenizer("bytes")
+    assert command("tokenizer", "bytes", "--output", output) == 1
+    assert "delete it or give another --output" in error_line()
+
+
 def test_damaged_folders_are_not_merged(prepared: Path, command: Command, error_line: ErrorLine, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(prepared, copy)

@@ -32,6 +32,8 @@ SPECS: dict[str, tuple[Any, str]] = {
     "prefix_lm_text": ("prefix_lm", "gpt2"),
     "causal_lm": ("causal_lm", "gpt2"),
     "span_corruption": ("span_corruption", "fnet_t5"),
+    "infilling": ({"name": "span_corruption", "num_spans": 2, "ends_with_span": False}, "t5"),
+    "infilling_text": ({"name": "span_corruption", "num_spans": 1, "ends_with_span": False}, "gpt2"),
     "span_corruption_text": ("span_corruption", "prefix_decoder"),
     "text_infilling": ("text_infilling", "t5"),
     "ul2": ("ul2", "t5"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.objectives.catalogue import ObjectiveField
 from pipeline.objectives.interface import Batch
 from pipeline.objectives.span_corruption import SpanCorruption, SpanCorruptionConfig, span_counts
 from pipeline.objectives.vocabulary import Vocabulary
@@ -138,6 +141,164 @@ def test_texts_equal_the_published_collator() -> None:
     assert np.array_equal(ours.encoder_ids, inputs)
     assert np.array_equal(ours.targets, labels)
     assert np.array_equal(ours.decoder_ids, decoder_inputs)
+
+
+def infilling(length: int, density: float, num_spans: int | None, mean: float = 3.0, seed: str = "0") -> SpanCorruption:
+    config = SpanCorruptionConfig(
+        noise_density=density,
+        mean_span_length=mean,
+        num_spans=num_spans,
+        ends_with_span=False,
+        repeat_sentinels=True,
+    )
+    return config.build(length, *config.needs(length), VOCABULARY, seed)
+
+
+def test_default_bytes_are_those_of_before_the_options() -> None:
+    """The digest was taken before `num_spans` and `ends_with_span` existed."""
+    total = hashlib.sha256()
+    for density, mean, length in ((0.15, 3.0, 568), (0.5, 8.0, 100), (0.15, 3.0, 32), (0.9, 1.0, 41)):
+        config = SpanCorruptionConfig(noise_density=density, mean_span_length=mean)
+        objective = config.build(length, *config.needs(length), VOCABULARY, "7")
+        rows = np.tile(1000 + np.arange(length), (64, 1))
+        for lengths in (np.full(64, length), np.arange(64) % (length + 1)):
+            batch = objective(rows, lengths, 11 + np.arange(64))
+            for array in (batch.encoder_ids, batch.encoder_mask, batch.decoder_ids, batch.targets, batch.target_mask):
+                total.update(array.astype("<i8").tobytes())
+    assert total.hexdigest() == "7778146b69e73d80e7a316dbd6c59cee4443110d82e7c239ea362ca56744018c"
+
+
+def test_a_dump_has_the_new_keys_only_where_they_are_set() -> None:
+    """Plans keep their hash; what is dumped is read back."""
+    old = {"name": "span_corruption", "noise_density": 0.15, "mean_span_length": 3.0, "repeat_sentinels": False}
+    assert SpanCorruptionConfig().model_dump(mode="json") == old
+    set_keys = {**old, "num_spans": 2, "ends_with_span": False}
+    made = SpanCorruptionConfig.model_validate(set_keys)
+    assert made.model_dump(mode="json") == set_keys
+    inside = ObjectiveField.model_validate({"objective": set_keys})
+    assert inside.model_dump(mode="json") == {"objective": set_keys}
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(st.integers(0, 120), min_size=1, max_size=6),
+    st.floats(0.01, 0.95),
+    st.floats(1, 20),
+    st.integers(0, 10**12),
+)
+def test_rows_with_gaps_anywhere_can_be_reconstructed(lengths: list[int], density: float, mean: float, first: int) -> None:
+    longest = max(3, *lengths)
+    objective = infilling(longest, density, None, mean)
+    rows = np.tile(1000 + np.arange(longest), (len(lengths), 1))
+    batch = objective(rows, np.array(lengths), first + np.arange(len(lengths)))
+    for row, length in enumerate(lengths):
+        if length < 3:
+            assert batch.encoder_ids[row][:length].tolist() == rows[row, :length].tolist()
+            assert not batch.target_mask[row].any()
+            continue
+        original, spans = spans_of(batch, row)
+        assert original == rows[row, :length].tolist()
+        noise = min(max(round(length * density), 1), length - 2)
+        assert sum(map(len, spans)) == noise
+        assert len(spans) == min(max(round(noise / mean), 1), length - noise - 1)
+        assert batch.encoder_mask[row].sum() == length - noise + len(spans) + 1
+        encoder = batch.encoder_ids[row][batch.encoder_mask[row] == 1].tolist()
+        is_kept = [token >= 1000 for token in encoder[:-1]]
+        assert is_kept[0]  # a gap stands neither at the start
+        assert is_kept[-1]  # nor at the end
+        assert all(kept or is_kept[place + 1] for place, kept in enumerate(is_kept[:-1]))  # nor beside another
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 6), st.booleans(), st.integers(3, 90), st.lists(st.integers(0, 90), min_size=1, max_size=6))
+def test_the_number_of_spans_is_as_given(num_spans: int, ends: bool, length: int, shorter: list[int]) -> None:
+    """A full row has `num_spans`; a shorter one as many as its cut and kept tokens allow."""
+    config = SpanCorruptionConfig(noise_density=0.3, num_spans=num_spans, ends_with_span=ends)
+    smallest = 2 if ends else 3
+
+    def expected(row_length: int) -> tuple[int, int]:
+        if row_length < smallest:
+            return 0, 0
+        noise = min(max(round(0.3 * row_length), 1), row_length - smallest + 1)
+        return noise, min(num_spans, noise, row_length - noise - (not ends))
+
+    if expected(length)[1] < num_spans:
+        with pytest.raises(ValueError, match=rf"num_spans {num_spans} does not fit rows of {length} tokens"):
+            config.build(length, *config.needs(length), VOCABULARY, "0")
+        return
+    objective = config.build(length, *config.needs(length), VOCABULARY, "0")
+    row_lengths = np.minimum([length, *shorter], length)
+    batch = objective(np.tile(1000 + np.arange(length), (len(row_lengths), 1)), row_lengths, np.arange(len(row_lengths)))
+    for row, row_length in enumerate(row_lengths.tolist()):
+        noise, spans = expected(row_length)
+        assert np.isin(batch.targets[row], VOCABULARY.sentinels).sum() == spans
+        assert (batch.targets[row] >= 1000).sum() == noise
+    counts = objective.num_targets(row_lengths, np.arange(len(row_lengths)))
+    assert counts.tolist() == batch.target_mask.sum(1).tolist()
+    assert objective.cost.target == counts[0] == batch.targets.shape[1]
+
+
+def test_every_choice_of_gaps_anywhere_is_equally_likely(
+    equally_likely: Callable[..., None], distinct_rows: Callable[[int, int], np.ndarray]
+) -> None:
+    """10 tokens, 4 of them noise in 2 spans: every row in which both spans are inside and apart, enumerated from all masks."""
+    allowed = set()
+    for cut in itertools.combinations(range(1, 9), 4):
+        num_spans = sum(place - 1 not in cut for place in cut)
+        if num_spans == 2:
+            allowed.add(cut)
+    assert len(allowed) == math.comb(3, 1) * math.comb(5, 2)
+    num_rows = 30_000
+    batch = infilling(10, 0.4, 2)(distinct_rows(num_rows, 10), np.full(num_rows, 10), np.arange(num_rows))
+    outcomes = Counter(tuple((row[row >= 1000] - 1000).tolist()) for row in batch.targets)
+    assert set(outcomes) == allowed
+    equally_likely(outcomes, len(allowed))
+
+
+@pytest.mark.parametrize("length", [32, 33])
+def test_the_place_of_a_single_gap_is_uniform(
+    length: int, equally_likely: Callable[..., None], distinct_rows: Callable[[int, int], np.ndarray]
+) -> None:
+    """One span of 5 among 32 tokens begins at 1, 2, …, 26: constant lengths, and never at an end."""
+    num_rows = 20_000
+    objective = infilling(length, 5 / length, 1)
+    batch = objective(distinct_rows(num_rows, length), np.full(num_rows, length), np.arange(num_rows))
+    assert batch.encoder_ids.shape == (num_rows, length - 5 + 1 + 1)
+    assert batch.targets.shape == (num_rows, 5 + 1 + 1)
+    assert (batch.targets[:, 0] == FIRST_SENTINEL).all()
+    starts = Counter((batch.targets[:, 1] - 1000).tolist())
+    assert set(starts) == set(range(1, length - 5))
+    equally_likely(starts, length - 6)
+
+
+@pytest.mark.parametrize(("encoder_length", "row_length"), [(29, 32), (512, 600)])
+def test_lengths_of_a_single_gap_follow_from_the_row(encoder_length: int, row_length: int) -> None:
+    config = SpanCorruptionConfig(num_spans=1, ends_with_span=False)
+    noise = round(0.15 * row_length)
+    assert config.row_length(encoder_length, 1 << 40) == row_length
+    assert config.default_decoder_length(encoder_length) == noise + 2
+    assert encoder_length == row_length - noise + 2
+
+
+@settings(deadline=None)
+@given(st.floats(0.01, 0.99), st.floats(1, 20), st.one_of(st.none(), st.integers(1, 20)), st.booleans())
+def test_needs_never_fall_with_the_row(density: float, mean: float, num_spans: int | None, ends: bool) -> None:
+    """The search for the longest row relies on it."""
+    config = SpanCorruptionConfig(noise_density=density, mean_span_length=mean, num_spans=num_spans, ends_with_span=ends)
+    needs = np.array([config.needs(length) for length in range(1, 200)])
+    assert (np.diff(needs, axis=0) >= 0).all()
+
+
+def test_impossible_numbers_of_spans_are_refused_by_key() -> None:
+    with pytest.raises(ValueError, match=r"num_spans 3 .* rows of 10 tokens.*noise_density 0.1 cuts 1.*Lower num_spans to 1"):
+        SpanCorruptionConfig(noise_density=0.1, num_spans=3).build(10, 16, 16, VOCABULARY, "0")
+    with pytest.raises(ValueError, match=r"num_spans 2 .*noise_density 0.8.*less one \(ends_with_span is false\).*to 1"):
+        SpanCorruptionConfig(noise_density=0.8, num_spans=2, ends_with_span=False).build(10, 16, 16, VOCABULARY, "0")
+    SpanCorruptionConfig(noise_density=0.8, num_spans=2).build(10, 16, 16, VOCABULARY, "0")  # possible without a last part
+    with pytest.raises(ValueError, match=r"ends_with_span false needs rows of at least 3 tokens.*have 2"):
+        SpanCorruptionConfig(ends_with_span=False).build(2, 16, 16, VOCABULARY, "0")
+    with pytest.raises(ValueError, match="num_spans"):
+        SpanCorruptionConfig(num_spans=0)
 
 
 def test_too_many_spans_error_names_the_remedy() -> None:
