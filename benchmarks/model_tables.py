@@ -48,6 +48,7 @@ every number on this page. For speed see [benchmarks_models.md](benchmarks_model
 | `norm`, `norm_position` | `rms`, `layer` · `pre`, `post` |
 | `feed_forward` | `relu`, `gelu`, `gelu_tanh`, `gated_gelu`, `swiglu` |
 | `position` | `relative` (T5's bias), `learned`, `rope`, `none` |
+| `encoder_positions` | `default` (as `position` says), `learned`, `none`: the encoder of `fnet_t5` and `t5` alone |
 | `decoder_mixing` | `attention`, `causal_fourier` |
 
 ```
@@ -64,6 +65,12 @@ objectives in [objectives.md](objectives.md). A run can start from an imported m
 The relative bias of T5 is computed from its tables once a pass and pipeline stage, by the first layer that needs it, and passed
 to the later layers in the state. Stages send the tables (`num_buckets` x heads) and not the bias (heads x N x N). With
 `train.recompute` every layer computes its own, so that none is kept in memory.
+
+The encoder of `fnet_t5` adds no positions to its input; FNet's adds learnt ones. `model.encoder_positions: learned` adds them to the
+encoder of `fnet_t5` or `t5`: `max_length` x D parameters (`encoder.input.positions.weight`), no FLOPs. They come beside a relative
+bias and do not replace it, so a `t5` then has both. `none` takes the relative bias away from the encoder. The decoder is as
+`model.position` says either way. `model.max_length` must cover `data.encoder_length`; positions count from the start of a row, also with
+`mix_within_documents`. `fnet-t5 export` refuses both values: the classes of `transformers` have no such parameter.
 
 ## Parameters and FLOPs
 

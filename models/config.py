@@ -22,6 +22,7 @@ NormKind = Literal["rms", "layer"]
 NormPosition = Literal["pre", "post"]
 FeedForwardKind = Literal["relu", "gelu", "gelu_tanh", "gated_gelu", "swiglu"]
 PositionKind = Literal["relative", "learned", "rope", "none"]
+EncoderPositions = Literal["default", "learned", "none"]
 HeadName = Literal["mlm", "order", "sequence", "token", "answer"]
 
 GATED = ("gated_gelu", "swiglu")
@@ -38,6 +39,8 @@ class BlockConfig:
     feed_forward: FeedForwardKind
     bias: bool
     position: PositionKind
+    adds_positions: bool
+    """Whether a learnt vector for each position is added to the input; an encoder may have it beside its relative bias."""
     scale_scores: bool
     fourier_norm: FourierNorm
     type_vocab_size: int
@@ -127,6 +130,9 @@ class ModelConfig:
     """FNet's linear layer between the embedding and the first layer."""
     encoder_block: Literal["same", "fnet"] = "same"
     """fnet: the encoder has FNet's blocks (post-norm, unnormalised, learnt positions), so that its checkpoints load."""
+    encoder_positions: EncoderPositions = "default"
+    """Positions of the encoder of fnet_t5 and t5. default: as `position` says; learned: learnt vectors are added to its input,
+    beside a relative bias or rotations that it has; none: it has no positions at all, no relative bias either."""
     heads: tuple[HeadName, ...] = ("mlm", "order")
     """Heads of an encoder-only model."""
     num_labels: int = 2
@@ -186,6 +192,7 @@ class ModelConfig:
             ("norm_position", NormPosition),
             ("feed_forward", FeedForwardKind),
             ("position", PositionKind),
+            ("encoder_positions", EncoderPositions),
             ("fourier_norm", FourierNorm),
             ("fourier_backend", FourierBackend),
         ):
@@ -203,6 +210,16 @@ class ModelConfig:
             raise ValueError(f"model.d_kv is {self.d_kv}: rotary positions turn pairs of features, give an even number")
         if self.encoder_block == "fnet" and self.architecture != "fnet_t5":
             raise ValueError(f"model.encoder_block is 'fnet': only fnet_t5 takes it, not {self.architecture}")
+        self._check_encoder_positions()
+
+    def _check_encoder_positions(self) -> None:
+        if self.encoder_positions == "default":
+            return
+        given = f"model.encoder_positions is {self.encoder_positions!r}"
+        if self.architecture not in ("fnet_t5", "t5"):
+            raise ValueError(f"{given}: only fnet_t5 and t5 take it, {self.architecture} has the positions of its own block")
+        if self.encoder_block == "fnet":
+            raise ValueError(f"{given}: encoder_block 'fnet' has learnt positions already, leave encoder_positions out")
 
     @property
     def inner_dim(self) -> int:
@@ -228,6 +245,11 @@ class ModelConfig:
         return self.architecture in ENCODER_ONLY
 
     @property
+    def adds_positions(self) -> bool:
+        """Whether `position` adds learnt vectors to the input of every stack."""
+        return self.position == "learned"
+
+    @property
     def decoder_block_config(self) -> BlockConfig:
         own = {name: getattr(self, name) for name in BlockConfig.__dataclass_fields__}
         return replace(BlockConfig(**own), type_vocab_size=0, project_input=False)
@@ -237,7 +259,11 @@ class ModelConfig:
         own = BlockConfig(**{name: getattr(self, name) for name in BlockConfig.__dataclass_fields__})
         if self.encoder_block == "fnet":
             fnet = {name: value for name, value in BLOCKS["fnet"].items() if name in BlockConfig.__dataclass_fields__}
-            own = replace(own, **fnet)
+            own = replace(own, **fnet, adds_positions=True)
+        if self.encoder_positions == "learned":
+            own = replace(own, adds_positions=True)
+        if self.encoder_positions == "none":
+            own = replace(own, position="none", adds_positions=False)
         return replace(own, d_ff=self.encoder_d_ff or self.d_ff)
 
     @property

@@ -312,6 +312,11 @@ class RunConfig(Section):
                 f"model.max_length {model.max_length} is less than the {longest} tokens that one stack reads of "
                 f"data.encoder_length {data.encoder_length} and data.decoder_length {data.decoder_length}: raise it"
             )
+        if model.encoder_positions == "learned" and model.max_length < data.encoder_length:
+            raise ValueError(
+                f"model.max_length {model.max_length} is less than data.encoder_length {data.encoder_length}, and "
+                "model.encoder_positions learned has a vector for each of max_length positions: raise model.max_length"
+            )
         return self
 
     @model_validator(mode="after")

@@ -66,7 +66,7 @@ def _mixing(config: ModelConfig, layer: int) -> int:
 
 def _stack_input(config: ModelConfig, block: BlockConfig) -> int:
     d = config.d_model
-    positions = config.max_length * d if block.position == "learned" else 0
+    positions = config.max_length * d if block.adds_positions else 0
     norm = 0 if block.pre_norm else _norm(block, d)
     projection = _linear(d, d, block.bias) if block.project_input else 0
     return positions + block.type_vocab_size * d + norm + projection

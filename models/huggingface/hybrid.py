@@ -31,6 +31,7 @@ def entries(config: ModelConfig) -> list[Entry]:
 def their_config(config: ModelConfig) -> dict[str, Any]:
     check(config)
     ours = asdict(config)
+    del ours["encoder_positions"]  # always the default here, see `check`
     shared = {"vocab_size": ours.pop("vocab_size"), "d_model": ours.pop("d_model"), "num_heads": ours.pop("num_heads")}
     return {
         **shared,
@@ -47,6 +48,6 @@ def check(config: ModelConfig) -> None:
     """Raise ValueError, naming the field, for a choice that the exported modelling file does not support."""
     require(config, architecture="fnet_t5", decoder_mixing="attention", mixing=("fourier", "hartley", "identity"))
     require(config, norm="rms", norm_position="pre", position="relative", bias=False)
-    require(config, mix_within_documents=False, scale_scores=False)
+    require(config, mix_within_documents=False, scale_scores=False, encoder_positions="default")
     if config.encoder_block == "fnet":
         require(config, mixing="fourier", num_attention_layers=0)

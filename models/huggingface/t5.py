@@ -104,4 +104,5 @@ def our_config(theirs: dict[str, Any]) -> ModelConfig:
 
 def _check(config: ModelConfig) -> None:
     require(config, norm="rms", norm_position="pre", bias=False, position="relative", scale_scores=False, init_std=0.0)
+    require(config, encoder_positions="default")
     require(config, encoder_d_ff=(0, config.d_ff), decoder_mixing="attention", mix_within_documents=False)

@@ -40,7 +40,7 @@ class StackInput(nn.Module):
         super().__init__()
         d_model = config.d_model
         self.dropout = config.dropout
-        self.positions = LearnedPositions(config) if block.position == "learned" else None
+        self.positions = LearnedPositions(config) if block.adds_positions else None
         self.types: nn.Parameter | None = None
         if block.type_vocab_size:
             self.types = normal_parameter((block.type_vocab_size, d_model), config.std(d_model**-0.5))

@@ -166,14 +166,17 @@ def _differences(planned: Mapping[str, Any], there: Mapping[str, Any], prefix: s
 
 def _arm_of(model: dict[str, Any]) -> str:
     name = str(model.get("architecture"))
+    if name == "gpt2" and model.get("position") == "relative":
+        return "causal"
+    positions = {"learned": "_positions", "none": "_no_positions"}.get(str(model.get("encoder_positions")), "")
     if name != "fnet_t5":
-        return name
+        return name + positions
     if model["mixing"] == "identity":
-        return "ff_only"
+        return "ff_only" + positions
     kept = f"_{model['attention_layout']}{model['num_attention_layers']}" if model["num_attention_layers"] else ""
     wide = f"_encoder_d_ff{model['encoder_d_ff']}" if model["encoder_d_ff"] else ""
     mixing = "" if model["mixing"] == "fourier" else f"_{model['mixing']}"
-    return name + mixing + kept + wide
+    return name + mixing + kept + wide + positions
 
 
 def _result(folder: Path, arm: str, budget: float, size: str, by_suffix_bpb: bool) -> RunResult | Excluded:

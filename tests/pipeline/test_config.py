@@ -49,6 +49,10 @@ def test_explicit_keys_override_the_dimensions_of_a_size() -> None:
         ),
         ({"model": {"fourier_backend": "auto"}}, "model.fourier_backend auto is measured by each process"),
         ({"model": {"mixing": "linear", "max_length": 100}}, "model.max_length 100 is less than the 512 tokens"),
+        (
+            {"model": {"encoder_positions": "learned", "max_length": 100}},
+            "model.max_length 100 is less than data.encoder_length 512, and model.encoder_positions learned",
+        ),
         ({"model": {"encoder_d_ff": 65}, "mesh": {"tensor_parallel": 2}}, "does not divide model.encoder_d_ff 65"),
         ({"model": {"mixing": "wavelet"}}, "mixing"),
     ],

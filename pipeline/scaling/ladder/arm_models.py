@@ -9,19 +9,38 @@ ff_only                   the control: no mixing at all in the encoder, all dime
 gpt2                      GPT-2's block and proportions, as many parameters as the T5 (`models/matching/matched_decoder.py`)
 prefix_decoder            the T5's own block and width without an encoder, which sees the prefix in both directions; the depth
                           that comes nearest to the T5's parameters
+causal                    as prefix_decoder, but causal over prefix and suffix, and trained on causal_lm, as gpt2 is
+fnet_t5_positions         the hybrid with learnt positions in its encoder (`model.encoder_positions`), as FNet has them
+fnet_t5_top2_positions    fnet_t5_top2 with them, beside the relative bias of its attention
+ff_only_positions         the control with them
+t5_positions              the T5 with them, beside its relative bias
+t5_no_positions           the T5 without any positions in its encoder; its decoder keeps its own
+
+What mixes tokens in the encoder, and the positions that it has:
+
+            no learnt positions                                     learnt positions
+no mixing   ff_only                                                 ff_only_positions
+Fourier     fnet_t5                                                 fnet_t5_positions
+attention   t5_no_positions; t5, which has a relative bias instead  t5_positions, which has its relative bias too
+
+Fourier mixing is not blind to order by itself: its sums over tokens have weights by position. No arm is attention with learnt
+positions and without a relative bias, and none is a model without a prefix: that is a change of the data, not of the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from models.config import ModelConfig, expand_size
 from models.cost.flops import Lengths
 from models.cost.parameters import num_parameters
 from models.matching.compute_matched import compute_matched, nearest
 from models.matching.matched_decoder import gpt2_of_equal_parameters
+from models.sizes import DECODER_ONLY
+
+DECODER_ONLY_ARMS = (*DECODER_ONLY, "causal")
 
 ArmModel = Callable[[ModelConfig, Lengths], ModelConfig]
 
@@ -49,11 +68,31 @@ def _gpt2(t5: ModelConfig, lengths: Lengths) -> ModelConfig:
     return gpt2_of_equal_parameters(t5, max_length=lengths.encoder + lengths.decoder)
 
 
-def _prefix_decoder(t5: ModelConfig, lengths: Lengths) -> ModelConfig:
+def _one_stack(t5: ModelConfig, architecture: Literal["prefix_decoder", "gpt2"]) -> ModelConfig:
     def of_depth(layers: int) -> ModelConfig:
-        return replace(t5, architecture="prefix_decoder", size="custom", num_encoder_layers=0, num_decoder_layers=layers)
+        return replace(t5, architecture=architecture, size="custom", num_encoder_layers=0, num_decoder_layers=layers)
 
     return nearest(of_depth, num_parameters, num_parameters(t5))
+
+
+def _causal(t5: ModelConfig, lengths: Lengths) -> ModelConfig:
+    # gpt2 is the causal stack; its block is what the other keys say, and they stay the T5's
+    if t5.inner_dim != t5.d_model or t5.dropout:
+        raise ValueError(
+            f"causal has T5's block in the stack of gpt2, which takes heads as wide together as d_model ({t5.d_model}) and "
+            f"drops out elsewhere than a T5; this T5's heads are {t5.inner_dim} wide and its dropout is {t5.dropout}: leave "
+            "the size out of the arm's sizes"
+        )
+    return _one_stack(t5, "gpt2")
+
+
+def _with_positions(model: ModelConfig, lengths: Lengths) -> ModelConfig:
+    """`max_length` is as long as the rows need: each further position would be a parameter that is never trained."""
+    return replace(model, encoder_positions="learned", max_length=max(lengths.encoder, lengths.decoder))
+
+
+def _ff_only(t5: ModelConfig) -> ModelConfig:
+    return replace(t5, architecture="fnet_t5", mixing="identity")
 
 
 def _matched(matching: str) -> ArmModel:
@@ -66,7 +105,13 @@ ARM_MODELS: dict[str, ArmModel] = {
     "fnet_t5_equal_parameters": _matched("equal_parameters"),
     "fnet_t5_equal_flops": _matched("equal_flops_width"),
     "fnet_t5_top2": _top2,
-    "ff_only": lambda t5, lengths: replace(t5, architecture="fnet_t5", mixing="identity"),
+    "ff_only": lambda t5, lengths: _ff_only(t5),
     "gpt2": _gpt2,
-    "prefix_decoder": _prefix_decoder,
+    "prefix_decoder": lambda t5, lengths: _one_stack(t5, "prefix_decoder"),
+    "causal": _causal,
+    "fnet_t5_positions": lambda t5, lengths: _with_positions(_hybrid(t5), lengths),
+    "fnet_t5_top2_positions": lambda t5, lengths: _with_positions(_top2(t5, lengths), lengths),
+    "ff_only_positions": lambda t5, lengths: _with_positions(_ff_only(t5), lengths),
+    "t5_positions": _with_positions,
+    "t5_no_positions": lambda t5, lengths: replace(t5, encoder_positions="none"),
 }

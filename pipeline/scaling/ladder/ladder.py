@@ -21,12 +21,12 @@ from data_prep.dataset.manifest import MANIFEST_FILE, load_manifest
 from data_prep.files import atomic_write, canonical_json, sha256_bytes, sha256_file
 from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer, num_ids
 from models.architectures.pieces import forward_flops
+from models.config import ModelConfig
 from models.cost.parameters import num_parameters
 from models.layers.factory import TorchLayers
-from models.sizes import DECODER_ONLY
 from pipeline.objectives.catalogue import AnyObjective
 from pipeline.objectives.causal_lm import CausalLMConfig
-from pipeline.scaling.ladder.arm_models import arm_model
+from pipeline.scaling.ladder.arm_models import DECODER_ONLY_ARMS, arm_model
 from pipeline.scaling.ladder.power import detectable
 from pipeline.scaling.ladder.recipe import LadderRecipe, SizeConfig
 
@@ -244,7 +244,7 @@ def stored_sha256(folder: Path) -> str:
 
 
 def objective_for(recipe: LadderRecipe, number: int, architecture: str) -> AnyObjective:
-    """The objective of an arm under the recipe's objective `number`: gpt2 trains causal_lm on the text of prefix_lm."""
+    """The objective of an arm under the recipe's objective `number`: gpt2 and causal read prefix_lm's text as causal_lm."""
     objective = recipe.objectives[number]
     return CausalLMConfig() if architecture == "gpt2" and objective.name == "prefix_lm" else objective
 
@@ -253,7 +253,7 @@ def _runs(recipe: LadderRecipe, vocab_size: int) -> Iterator[PlannedRun]:
     for phase in ("sweep", "main"):
         for number, objective in enumerate(recipe.objectives):
             for arm in recipe.arms:
-                if objective.name != "prefix_lm" and arm in DECODER_ONLY:
+                if objective.name != "prefix_lm" and arm in DECODER_ONLY_ARMS:
                     continue  # other objectives compare encoder-decoders only
                 sizes = recipe.learning_rate.sizes if phase == "sweep" else recipe.sizes_of(arm)
                 for size in sizes:
@@ -293,13 +293,22 @@ def _run(recipe: LadderRecipe, vocab_size: int, phase: str, number: int, arm: st
         size=size,
         seed=seed,
         rates=recipe.learning_rate.values if phase == "sweep" else (),
-        model=json.loads(json.dumps(asdict(model))),  # as JSON gives it back
+        model=_section(model),
         num_parameters=num_parameters(model),
         flops_per_row=flops_per_row,
         rows=rows,
         warmup_steps=max(1, round(recipe.schedule.warmup * ends[0].steps)),
         ends=ends,
     )
+
+
+def _section(model: ModelConfig) -> dict[str, Any]:
+    """The `model` section of a run, as JSON gives it back. A key that came after the first plans is left out at its default:
+    otherwise the checksum of a plan would change with the version."""
+    section: dict[str, Any] = json.loads(json.dumps(asdict(model)))
+    if model.encoder_positions == "default":
+        del section["encoder_positions"]
+    return section
 
 
 def _end(recipe: LadderRecipe, label: int, budget: float, rows: int, flops_per_row: float, row_length: int) -> End:

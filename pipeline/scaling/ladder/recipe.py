@@ -153,8 +153,8 @@ class LadderRecipe(Section):
     sizes: dict[str, SizeConfig]
     """The sizes by name, each given by its T5."""
     arms: dict[str, ArmConfig]
-    """The arms by name: t5, fnet_t5, fnet_t5_equal_parameters, fnet_t5_equal_flops, fnet_t5_top2, ff_only, gpt2 or
-    prefix_decoder."""
+    """The arms by name: t5, fnet_t5, fnet_t5_equal_parameters, fnet_t5_equal_flops, fnet_t5_top2, ff_only, gpt2,
+    prefix_decoder, causal, fnet_t5_positions, fnet_t5_top2_positions, ff_only_positions, t5_positions or t5_no_positions."""
     baseline: str = "t5"
     """The arm that the others are compared with."""
     budgets: tuple[PositiveFloat, ...] = Field(min_length=1)

@@ -93,6 +93,15 @@ def test_activations_are_within_fifteen_percent_of_autograd(
     assert stage.activation_bytes == pytest.approx(sum(saved.values()), rel=0.15)
 
 
+def test_learnt_encoder_positions_are_on_every_tensor_rank_of_the_first_stage_alone() -> None:
+    plain = config("t5-small", "fnet_t5", mesh=(2, 2))
+    values = plain.model_dump()
+    values["model"]["encoder_positions"] = "learned"
+    without, with_table = (make_plan(run, 4, gpu("h100")).stages for run in (plain, RunConfig.model_validate(values)))
+    more = [b.num_parameters - a.num_parameters for a, b in zip(without, with_table, strict=True)]
+    assert more == [512 * 512, 0]  # max_length 512 of width 512, not halved
+
+
 def test_bubble_and_flops_of_the_1f1b_schedule() -> None:
     plan = make_plan(config("t5-v1.1-base", "fnet_t5", mesh=(1, 4)), 1, gpu("h100"))
     balanced = 3 / (16 + 3)  # (P - 1) / (A + P - 1); uneven stages only make the bubble longer

@@ -16,8 +16,12 @@ from data_prep.files import canonical_json, sha256_bytes
 from launch.config import load_config
 from launch.recipes import packaged_recipes
 from models.architectures.build import build_model
+from models.architectures.pieces import TextInputs
 from models.config import ModelConfig
+from models.cost.flops import Lengths
+from models.layers.initialization import initialize
 from pipeline.optim.lr_schedule import learning_rate
+from pipeline.scaling.ladder.arm_models import arm_model
 from pipeline.scaling.ladder.costs import costs_of
 from pipeline.scaling.ladder.ladder import (
     EQUAL_PARAMETERS,
@@ -30,6 +34,7 @@ from pipeline.scaling.ladder.ladder import (
 from pipeline.scaling.ladder.learning_rates import next_rate, power_law, vertex
 from pipeline.scaling.ladder.recipe import LadderRecipe, SweepConfig
 from pipeline.scaling.ladder.run_configs import run_config
+from pipeline.scaling.results import _arm_of
 from tests.helpers.datasets import write_dataset
 
 MakeLadder = Callable[..., Ladder]
@@ -96,6 +101,65 @@ def test_arms_are_matched_by_parameters_and_matrix_products(make: MakeLadder) ->
     for arm in ("gpt2", "prefix_decoder"):
         one_layer_more = parameters("t5") / 5  # no other depth is closer
         assert abs(parameters(arm) - parameters("t5")) < one_layer_more
+
+
+POSITIONS = {
+    "fnet_t5_positions": "fnet_t5",
+    "fnet_t5_top2_positions": "fnet_t5_top2",
+    "ff_only_positions": "ff_only",
+    "t5_positions": "t5",
+}
+
+
+def test_arms_with_positions_differ_from_their_arm_in_one_table() -> None:
+    three_layers = {"size": "nano", "num_encoder_layers": 3}  # top2 needs one without attention
+
+    def shapes(arm: str) -> dict[str, tuple[int, ...]]:
+        with torch.device("meta"):
+            model = build_model(arm_model(arm, three_layers, 300, Lengths(27, 5)))
+        return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+
+    for arm, plain in POSITIONS.items():
+        assert shapes(arm) == {**shapes(plain), "encoder.input.positions.weight": (27, 64)}
+    assert shapes("t5_no_positions") == {k: v for k, v in shapes("t5").items() if k != "relative_bias.encoder"}
+    causal, prefix = shapes("causal"), shapes("prefix_decoder")
+    assert causal == prefix
+    assert not any("cross" in name or name.startswith("encoder") for name in causal)
+
+
+def test_causal_reads_nothing_to_the_right_and_is_refused_where_its_block_would_differ() -> None:
+    config = arm_model("causal", {"size": "nano"}, 300, Lengths(16, 8))
+    model = build_model(config).eval()
+    initialize(model, seed=0)
+    ids = torch.randint(3, 300, (1, 24))
+    changed = ids.clone()
+    changed[:, 15] = 2
+    logits, other = (model(TextInputs(one, torch.ones_like(one))) for one in (ids, changed))
+    assert torch.equal(logits[:, :15], other[:, :15])
+    assert not torch.allclose(logits[:, 15:], other[:, 15:])
+    with pytest.raises(ValueError, match=r"this T5's heads are 384 wide.*leave the size out"):
+        arm_model("causal", {"size": "t5-v1.1-small"}, 300, Lengths(16, 8))
+
+
+def test_arms_with_positions_are_planned_and_other_plans_keep_their_checksum(make: MakeLadder) -> None:
+    arms = {arm: {"sizes": ["m"]} for arm in (*POSITIONS, "t5_no_positions", "causal")}
+    ladder = make(arms={"t5": {}, "fnet_t5": {}, **arms}, objectives=["prefix_lm", "span_corruption"])
+    runs = {run.arm: run for run in ladder.runs if run.phase == "main" and run.size == "m" and run.objective == 0}
+    for arm in arms:
+        model = ModelConfig(**runs[arm].model)
+        with torch.device("meta"):
+            assert sum(weight.numel() for weight in build_model(model).parameters()) == runs[arm].num_parameters
+        config = run_config(ladder, runs[arm], runs[arm].ends[-1], 0.003, None)
+        if arm != "causal":
+            assert config.model.encoder_positions == ("none" if arm == "t5_no_positions" else "learned")
+            assert _arm_of(json.loads(config.model_dump_json())["model"]) == arm
+    for arm, plain in (("fnet_t5_positions", "fnet_t5"), ("t5_positions", "t5"), ("t5_no_positions", "t5")):
+        assert runs[arm].flops_per_row == runs[plain].flops_per_row
+    assert ladder.objective_of(runs["causal"]).name == "causal_lm"
+    assert _arm_of(runs["causal"].model) == "causal"
+    assert {run.arm for run in ladder.runs if run.objective == 1} == {"t5", "fnet_t5", *arms} - {"causal"}
+    assert "encoder_positions" not in runs["t5"].model
+    assert "encoder_positions" not in runs["causal"].model
 
 
 def test_a_plateau_is_counted_once(make: MakeLadder) -> None:
