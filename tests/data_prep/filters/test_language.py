@@ -75,6 +75,6 @@ def test_a_missing_library_is_reported_before_anything_is_read(
 
     monkeypatch.setattr(builtins, "__import__", without)
     language._identifier.cache_clear()
-    with pytest.raises(LanguageError, match=r"needs py3langid; pip install 'fnet-t5\[language\]'"):
+    with pytest.raises(LanguageError, match=r"needs py3langid; pip install py3langid"):
         prepare(_config(tmp_path, tokenizer_file))
     assert not (tmp_path / "data").exists()
