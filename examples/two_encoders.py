@@ -1,4 +1,4 @@
-"""From text to two trained models, their comparison and an exported one, in about three minutes on two cores.
+"""From text to two trained models, their comparison and an exported one, in about four minutes on two busy cores.
 
     python examples/two_encoders.py [--output runs/two-encoders] [--steps 150]
 

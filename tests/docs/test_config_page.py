@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.helpers.scripts import load_script
+
 
 @pytest.fixture(scope="module")
-def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+def script() -> ModuleType:
     return load_script("docs/make_config.py")
 
 
