@@ -24,7 +24,7 @@ from pipeline.config import RunConfig
 from pipeline.data.batches import DataShard, PipelineBatch, objective_of, open_rows, validation_batches
 from pipeline.eval.evaluation_sets import evaluation_sets
 from pipeline.eval.floors import Floors, ngram_floors
-from pipeline.eval.input_probes import InputUse, Swap, input_use
+from pipeline.eval.input_probes import InputUse, Swap, input_use, mean_loss
 from pipeline.eval.suffix_bpb import Score, score, suffix_bpb_objective
 from pipeline.objectives.interface import VALIDATION_SEED, AnyBatch
 from pipeline.objectives.loss import losses_of
@@ -149,25 +149,21 @@ def _evaluate(loaded: _Loaded) -> Evaluation:
     model, config, batches, num_targets = loaded.model, loaded.config, loaded.batches, loaded.num_targets
     byte_lengths = token_byte_lengths(load_tokenizer(loaded.run / TOKENIZER_FILE))
     unigram = unigram_losses(TokenFile(config.data.path / "train").tokens, len(byte_lengths))
-    swap = Swap(batches) if loaded.has_two_stacks else None
     sums: dict[int, tuple[float, int]] = {}  # of each loss: nats, places
-    swapped_nll = unigram_nll = 0.0
+    unigram_nll = 0.0
     target_bytes = 0
-    for index, (inputs, labels) in enumerate(batches):
+    for inputs, labels in batches:
         for number, (nll, weights) in enumerate(losses_of(model(model.inputs(inputs)), labels, model.factory)):
             total, count = sums.get(number, (0.0, 0))
             taken = weights > 0
             sums[number] = total + float(nll[taken].double().sum()), count + int(taken.sum())
-        if swap is not None:
-            ((nll, weights),) = losses_of(model(model.inputs(swap(index, inputs))), labels, model.factory)
-            swapped_nll += float(nll[weights > 0].double().sum())
         chosen = labels[0][labels[1] > 0].numpy()
         unigram_nll += float(unigram[chosen].sum())
         target_bytes += int(byte_lengths[chosen].sum())
     return Evaluation(
         step=loaded.step,
         loss=sum(total / count for total, count in sums.values() if count),
-        swapped_loss=None if swap is None else swapped_nll / num_targets,
+        swapped_loss=mean_loss(model, batches, Swap(batches)) if loaded.has_two_stacks else None,
         unigram_loss=unigram_nll / num_targets,
         bits_per_byte=None if config.model.is_encoder_only else sums[0][0] / math.log(2) / target_bytes,
         target_tokens=num_targets,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -106,35 +105,40 @@ def input_use(model: SingleProcessModel, batches: Sequence[PipelineBatch], vocab
     """
     is_text = text_ids(vocabulary, model.config.vocab_size)
 
-    def shuffled(ids: Tensor, mask: Tensor, first_row: int) -> tuple[Tensor, Tensor]:
-        return shuffle(ids, text_places(ids, mask, is_text), first_row), mask
+    def shuffled(index: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        ids, mask, *rest = inputs
+        return shuffle(ids, text_places(ids, mask, is_text), index * len(ids)), mask, *rest
 
-    def far_half_shuffled(ids: Tensor, mask: Tensor, first_row: int) -> tuple[Tensor, Tensor]:
-        return shuffle(ids, first_half(text_places(ids, mask, is_text)), first_row), mask
+    def far_half_shuffled(index: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        ids, mask, *rest = inputs
+        return shuffle(ids, first_half(text_places(ids, mask, is_text)), index * len(ids)), mask, *rest
 
-    def no_input(ids: Tensor, mask: Tensor, first_row: int) -> tuple[Tensor, Tensor]:
-        return constant_input(ids, mask, vocabulary.end)
+    def no_input(index: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        ids, mask, *rest = inputs
+        return *constant_input(ids, mask, vocabulary.end), *rest
 
     return InputUse(
-        shuffled_loss=_mean_loss(model, batches, shuffled),
-        far_half_shuffled_loss=_mean_loss(model, batches, far_half_shuffled),
-        no_input_loss=_mean_loss(model, batches, no_input),
+        shuffled_loss=mean_loss(model, batches, shuffled),
+        far_half_shuffled_loss=mean_loss(model, batches, far_half_shuffled),
+        no_input_loss=mean_loss(model, batches, no_input),
     )
 
 
-def _mean_loss(
+@torch.no_grad()
+def mean_loss(
     model: SingleProcessModel,
     batches: Sequence[PipelineBatch],
-    change: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
+    change: Callable[[int, tuple[Tensor, ...]], tuple[Tensor, ...]],
 ) -> float:
-    total, count, first_row = 0.0, 0, 0
-    for inputs, labels in batches:
-        ids, mask, *rest = inputs
-        outputs: Any = model(model.inputs((*change(ids, mask, first_row), *rest)))
-        ((nll, weights),) = losses_of(outputs, labels, model.factory)
+    """Nats per target token of an encoder-decoder on `batches` of equal size, whose inputs become `change(index, inputs)`.
+
+    Raises ValueError if the batches have no target.
+    """
+    total, count = 0.0, 0
+    for index, (inputs, labels) in enumerate(batches):
+        ((nll, weights),) = losses_of(model(model.inputs(change(index, inputs))), labels, model.factory)
         total += float(nll[weights > 0].double().sum())
         count += int((weights > 0).sum())
-        first_row += len(ids)
     if count == 0:
         raise ValueError("the batches hold no target tokens")
     return total / count
