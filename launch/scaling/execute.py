@@ -10,21 +10,25 @@ import json
 import math
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from data_prep.dataset.manifest import MANIFEST_FILE, Manifest, load_manifest
+from data_prep.dataset.manifest import MANIFEST_FILE, Manifest, ManifestError, load_manifest
 from data_prep.files import sha256_file
+from launch.config import write_resolved
 from launch.local import PREEMPTED_EXIT, STOPPED_EXITS
 from launch.preflight import check_data
 from launch.start import PreparedRun, Processes, check_run, start_run, write_config
 from pipeline.config import RunConfig
 from pipeline.eval.suffix_bpb import ALL, overall, suffix_bpb_file, write_suffix_bpb
 from pipeline.run_folder import read_status
-from pipeline.scaling.ladder.ladder import Ladder, PlannedRun
+from pipeline.scaling.ladder.ladder import Ladder, PlannedRun, write_data_path
 from pipeline.scaling.ladder.learning_rates import has_diverged, next_rate, rate_for, read_optimum, tries_of, write_optimum
 from pipeline.scaling.ladder.run_configs import run_config, runs_of, sweep_folder
+from pipeline.scaling.ladder.states import state_of
+from pipeline.scaling.runs import ARCHIVED_FILE
 
 Log = Callable[[str], None]
 
@@ -44,19 +48,44 @@ def stop_between_trainings() -> None:
 
 
 def check_ladder_data(ladder: Ladder) -> None:
-    """Raise ValueError if the data folder is not the one that the ladder was planned on."""
-    path = ladder.recipe.data.path / MANIFEST_FILE
+    """Raise ValueError if the data folder is not the one that the ladder was planned on, or an equal one."""
+    path = ladder.data_path / MANIFEST_FILE
     if ladder.data_sha256 is None:
         raise ValueError(f"the ladder was planned before {ladder.recipe.data.path} existed: plan it again")
-    if not path.is_file() or sha256_file(path) != ladder.data_sha256:
-        raise ValueError(
-            f"{path} is not the data that the ladder was planned on: restore it, or plan again into another folder"
-        )
+    if not path.is_file():
+        raise ValueError(f"the data of the ladder are not in {ladder.data_path}: give their folder with `scaling run --data`")
+    if sha256_file(path) == ladder.data_sha256:
+        return
+    with suppress(ManifestError):  # prepared again: other times and commands, the same tokens
+        if load_manifest(ladder.data_path).fingerprint() == ladder.data_fingerprint:
+            return
+    raise ValueError(
+        f"{path} is not the data that the ladder was planned on: restore it, give another folder with `scaling run --data`, "
+        "or plan again into another folder"
+    )
+
+
+def move_data(folder: Path, ladder: Ladder, data: Path) -> Ladder:
+    """The ladder with its data in another folder, which is noted in the ladder's folder and in the configuration of each run.
+
+    Raises ValueError if these are not the data that the ladder was planned on.
+    """
+    if ladder.recipe.data.blend:
+        raise ValueError("--data moves data.path only, and this ladder reads data.blend: keep its folders where they are")
+    moved = replace(ladder, data_folder=data.resolve())
+    check_ladder_data(moved)
+    write_data_path(folder, data)
+    for path in runs_of(folder).glob("*/config.json"):
+        config = json.loads(path.read_bytes())
+        if not (path.parent / ARCHIVED_FILE).is_file() and config["data"]["path"] != str(moved.data_path):
+            config["data"]["path"] = str(moved.data_path)
+            write_resolved(RunConfig.model_validate(config), path.parent)
+    return moved
 
 
 def check_ladder_rows(ladder: Ladder) -> None:
     """Raise ValueError if the data folder lacks rows or a split that a run of the ladder reads."""
-    manifest = load_manifest(ladder.recipe.data.path)
+    manifest = load_manifest(ladder.data_path)
     for number in range(len(ladder.recipe.objectives)):
         run = next(run for run in ladder.runs if run.objective == number)
         check_data(run_config(ladder, run, run.ends[0], 1.0, None), manifest)
@@ -67,8 +96,11 @@ def execute(folder: Path, ladder: Ladder, run: PlannedRun, parent: str | None, l
 
     Raises PreemptedError if it was asked to stop, ValueError if a training fails.
     """
+    if state_of(folder, ladder, run).state == "complete":  # perhaps archived, without weights and without its data
+        log(f"{run.name}: complete")
+        return
     check_ladder_data(ladder)
-    manifest = load_manifest(ladder.recipe.data.path)
+    manifest = load_manifest(ladder.data_path)
     execution = _Execution(folder=folder, ladder=ladder, run=run, parent=parent, log=log, manifest=manifest)
     if run.phase == "sweep":
         execution.sweep()

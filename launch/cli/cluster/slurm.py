@@ -95,7 +95,7 @@ def scaling(
     folder = check_plain(ladder, "LADDER")
     planned = read_ladder(folder)
     note = check_ladder(spec, cluster, planned)
-    paths = {"LADDER": folder, "data.path of the ladder": planned.recipe.data.path}
+    paths = {"LADDER": folder, "data.path of the ladder": planned.data_path}
     check_in_container(spec, cluster, paths, frozenset({"LADDER"}))
     job = ScalingJob(
         cluster=spec,

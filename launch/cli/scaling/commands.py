@@ -36,6 +36,9 @@ def register(app: typer.Typer) -> None:
         measure
     )
     group.command(epilog="Example: fnet-t5 scaling status runs/cpu-smoke/ladder", no_args_is_help=True)(status)
+    group.command(
+        epilog="Example: fnet-t5 scaling archive runs/cpu-smoke/ladder --output results/cpu-smoke", no_args_is_help=True
+    )(archive)
     app.add_typer(group, name="scaling")
 
 
@@ -55,8 +58,6 @@ def plan(
     from pipeline.scaling.ladder.recipe import LadderRecipe
 
     config = load_config(LadderRecipe, recipe, overrides or [], kind="scaling")
-    if config.data.path.is_dir():
-        config = config.model_copy(update={"data": config.data.model_copy(update={"path": config.data.path.resolve()})})
     ladder = make_ladder(config)
     if ladder.data_sha256 is not None:
         check_ladder_rows(ladder)
@@ -72,6 +73,9 @@ def run(
     minutes: Annotated[
         float | None, typer.Option(help="Save and stop after this many minutes; rerun the command to resume.")
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Where the data are now, if they were moved. The ladder keeps this place.")
+    ] = None,
 ) -> None:
     """Run a ladder here: sweeps of learning rates, then every run with its budgets. Completed runs are skipped.
 
@@ -80,6 +84,10 @@ def run(
     from pipeline.scaling.ladder.ladder import read_ladder
 
     ladder = read_ladder(folder)
+    if data is not None:
+        from launch.scaling.execute import move_data
+
+        ladder = move_data(folder, ladder, data)
     chosen = [ladder.run(name) for name in only] if only else list(ladder.runs)
     parent = _open_parent(folder, ladder)
     if only and len(only) == 1 and minutes is None:
@@ -155,6 +163,29 @@ def status(folder: Folder) -> None:
 
     ladder: Ladder = read_ladder(folder)
     show_states(folder, [state_of(folder, ladder, one) for one in ladder.runs])
+
+
+def archive(
+    folder: Folder,
+    output: Annotated[Path, typer.Option(help="Folder to write, or an archive of the same ladder to complete.")],
+    max_kb: Annotated[int, typer.Option(help="Leave out files of more than this many kB.", min=1)] = 60,
+) -> None:
+    """Copy the plan and all small results of completed runs, without weights: to commit them, or to go on elsewhere.
+
+    An archive is a ladder folder: `scaling report` reads it, `scaling run` trains the runs that it lacks. Repeated, the command
+    adds what was completed meanwhile, here or in another copy of the ladder.
+    """
+    from pipeline.scaling.ladder.archive import archive as write_archive
+
+    done = write_archive(folder, output, 1000 * max_kb)
+    typer.echo(f"{output}: {len(done.runs)} folders of runs, {done.num_bytes / 1e6:.2f} MB")
+    for title, names in (
+        ("not complete, so not archived", done.incomplete),
+        ("differ from what the archive holds, which was kept", done.kept),
+        (f"larger than {max_kb} kB, left out", done.large),
+    ):
+        if names:
+            typer.echo(f"{title}: {', '.join(names)}")
 
 
 def report(

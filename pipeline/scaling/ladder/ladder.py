@@ -2,6 +2,7 @@
 
     ladder.json     the recipe, the runs, the pairs that will be compared, the smallest difference that the design can detect,
                     the rules by which runs are excluded, the data's fingerprint, and the SHA-256 over all of it
+    data_path.txt   where the data are on this machine, which is no part of the plan
 
 A sweep run tries learning rates. A main run is one plateau of a warm-up, plateau, decay schedule, with one end for each budget:
 the largest is the run itself, the others are branches with a decay of their own (Hägele et al. 2024, arXiv:2405.18392). Names
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,7 @@ from pipeline.scaling.ladder.arm_models import DECODER_ONLY_ARMS, arm_model
 from pipeline.scaling.ladder.power import detectable
 from pipeline.scaling.ladder.recipe import LadderRecipe, SizeConfig
 
-LADDER_FILE = "ladder.json"
+LADDER_FILE, DATA_PATH_FILE = "ladder.json", "data_path.txt"
 SCHEMA = 1
 EQUAL_PARAMETERS = 0.03
 """Largest relative difference of "equal" parameters. Feed-forward widths are multiples of 64, so small models differ."""
@@ -122,6 +123,15 @@ class Ladder:
     pairs: tuple[Pair, ...]
     detectable: float | None
     """The smallest advantage, as a compute multiplier below 1, that the first objective's ladder shows with a power of 80 %."""
+    data_fingerprint: str | None = None
+    """Of all that training reads in the data folder; None in plans of earlier versions, and without data."""
+    data_folder: Path | None = field(default=None, compare=False)
+    """Where the data are on this machine, from data_path.txt."""
+
+    @property
+    def data_path(self) -> Path:
+        """Where the data are: as planned, or where they were moved to."""
+        return self.data_folder or self.recipe.data.path
 
     def run(self, name: str) -> PlannedRun:
         """The run of a name. Raises ValueError, with similar names, if it is not in the plan."""
@@ -148,6 +158,7 @@ class Ladder:
             "vocab_size": self.vocab_size,
             "data_sha256": self.data_sha256,
             "tokenizer_sha256": self.tokenizer_sha256,
+            **({"data_fingerprint": self.data_fingerprint} if self.data_fingerprint else {}),
             "train_tokens": self.train_tokens,
             "exclusion_rules": list(EXCLUSION_RULES),
             "detectable_multiplier": self.detectable,
@@ -183,6 +194,8 @@ def make_ladder(recipe: LadderRecipe) -> Ladder:
         runs=runs,
         pairs=tuple(_pairs(recipe, runs)),
         detectable=_detectable(recipe, runs),
+        data_fingerprint=manifest.fingerprint() if manifest else None,
+        data_folder=data.resolve() if is_there else None,
     )
 
 
@@ -200,7 +213,15 @@ def write_ladder(ladder: Ladder, folder: Path) -> Path:
     values = {**ladder.content, "planned_at": planned, "sha256": ladder.sha256}
     with atomic_write(path) as file:
         file.write(json.dumps(values, indent=1).encode() + b"\n")
+    if ladder.data_folder is not None:
+        write_data_path(folder, ladder.data_folder)
     return path
+
+
+def write_data_path(folder: Path, data: Path) -> None:
+    """Note where the data are on this machine."""
+    with atomic_write(folder / DATA_PATH_FILE) as file:
+        file.write(f"{data.resolve()}\n".encode())
 
 
 def read_ladder(folder: Path) -> Ladder:
@@ -217,6 +238,7 @@ def read_ladder(folder: Path) -> Ladder:
     stored = {key: value for key, value in values.items() if key not in ("sha256", "planned_at")}
     if sha256_bytes(canonical_json(stored)) != values["sha256"]:
         raise ValueError(f"{path} was changed after it was planned: restore it, or plan again into another folder")
+    moved = folder / DATA_PATH_FILE
     runs = tuple(
         PlannedRun(**{**run, "rates": tuple(run["rates"]), "ends": tuple(End(**end) for end in run["ends"])})
         for run in values["runs"]
@@ -230,6 +252,8 @@ def read_ladder(folder: Path) -> Ladder:
         runs=runs,
         pairs=tuple(Pair(**pair) for pair in values["pairs"]),
         detectable=values["detectable_multiplier"],
+        data_fingerprint=values.get("data_fingerprint"),
+        data_folder=Path(moved.read_text().strip()) if moved.is_file() else None,
     )
 
 
