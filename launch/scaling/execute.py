@@ -1,6 +1,7 @@
 """Executing one run of a ladder here: its run folders, its trainings, its evaluation. It can be restarted at any point.
 
-A sweep tries learning rates until the best is between two others. A main run trains its plateau, branches off every
+A sweep tries learning rates until the best is between two others. A check tries half and twice the rate that follows. A main
+run trains its plateau, branches off every
 smaller budget, and evaluates suffix bits per byte of each end. Completed parts are skipped, unfinished ones resumed.
 """
 
@@ -25,7 +26,16 @@ from pipeline.config import RunConfig
 from pipeline.eval.suffix_bpb import ALL, overall, suffix_bpb_file, write_suffix_bpb
 from pipeline.run_folder import read_status
 from pipeline.scaling.ladder.ladder import Ladder, PlannedRun, write_data_path
-from pipeline.scaling.ladder.learning_rates import has_diverged, next_rate, rate_for, read_optimum, tries_of, write_optimum
+from pipeline.scaling.ladder.learning_rates import (
+    check_rates,
+    has_diverged,
+    next_rate,
+    rate_for,
+    read_optimum,
+    tries_of,
+    write_check,
+    write_optimum,
+)
 from pipeline.scaling.ladder.run_configs import run_config, runs_of, sweep_folder
 from pipeline.scaling.ladder.states import state_of
 from pipeline.scaling.runs import ARCHIVED_FILE
@@ -102,10 +112,7 @@ def execute(folder: Path, ladder: Ladder, run: PlannedRun, parent: str | None, l
     check_ladder_data(ladder)
     manifest = load_manifest(ladder.data_path)
     execution = _Execution(folder=folder, ladder=ladder, run=run, parent=parent, log=log, manifest=manifest)
-    if run.phase == "sweep":
-        execution.sweep()
-    else:
-        execution.main()
+    {"sweep": execution.sweep, "check": execution.check, "main": execution.main}[run.phase]()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +168,19 @@ class _Execution:
             self._evaluate(ends[end.label].folder)
         self.log(f"{run.name}: complete")
 
+    def check(self) -> None:
+        """Try half and twice the rate of the power law at the largest budget, and compare them with the ladder's run."""
+        run = self.run
+        self._try(check_rates(self.folder, self.ladder, run))
+        found = write_check(self.folder, self.ladder, run)
+        if found is None:
+            raise ValueError(
+                f"{run.name} compares with {run.arm} at {run.size}, whose run is not finished: `fnet-t5 scaling run "
+                f"{self.folder}` completes both"
+            )
+        losses = ", ".join(f"{rate}: {'diverged' if loss is None else f'{loss:.4f}'}" for rate, loss in found.tries.items())
+        self.log(f"{run.name}: the rate {found.rate:.3g} costs {found.cost:.2%} ({losses})")
+
     def _try(self, rates: Sequence[float]) -> None:
         """Train at each rate that was not tried to its end."""
         run = self.run
@@ -168,7 +188,7 @@ class _Execution:
         todo = [rate for rate in rates if rate not in tries]
         if not todo:
             return
-        if todo[0] not in run.rates:
+        if run.phase == "sweep" and todo[0] not in run.rates:
             self.log(f"{run.name}: the best rate is at the edge; trying {todo[0]:.3g} next")
         configs = {rate: run_config(self.ladder, run, run.ends[0], rate, self.parent) for rate in todo}
         self._train([self._prepare(sweep_folder(run, rate), config) for rate, config in configs.items()], may_diverge=True)

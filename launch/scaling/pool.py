@@ -70,7 +70,7 @@ class Pool:
                     self._stop_children()
                 self._start_children()
                 if self._waiting and not self._children:  # each of them needs a sweep that failed
-                    self._failed += [f"{run.name} (its sweeps are not complete)" for run in self._waiting]
+                    self._failed += [f"{run.name} (what it waits for is not complete)" for run in self._waiting]
                     break
                 time.sleep(_STOPPING_POLL_SECONDS if self._stopping else _POLL_SECONDS)
                 self._collect_children()
@@ -98,7 +98,7 @@ class Pool:
             self._children.append(self._start(run))
 
     def _next(self) -> PlannedRun | None:
-        """The first run whose sweeps are complete."""
+        """The first run that waits for nothing: its sweeps are complete, and a check's run too."""
         if self._stopping:
             return None
         for run in self._waiting:

@@ -1,8 +1,8 @@
 """Forward FLOPs of each piece in closed form, for one sequence. A multiply-add counts 2; training is 3 x forward.
 
-Causal self-attention is counted in full, and the head at all positions, as they are computed; `unneeded` is what of that no loss
-needs. The Fourier transform counts 2.5 N D (log2 N + log2 D), the usual count of a real FFT, for every backend ("model FLOPs");
-`executed_mixing` counts what the configured backend computes. Norms, biases, activations and look-ups are not counted.
+Causal self-attention is counted in full, and the head at all positions, as they are computed; `unneeded` counts what of that no
+loss needs. The Fourier transform counts 2.5 N D (log2 N + log2 D), the usual count of a real FFT, for every backend ("model
+FLOPs"); `executed_mixing` counts what the configured backend computes. Norms, biases, activations and look-ups are not counted.
 
 N encoder tokens, M decoder tokens, D model width, A width of all heads together, F feed-forward width, V padded vocabulary.
 """

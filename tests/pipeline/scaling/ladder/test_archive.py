@@ -40,8 +40,9 @@ def ladder_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 "sizes": {"d32": {"model": model}, "d48": {"model": {**model, "d_model": 48, "num_heads": 3}}},
                 "arms": {"t5": {}, "fnet_t5": {}},
                 "budgets": [3e10, 6e10],
-                "learning_rate": {"values": [0.001, 0.002, 0.004], "sizes": ["d32", "d48"], "budget": 3e10},
+                "learning_rate": {"values": [0.001, 0.002, 0.004], "sizes": ["d32", "d48"], "budget": 3e10, "check_arms": []},
                 "batch": {"tokens": 240, "exponent": 0},
+                "schedule": {"warmup": 0.1, "allow_short": True},
                 "device": {"flops_per_second": 1e9},
                 "tracking": {"enabled": False},
             }
