@@ -10,6 +10,7 @@ import typer
 from launch.cli.arguments import ManyValuesCommand, Overrides
 
 if TYPE_CHECKING:
+    from launch.scaling.pool import Places
     from pipeline.scaling.ladder.ladder import Ladder, PlannedRun
 
 Folder = Annotated[Path, typer.Argument(metavar="LADDER", help="Ladder folder made by `scaling plan`.")]
@@ -69,7 +70,11 @@ def plan(
 def run(
     folder: Folder,
     only: Annotated[list[str] | None, typer.Option(help="Names of the runs to complete. Default: all.")] = None,
-    jobs: Annotated[int, typer.Option(help="Maximum number of runs at the same time.", min=1)] = 1,
+    jobs: Annotated[
+        str,
+        typer.Option(help="Maximum number of runs at the same time; auto: one for each GPU, or each OMP_NUM_THREADS cores."),
+    ] = "1",
+    nice: Annotated[int, typer.Option(help="Lower the priority of the runs by this much.", min=0, max=19)] = 0,
     minutes: Annotated[
         float | None, typer.Option(help="Save and stop after this many minutes; rerun the command to resume.")
     ] = None,
@@ -90,10 +95,10 @@ def run(
         ladder = move_data(folder, ladder, data)
     chosen = [ladder.run(name) for name in only] if only else list(ladder.runs)
     parent = _open_parent(folder, ladder)
-    if only and len(only) == 1 and minutes is None:
+    if only and len(only) == 1 and minutes is None and not nice:
         _run_one(folder, ladder, chosen[0], parent)
     else:
-        _run_many(folder, ladder, chosen, parent=parent, jobs=jobs, minutes=minutes)
+        _run_many(folder, ladder, chosen, parent=parent, places=_places(jobs, nice), minutes=minutes)
 
 
 def _open_parent(folder: Path, ladder: Ladder) -> str | None:
@@ -120,10 +125,20 @@ def _run_one(folder: Path, ladder: Ladder, run: PlannedRun, parent: str | None) 
         raise typer.Exit(PREEMPTED_EXIT) from None
 
 
+def _places(jobs: str, nice: int) -> Places:
+    from launch.scaling.pool import Places
+
+    if jobs == "auto":
+        return Places.automatic(niceness=nice)
+    if not jobs.isdecimal() or int(jobs) < 1:
+        raise ValueError(f"--jobs {jobs}: give a number of at least 1, or auto")
+    return Places(jobs=int(jobs), niceness=nice)
+
+
 def _run_many(
-    folder: Path, ladder: Ladder, chosen: list[PlannedRun], *, parent: str | None, jobs: int, minutes: float | None
+    folder: Path, ladder: Ladder, chosen: list[PlannedRun], *, parent: str | None, places: Places, minutes: float | None
 ) -> None:
-    """In one process each, `jobs` at a time."""
+    """In one process each, as many at a time as there are places."""
     from launch.local import PREEMPTED_EXIT
     from launch.scaling.pool import Pool
     from pipeline.scaling.ladder.states import state_of
@@ -131,8 +146,8 @@ def _run_many(
 
     todo = [run for run in chosen if state_of(folder, ladder, run).state != "complete"]
     completed = f"{len(chosen) - len(todo)} of {len(chosen)} runs are complete"
-    typer.echo(f"{completed}; running {jobs} at a time, logs in {folder / 'logs'}")
-    outcome = Pool(folder, ladder, jobs=jobs, minutes=minutes, log=typer.echo).run(todo)
+    typer.echo(f"{completed}; running {places.jobs} at a time, logs in {folder / 'logs'}")
+    outcome = Pool(folder, ladder, places=places, minutes=minutes, log=typer.echo).run(todo)
     if parent is not None and all(state_of(folder, ladder, run).state == "complete" for run in ladder.runs):
         close_parent(folder)
     typer.echo(f"{outcome.done} runs completed, {len(outcome.failed)} failed, {outcome.left} remaining")

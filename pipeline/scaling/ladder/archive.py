@@ -22,7 +22,15 @@ import orjson
 from data_prep.files import atomic_write, readable_json, sha256_file
 from data_prep.tokenization.tokenizer import TOKENIZER_FILE
 from pipeline.run_folder import LATEST, METRICS, POSITION, STATE, STATUS, checkpoints_of, read_status
-from pipeline.scaling.ladder.ladder import DATA_PATH_FILE, LADDER_FILE, Ladder, PlannedRun, read_ladder, stored_sha256
+from pipeline.scaling.ladder.ladder import (
+    DATA_PATH_FILE,
+    LADDER_FILE,
+    Ladder,
+    PlannedRun,
+    hashes,
+    read_ladder,
+    stored_sha256,
+)
 from pipeline.scaling.ladder.learning_rates import has_diverged
 from pipeline.scaling.ladder.run_configs import runs_of
 from pipeline.scaling.ladder.states import state_of
@@ -33,6 +41,8 @@ from pipeline.tracking.mlflow_tracker import RUN_ID_FILE
 _CONFIG = "config.json"
 _LEFT_OUT = (TOKENIZER_FILE, "config.yaml", DATA_PATH_FILE, RUN_ID_FILE)
 """Files that say nothing about results, or only about this machine; archived.json stands for the tokenizer."""
+_PARTS = ("floors",)
+"""Folders of a ladder with small files of all its runs."""
 _SUFFIXES = (".json", ".jsonl", ".txt", ".parquet", "")
 _TRAINING_ROWS = 40
 """Rows of metrics between the validations that are kept, about this many of each run."""
@@ -60,9 +70,12 @@ def archive(folder: Path, output: Path, max_bytes: int) -> Archived:
     """
     ladder = read_ladder(folder)
     _check_output(folder, output)
+    output.mkdir(parents=True, exist_ok=True)
     copy = _Copy(output=output, max_bytes=max_bytes)
-    for path in _small_files(folder):
-        copy.file(path, path.name)
+    for path in (*_small_files(folder), *(path for part in _PARTS for path in _small_files(folder / part))):
+        if path.name != LADDER_FILE:
+            copy.file(path, str(path.relative_to(folder)))
+    _archive_plan(folder, output)
     incomplete = []
     for run in ladder.runs:
         if state_of(folder, ladder, run).state != "complete":
@@ -104,13 +117,23 @@ class _Copy:
 def _check_output(folder: Path, output: Path) -> None:
     if output.resolve() == folder.resolve():
         raise ValueError(f"--output {output} is the ladder itself: give another folder")
-    if not output.exists() or not any(output.iterdir()):
+    if not output.is_dir() or not any(output.iterdir()):
         return
     if not (output / LADDER_FILE).is_file():
         raise ValueError(f"--output {output} holds other files and no archive of a ladder: give another folder")
-    if stored_sha256(output) == stored_sha256(folder):
-        return
-    raise ValueError(f"--output {output} holds the archive of another plan: give another folder")
+    if not _extends(folder, output) and not _extends(output, folder):
+        raise ValueError(f"--output {output} holds the archive of another plan: give another folder")
+
+
+def _extends(folder: Path, other: Path) -> bool:
+    """Whether the plan of a folder is that of another, or an extension of it."""
+    return stored_sha256(other) in hashes(json.loads((folder / LADDER_FILE).read_bytes()))
+
+
+def _archive_plan(folder: Path, output: Path) -> None:
+    if not (output / LADDER_FILE).is_file() or not _extends(output, folder):
+        with atomic_write(output / LADDER_FILE) as file:
+            file.write((folder / LADDER_FILE).read_bytes())
 
 
 def _small_files(folder: Path) -> list[Path]:

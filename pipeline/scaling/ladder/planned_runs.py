@@ -116,7 +116,13 @@ def short_ends(runs: Sequence[PlannedRun]) -> list[ShortEnd]:
 def plan_runs(recipe: LadderRecipe, vocab_size: int) -> tuple[PlannedRun, ...]:
     """Every run of a recipe. Raises ValueError if an arm, a size or a budget is impossible, or if runs are too short."""
     _check_sweeps(recipe)
-    runs = tuple(_runs(recipe, vocab_size))
+    runs = tuple(all_runs(recipe, vocab_size))
+    check_length(recipe, runs)
+    return runs
+
+
+def check_length(recipe: LadderRecipe, runs: Sequence[PlannedRun]) -> None:
+    """Raise ValueError if runs are too short, unless the recipe allows them."""
     short = [] if recipe.schedule.allow_short else short_ends(runs)
     if short:
         more = f"; and {len(short) - _SHOWN} more" if len(short) > _SHOWN else ""
@@ -126,7 +132,6 @@ def plan_runs(recipe: LadderRecipe, vocab_size: int) -> tuple[PlannedRun, ...]:
             "the budget (learning_rate.budget for sweeps), lower batch.tokens, leave out the size, or set "
             "schedule.allow_short=true, which the report will say"
         )
-    return runs
 
 
 def objective_for(recipe: LadderRecipe, number: int, architecture: str) -> AnyObjective:
@@ -144,7 +149,8 @@ def _check_sweeps(recipe: LadderRecipe) -> None:
         )
 
 
-def _runs(recipe: LadderRecipe, vocab_size: int) -> Iterator[PlannedRun]:
+def all_runs(recipe: LadderRecipe, vocab_size: int) -> Iterator[PlannedRun]:
+    """Every run of a recipe, however short."""
     for phase in ("sweep", "main", "check"):
         for number, objective in enumerate(recipe.objectives):
             for arm in recipe.arms:

@@ -33,7 +33,7 @@ class ArmConfig(Section):
     """One arm of the comparison."""
 
     sizes: tuple[str, ...] = ()
-    """Sizes at which this arm is trained. Default: all."""
+    """Sizes at which this arm is trained, at least four for its best size at a budget. Default: all."""
 
 
 class SeedsConfig(Section):
@@ -179,7 +179,7 @@ class LadderRecipe(Section):
     arms: dict[str, ArmConfig]
     """The arms by name: t5, fnet_t5, fnet_t5_equal_parameters, fnet_t5_equal_flops, fnet_t5_top2, ff_only, gpt2,
     prefix_decoder, causal, fnet_t5_positions, fnet_t5_top2_positions, fnet_t5_top2_learned_only, ff_only_positions,
-    t5_positions, t5_learned_only or t5_no_positions."""
+    t5_positions, t5_learned_only, t5_no_positions, t5_deep_encoder, fnet_t5_deep_encoder or fnet_t5_deep_encoder_positions."""
     baseline: str = "t5"
     """The arm that the others are compared with."""
     budgets: tuple[PositiveFloat, ...] = Field(min_length=1)

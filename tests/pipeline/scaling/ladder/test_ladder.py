@@ -21,6 +21,7 @@ from models.architectures.build import build_model
 from models.architectures.pieces import TextInputs
 from models.config import ModelConfig
 from models.cost.flops import Lengths
+from models.cost.parameters import num_parameters
 from models.layers.initialization import initialize
 from pipeline.optim.lr_schedule import learning_rate
 from pipeline.run_folder import write_status
@@ -52,6 +53,7 @@ from pipeline.scaling.ladder.states import state_of
 from pipeline.scaling.results import _arm_of
 from tests.helpers.datasets import write_dataset
 
+LENGTHS = Lengths(27, 5)
 MakeLadder = Callable[..., Ladder]
 
 
@@ -141,6 +143,22 @@ def test_arms_with_positions_differ_from_their_arm_in_one_table() -> None:
     causal, prefix = shapes("causal"), shapes("prefix_decoder")
     assert causal == prefix
     assert not any("cross" in name or name.startswith("encoder") for name in causal)
+
+
+def test_a_deep_encoder_takes_half_of_the_decoders_layers() -> None:
+    def shape(arm: str, encoder: int, decoder: int) -> tuple[int, int]:
+        model = arm_model(arm, {"size": "nano", "num_encoder_layers": encoder, "num_decoder_layers": decoder}, 300, LENGTHS)
+        return model.num_encoder_layers, model.num_decoder_layers
+
+    for arm in ("t5_deep_encoder", "fnet_t5_deep_encoder", "fnet_t5_deep_encoder_positions"):
+        assert [shape(arm, *layers) for layers in ((3, 2), (4, 4), (3, 3))] == [(4, 1), (6, 2), (5, 1)]
+        with pytest.raises(ValueError, match="moves half of the decoder's layers, and nano has 1: leave the size out"):
+            shape(arm, 3, 1)
+    balanced, deep = (arm_model(arm, {"size": "nano"}, 300, LENGTHS) for arm in ("t5", "t5_deep_encoder"))
+    cross_attention = 4 * balanced.d_model * balanced.inner_dim + balanced.d_model  # and its norm
+    moved = balanced.num_decoder_layers - deep.num_decoder_layers
+    assert num_parameters(balanced) - num_parameters(deep) == moved * cross_attention
+    assert arm_model("fnet_t5_deep_encoder_positions", {"size": "nano"}, 300, LENGTHS).encoder_positions == "learned"
 
 
 def test_causal_reads_nothing_to_the_right_and_is_refused_where_its_block_would_differ() -> None:
