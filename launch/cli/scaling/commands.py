@@ -37,6 +37,8 @@ def register(app: typer.Typer) -> None:
         measure
     )
     group.command(epilog="Example: fnet-t5 scaling status runs/cpu-smoke/ladder", no_args_is_help=True)(status)
+    group.command(epilog="Example: fnet-t5 scaling add runs/ladder arms.ff_only={}", no_args_is_help=True)(add)
+    group.command(epilog="Example: fnet-t5 scaling predict runs/ladder --flops 1e15", no_args_is_help=True)(predict)
     group.command(
         epilog="Example: fnet-t5 scaling archive runs/cpu-smoke/ladder --output results/cpu-smoke", no_args_is_help=True
     )(archive)
@@ -178,6 +180,52 @@ def status(folder: Folder) -> None:
 
     ladder: Ladder = read_ladder(folder)
     show_states(folder, [state_of(folder, ladder, one) for one in ladder.runs])
+
+
+def add(
+    folder: Folder,
+    overrides: Overrides = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="The extended recipe. Default: the ladder's own, with the key=value given.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the extended plan.")] = False,
+) -> None:
+    """Extend a plan: more arms, sizes, budgets or seeds. What was planned is kept, and the extension is recorded with its time.
+
+    Complete it with `scaling run`.
+    """
+    from launch.cli.scaling.views import show_plan
+    from launch.scaling.ladder_recipes import extended_recipe
+    from pipeline.scaling.ladder.extend import extend
+    from pipeline.scaling.ladder.ladder import read_ladder, write_extension
+
+    ladder = read_ladder(folder)
+    extended = extend(ladder, extended_recipe(ladder, recipe, overrides or []))
+    show_plan(extended)
+    added = extended.extensions[-1].runs
+    typer.echo(f"Adds {len(added)} runs: {', '.join(run.name for run in added)}")
+    if not dry_run:
+        write_extension(folder, extended)
+        typer.echo(f"Recorded in {folder / 'ladder.json'}. Next: fnet-t5 scaling run {folder}")
+
+
+def predict(
+    ladder: Annotated[str, typer.Argument(metavar="LADDER|RECIPE.yaml", help="A ladder with results, or a recipe.")],
+    flops: Annotated[float | None, typer.Option(help="Training FLOPs.")] = None,
+    params: Annotated[float | None, typer.Option(help="Parameters.")] = None,
+    tokens: Annotated[float | None, typer.Option(help="Raw tokens of text.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Arms to predict. Default: all.")] = None,
+) -> None:
+    """Predict losses from the loss surfaces of a ladder: give one or two of --flops, --params and --tokens.
+
+    With one of them the others are the compute-optimal ones. A recipe, of which nothing has run, predicts from the surface that
+    it assumes, without an interval.
+    """
+    from launch.cli.scaling.views import show_predictions
+    from launch.scaling.ladder_recipes import predictions
+    from pipeline.scaling.predict import Asked
+
+    show_predictions(*predictions(ladder, Asked(flops=flops, num_parameters=params, tokens=tokens), arm or []))
 
 
 def archive(

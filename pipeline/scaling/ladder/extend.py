@@ -22,6 +22,8 @@ _MAY_GROW = ("arms", "sizes", "budgets", "seeds", "objectives", "hypotheses", "d
 def extend(ladder: Ladder, recipe: LadderRecipe) -> Ladder:
     """The ladder with what a changed recipe adds to it. Raises ValueError if the recipe changes or removes what was planned, or
     if it adds nothing."""
+    # where the data are is no part of a comparison: their fingerprint is
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": ladder.recipe.data.path})})
     _check_keys(ladder.recipe, recipe)
     runs = tuple(_added(ladder, tuple(all_runs(recipe, ladder.vocab_size))))
     if not runs:

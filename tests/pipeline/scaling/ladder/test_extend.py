@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from launch.scaling.ladder_recipes import extended_recipe
 from pipeline.scaling.ladder.archive import archive
 from pipeline.scaling.ladder.extend import extend
 from pipeline.scaling.ladder.ladder import Ladder, make_ladder, read_ladder, stored_sha256, write_extension, write_ladder
@@ -60,6 +61,15 @@ def test_an_arm_a_size_and_seeds_are_added(planned: Ladder) -> None:
         "t5-m-seed0",
         "fnet_t5-m-seed0",
     ]
+
+
+def test_keys_of_the_command_line_are_merged_into_the_ladders_recipe(planned: Ladder, tmp_path: Path) -> None:
+    merged = extended_recipe(planned, None, ["arms.ff_only={}", "seeds={size: s, count: 2, arms: [t5]}"])
+    assert merged == recipe(arms={"t5": {}, "fnet_t5": {}, "ff_only": {}}, seeds={"size": "s", "count": 2, "arms": ["t5"]})
+    write_ladder(planned, tmp_path / "ladder")
+    assert extended_recipe(read_ladder(tmp_path / "ladder"), None, ["budgets=[4e9, 8e9, 1.6e10]"]).budgets[-1] == 1.6e10
+    elsewhere = {**values()["data"], "path": "elsewhere"}
+    assert extend(planned, recipe(data=elsewhere, budgets=[4e9, 8e9, 1.6e10])).recipe.data.path == planned.recipe.data.path
 
 
 def test_a_budget_is_added_as_a_run_of_its_own(planned: Ladder) -> None:
