@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launch.cli.arguments import ManyValuesCommand, Overrides
+from launch.cli.scaling import battery
 
 if TYPE_CHECKING:
     from pipeline.scaling.ladder.ladder import Ladder, PlannedRun
@@ -36,6 +37,7 @@ def register(app: typer.Typer) -> None:
         measure
     )
     group.command(epilog="Example: fnet-t5 scaling status runs/cpu-smoke/ladder", no_args_is_help=True)(status)
+    battery.register(group)
     app.add_typer(group, name="scaling")
 
 
