@@ -16,7 +16,7 @@ from data_prep.files import atomic_write
 from pipeline.scaling.battery.battery_figure import solved_figure
 from pipeline.scaling.battery.outcomes import RESULTS, BatteryOutcome, check_rows, read_outcomes, write_table
 from pipeline.scaling.battery.settings import BatteryRecipe
-from pipeline.scaling.battery.tasks.catalogue import TASKS
+from pipeline.scaling.battery.tasks.by_name import TASKS
 
 NOTES = "notes.md"
 SOLVES, FAILS = 0.99, 0.5

@@ -18,8 +18,8 @@ import numpy as np
 
 from data_prep.files import atomic_write, sha256_bytes
 from pipeline.scaling.battery.settings import BatteryRun, run_name
-from pipeline.scaling.battery.tasks.catalogue import TASKS
-from pipeline.scaling.battery.tasks.interface import TaskRows
+from pipeline.scaling.battery.tasks.by_name import TASKS
+from pipeline.scaling.battery.tasks.task_rows import TaskRows
 
 RESULTS = "results.parquet"
 _OWN_TO_A_RUN = ("task", "arm", "size", "length", "seed", "learning_rate", "rows", "model")

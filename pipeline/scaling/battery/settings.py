@@ -12,8 +12,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from data_prep.files import canonical_json, sha256_bytes
 from models.config import ModelConfig
 from pipeline.config import Section
-from pipeline.scaling.battery.tasks.catalogue import TASKS
-from pipeline.scaling.battery.tasks.interface import Task
+from pipeline.scaling.battery.tasks.by_name import TASKS
+from pipeline.scaling.battery.tasks.task_rows import Task
 from pipeline.scaling.ladder.arm_models import ARM_MODELS, DECODER_ONLY_ARMS, arm_model
 
 

@@ -30,7 +30,7 @@ from models.layers.initialization import initialize
 from pipeline.objectives.counter_rng import CounterRNG
 from pipeline.scaling.battery.outcomes import BatteryOutcome, CurvePoint, rows_sha256
 from pipeline.scaling.battery.settings import BatteryRun, BatteryTraining
-from pipeline.scaling.battery.tasks.interface import Task, TaskRows
+from pipeline.scaling.battery.tasks.task_rows import Task, TaskRows
 
 _STEPS_MADE_AT_ONCE = 32
 _TEST_BATCH = 256

@@ -1,1 +1,1 @@
-"""The tasks of the battery, one file for each family; `catalogue.py` has them by name."""
+"""The tasks of the battery, one file for each family; `by_name.py` has them by name."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from models.cost.flops import Lengths
 from pipeline.objectives.counter_rng import CounterRNG
-from pipeline.scaling.battery.tasks.interface import FIRST_SYMBOL, Chance, Ints, TaskRows, after_start, symbols
+from pipeline.scaling.battery.tasks.task_rows import FIRST_SYMBOL, Chance, Ints, TaskRows, after_start, symbols
 
 MAX, MIN, MED, SUM = OPERATORS = range(4)
 DIGITS = 10

@@ -15,7 +15,7 @@ import numpy as np
 
 from models.cost.flops import Lengths
 from pipeline.objectives.counter_rng import CounterRNG
-from pipeline.scaling.battery.tasks.interface import (
+from pipeline.scaling.battery.tasks.task_rows import (
     FIRST_SYMBOL,
     GAP,
     NUM_SYMBOLS,

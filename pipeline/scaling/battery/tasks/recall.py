@@ -13,7 +13,7 @@ import numpy as np
 
 from models.cost.flops import Lengths
 from pipeline.objectives.counter_rng import CounterRNG
-from pipeline.scaling.battery.tasks.interface import FIRST_SYMBOL, NUM_SYMBOLS, Chance, Ints, TaskRows, symbols
+from pipeline.scaling.battery.tasks.task_rows import FIRST_SYMBOL, NUM_SYMBOLS, Chance, Ints, TaskRows, symbols
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from statistics import median
 import numpy as np
 import pytest
 
-from pipeline.scaling.battery.tasks import interface, periodic, recall, sequences
-from pipeline.scaling.battery.tasks.catalogue import TASKS
-from pipeline.scaling.battery.tasks.interface import FIRST_SYMBOL, GAP, START, TaskRows
+from pipeline.scaling.battery.tasks import periodic, recall, sequences, task_rows
+from pipeline.scaling.battery.tasks.by_name import TASKS
 from pipeline.scaling.battery.tasks.nested_lists import CLOSE, DIGITS, NestedLists
+from pipeline.scaling.battery.tasks.task_rows import FIRST_SYMBOL, GAP, START, TaskRows
 
 LENGTHS = (16, 24, 64)
 
@@ -108,7 +108,7 @@ def best_guess(rows: TaskRows) -> tuple[float, float]:
 @pytest.mark.parametrize(("name", "length"), [("recall", 4), ("copy", 4), ("reverse", 4), ("sort", 3), ("periodic_gap", 16)])
 def test_chance_is_what_the_best_guess_reaches_on_many_rows(name: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With three symbols, so that every case occurs often. The guess is fitted to the rows themselves: a little better."""
-    for module in (interface, periodic, recall, sequences):
+    for module in (task_rows, periodic, recall, sequences):
         monkeypatch.setattr(module, "NUM_SYMBOLS", 3)
     task = TASKS[name](length)
     token, row = best_guess(task.rows("chance", np.arange(60_000)))
@@ -120,7 +120,7 @@ def test_chance_is_what_the_best_guess_reaches_on_many_rows(name: str, length: i
 def test_chance_of_sort_by_enumeration() -> None:
     for length in (2, 3, 5):
         every = np.array(list(combinations(range(2, 2 + 2 * length), length)))
-        found = best_guess(TaskRows(every, interface.after_start(every), every))
+        found = best_guess(TaskRows(every, task_rows.after_start(every), every))
         chance = TASKS["sort"](length).chance()
         assert found == pytest.approx((chance.token, chance.row), rel=1e-12)
 
@@ -148,7 +148,7 @@ def test_the_values_of_nested_lists_are_uniform_by_enumeration() -> None:
             for value, count in inner_values.items():
                 two[int(operator([*digits[:place], value, *digits[place:]]))] += count
     assert set(two.values()) == {3 * 16 * 10**5 // 10}
-    assert NestedLists(16).chance() == interface.Chance(0.1, 0.1)
+    assert NestedLists(16).chance() == task_rows.Chance(0.1, 0.1)
 
 
 def test_all_shapes_of_nested_lists_are_equally_likely() -> None:

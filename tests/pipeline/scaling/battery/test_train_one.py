@@ -13,7 +13,7 @@ from models.architectures.build import build_model
 from models.architectures.seq2seq import Seq2Seq
 from models.layers.initialization import initialize
 from pipeline.scaling.battery.settings import BatteryRecipe, BatteryRun
-from pipeline.scaling.battery.tasks.interface import START, TaskRows, after_start
+from pipeline.scaling.battery.tasks.task_rows import START, TaskRows, after_start
 from pipeline.scaling.battery.train_one import evaluate, learning_rate_share, shuffle_inputs, train_one
 
 D32 = {
