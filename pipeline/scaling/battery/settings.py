@@ -17,6 +17,13 @@ from pipeline.scaling.battery.tasks.task_rows import Task
 from pipeline.scaling.ladder.arm_models import ARM_MODELS, DECODER_ONLY_ARMS, arm_model
 
 
+class BatterySize(Section):
+    """One size: the T5 from which all its arms are made."""
+
+    model: dict[str, Any]
+    """Keys of a training recipe's `model` section: the T5 from which the arms of this size are made."""
+
+
 class BatteryTraining(Section):
     """How each run of the battery is trained and tested; the same for all runs."""
 
@@ -59,8 +66,8 @@ class BatteryRecipe(Section):
     """Encoder tokens of a row: multiples of 8, at least 16."""
     arms: tuple[str, ...] = Field(min_length=1)
     """Arms by name, as in a ladder's recipe, without decoder-only models."""
-    sizes: dict[str, dict[str, Any]] = Field(min_length=1)
-    """The sizes by name: keys of a training recipe's `model` section, the T5 from which the arms of this size are made."""
+    sizes: dict[str, BatterySize] = Field(min_length=1)
+    """The sizes by name."""
     seeds: PositiveInt = 3
     """Seeds of each combination. A seed decides the initial weights and the training rows, which all arms share."""
     training: BatteryTraining
@@ -98,7 +105,7 @@ class BatteryRecipe(Section):
         """All runs in the order in which they are made: every length with the first seed, then the next seed."""
         for seed in range(self.seeds):
             for length in self.lengths:
-                for size, section in self.sizes.items():
+                for size, config in self.sizes.items():
                     for task in self.tasks:
                         for arm in self.arms:
                             yield BatteryRun(
@@ -108,7 +115,7 @@ class BatteryRecipe(Section):
                                 length=length,
                                 seed=seed,
                                 learning_rate=self.learning_rates.get(arm, self.learning_rate),
-                                section=section,
+                                section=config.model,
                                 rows=self.training.rows_of(TASKS[task](length)),
                                 training=self.training,
                             )

@@ -36,6 +36,6 @@ def test_runs_are_made_once_and_reported(
 
 
 def test_an_impossible_model_is_one_line(command: Callable[..., int], error_line: Callable[[], str], tmp_path: Path) -> None:
-    changes = "sizes.d32.num_encoder_layers=2", "arms=[fnet_t5_top2]"
+    changes = "sizes.d32.model.num_encoder_layers=2", "arms=[fnet_t5_top2]"
     assert command("scaling", "battery", RECIPE, *SMALL, *changes, "--output", tmp_path) == 1
     assert "fnet_t5_top2 keeps attention in 2 encoder layers" in error_line()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipeline.scaling.battery.battery_page import answer, cell, percent, write_battery_report
+from pipeline.scaling.battery.battery_page import answer, cell, listed, percent, write_battery_report
 from pipeline.scaling.battery.outcomes import (
     RESULTS,
     BatteryOutcome,
@@ -26,11 +26,12 @@ from pipeline.scaling.battery.outcomes import (
 )
 from pipeline.scaling.battery.settings import BatteryRecipe, BatteryRun
 
+D32 = {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "num_encoder_layers": 3, "num_decoder_layers": 2}
 VALUES = {
     "tasks": ("recall", "sort"),
     "lengths": (16, 24),
     "arms": ("t5", "ff_only"),
-    "sizes": {"d32": {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "num_encoder_layers": 3, "num_decoder_layers": 2}},
+    "sizes": {"d32": {"model": D32}},
     "seeds": 2,
     "training": {"steps": 6, "rows": 4, "targets": 1, "most_rows": 8, "warmup_steps": 2, "validate_every": 3, "test_rows": 16},
     "learning_rate": 0.01,
@@ -154,7 +155,7 @@ def test_a_report_says_what_is_there(results: Path, tmp_path: Path) -> None:
     write_battery_report(folder, RECIPE, results, command="fnet-t5 scaling battery x", machine="a machine")
     page = (folder / "README.md").read_text()
     assert "Partial: 3 of 16 runs" in page
-    assert "- **recall**, length 16: solved by t5; not by ff_only." in page
+    assert "- **recall** (tried up to 16 tokens): solved up to 16 tokens by t5." in page
     assert "**sort**" not in page
     assert "| recall | <0.1 | 99.5 (99–100) | 0, 1 of 2 |" in page
     assert "By hand." in page
@@ -173,10 +174,14 @@ def test_a_report_without_results_is_refused(tmp_path: Path) -> None:
         write_battery_report(tmp_path / "report", RECIPE, tmp_path, command="", machine="")
 
 
-def test_the_answer_names_arms_that_solve_a_part() -> None:
-    runs = [run for run in RECIPE.runs() if run.task == "sort" and run.length == 24]
-    made = [outcome_of(run, {"t5": 0.8, "ff_only": 0.3}[run.arm]) for run in runs]
-    assert answer(RECIPE, made)[0] == "**sort**, length 24: in part by t5; not by ff_only."
+def test_the_answer_says_up_to_which_length_and_what_follows_if_t5_fails() -> None:
+    solved = {("sort", "t5", 16): 1.0, ("sort", "t5", 24): 0.8, ("sort", "ff_only", 16): 0.99, ("sort", "ff_only", 24): 0.96}
+    made = [outcome_of(run, solved.get((run.task, run.arm, run.length), 0.1)) for run in RECIPE.runs()]
+    assert answer(RECIPE, made)[:2] == [
+        "**recall** (tried up to 24 tokens): solved by no arm. Not solved by t5 at any length, so nothing follows for mixing.",
+        "**sort** (tried up to 24 tokens): solved up to 24 tokens by ff_only; up to 16 tokens by t5.",
+    ]
+    assert [listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
 
 
 def test_shares_are_shown_in_percent() -> None:

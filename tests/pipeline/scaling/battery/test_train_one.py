@@ -27,7 +27,14 @@ TRAINING = {
 
 
 def battery_run(task: str = "recall", arm: str = "t5", **training: Any) -> BatteryRun:
-    values = {"tasks": (task,), "arms": (arm,), "lengths": (16,), "sizes": {"d32": D32}, "seeds": 1, "learning_rate": 0.01}
+    values = {
+        "tasks": (task,),
+        "arms": (arm,),
+        "lengths": (16,),
+        "sizes": {"d32": {"model": D32}},
+        "seeds": 1,
+        "learning_rate": 0.01,
+    }
     recipe = BatteryRecipe.model_validate({**values, "training": {**TRAINING, **training}})
     return next(recipe.runs())
 
