@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -38,7 +39,7 @@ def run_battery(
 ) -> BatteryProgress:
     """Make `runs` in their order, at most `jobs` at a time, and write each result into `folder`.
 
-    Raises the error of the first run that fails; results that were written stay.
+    Raises the error of the first run that fails, and ValueError if a process was killed; results that were written stay.
     """
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     context = multiprocessing.get_context("spawn")
@@ -61,6 +62,9 @@ def run_battery(
                         if outcome is not None:
                             done += 1
                             log(_line(run, outcome, done, len(runs)))
+            except BrokenProcessPool as error:
+                names = ", ".join([run.name, *(other.name for other in futures.values())])
+                raise ValueError(f"a process was killed while it made one of {names}: rerun the same command") from error
             finally:
                 stop.set()  # so that no process trains on after an error
     finally:
