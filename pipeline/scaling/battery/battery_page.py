@@ -20,7 +20,6 @@ from pipeline.scaling.battery.settings import BatteryRecipe
 from pipeline.scaling.battery.tasks.by_name import TASKS
 
 NOTES = "notes.md"
-BASELINE = "t5"
 SOLVES = 0.95
 """Mean share of solved rows, over the seeds that are there, from which an arm is said to solve a task."""
 
@@ -100,8 +99,11 @@ def answer(recipe: BatteryRecipe, outcomes: Sequence[BatteryOutcome]) -> list[st
         sentence = f"**{task}** (tried up to {tried} tokens): " + (
             "solved " + "; ".join(words) if words else "solved by no arm"
         )
-        if BASELINE in recipe.arms and not longest[BASELINE]:
-            sentence += f". Not solved by {BASELINE} at any length, so nothing follows for mixing"
+        if not words:
+            best = max(made, key=lambda one: one.solved)
+            sentence += (
+                f", so nothing follows for mixing (best run: {best.arm}, {percent(best.solved)} % at {best.length} tokens)"
+            )
         sentences.append(sentence + ".")
     return [*sentences, f"Solved: {100 * SOLVES:g} % of the rows or more, mean over the seeds that are there."]
 

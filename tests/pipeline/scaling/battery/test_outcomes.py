@@ -174,11 +174,12 @@ def test_a_report_without_results_is_refused(tmp_path: Path) -> None:
         write_battery_report(tmp_path / "report", RECIPE, tmp_path, command="", machine="")
 
 
-def test_the_answer_says_up_to_which_length_and_what_follows_if_t5_fails() -> None:
+def test_the_answer_says_up_to_which_length_and_what_follows_if_no_arm_solves_a_task() -> None:
     solved = {("sort", "t5", 16): 1.0, ("sort", "t5", 24): 0.8, ("sort", "ff_only", 16): 0.99, ("sort", "ff_only", 24): 0.96}
     made = [outcome_of(run, solved.get((run.task, run.arm, run.length), 0.1)) for run in RECIPE.runs()]
     assert answer(RECIPE, made)[:2] == [
-        "**recall** (tried up to 24 tokens): solved by no arm. Not solved by t5 at any length, so nothing follows for mixing.",
+        "**recall** (tried up to 24 tokens): solved by no arm, so nothing follows for mixing (best run: t5, 10 % at 16 "
+        "tokens).",
         "**sort** (tried up to 24 tokens): solved up to 24 tokens by ff_only; up to 16 tokens by t5.",
     ]
     assert [listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
