@@ -25,9 +25,8 @@ from pipeline.eval.input_probes import Swap, constant_input, first_half, shuffle
 from pipeline.eval.row_losses import RowLosses
 from pipeline.eval.suffix_bpb import Nll
 from pipeline.objectives.causal_lm import DecoderOnlyAdapter
-from pipeline.objectives.interface import AnyBatch, Batch, Objective
+from pipeline.objectives.interface import AnyBatch, Batch, Ints, Objective
 
-Ints = NDArray[np.integer]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.floating]
 Change = Callable[[int, Batch], tuple[Ints, Ints]]
