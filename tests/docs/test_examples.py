@@ -1,4 +1,4 @@
-"""The example runs to its end, and a second start repeats no work. The notebook runs on what is committed and on made-up runs."""
+"""The example runs to its end, and a second start repeats no work. The notebook reads committed and made-up runs."""
 
 from __future__ import annotations
 

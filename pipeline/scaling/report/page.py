@@ -98,9 +98,10 @@ def write_report(
 
 
 def _fits(one: ReportedSet) -> dict[str, Any]:
-    """All numbers of a set. `withheld` is why they say nothing about mixing; null if they may be read."""
+    """All numbers of a set, and what is said of them. `withheld` is why they say nothing about mixing; null if they do."""
     plain: dict[str, Any] = _plain(one.analysis)
-    return {**plain, "input_checks": _plain(one.checks), "withheld": one.checks.withheld}
+    said = answer(one.results, one.analysis, one.checks)
+    return {**plain, "input_checks": _plain(one.checks), "withheld": one.checks.withheld, "answer": said}
 
 
 def _sections(

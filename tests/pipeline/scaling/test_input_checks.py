@@ -100,10 +100,15 @@ def has_one_seed(ladder: Path) -> None:
     ],
 )
 def test_statements_are_withheld_where_a_check_does_not_hold(
-    planted: Path, tmp_path: Path, plant: Callable[[Path], None], sentence: str, reason: str
+    planted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plant: Callable[[Path], None],
+    sentence: str,
+    reason: str,
 ) -> None:
     plant(planted)
-    said = quick_report(collect([planted]), tmp_path / "page")
+    said = quick_report(collect([planted]), tmp_path / "page", monkeypatch)
     assert any(sentence in line for line in said[:3]), said
     assert said[3].startswith("Every statement about mixing and every compute multiplier is withheld, because ")
     assert reason in said[3]
@@ -117,15 +122,17 @@ def test_statements_are_withheld_where_a_check_does_not_hold(
     assert not CLAIMS.search(" ".join(said))
 
 
-def quick_report(collected: Collected, output: Path) -> list[str]:
-    """Written with few bootstraps: what is said does not depend on the width of intervals."""
-    reported = [ReportedSet.of(results, analyse(results, "t5", num_draws=60)) for results in collected.sets]
+def quick_report(collected: Collected, output: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Written with few bootstraps and without figures: what is said depends on neither."""
+    monkeypatch.setattr("pipeline.scaling.report.page.figures", lambda *_: [])
+    monkeypatch.setattr("pipeline.scaling.report.page.input_figures", lambda *_: [])
+    reported = [ReportedSet.of(results, analyse(results, "t5", num_draws=40)) for results in collected.sets]
     write_report(output, collected, reported, "fnet-t5 scaling report")
     return opening(reported)
 
 
-def test_statements_are_made_where_all_checks_hold(planted: Path, tmp_path: Path) -> None:
-    said = quick_report(collect([planted]), tmp_path / "page")
+def test_statements_are_made_where_all_checks_hold(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = quick_report(collect([planted]), tmp_path / "page", monkeypatch)
     assert CLAIMS.search(" ".join(said))
     assert CLAIMS.search((tmp_path / "page" / "report.md").read_text())
     assert "withheld" not in (tmp_path / "page" / "report.md").read_text()

@@ -20,6 +20,7 @@ from pipeline.run_folder import write_status
 from pipeline.scaling.ladder.ladder import read_ladder
 from pipeline.scaling.ladder.run_configs import runs_of
 from pipeline.scaling.ladder.states import state_of
+from pipeline.scaling.results import collect
 from tests.helpers.ladders import MULTIPLIER, suffix_bpb
 
 
@@ -280,6 +281,23 @@ def test_runs_are_compared_by_their_loss_if_some_have_no_suffix_bpb(damaged: Pat
     runs.append(runs_of(damaged) / "gpt2-d64-seed0-b1")
     with pytest.raises(ValueError, match="fnet-t5 scaling measure"):
         report(runs, tmp_path / "page")
+
+
+def test_other_objectives_are_compared_by_their_text_alone(damaged: Path) -> None:
+    """Sentinels and end tokens are a part of a run's own loss. Where one run was not measured, all are compared by that."""
+    runs = [runs_of(damaged) / name for name in ("t5-d64-seed0-b1", "fnet_t5-d64-seed0-b1")]
+    for run in runs:
+        config = json.loads((run / "config.json").read_bytes())
+        config["data"]["objective"] = {"name": "span_corruption"}
+        (run / "config.json").write_text(json.dumps(config))
+    (results,) = collect(runs).sets
+    assert results.measure == "nats per text target token of 20 rows, text cccccccc"
+    written = [json.loads((run / "measurements.json").read_bytes())["text_loss"] for run in runs]
+    assert [one.point.loss for one in results.results] == written
+    (runs[1] / "measurements.json").unlink()
+    (results,) = collect(runs).sets
+    assert results.measure.startswith("nats per target token of ")
+    assert [one.point.loss for one in results.results] == [one.own_loss for one in results.results] != written
 
 
 def test_the_noise_floor_uses_one_end_of_each_run(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
