@@ -2,7 +2,7 @@
 
     python benchmarks/ladder_coverage.py [--ladders 100] [--estimators chosen separate …] [--designs cpu-smoke …]
 
-Without --estimators all are measured on the first design, and the two of `_EVERYWHERE` on the others.
+Without --estimators all are measured on the first design and noise, and those of `_EVERYWHERE` on the others.
 
 Each ladder has the runs of a recipe in configs/scaling/ (arms t5 and fnet_t5), a loss surface on which fnet_t5 needs 0.7 times
 the compute of t5 at every size and budget, and noise with the parts measured on docs/reports/cpu-smoke: seeds, and lack of fit.
@@ -33,7 +33,7 @@ from pipeline.scaling.fit.joint.simulated import (
     expected_losses,
     simulated_places,
 )
-from pipeline.scaling.fit.joint.surfaces import CONSTANTS, JointFit, Places, fit_jointly
+from pipeline.scaling.fit.joint.surfaces import JointFit, Places, fit_jointly
 from pipeline.scaling.fit.multiplier import compute_multiplier
 from pipeline.scaling.fit.points import Columns, Floats
 from pipeline.scaling.ladder.ladder import make_ladder
@@ -52,6 +52,7 @@ DESIGNS = {
     "h200-hour": ("h200-hour", [], "assumed"),
     "pile-small": ("pile-small", [], "assumed"),
 }
+NOISE = {"measured": MEASURED, "seeds": MEASURED.seeds_alone()}
 Bounds = tuple[float, float]
 
 
@@ -159,7 +160,7 @@ def huber_fit(fit: JointFit, delta: float) -> JointFit:
 
 
 def stratified_bootstrap(drawn: Drawn) -> Bounds:
-    """Runs with their ends drawn with replacement within each arm and size. Where a size has one run there is nothing to draw."""
+    """Runs with their ends drawn with replacement within arm and size. Where a size has one run there is nothing to draw."""
     fit, groups = fit_jointly(drawn.places), {}
     for number, one in enumerate(drawn.results):
         groups.setdefault((one.arm, one.size), {}).setdefault(one.seed, {})[one.budget] = drawn.log_losses[number]
@@ -189,7 +190,7 @@ ESTIMATORS: dict[str, tuple[str, Callable[[Drawn], Bounds]]] = {
 }
 
 
-_EVERYWHERE = ("chosen", "without_kappa")
+_EVERYWHERE = ("chosen",)
 
 
 def design(recipe: str, overrides: list[str]) -> list[PlannedResult]:
@@ -211,27 +212,27 @@ def design(recipe: str, overrides: list[str]) -> list[PlannedResult]:
     ]
 
 
-def measure(name: str, noise: LadderNoise, num_ladders: int, estimators: Sequence[str]) -> dict[str, tuple[int, int, float]]:
-    """By estimator: intervals with the true multiplier, ladders without an interval, median half-width in log compute."""
+def measure(drawn: Sequence[Drawn], estimator: Callable[[Drawn], Bounds]) -> tuple[int, int, float]:
+    """Intervals with the true multiplier, ladders without an interval, and the median half-width in log compute."""
+    held, refused, widths = 0, 0, []
+    for one in drawn:
+        try:
+            low, high = estimator(one)
+        except ValueError:
+            refused += 1
+            continue
+        held += low <= np.log(TRUE) <= high
+        widths.append((high - low) / 2)
+    return held, refused, float(np.median(widths)) if widths else float("nan")
+
+
+def ladders(name: str, noise: LadderNoise, num_ladders: int) -> list[Drawn]:
+    """The same for every estimator."""
     recipe, overrides, surface = DESIGNS[name]
     results = design(recipe, overrides)
     middle = expected_losses(results, ARMS[0], SURFACES[surface], TRUE)
     drawn = draw_ladder_noise(results, noise, num_ladders, np.random.default_rng(2026))
-    found: dict[str, tuple[int, int, float]] = {}
-    for estimator in estimators:
-        held, refused, widths = 0, 0, []
-        for number in range(num_ladders):
-            try:
-                low, high = ESTIMATORS[estimator][1](
-                    Drawn(results, middle + drawn[number], np.random.default_rng(number))
-                )
-            except ValueError:
-                refused += 1
-                continue
-            held += low <= np.log(TRUE) <= high
-            widths.append((high - low) / 2)
-        found[estimator] = held, refused, float(np.median(widths)) if widths else float("nan")
-    return found
+    return [Drawn(results, middle + one, np.random.default_rng(number)) for number, one in enumerate(drawn)]
 
 
 def main() -> None:
@@ -239,18 +240,21 @@ def main() -> None:
     parser.add_argument("--ladders", type=int, default=100)
     parser.add_argument("--estimators", nargs="+", choices=list(ESTIMATORS))
     parser.add_argument("--designs", nargs="+", choices=list(DESIGNS), default=list(DESIGNS))
+    parser.add_argument("--noise", nargs="+", choices=list(NOISE), default=list(NOISE))
     options = parser.parse_args()
     began = time.process_time()
-    print(f"{options.ladders} ladders each, true multiplier {TRUE}; {platform.processor() or platform.machine()}, {time.strftime('%F')}")
+    print(f"{options.ladders} ladders, true multiplier {TRUE}; {platform.machine()}, {time.strftime('%F')}")
     print("| design | noise | estimator | contains 0.7 | no interval | median half-width |")
     print("| --- | --- | --- | ---: | ---: | ---: |")
     for name in options.designs:
-        estimators = options.estimators or (ESTIMATORS if name == options.designs[0] else _EVERYWHERE)
-        for label, noise in (("as measured", MEASURED), ("seeds alone", MEASURED.seeds_alone())):
-            for estimator, (held, refused, width) in measure(name, noise, options.ladders, list(estimators)).items():
+        for noise in options.noise:
+            drawn = ladders(name, NOISE[noise], options.ladders)
+            first = name == options.designs[0] and noise == options.noise[0]
+            for estimator in options.estimators or (ESTIMATORS if first else _EVERYWHERE):
+                label, compute = ESTIMATORS[estimator]
+                held, refused, width = measure(drawn, compute)
                 share = f"{100 * held / options.ladders:.1f} %"
-                cells = name, label, ESTIMATORS[estimator][0], share, str(refused), f"{100 * np.expm1(width):.1f} %"
-                print(f"| {' | '.join(cells)} |", flush=True)
+                print(f"| {name} | {noise} | {label} | {share} | {refused} | {100 * np.expm1(width):.1f} % |", flush=True)
     print(f"\n{time.process_time() - began:.0f} s of CPU time")
 
 

@@ -4,8 +4,8 @@ Each arm is at its best size, within the compute that it was trained with, and a
 results say where it is beyond them). Where one arm's loss lies outside of what the other reached, the multiplier is refused,
 with the reason.
 
-The FLOPs of a token by size are interpolated between the arm's sizes (in logarithms) and follow a power law beyond them. A power
-law throughout has errors of some percent, and they would be errors of the multiplier.
+The FLOPs of a token by size are interpolated between the arm's sizes (in logarithms) and follow a power law beyond them. A
+power law throughout has errors of some percent, and they would be errors of the multiplier.
 
 Shapes: P sets of coefficients, Q budgets, S sizes of a grid.
 """
@@ -83,7 +83,7 @@ class Frontiers:
     def is_beyond(self, coefficients: Floats, arm: int, log_c: Floats) -> bool:
         """Whether the best size of a budget (Q,) lies outside of the arm's trained sizes, for coefficients (K,)."""
         log_n, cost = self.sizes(arm)
-        log_a, log_b, log_e, alpha, beta, kappa = self.model.of_arm(coefficients[None], arm)[0]
+        log_a, log_b, _, alpha, beta, kappa = self.model.of_arm(coefficients[None], arm)[0]
         losses = np.exp(log_a - alpha * log_n) + np.exp(log_b + kappa * log_n - beta * (log_c[:, None] - cost))
         best = log_n[losses.argmin(axis=-1)]
         known = np.log(self.model.places.runs.num_parameters[self.model.places.arm == arm])
@@ -121,10 +121,10 @@ def covered(fit: JointFit, arms: tuple[int, int]) -> tuple[Floats, tuple[NotCove
     needed = grid + frontiers.log_multiplier(fit.coefficients[None], arms, grid)[0]
     inside = np.flatnonzero((needed >= ranges[1][0]) & (needed <= ranges[1][1]))
     if not len(inside):
-        lower = needed[-1] < ranges[1][0]
+        better, worse = (names[1], names[0]) if needed[-1] < ranges[1][0] else (names[0], names[1])
         raise ValueError(
-            f"{names[1]} and {names[0]} have no loss in common: {names[1]} at its {'smallest' if lower else 'largest'} budget is "
-            f"{'better' if lower else 'worse'} than {names[0]} at its {'largest' if lower else 'smallest'}; add budgets"
+            f"{names[1]} and {names[0]} have no loss in common: {better} at its smallest budget is better than {worse} at its "
+            f"largest; add smaller budgets of {better}, or larger ones of {worse}"
         )
     low, high = grid[inside[0]], grid[inside[-1]]
     reached = needed[inside[0]], needed[inside[-1]]
@@ -148,6 +148,21 @@ def multiplier_estimate(fit: JointFit, arms: tuple[int, int], log_c: Floats) -> 
     return estimate(fit, lambda coefficients: frontiers.log_multiplier(coefficients, arms, log_c))
 
 
+def difference_estimate(fit: JointFit, arms: tuple[int, int]) -> tuple[float, Estimate]:
+    """log(loss of the second arm / loss of the first) at their best sizes, at the largest compute that both were trained with.
+
+    Returns the log of this compute and the estimate (Q = 1). Raises ValueError if their ranges of compute do not meet.
+    """
+    ranges = [fit.model.places.log_range(arm) for arm in arms]
+    at = min(high for _, high in ranges)
+    if at < max(low for low, _ in ranges):
+        names = " and ".join(fit.model.places.arms[arm] for arm in arms)
+        raise ValueError(f"{names} were trained with budgets that do not overlap: add budgets that both have")
+    frontiers = Frontiers(fit.model)
+    log_c = np.array([at])
+    return at, estimate(fit, lambda coefficients: frontiers.log_difference(coefficients, arms, log_c))
+
+
 def multiplier_band(fit: JointFit, arms: tuple[int, int], regret: Regrets | None = None) -> MultiplierBand:
     """The multiplier of the second arm over the first, the band widened by `regret`.
 
@@ -158,9 +173,7 @@ def multiplier_band(fit: JointFit, arms: tuple[int, int], regret: Regrets | None
     low, high = interval_with_regret(fit, found, regret)
     frontiers, names = Frontiers(fit.model), fit.model.places.arms
     budgets = log_c, log_c + found.value
-    beyond = [
-        names[arm] for arm, at in zip(arms, budgets, strict=True) if frontiers.is_beyond(fit.coefficients, arm, at)
-    ]
+    beyond = [names[arm] for arm, at in zip(arms, budgets, strict=True) if frontiers.is_beyond(fit.coefficients, arm, at)]
     return MultiplierBand(
         flops=np.exp(log_c),
         arm_flops=np.exp(log_c + found.value),

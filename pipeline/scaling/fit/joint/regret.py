@@ -64,17 +64,21 @@ def place_regrets(places: Places, regrets: Mapping[str, Regret | float]) -> Regr
     )
 
 
-def interval_with_regret(fit: JointFit, found: Estimate, regret: Regrets | None) -> tuple[Floats, Floats]:
-    """The 95 % interval of the statistics, widened by regret: low (Q,) and high (Q,)."""
-    width = found.half_width()
+def regret_shifts(fit: JointFit, found: Estimate, regret: Regrets | None) -> tuple[Floats, Floats, Floats]:
+    """How much lower and higher the statistics may be because of regret, and the standard error of that: each (Q,), >= 0."""
+    down, up, variance = (np.zeros_like(found.value) for _ in range(3))
     if regret is None:
-        return found.value - width, found.value + width
-    down, up = np.zeros_like(width), np.zeros_like(width)
-    extra = np.zeros_like(width)
+        return down, up, variance
     for arm in range(len(fit.model.places.arms)):
         own = fit.model.places.arm == arm
         shift = -found.influence[:, own] @ regret.loss[own]
-        down, up = down + np.minimum(shift, 0), up + np.maximum(shift, 0)
-        extra += (np.abs(found.influence[:, own]) @ regret.error[own]) ** 2
-    width = np.hypot(width, stats.norm.ppf(0.975) * np.sqrt(extra))
-    return found.value + down - width, found.value + up + width
+        down, up = down + np.maximum(-shift, 0), up + np.maximum(shift, 0)
+        variance += (np.abs(found.influence[:, own]) @ regret.error[own]) ** 2
+    return down, up, np.sqrt(variance)
+
+
+def interval_with_regret(fit: JointFit, found: Estimate, regret: Regrets | None) -> tuple[Floats, Floats]:
+    """The 95 % interval of the statistics, widened by regret: low (Q,) and high (Q,)."""
+    down, up, error = regret_shifts(fit, found, regret)
+    width = np.hypot(found.half_width(), stats.norm.ppf(0.975) * error)
+    return found.value - down - width, found.value + up + width

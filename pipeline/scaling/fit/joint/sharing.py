@@ -60,7 +60,7 @@ def choose_sharing(places: Places) -> Sharing:
 
     Among sets of one size that are not refused the one with the smallest F is chosen. Raises ValueError as `fit_jointly` does.
     """
-    restricted = {CONSTANTS: fit_jointly(places, CONSTANTS)}
+    restricted: dict[tuple[str, ...], JointFit] = {CONSTANTS: fit_jointly(places, CONSTANTS)}
     try:
         full = fit_jointly(places, (), start=restricted[CONSTANTS])
     except ValueError as error:

@@ -1,7 +1,7 @@
 """Ladders with a known multiplier: the places of a design, a loss surface, and noise with the parts that were measured.
 
-An arm with the multiplier M has at every size and compute C the loss that the baseline's surface has at C / M. Its multiplier is
-M at every compute, whatever its sizes.
+An arm with the multiplier M has at every size and compute C the loss that the baseline's surface has at C / M. Its multiplier
+is M at every compute, whatever its sizes.
 
 Shapes: B ladders, R runs.
 """
@@ -107,7 +107,7 @@ def simulated_places(results: Sequence[PlannedResult], log_losses: Floats) -> Pl
     arms = tuple(dict.fromkeys(one.arm for one in results))
     return Places(
         arms=arms,
-        runs=_columns([results[numbers[0]] for numbers in groups.values()], [float(log_losses[one].mean()) for one in groups.values()]),
+        runs=_columns([results[of[0]] for of in groups.values()], [float(log_losses[of].mean()) for of in groups.values()]),
         arm=np.array([arms.index(arm) for arm, _, _ in groups], dtype=np.int64),
         sizes=tuple(size for _, size, _ in groups),
         seeds=tuple(tuple(f"{arm}-{size}-seed{results[one].seed}" for one in of) for (arm, size, _), of in groups.items()),

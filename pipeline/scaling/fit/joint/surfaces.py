@@ -1,13 +1,13 @@
-"""The loss surfaces of several arms in one fit: L = E + A / N^alpha + B N^kappa / D^beta with A, B and kappa of each arm, and E,
-alpha and beta of each arm or shared by all. The first arm has kappa = 0: Chinchilla's surface.
+"""The loss surfaces of several arms in one fit: L = E + A / N^alpha + B N^kappa / D^beta with A, B and kappa of each arm, and
+E, alpha and beta of each arm or shared by all. The first arm has kappa = 0: Chinchilla's surface.
 
 Constants that arms share are determined by the runs of all, so a multiplier, which is a difference of two surfaces, needs fewer
 coefficients: 8 instead of 11 for two arms that share all three. `sharing.py` tests what may be shared.
 
-kappa is needed because the FLOPs of a token by parameter differ between architectures, and by size: those of the hybrid rise from
-2.3 to 2.8 per parameter over the sizes of cpu-smoke, those of T5 do not. Of two arms, one may therefore learn alike from equal
-tokens or from equal compute at all sizes, not both. Without kappa a multiplier that is the same at every size and compute was
-found 4 to 6 % too low at small budgets.
+kappa is needed because the FLOPs of a token by parameter differ between architectures, and by size: those of the hybrid rise
+from 2.3 to 2.8 per parameter over the sizes of cpu-smoke, those of T5 do not. So two arms cannot be alike at all sizes both
+at equal tokens and at equal compute. Without kappa, a multiplier that is the same at every size and compute was found 4 to 6 %
+too low at small budgets.
 
 The fit is least squares on log losses, one observation a place (arm, size, budget): the mean over its seeds. Seeds of a place
 share the lack of fit of its surface, which is larger than their own noise, so they do not count as further observations
@@ -256,8 +256,8 @@ def fit_jointly(
     model = JointModel(places=places, shared=frozenset(shared), with_kappa=with_kappa)
     if len(places.runs) <= model.num_coefficients:
         raise ValueError(
-            f"{len(places.runs)} places of {', '.join(places.arms)} do not determine {model.num_coefficients} constants and their "
-            "error: add sizes or budgets"
+            f"{len(places.runs)} places of {', '.join(places.arms)} do not determine {model.num_coefficients} constants and "
+            "their error: add sizes or budgets"
         )
     starts = model.starts()
     if start is not None:
@@ -271,6 +271,4 @@ def fit_jointly(
         )
     best = int(np.argmin(np.where(sound, found.objective, np.inf)))
     values, slopes = model.values_and_slopes(found.coefficients[best][None])
-    return JointFit(
-        model=model, coefficients=found.coefficients[best], residuals=places.log_loss - values[0], slopes=slopes[0]
-    )
+    return JointFit(model=model, coefficients=found.coefficients[best], residuals=places.log_loss - values[0], slopes=slopes[0])
