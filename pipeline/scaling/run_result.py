@@ -10,6 +10,10 @@ from pipeline.eval.measurements import Measurements
 from pipeline.scaling.curves import ValidationPoint
 from pipeline.scaling.fit.points import Point
 
+FEWEST_STEPS = 1000
+FEWEST_TOKENS_PER_PARAMETER = 3.0
+"""Shorter runs say little about what an arm can do: a report names them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
@@ -56,3 +60,12 @@ class RunResult:
         if self.measurements is not None:
             return self.measurements.text_loss
         return self.curve[-1].text_loss if self.curve else None
+
+    @property
+    def tokens_per_parameter(self) -> float:
+        return self.point.tokens / self.point.num_parameters
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it made less than 1,000 steps, or read less than 3 raw tokens a parameter."""
+        return self.steps < FEWEST_STEPS or self.tokens_per_parameter < FEWEST_TOKENS_PER_PARAMETER

@@ -13,6 +13,7 @@ from pipeline.scaling.ladder.ladder import Ladder
 from pipeline.scaling.ladder.learning_rates import read_optimum
 from pipeline.scaling.report.words import WITHHELD, at_anchor, percent, shown, verdict, why_withheld
 from pipeline.scaling.results import ResultSet
+from pipeline.scaling.run_result import FEWEST_STEPS, FEWEST_TOKENS_PER_PARAMETER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +234,23 @@ def _pair_rows(pairs: Sequence[PairView], shapes: Shapes, withheld: str | None) 
             interval = WITHHELD
         rows.append((pair.arm, pair.size, shapes[pair.arm, pair.size], ratio, budgets, interval, found))
     return rows
+
+
+def length_table(results: ResultSet) -> Table:
+    """How long each arm trained, by size and budget."""
+    rows = []
+    for arm, size in dict.fromkeys((one.point.arm, one.point.size) for one in results.results):
+        here = [one for one in results.results if (one.point.arm, one.point.size) == (arm, size) and one.point.seed == 0]
+        for one in here:
+            cells = f"{one.point.budget:.3g}", f"{one.steps:,}", f"{one.point.tokens / 1e6:,.2f}"
+            ratio, short = f"{one.tokens_per_parameter:,.1f}", "short" if one.is_short else ""
+            rows.append((arm, size, one.shape, *cells, ratio, short))
+    note = (
+        f"Seed 0. At equal FLOPs an arm that is cheaper a token reads more text. Short: under {FEWEST_STEPS:,} steps, or "
+        f"{FEWEST_TOKENS_PER_PARAMETER:g} raw tokens a parameter."
+    )
+    columns = ("arm", "size", "shape", "budget", "steps", "M raw tokens", "raw tokens a parameter", "")
+    return Table(title="Length of training", note=note, columns=columns, rows=tuple(rows))
 
 
 def speed_table(results: ResultSet) -> Table:
