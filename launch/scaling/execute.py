@@ -8,7 +8,6 @@ smaller budget, and evaluates suffix bits per byte of each end. Completed parts 
 from __future__ import annotations
 
 import json
-import math
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,9 +22,10 @@ from launch.local import PREEMPTED_EXIT, STOPPED_EXITS
 from launch.preflight import check_data
 from launch.start import PreparedRun, Processes, check_run, start_run, write_config
 from pipeline.config import RunConfig
-from pipeline.eval.suffix_bpb import ALL, overall, suffix_bpb_file, write_suffix_bpb
+from pipeline.eval.measurements import MEASUREMENTS_FILE, Extent, measure_run
+from pipeline.eval.suffix_bpb import suffix_bpb_file
 from pipeline.run_folder import read_status
-from pipeline.scaling.ladder.ladder import Ladder, PlannedRun, write_data_path
+from pipeline.scaling.ladder.ladder import Ladder, PlannedRun, read_ladder, write_data_path
 from pipeline.scaling.ladder.learning_rates import (
     check_rates,
     has_diverged,
@@ -41,6 +41,8 @@ from pipeline.scaling.ladder.states import state_of
 from pipeline.scaling.runs import ARCHIVED_FILE
 
 Log = Callable[[str], None]
+FLOORS = "floors"
+"""Folder of a ladder with the losses of n-gram tables on the rows that its runs are measured on."""
 
 
 class PreemptedError(Exception):
@@ -217,33 +219,25 @@ class _Execution:
             todo = left
 
     def _evaluate(self, run: Path) -> None:
-        """Evaluate suffix bits per byte of a finished run; the prefix is as long as the encoder, the suffix as the decoder."""
+        """Measure a finished run; the prefix is as long as the encoder, the suffix as the decoder."""
         if suffix_bpb_file(run) is not None:
             return
-        data = self.ladder.recipe.data
-        measure(run, data.encoder_length, data.decoder_length, self.ladder.recipe.suffix_bpb.rows_per_source)
+        measure_run(run, extent_of(self.ladder), self.folder / FLOORS)
 
 
-def measure(run: Path, prefix: int, suffix: int, rows: int) -> float:
-    """Evaluate suffix bits per byte of a run, write them to its folder, and return those of all sources together.
+def extent_of(ladder: Ladder) -> Extent:
+    """The rows that the runs of a ladder are measured on."""
+    data = ladder.recipe.data
+    rows = ladder.recipe.suffix_bpb.rows_per_source
+    return Extent(prefix=data.encoder_length, suffix=data.decoder_length, rows_per_source=rows)
 
-    `prefix` and `suffix` are lengths in tokens, `rows` is the number of rows of each source.
-    Raises ValueError for a run without a checkpoint, for losses that are not finite, and for a run that was evaluated on other
-    text before: a ladder's report may rest on that.
-    """
-    from pipeline.eval.evaluate import evaluate_sources
 
-    scores = evaluate_sources(run, prefix_length=prefix, suffix_length=suffix, rows_per_source=rows)
-    if not all(math.isfinite(one.nll) for one in scores.values()):
-        raise ValueError(f"{run} has a loss on held-out text that is not finite: it has diverged")
-    path = suffix_bpb_file(run)
-    if path is not None:
-        kept = json.loads(path.read_bytes())
-        text = kept["sources"][ALL]["text_sha256"]
-        if (kept["prefix"], kept["suffix"], text) != (prefix, suffix, overall(scores).text_sha256):
-            raise ValueError(
-                f"{path} evaluates this run on other text ({kept['suffix']} tokens given {kept['prefix']}, text {text[:8]}), "
-                "on which a ladder's report may rest: give the same --prefix, --suffix and --rows, or delete the file first"
-            )
-    write_suffix_bpb(run, prefix, suffix, scores)
-    return overall(scores).bits_per_byte
+def measure_ladder(folder: Path, log: Log) -> None:
+    """Measure every finished run of a ladder that an earlier version did not measure, or measured less of."""
+    ladder = read_ladder(folder)
+    main = [name for run in ladder.runs if run.phase == "main" for _, name in run.folders()]
+    finished = [run for run in (runs_of(folder) / name for name in main) if read_status(run) == "finished"]
+    todo = [run for run in finished if not (run / MEASUREMENTS_FILE).is_file()]
+    for run in todo:
+        log(f"{run}: {measure_run(run, extent_of(ladder), folder / FLOORS).bits_per_byte:.4f} bits per byte")
+    log(f"{folder}: {len(todo)} of {len(finished)} finished runs were measured now")

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.scaling.analysis import analyse
+from pipeline.scaling.analysis import AnalysisOptions, analyse
 from pipeline.scaling.fit.points import Excluded
+from pipeline.scaling.input_checks import before_order
 from pipeline.scaling.ladder.ladder import LADDER_FILE
-from pipeline.scaling.report.page import ReportSection, write_report
+from pipeline.scaling.report.page import ReportedSet, ReportSection, opening, write_report
 from pipeline.scaling.report.tables import Table
-from pipeline.scaling.report.words import answer
-from pipeline.scaling.results import Collected, collect
+from pipeline.scaling.results import Collected, ResultSet, collect
 from pipeline.tracking.mlflow_tracker import RUN_ID_FILE, tracking_uri
 
 _SHOWN = 3
@@ -30,7 +30,7 @@ class ReportFiles:
 
 
 def make_report(runs: Sequence[Path], output: Path, baseline: str | None, inference: Path | None, command: str) -> ReportFiles:
-    """Write the report of ladders and run folders into `output`; `command` is shown in it.
+    """Write the report of ladders, run folders and tables of earlier reports into `output`; `command` is shown in it.
 
     Raises ValueError if no run is left to report, or if the runs cannot be compared.
     """
@@ -42,9 +42,9 @@ def make_report(runs: Sequence[Path], output: Path, baseline: str | None, infere
             reasons += f"; and {len(collected.excluded) - _SHOWN} more"
         raise ValueError(f"no run is left to report ({reasons or 'none was given'}): complete runs first")
     baseline = baseline or _baseline(collected)
-    analyses = [analyse(results, baseline) for results in collected.sets]
-    files = write_report(output, collected, analyses, command, extra)
-    return ReportFiles(answer(collected.sets[0], analyses[0]), collected.excluded, files)
+    reported = [ReportedSet.of(results, analyse(results, baseline, _options(results, collected))) for results in collected.sets]
+    files = write_report(output, collected, reported, command, extra)
+    return ReportFiles(opening(reported), collected.excluded, files)
 
 
 def log_to_mlflow(runs: Sequence[Path], files: Sequence[Path]) -> None:
@@ -68,6 +68,13 @@ def _baseline(collected: Collected) -> str:
     named = [ladder.recipe.baseline for _, ladder in collected.ladders]
     arms = [point.arm for point in collected.sets[0].checked.points]
     return next((name for name in (*named, "t5") if name in arms), arms[0])
+
+
+def _options(results: ResultSet, collected: Collected) -> AnalysisOptions:
+    """What the plans state beside the losses: the smallest margin of equivalence. Fits read runs after they read order."""
+    margins = [getattr(ladder.recipe, "equivalence_margin", None) for _, ladder in collected.ladders]
+    known = [margin for margin in margins if margin is not None]
+    return AnalysisOptions(margin=min(known, default=None), left_out=before_order(results))
 
 
 def _inference_section(path: Path) -> ReportSection:

@@ -120,15 +120,18 @@ def vocabulary_of(folder: Path) -> Vocabulary:
     return Vocabulary.of(load_tokenizer(folder / TOKENIZER_FILE))
 
 
-def objective_of(config: RunConfig, seed: str | None = None) -> Objective:
-    """The objective of a run. `seed` names its stream of random numbers; default: the stream of training."""
+def objective_of(config: RunConfig, seed: str | None = None, vocabulary: Vocabulary | None = None) -> Objective:
+    """The objective of a run. `seed` names its stream of random numbers; default: the stream of training.
+
+    `vocabulary` is that of data.path's tokenizer, which is read if it is not given.
+    """
     data = config.data
     return build_objective(
         data.objective,
         architecture=config.model.architecture,
         encoder_length=data.encoder_length,
         decoder_length=data.decoder_length,
-        vocabulary=vocabulary_of(data.path),
+        vocabulary=vocabulary or vocabulary_of(data.path),
         seed=str(config.train.seed) if seed is None else seed,
     )
 

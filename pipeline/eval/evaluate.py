@@ -7,13 +7,15 @@ UTF-8 bytes of the target text: it does not depend on the tokenizer.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 from torch import nn
 
 from data_prep.dataset.indexed_dataset import TokenFile
@@ -25,7 +27,7 @@ from pipeline.data.batches import DataShard, PipelineBatch, objective_of, open_r
 from pipeline.eval.evaluation_sets import evaluation_sets
 from pipeline.eval.floors import Floors, ngram_floors
 from pipeline.eval.input_probes import InputUse, Swap, input_use, mean_loss
-from pipeline.eval.suffix_bpb import Score, score, suffix_bpb_objective
+from pipeline.eval.suffix_bpb import Nll, Score, score, suffix_bpb_objective
 from pipeline.objectives.interface import VALIDATION_SEED, AnyBatch
 from pipeline.objectives.loss import losses_of
 from pipeline.objectives.vocabulary import Vocabulary
@@ -70,19 +72,47 @@ class InputReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Loaded:
-    """A checkpoint and its validation rows."""
+class LoadedRun:
+    """A checkpoint's model with the run's configuration and tokenizer: each file is read once."""
 
     run: Path
     step: int
     model: SingleProcessModel
     config: RunConfig
-    batches: list[PipelineBatch]
-    num_targets: int
+    tokenizer: Tokenizer
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary.of(self.tokenizer)
+
+    @cached_property
+    def byte_lengths(self) -> NDArray[np.integer]:
+        """UTF-8 bytes of each token (ids,)."""
+        return token_byte_lengths(self.tokenizer)
 
     @property
     def has_two_stacks(self) -> bool:
         return not (self.config.model.is_decoder_only or self.config.model.is_encoder_only)
+
+    def validation(self) -> tuple[list[PipelineBatch], int]:
+        """The rows that training validated on, and their number of targets. Raises ValueError if there are no targets."""
+        data = self.config.data
+        batches, num_targets = validation_batches(
+            open_rows(data, data.path, "val"),
+            objective_of(self.config, VALIDATION_SEED, self.vocabulary),
+            DataShard(self.config.train.micro_batch_size),
+            data.validation_rows,
+        )
+        if num_targets == 0:
+            raise ValueError(f"the validation rows of {data.path} hold no target tokens: prepare more validation text")
+        return batches, num_targets
+
+
+def load_run(run: Path, step: int | None = None) -> LoadedRun:
+    """A run's checkpoint, the latest by default. Raises ValueError if run or checkpoint are missing."""
+    model, config, found_step = load_model(run, step)
+    tokenizer = load_tokenizer(run / TOKENIZER_FILE)
+    return LoadedRun(run=run, step=found_step, model=model, config=config, tokenizer=tokenizer)
 
 
 def load_model(run: Path, step: int | None = None) -> tuple[SingleProcessModel, RunConfig, int]:
@@ -115,7 +145,8 @@ def check_fits(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], problem:
 
 def evaluate(run: Path, step: int | None = None) -> Evaluation:
     """Evaluate a run's checkpoint on its validation rows. Raises ValueError if run, checkpoint or data are missing."""
-    return _evaluate(_load(run, step))
+    loaded = load_run(run, step)
+    return _evaluate(loaded, *loaded.validation())
 
 
 def evaluate_input_use(run: Path, step: int | None = None) -> InputReport:
@@ -123,31 +154,18 @@ def evaluate_input_use(run: Path, step: int | None = None) -> InputReport:
 
     Raises ValueError if run, checkpoint or data are missing.
     """
-    loaded = _load(run, step)
-    tokenizer = load_tokenizer(run / TOKENIZER_FILE)
+    loaded = load_run(run, step)
+    batches, num_targets = loaded.validation()
     return InputReport(
-        _evaluate(loaded),
-        input_use(loaded.model, loaded.batches, Vocabulary.of(tokenizer)) if loaded.has_two_stacks else None,
-        ngram_floors(loaded.config, loaded.batches, num_ids(tokenizer)),
+        _evaluate(loaded, batches, num_targets),
+        input_use(loaded.model, batches, loaded.vocabulary) if loaded.has_two_stacks else None,
+        ngram_floors(loaded.config, batches, num_ids(loaded.tokenizer), vocabulary=loaded.vocabulary),
     )
-
-
-def _load(run: Path, step: int | None) -> _Loaded:
-    model, config, found_step = load_model(run, step)
-    data = config.data
-    share = DataShard(config.train.micro_batch_size)
-    batches, num_targets = validation_batches(
-        open_rows(data, data.path, "val"), objective_of(config, VALIDATION_SEED), share, data.validation_rows
-    )
-    if num_targets == 0:
-        raise ValueError(f"the validation rows of {data.path} hold no target tokens: prepare more validation text")
-    return _Loaded(run=run, step=found_step, model=model, config=config, batches=batches, num_targets=num_targets)
 
 
 @torch.no_grad()
-def _evaluate(loaded: _Loaded) -> Evaluation:
-    model, config, batches, num_targets = loaded.model, loaded.config, loaded.batches, loaded.num_targets
-    byte_lengths = token_byte_lengths(load_tokenizer(loaded.run / TOKENIZER_FILE))
+def _evaluate(loaded: LoadedRun, batches: Sequence[PipelineBatch], num_targets: int) -> Evaluation:
+    model, config, byte_lengths = loaded.model, loaded.config, loaded.byte_lengths
     unigram = unigram_losses(TokenFile(config.data.path / "train").tokens, len(byte_lengths))
     sums: dict[int, tuple[float, int]] = {}  # of each loss: nats, places
     unigram_nll = 0.0
@@ -172,7 +190,6 @@ def _evaluate(loaded: _Loaded) -> Evaluation:
     )
 
 
-@torch.no_grad()
 def evaluate_sources(
     run: Path,
     step: int | None = None,
@@ -187,20 +204,27 @@ def evaluate_sources(
     The prefix is as long as the run's encoder by default. Results of two runs are comparable if the lengths and the dataset
     folder are the same. A GPU is used if there is one.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, config, _ = load_model(run, step)
-    model.to(device)
-    data, tokenizer = config.data, load_tokenizer(run / TOKENIZER_FILE)
+    loaded = load_run(run, step)
+    data, byte_lengths = loaded.config.data, loaded.byte_lengths
     prefix = data.encoder_length if prefix_length is None else prefix_length
-    objective = suffix_bpb_objective(config.model.architecture, data.encoder_length, prefix, suffix_length, start_id(tokenizer))
+    start = start_id(loaded.tokenizer)
+    objective = suffix_bpb_objective(loaded.config.model.architecture, data.encoder_length, prefix, suffix_length, start)
     sets = evaluation_sets(data.path, split, prefix + suffix_length, rows_per_source, shortest=prefix + 1)
+    return score(sets, objective, nll_of(loaded.model), byte_lengths, loaded.config.train.micro_batch_size)
 
+
+def nll_of(model: SingleProcessModel) -> Nll:
+    """The losses of a model, which is moved to a GPU if there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+
+    @torch.no_grad()
     def nll(batch: AnyBatch) -> NDArray[np.floating]:
         inputs = model.inputs(tuple(torch.from_numpy(part).to(device) for part in batch.inputs))
         targets = torch.from_numpy(batch.losses[0][0]).to(device)
         return model.factory.cross_entropy(model(inputs), targets).cpu().numpy()
 
-    return score(sets, objective, nll, token_byte_lengths(tokenizer), config.train.micro_batch_size)
+    return nll
 
 
 def unigram_losses(tokens: NDArray[np.integer], vocab_size: int) -> NDArray[np.float64]:

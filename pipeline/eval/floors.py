@@ -10,7 +10,7 @@ Shapes: B rows, N encoder length, M decoder length, L tokens, P predicted places
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from pipeline.data.batches import PipelineBatch, objective_of, open_rows
 from pipeline.eval.ngram import MAX_ORDER, UNKNOWN, fit, windows
 from pipeline.objectives.catalogue import form_of
 from pipeline.objectives.interface import Form
+from pipeline.objectives.vocabulary import Vocabulary
 
 Ints = NDArray[np.integer]
 Pairs = tuple[Ints, Ints]
@@ -46,18 +47,32 @@ class Floors:
     """Tokens (for span corruption and mixtures targets) of the training split that were counted."""
 
 
-def ngram_floors(config: RunConfig, batches: Sequence[PipelineBatch], vocab_size: int, max_tokens: int = MAX_TOKENS) -> Floors:
+def ngram_floors(
+    config: RunConfig,
+    batches: Sequence[PipelineBatch],
+    vocab_size: int,
+    max_tokens: int = MAX_TOKENS,
+    vocabulary: Vocabulary | None = None,
+) -> Floors:
     """The floors of a run on its validation `batches`, from the first `max_tokens` of its training text.
 
+    `vocabulary` is that of data.path's tokenizer, which is read if it is needed and not given.
     Raises ValueError if the batches or the training text hold no targets.
     """
     form = form_of(config.model.architecture)
     follows = form == "encoder_decoder" and config.data.objective.name == "prefix_lm"
-    scored = _join(
+    scored = join(
         target_contexts(form, [part.numpy() for part in inputs], labels[0].numpy(), labels[1].numpy() > 0, follows)
         for inputs, labels in batches
     )
-    counted, held_out = split(_training_pairs(config, form, max_tokens))
+    return floors_on(scored, config, vocab_size, max_tokens, vocabulary)
+
+
+def floors_on(
+    scored: Pairs, config: RunConfig, vocab_size: int, max_tokens: int = MAX_TOKENS, vocabulary: Vocabulary | None = None
+) -> Floors:
+    """The floors on chosen targets and their contexts, from a run's training text. See `ngram_floors`."""
+    counted, held_out = split(_training_pairs(config, form_of(config.model.architecture), max_tokens, vocabulary))
     if not (len(scored[1]) and len(counted[1])):
         raise ValueError(f"{config.data.path} holds no target tokens to count or to score: prepare more text")
     losses = fit(counted, held_out, vocab_size).losses(*scored).mean(1)
@@ -101,11 +116,11 @@ def split(pairs: Pairs) -> tuple[Pairs, Pairs]:
     return (contexts[~held_out], targets[~held_out]), (contexts[held_out], targets[held_out])
 
 
-def _training_pairs(config: RunConfig, form: Form, max_tokens: int) -> Pairs:
+def _training_pairs(config: RunConfig, form: Form, max_tokens: int, vocabulary: Vocabulary | None) -> Pairs:
     data = config.data
     if data.objective.name in _TEXT_TARGETS:
         return windows(TokenFile(data.path / "train").tokens[:max_tokens])
-    rows, objective = open_rows(data, data.path, "train"), objective_of(config)
+    rows, objective = open_rows(data, data.path, "train"), objective_of(config, vocabulary=vocabulary)
     num_rows = min(len(rows), -(-max_tokens // rows.row_length))
 
     def pairs() -> Iterator[Pairs]:
@@ -115,9 +130,10 @@ def _training_pairs(config: RunConfig, form: Form, max_tokens: int) -> Pairs:
             targets, mask = batch.losses[0]
             yield target_contexts(form, batch.inputs, targets, mask > 0, follows_prefix=False)
 
-    return _join(pairs())
+    return join(pairs())
 
 
-def _join(pairs: Iterator[Pairs]) -> Pairs:
+def join(pairs: Iterable[Pairs]) -> Pairs:
+    """The pairs of several batches together."""
     contexts, targets = zip(*pairs, strict=True)
     return np.concatenate(contexts), np.concatenate(targets)

@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from models.sizes import shape_of
+from pipeline.eval.measurements import Measurements, read_measurements
 from pipeline.eval.suffix_bpb import ALL, suffix_bpb_file
 from pipeline.run_folder import METRICS
+from pipeline.scaling.curves import read_curve
 from pipeline.scaling.fit.points import CheckedRuns, Excluded, Point, check_runs
 from pipeline.scaling.ladder.ladder import LADDER_FILE, End, Ladder, PlannedRun, read_ladder
 from pipeline.scaling.ladder.learning_rates import rate_for
 from pipeline.scaling.ladder.run_configs import run_config, runs_of
+from pipeline.scaling.run_result import RunResult
+from pipeline.scaling.run_table import read_table
 from pipeline.scaling.runs import read_run
 from pipeline.tracking.metrics import read_metrics
 
@@ -29,35 +33,6 @@ _ONE_BUDGET = 1.05
 """Run folders without a ladder whose FLOPs are within 5 % of each other have one budget."""
 _POSITIONS = {"learned": "_positions", "learned_only": "_learned_only", "none": "_no_positions"}
 """Endings of arms by `model.encoder_positions`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """A finished run: its point and what else a report shows."""
-
-    point: Point
-    folder: Path
-    objective: str
-    own_loss: float
-    """Last validation loss, nats per target token of its own objective."""
-    sources: dict[str, float]
-    """Bits per byte by source; empty if suffix bits per byte were not evaluated."""
-    steps: int
-    rows: int
-    learning_rate: float
-    encoder_tokens: float
-    decoder_tokens: float
-    target_tokens: float
-    memory_gb: float | None
-    """Peak memory of the process, or of the device, in GB."""
-    non_embedding: int
-    config: dict[str, Any]
-    provenance: dict[str, str]
-
-    @property
-    def shape(self) -> str:
-        """Layers x width and heads of the model that was trained."""
-        return shape_of(self.config["model"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +55,15 @@ class Collected:
     """Of all sets."""
 
 
-def collect(folders: Sequence[Path]) -> Collected:
-    """Read ladders and run folders. Raises ValueError for runs that contradict each other (`points.check_runs`)."""
-    if missing := next((folder for folder in folders if not folder.is_dir()), None):
+def collect(places: Sequence[Path]) -> Collected:
+    """Read ladders, run folders, and tables of earlier reports (runs.csv).
+
+    Raises ValueError for runs that contradict each other (`points.check_runs`).
+    """
+    if missing := next((place for place in places if not place.exists()), None):
         raise ValueError(f"{missing}: there is no such folder")
+    tables = [place for place in places if place.is_file()]
+    folders = [place for place in places if not place.is_file()]
     ladders = [(folder, read_ladder(folder)) for folder in folders if (folder / LADDER_FILE).is_file()]
     found: list[RunResult | Excluded] = []
     for folder, ladder in ladders:
@@ -91,16 +71,35 @@ def collect(folders: Sequence[Path]) -> Collected:
             if run.phase == "main":
                 found += [_of_ladder(folder, name, ladder, run, end) for end, name in run.folders()]
     found += _singles([folder for folder in folders if not (folder / LADDER_FILE).is_file()])
+    for table in tables:
+        found += read_table(table)
     results = [one for one in found if isinstance(one, RunResult)]
     sets, excluded = [], [one for one in found if isinstance(one, Excluded)]
     for name in dict.fromkeys(_set_of(one) for one in results):
-        members = {one.point.run: one for one in results if _set_of(one) == name}
-        checked = check_runs([one.point for one in results if _set_of(one) == name])
+        of_set = _by_text_loss([one for one in results if _set_of(one) == name])
+        members = {one.point.run: one for one in of_set}
+        checked = check_runs([one.point for one in of_set])
         excluded += checked.excluded
         if checked.points:
             chosen = tuple(members[point.run] for point in checked.points)
             sets.append(ResultSet(name=name, measure=checked.points[0].measure, checked=checked, results=chosen))
     return Collected(tuple(ladders), tuple(sets), tuple(excluded))
+
+
+def _by_text_loss(results: list[RunResult]) -> list[RunResult]:
+    """Results of an objective other than prefix-LM, with their losses on text targets if all finished ones have been measured.
+
+    Sentinels and end tokens are a part of their own losses, and say nothing about text.
+    """
+    finished = [one for one in results if one.point.problem is None]
+    if _set_of(results[0]) == "prefix_lm" or any(one.measurements is None or one.folder is None for one in finished):
+        return results
+    return [one if one.measurements is None else _with_text_loss(one, one.measurements) for one in results]
+
+
+def _with_text_loss(one: RunResult, found: Measurements) -> RunResult:
+    measure = f"nats per text target token of {found.num_rows} rows, text {found.text_sha256[:8]}"
+    return replace(one, point=replace(one.point, loss=found.text_loss, measure=measure))
 
 
 def _set_of(result: RunResult) -> str:
@@ -124,9 +123,16 @@ def _of_ladder(place: Path, name: str, ladder: Ladder, run: PlannedRun, end: End
         if key not in own:
             return Excluded(str(folder), f"is not the run that was planned: its {key} differs")
     result = _result(folder, run.arm, end.budget, run.size, True)
+    if isinstance(result, RunResult):
+        result = replace(result, needed_flops=_needed_flops(run, end))
     if isinstance(result, RunResult) and result.point.problem is None and _set_of(result) == "prefix_lm" and not result.sources:
         return Excluded(str(folder), "has no suffix bits per byte yet: complete it with `fnet-t5 scaling run`")
     return result
+
+
+def _needed_flops(run: PlannedRun, end: End) -> float | None:
+    per_row = getattr(run, "needed_flops_per_row", None)
+    return None if per_row is None else float(end.steps * run.rows * per_row)
 
 
 def _singles(folders: Sequence[Path]) -> list[RunResult | Excluded]:
@@ -210,6 +216,7 @@ def _read_result(folder: Path, arm: str, budget: float, size: str, by_suffix_bpb
     memory = [row["memory_gb"] for row in rows if row.get("memory_gb") is not None]
     return RunResult(
         point=point,
+        name=folder.name,
         folder=folder,
         objective=objective,
         own_loss=own_loss,
@@ -222,8 +229,12 @@ def _read_result(folder: Path, arm: str, budget: float, size: str, by_suffix_bpb
         target_tokens=float(last["target_tokens"]),
         memory_gb=max(memory, default=None),
         non_embedding=_non_embedding(point.num_parameters, config["model"]),
+        needed_flops=None,
+        shape=shape_of(config["model"]),
         config=config,
         provenance=json.loads(provenance.read_bytes()) if provenance.is_file() else {},
+        measurements=read_measurements(folder),
+        curve=read_curve(folder),
     )
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
 from data_prep.tokenization.tokenizer import load_tokenizer, num_ids
+from models.architectures.build import build_model
+from models.architectures.single_process import SingleProcessModel
 from models.config import expand_size
+from models.layers.initialization import initialize
 from pipeline.config import RunConfig
 
 Section = dict[str, Any]
@@ -29,3 +35,23 @@ def write_run(run: Path, recipe: dict[str, Section]) -> Path:
     run.mkdir(parents=True)
     (run / "config.json").write_text(config.model_dump_json())
     return run
+
+
+def random_model(config: RunConfig) -> SingleProcessModel:
+    """The model of a run with random weights, always the same."""
+    model = build_model(config.model)
+    initialize(model, seed=5)
+    return model.eval()
+
+
+def write_checkpoint(folder: Path, config: RunConfig) -> None:
+    """A complete checkpoint of the weights of `random_model`, and the tokenizer."""
+    checkpoint = folder / "checkpoints" / "step_00000001"
+    (checkpoint / "weights").mkdir(parents=True)
+    (checkpoint / "state").mkdir()
+    (checkpoint / "state" / "manifest.json").write_text('{"sha256": {}}')
+    weights = {name: value.contiguous() for name, value in random_model(config).state_dict().items()}
+    save_file(weights, checkpoint / "weights" / "model.safetensors")
+    index = {"weight_map": dict.fromkeys(weights, "model.safetensors")}
+    (checkpoint / "weights" / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "tokenizer.json").write_bytes((config.data.path / "tokenizer.json").read_bytes())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launch.cli.arguments import ManyValuesCommand, Overrides
+from launch.cli.scaling import battery
 
 if TYPE_CHECKING:
     from launch.scaling.pool import Places
@@ -37,6 +38,7 @@ def register(app: typer.Typer) -> None:
         measure
     )
     group.command(epilog="Example: fnet-t5 scaling status runs/cpu-smoke/ladder", no_args_is_help=True)(status)
+    battery.register(group)
     group.command(epilog="Example: fnet-t5 scaling add runs/ladder arms.ff_only={}", no_args_is_help=True)(add)
     group.command(epilog="Example: fnet-t5 scaling predict runs/ladder --flops 1e15", no_args_is_help=True)(predict)
     group.command(
@@ -160,16 +162,30 @@ def _run_many(
 
 
 def measure(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUNS…", help="Run folders outside of any ladder.")],
-    prefix: Annotated[int, typer.Option(help="Prefix length in tokens: at most the encoder length of each run.", min=1)],
-    suffix: Annotated[int, typer.Option(help="Suffix length in tokens.", min=1)],
-    rows: Annotated[int, typer.Option(help="Rows of each source.", min=1)] = 256,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUNS…", help="Run folders outside of any ladder, or ladder folders.")],
+    prefix: Annotated[
+        int | None, typer.Option(help="Prefix length in tokens: at most the encoder length. A ladder has its own.", min=1)
+    ] = None,
+    suffix: Annotated[int | None, typer.Option(help="Suffix length in tokens. A ladder has its own.", min=1)] = None,
+    rows: Annotated[int, typer.Option(help="Rows of each source. A ladder has its own.", min=1)] = 256,
 ) -> None:
-    """Evaluate suffix bits per byte, by which `scaling report` compares runs of any objective and architecture."""
-    from launch.scaling.execute import measure as measure_run
+    """Measure finished runs: suffix bits per byte, by which `scaling report` compares runs of any objective and architecture,
+    whether a model uses its input, n-gram floors, and the loss of every token.
+
+    `scaling run` measures the runs of a ladder itself. Give a ladder folder to measure those that an earlier version finished.
+    """
+    from launch.scaling.execute import measure_ladder
+    from pipeline.eval.measurements import Extent, measure_run
+    from pipeline.scaling.ladder.ladder import LADDER_FILE
 
     for folder in runs:
-        typer.echo(f"{folder}: {measure_run(folder, prefix, suffix, rows):.4f} bits per byte")
+        if (folder / LADDER_FILE).is_file():
+            measure_ladder(folder, typer.echo)
+        elif prefix is None or suffix is None:
+            raise ValueError(f"{folder} is no ladder: give --prefix and --suffix, the same for all runs that you will compare")
+        else:
+            found = measure_run(folder, Extent(prefix=prefix, suffix=suffix, rows_per_source=rows))
+            typer.echo(f"{folder}: {found.bits_per_byte:.4f} bits per byte")
 
 
 def status(folder: Folder) -> None:

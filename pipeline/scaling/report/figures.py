@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.run_folder import METRICS
 from pipeline.scaling.analysis import Analysis, MinimaFit, Refused, SurfaceFit
 from pipeline.scaling.report.words import at_anchor
-from pipeline.scaling.results import ResultSet, RunResult
-from pipeline.tracking.metrics import read_metrics
+from pipeline.scaling.results import ResultSet
+from pipeline.scaling.run_result import RunResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +34,7 @@ class Figure:
     svg: str
 
 
-class _Look:
+class Look:
     """One colour, marker and dash an arm, the same in every figure."""
 
     def __init__(self, arms: Sequence[str]) -> None:
@@ -50,14 +49,19 @@ class _Look:
         return look
 
 
-def figures(results: ResultSet, analysis: Analysis) -> list[Figure]:
-    """All figures that the results allow."""
-    look = _Look([fit.arm for fit in analysis.fits])
+def figures(results: ResultSet, analysis: Analysis, withheld: str | None) -> list[Figure]:
+    """All figures that the results allow; without that of the differences where statements about them are withheld."""
+    look = Look([fit.arm for fit in analysis.fits])
     made = [*_loss_curves(results, look), *_isoflops(results, analysis, look), *_optima(analysis, look)]
-    return [*made, *_residuals(results, analysis, look), *_differences(analysis, look), *_seconds(results, look)]
+    return [
+        *made,
+        *_residuals(results, analysis, look),
+        *(() if withheld else _differences(analysis, look)),
+        *_seconds(results, look),
+    ]
 
 
-def _draw(width: float, height: float, columns: int, rows: int, paint: Callable[[Any], None]) -> str:
+def draw(width: float, height: float, columns: int, rows: int, paint: Callable[[Any], None]) -> str:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -75,14 +79,17 @@ def _draw(width: float, height: float, columns: int, rows: int, paint: Callable[
     return text[text.index("<svg") :]
 
 
-def _loss_curves(results: ResultSet, look: _Look) -> list[Figure]:
+def _loss_curves(results: ResultSet, look: Look) -> list[Figure]:
     """One panel per objective, because their losses are not comparable."""
-    objectives = list(dict.fromkeys(one.objective for one in results.results))
+    with_curves = [one for one in results.results if one.curve]
+    objectives = list(dict.fromkeys(one.objective for one in with_curves))
     longest: dict[tuple[str, str], RunResult] = {}
-    for one in results.results:
+    for one in with_curves:
         place = (one.point.arm, one.point.size)
         if one.point.seed == 0 and (place not in longest or one.steps > longest[place].steps):
             longest[place] = one
+    if not longest:
+        return []
 
     sizes = list(dict.fromkeys(size for _, size in sorted(longest, key=lambda place: longest[place].point.num_parameters)))
     width = {size: 0.6 + 1.8 * (rank + 1) / len(sizes) for rank, size in enumerate(sizes)}
@@ -91,11 +98,10 @@ def _loss_curves(results: ResultSet, look: _Look) -> list[Figure]:
         for axis, objective in zip(axes[0], objectives, strict=True):
             for (arm, size), one in longest.items():
                 if one.objective == objective:
-                    rows = [row for row in read_metrics(one.folder / METRICS) if row.get("source") == "all"]
-                    rows = [row for row in rows if row["validation_loss"] is not None]
-                    values = [row["flops"] for row in rows], [row["validation_loss"] for row in rows]
+                    rows = [point for point in one.curve if point.validation_loss is not None]
+                    values = [point.flops for point in rows], [point.validation_loss for point in rows]
                     axis.plot(*values, **look.of(arm, marker=False), linewidth=width[size], label=f"{arm} {size}")
-            _logarithmic(axis, "x")
+            logarithmic(axis, "x")
             axis.set(xlabel="training FLOPs", ylabel=f"validation loss, nats per target token, {objective}")
             axis.legend(fontsize=6, ncols=2)
 
@@ -103,10 +109,10 @@ def _loss_curves(results: ResultSet, look: _Look) -> list[Figure]:
         "Validation loss of the longest run of each arm and size, seed 0; larger models have wider lines. The drop at the end "
         "is the decay of the learning rate. Losses of different objectives are not comparable and have separate panels."
     )
-    return [Figure("Loss curves", caption, _draw(5.2 * len(objectives), 4.2, len(objectives), 1, paint))]
+    return [Figure("Loss curves", caption, draw(5.2 * len(objectives), 4.2, len(objectives), 1, paint))]
 
 
-def _isoflops(results: ResultSet, analysis: Analysis, look: _Look) -> list[Figure]:
+def _isoflops(results: ResultSet, analysis: Analysis, look: Look) -> list[Figure]:
     arms = [fit for fit in analysis.fits if _num_sizes(results, fit.arm) >= 3]
     if not arms:
         return []
@@ -122,7 +128,7 @@ def _isoflops(results: ResultSet, analysis: Analysis, look: _Look) -> list[Figur
                 axis.plot(*sizes, **look.of(fit.arm, dash=False), alpha=shade, label=f"{budget:.2g} FLOPs")
                 if isinstance(fit.minima, MinimaFit):
                     _parabola(axis, fit.minima, number, [p.num_parameters for p in here], look.of(fit.arm)["color"], shade)
-            _logarithmic(axis, "x")
+            logarithmic(axis, "x")
             axis.set(xlabel="parameters", ylabel=_short(analysis.measure), title=fit.arm)
             axis.legend(fontsize=7)
 
@@ -130,7 +136,7 @@ def _isoflops(results: ResultSet, analysis: Analysis, look: _Look) -> list[Figur
         "Every run by size at each budget, the parabola through them and its minimum (cross). If there is no parabola, the fit "
         "was refused; the table of fits has the reason."
     )
-    return [Figure("isoFLOP curves", caption, _draw(4.6 * len(arms), 3.8, len(arms), 1, paint))]
+    return [Figure("isoFLOP curves", caption, draw(4.6 * len(arms), 3.8, len(arms), 1, paint))]
 
 
 def _parabola(axis: Axes, fit: MinimaFit, number: int, sizes: list[int], colour: str, shade: float) -> None:
@@ -140,7 +146,7 @@ def _parabola(axis: Axes, fit: MinimaFit, number: int, sizes: list[int], colour:
     axis.plot([fit.sizes[number]], [fit.losses[number]], marker="x", color="black", linestyle="none", markersize=7)
 
 
-def _optima(analysis: Analysis, look: _Look) -> list[Figure]:
+def _optima(analysis: Analysis, look: Look) -> list[Figure]:
     fitted = [(fit, fit.surface) for fit in analysis.fits if isinstance(fit.surface, SurfaceFit)]
     if not fitted:
         return []
@@ -157,7 +163,7 @@ def _optima(analysis: Analysis, look: _Look) -> list[Figure]:
                 if mark and not isinstance(minima, Refused):
                     axis.plot(minima.budgets, mark, **look.of(fit.arm, dash=False))
         for axis, name in zip(axes[0], ("best parameters", "best tokens", _short(analysis.measure)), strict=True):
-            _logarithmic(axis, *("x" if axis is axes[0][2] else "xy"))
+            logarithmic(axis, *("x" if axis is axes[0][2] else "xy"))
             axis.set(xlabel="training FLOPs", ylabel=name)
         axes[0][0].legend(fontsize=7)
 
@@ -165,10 +171,10 @@ def _optima(analysis: Analysis, look: _Look) -> list[Figure]:
         "Best size, tokens and loss by compute: lines and 95 % bands from the loss surface (approach 3), marks from the "
         "isoFLOP minima (approach 2). Two bands may overlap although the difference is clear: part of the noise is shared."
     )
-    return [Figure("Best size, tokens and loss by compute", caption, _draw(11, 3.6, 3, 1, paint))]
+    return [Figure("Best size, tokens and loss by compute", caption, draw(11, 3.6, 3, 1, paint))]
 
 
-def _residuals(results: ResultSet, analysis: Analysis, look: _Look) -> list[Figure]:
+def _residuals(results: ResultSet, analysis: Analysis, look: Look) -> list[Figure]:
     fitted = [(fit, fit.surface) for fit in analysis.fits if isinstance(fit.surface, SurfaceFit)]
     if not fitted:
         return []
@@ -182,15 +188,15 @@ def _residuals(results: ResultSet, analysis: Analysis, look: _Look) -> list[Figu
                 axis.plot([getattr(run, name) for run in runs], values, **look.of(fit.arm, dash=False), label=fit.arm)
         for axis, name in zip(axes[0], ("parameters", "tokens"), strict=True):
             axis.axhline(0, color="0.6", linewidth=0.8)
-            _logarithmic(axis, "x")
+            logarithmic(axis, "x")
             axis.set(xlabel=name, ylabel="measured / fitted - 1 (%)")
         axes[0][0].legend(fontsize=7)
 
     caption = "Residuals of the loss surfaces. A trend or a curve means that the form of the surface is wrong there."
-    return [Figure("Residuals", caption, _draw(8.6, 3.2, 2, 1, paint))]
+    return [Figure("Residuals", caption, draw(8.6, 3.2, 2, 1, paint))]
 
 
-def _differences(analysis: Analysis, look: _Look) -> list[Figure]:
+def _differences(analysis: Analysis, look: Look) -> list[Figure]:
     pairs = at_anchor(analysis.pairs)
     if not pairs:
         return []
@@ -216,10 +222,10 @@ def _differences(analysis: Analysis, look: _Look) -> list[Figure]:
         "Each arm against the baseline at one size. Whiskers: 95 % intervals from the noise floor, at the budget with the most "
         "seeds. Faint marks: the other budgets."
     )
-    return [Figure("Differences at equal FLOPs", caption, _draw(7.5, 0.8 + 0.38 * len(pairs), 1, 1, paint))]
+    return [Figure("Differences at equal FLOPs", caption, draw(7.5, 0.8 + 0.38 * len(pairs), 1, 1, paint))]
 
 
-def _seconds(results: ResultSet, look: _Look) -> list[Figure]:
+def _seconds(results: ResultSet, look: Look) -> list[Figure]:
     def paint(axes: Any) -> None:
         left, right = axes[0]
         for arm in dict.fromkeys(point.arm for point in results.checked.points):
@@ -231,8 +237,8 @@ def _seconds(results: ResultSet, look: _Look) -> list[Figure]:
                 right.plot(
                     [here[-1].num_parameters], [here[-1].tokens / here[-1].seconds], **look.of(arm, dash=False), label=label
                 )
-        _logarithmic(left, "x")
-        _logarithmic(right, "x", "y")
+        logarithmic(left, "x")
+        logarithmic(right, "x", "y")
         left.set(xlabel="seconds of training", ylabel=_short(results.measure), title="equal wall-clock")
         right.set(xlabel="parameters", ylabel="raw tokens per second", title="throughput")
         left.legend(fontsize=6)
@@ -241,10 +247,10 @@ def _seconds(results: ResultSet, look: _Look) -> list[Figure]:
         "The measure by seconds of training (a line for each size, a mark for each budget), and raw tokens per second. Seconds "
         "are those of the machine of the runs."
     )
-    return [Figure("Wall-clock and throughput", caption, _draw(9.6, 3.8, 2, 1, paint))]
+    return [Figure("Wall-clock and throughput", caption, draw(9.6, 3.8, 2, 1, paint))]
 
 
-def _logarithmic(axis: Axes, *names: str) -> None:
+def logarithmic(axis: Axes, *names: str) -> None:
     """Logarithmic axes with few, plain tick labels."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

@@ -1,14 +1,12 @@
-"""A report on disk: one self-contained HTML page, the same as Markdown, every run as CSV, every fit as JSON."""
+"""A report on disk: one self-contained HTML page, the same as Markdown, every run as CSV and Parquet, every fit as JSON."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,19 @@ import numpy as np
 
 from data_prep.files import atomic_write
 from pipeline.scaling.analysis import Analysis
+from pipeline.scaling.input_checks import InputChecks, input_checks
 from pipeline.scaling.ladder.ladder import EXCLUSION_RULES, Ladder, planned_at, stored_sha256
 from pipeline.scaling.report.figures import Figure, figures
+from pipeline.scaling.report.fit_tables import joint_tables
+from pipeline.scaling.report.input_figures import input_figures
+from pipeline.scaling.report.input_tables import input_tables
 from pipeline.scaling.report.tables import (
-    RUN_COLUMNS,
     Table,
     comparison_table,
     excluded_table,
     fit_tables,
+    length_table,
     pair_tables,
-    run_row,
     run_table,
     source_table,
     speed_table,
@@ -33,10 +34,9 @@ from pipeline.scaling.report.tables import (
 )
 from pipeline.scaling.report.words import answer, limits
 from pipeline.scaling.results import Collected, ResultSet
+from pipeline.scaling.run_table import CURVES, curves_parquet, table_csv, table_parquet
 
-PAGE, MARKDOWN, RUNS, FITS = "index.html", "report.md", "runs.csv", "fits.json"
-NOTICE = "notice.txt"
-"""A file written by hand beside the page, with what readers must know first, such as that its answer is withdrawn."""
+PAGE, MARKDOWN, RUNS, FITS, TABLE = "index.html", "report.md", "runs.csv", "fits.json", "runs.parquet"
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
@@ -49,60 +49,113 @@ class ReportSection:
     code: tuple[str, ...] = ()
 
 
-def write_report(
-    output: Path, collected: Collected, analyses: Sequence[Analysis], command: str, extra: Sequence[ReportSection] = ()
-) -> list[Path]:
-    """Write the four files into `output` and return them. `extra` sections come before the excluded runs.
+@dataclass(frozen=True)
+class ReportedSet:
+    """One set of results, what was computed of it, and whether it can say anything about mixing."""
 
-    A `notice.txt` in `output` (UTF-8, paragraphs separated by blank lines) opens the page and its Markdown.
-    """
-    opening = answer(collected.sets[0], analyses[0])
-    sections = list(_sections(collected, analyses, command, extra))
+    results: ResultSet
+    analysis: Analysis
+    checks: InputChecks
+
+    @classmethod
+    def of(cls, results: ResultSet, analysis: Analysis) -> ReportedSet:
+        return cls(results, analysis, input_checks(results))
+
+
+def opening(reported: Sequence[ReportedSet]) -> list[str]:
+    """The answer of every set; with several, each begins with the name of its objective."""
+    sentences = []
+    for one in reported:
+        found = answer(one.results, one.analysis, one.checks)
+        sentences += [f"{one.results.name}: {found[0]}", *found[1:]] if len(reported) > 1 else found
+    return sentences
+
+
+def write_report(
+    output: Path,
+    collected: Collected,
+    reported: Sequence[ReportedSet],
+    command: str,
+    extra: Sequence[ReportSection] = (),
+) -> list[Path]:
+    """Write the files into `output` and return them. `extra` sections come before the excluded runs."""
+    said = opening(reported)
+    sections = list(_sections(collected, reported, command, extra))
     names = ", ".join(ladder.recipe.name for _, ladder in collected.ladders)
     title = "Compute-matched comparison" + (f": {names}" if names else "")
     output.mkdir(parents=True, exist_ok=True)
-    notice = _notice(output / NOTICE)
+    sets = [(one.name, one.measure, one.results) for one in collected.sets]
     texts = {
-        PAGE: _html(title, opening, sections, notice),
-        MARKDOWN: _markdown(title, opening, sections, notice),
-        RUNS: _csv(collected.sets),
-        FITS: json.dumps(_plain(list(analyses)), indent=1) + "\n",
+        PAGE: _html(title, said, sections).encode(),
+        MARKDOWN: _markdown(title, said, sections).encode(),
+        RUNS: table_csv(sets).encode(),
+        TABLE: table_parquet(sets),
+        CURVES: curves_parquet(sets),
+        FITS: json.dumps([_fits(one) for one in reported], indent=1).encode() + b"\n",
     }
     for name, text in texts.items():
         with atomic_write(output / name) as file:
-            file.write(text.encode())
+            file.write(text)
     return [output / name for name in texts]
 
 
+def _fits(one: ReportedSet) -> dict[str, Any]:
+    """All numbers of a set, and what is said of them. `withheld` is why they say nothing about mixing; null if they do."""
+    plain: dict[str, Any] = _plain(one.analysis)
+    said = answer(one.results, one.analysis, one.checks)
+    return {**plain, "input_checks": _plain(one.checks), "withheld": one.checks.withheld, "answer": said}
+
+
 def _sections(
-    collected: Collected, analyses: Sequence[Analysis], command: str, extra: Sequence[ReportSection]
+    collected: Collected, reported: Sequence[ReportedSet], command: str, extra: Sequence[ReportSection]
 ) -> list[ReportSection]:
     sections = []
     if collected.ladders:
         sections.append(_plan_section(collected.ladders))
-    for results, analysis in zip(collected.sets, analyses, strict=True):
-        where = f" ({results.name})" if len(collected.sets) > 1 else ""
-        sources = source_table(results, analysis)
-        tables = [comparison_table(analysis), *pair_tables(results, analysis), *fit_tables(analysis), speed_table(results)]
-        sections += [
-            ReportSection(
-                title=f"Results{where}",
-                texts=(f"Measure: {results.measure}.",),
-                tables=tuple(tables + ([sources] if sources else [])),
-            ),
-            ReportSection(title=f"Figures{where}", figures=tuple(figures(results, analysis))),
-            ReportSection(title=f"Limits{where}", texts=tuple(limits(results, analysis))),
-        ]
+    for one in reported:
+        sections += _set_sections(one, f" ({one.results.name})" if len(reported) > 1 else "")
     sections += extra
     sweeps = sweep_table(collected.ladders)
+    is_archived = all(one.folder is None for group in collected.sets for one in group.results)
+    text = (
+        "The table that this report was made from does not have the sweeps."
+        if is_archived
+        else "Each run has that of its recipe."
+    )
     sections.append(
         ReportSection(title="Learning rates", tables=(sweeps,))
         if sweeps
-        else ReportSection(title="Learning rates", texts=("Each run has the one of its recipe.",))
+        else ReportSection(title="Learning rates", texts=(text,))
     )
     sections.append(ReportSection(title="Excluded runs", tables=(excluded_table(collected.excluded),)))
     sections += [ReportSection(title="Runs", tables=tuple(run_table(results) for results in collected.sets))]
     return [*sections, _provenance(collected, command)]
+
+
+def _set_sections(one: ReportedSet, where: str) -> Iterator[ReportSection]:
+    results, analysis, withheld = one.results, one.analysis, one.checks.withheld
+    sources = source_table(results, analysis)
+    tables = [
+        comparison_table(analysis, withheld),
+        *joint_tables(analysis, withheld),
+        *pair_tables(results, analysis, withheld),
+        *fit_tables(analysis),
+        length_table(results),
+        speed_table(results),
+    ]
+    yield ReportSection(
+        title=f"Is the input used?{where}",
+        texts=tuple(check.sentence for check in one.checks.all),
+        tables=tuple(input_tables(results, analysis.baseline)),
+        figures=tuple(input_figures(results)),
+    )
+    yield ReportSection(
+        title=f"Results{where}",
+        texts=(f"Measure: {results.measure}.",),
+        tables=tuple(tables + ([sources] if sources else [])),
+    )
+    yield ReportSection(title=f"Figures{where}", figures=tuple(figures(results, analysis, withheld)))
+    yield ReportSection(title=f"Limits{where}", texts=tuple(limits(results, analysis)))
 
 
 def _plan_section(ladders: Sequence[tuple[Path, Ladder]]) -> ReportSection:
@@ -136,13 +189,13 @@ def _provenance(collected: Collected, command: str) -> ReportSection:
     commands = [
         f"fnet-t5 scaling plan RECIPE.yaml --output {folder}\nfnet-t5 scaling run {folder}" for folder, _ in collected.ladders
     ]
-    configs = {one.point.arm: one.config["model"] for one in results}
+    configs = {one.point.arm: one.config["model"] for one in results if one.config}
     models = "\n".join(f"{arm}: {json.dumps(model)}" for arm, model in configs.items())
     recipes = [json.dumps(_portable(ladder), indent=1) for _, ladder in collected.ladders]
     return ReportSection(
         title="Configurations and commands",
         tables=(table,),
-        code=(*commands, command, models, *recipes),
+        code=tuple(block for block in (*commands, command, models, *recipes) if block),
     )
 
 
@@ -153,26 +206,16 @@ def _portable(ladder: Ladder) -> dict[str, Any]:
     return recipe
 
 
-def _notice(path: Path) -> list[str]:
-    """The paragraphs of the notice, each on one line; none if there is no such file."""
-    if not path.is_file():
-        return []
-    paragraphs = (" ".join(block.split()) for block in path.read_text(encoding="utf-8").split("\n\n"))
-    return [paragraph for paragraph in paragraphs if paragraph]
-
-
-def _html(title: str, opening: Sequence[str], sections: Sequence[ReportSection], notice: Sequence[str]) -> str:
+def _html(title: str, said: Sequence[str], sections: Sequence[ReportSection]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string(_TEMPLATE.read_text())
-    return template.render(title=title, answer=opening, sections=sections, notice=notice)
+    return template.render(title=title, answer=said, sections=sections)
 
 
-def _markdown(title: str, opening: Sequence[str], sections: Sequence[ReportSection], notice: Sequence[str]) -> str:
-    lines = [line for paragraph in notice for line in (f"> {paragraph}", ">")][:-1]
-    lines += [""] if notice else []
-    lines += [f"# {title}", "", *(line for sentence in opening for line in (sentence, ""))]
+def _markdown(title: str, said: Sequence[str], sections: Sequence[ReportSection]) -> str:
+    lines = [f"# {title}", "", *(line for sentence in said for line in (sentence, ""))]
     for section in sections:
         lines += [f"## {section.title}", "", *(line for text in section.texts for line in (text, ""))]
         for table in section.tables:
@@ -186,16 +229,6 @@ def _markdown(title: str, opening: Sequence[str], sections: Sequence[ReportSecti
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _csv(sets: Sequence[ResultSet]) -> str:
-    out = StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("set", "measured", *RUN_COLUMNS))
-    for results in sets:
-        for one in results.results:
-            writer.writerow((results.name, results.measure, *run_row(one)))
-    return out.getvalue()
 
 
 def _plain(value: Any) -> Any:

@@ -11,8 +11,9 @@ from pipeline.scaling.analysis import HYBRID, Analysis, ArmFit, PairView, Refuse
 from pipeline.scaling.fit.points import Excluded
 from pipeline.scaling.ladder.ladder import Ladder
 from pipeline.scaling.ladder.learning_rates import read_optimum
-from pipeline.scaling.report.words import at_anchor, percent, shown, verdict
-from pipeline.scaling.results import ResultSet, RunResult
+from pipeline.scaling.report.words import WITHHELD, at_anchor, percent, shown, verdict, why_withheld
+from pipeline.scaling.results import ResultSet
+from pipeline.scaling.run_result import FEWEST_STEPS, FEWEST_TOKENS_PER_PARAMETER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,36 +27,6 @@ class Table:
 Shapes = Mapping[tuple[str, str], str]
 """Layers x width and heads by (arm, size), as the runs' configurations hold them."""
 
-RUN_COLUMNS = (
-    *(
-        "run",
-        "arm",
-        "size",
-        "shape",
-        "seed",
-        "objective",
-        "budget",
-        "parameters",
-        "non_embedding",
-        "raw_tokens",
-        "encoder_tokens",
-    ),
-    *("decoder_tokens", "target_tokens", "flops", "measure", "own_loss", "steps", "rows", "learning_rate", "hours"),
-    *("tokens_per_second", "flops_per_second", "memory_gb", "epochs", "revision", "data"),
-)
-
-
-def run_row(one: RunResult) -> tuple[str, ...]:
-    """Unrounded, for CSV."""
-    point = one.point
-    values = (
-        *(one.folder.name, point.arm, point.size, one.shape, point.seed, one.objective, point.budget, point.num_parameters),
-        *(one.non_embedding, point.tokens, one.encoder_tokens, one.decoder_tokens, one.target_tokens, point.flops, point.loss),
-        *(one.own_loss, one.steps, one.rows, one.learning_rate, point.seconds / 3600, point.tokens / point.seconds),
-        *(point.flops / point.seconds, one.memory_gb, point.epochs, one.provenance.get("revision", ""), point.data),
-    )
-    return tuple("" if value is None else str(value) for value in values)
-
 
 def run_table(results: ResultSet) -> Table:
     rows = []
@@ -63,7 +34,7 @@ def run_table(results: ResultSet) -> Table:
         point = one.point
         rows.append(
             (
-                one.folder.name,
+                one.name,
                 point.arm,
                 point.size,
                 one.shape,
@@ -155,28 +126,43 @@ def _exponents(fits: Sequence[ArmFit]) -> Table:
     )
 
 
-def comparison_table(analysis: Analysis) -> Table:
+def comparison_table(analysis: Analysis, withheld: str | None) -> Table:
+    """The multipliers; where they are withheld the reason alone."""
+    title = f"Compute multipliers over {analysis.baseline}"
+    if withheld is not None:
+        return Table(title=title, note=why_withheld(withheld), columns=(), rows=())
     rows = []
     for one in analysis.comparisons:
         if isinstance(one.multiplier, Refused) and isinstance(one.multiplier_of_minima, Refused):
-            rows.append((one.arm, "refused", one.multiplier.reason, "", ""))
+            rows.append((one.arm, "refused", one.multiplier.reason, "", "", ""))
             continue
         meets = one.crossover
         crossing = meets.reason if isinstance(meets, Refused) else "none inside" if meets is None else f"{meets:.3g}"
-        found = shown(one.multiplier), shown(one.multiplier_of_minima), shown(one.n_exponent_difference)
+        found = (
+            *(shown(one.multiplier), shown(one.multiplier_of_surfaces)),
+            *(shown(one.multiplier_of_minima), shown(one.n_exponent_difference)),
+        )
         rows.append((one.arm, *found, crossing))
     note = (
         f"Compute that an arm needs for the same loss, divided by that of {analysis.baseline}, each at its best size; below 1 "
-        "the arm is cheaper. Two methods: from the surfaces at the largest budget, and between isoFLOP minima over the losses "
-        "that both reach."
+        "the arm is cheaper. Three methods: from the joint fit at the largest compute that both cover (the one that counts), "
+        "from a surface of each arm by itself at the largest budget, between isoFLOP minima over the losses that both reach."
     )
-    columns = ("arm", "multiplier, surfaces", "multiplier, minima", "difference of a", "budget at which the better one changes")
-    return Table(title=f"Compute multipliers over {analysis.baseline}", note=note, columns=columns, rows=tuple(rows))
+    columns = (
+        "arm",
+        "multiplier, joint fit",
+        "separate surfaces",
+        "minima",
+        "difference of a",
+        "budget at which the better one changes",
+    )
+    return Table(title=title, note=note, columns=columns, rows=tuple(rows))
 
 
-def pair_tables(results: ResultSet, analysis: Analysis) -> Iterator[Table]:
+def pair_tables(results: ResultSet, analysis: Analysis, withheld: str | None) -> Iterator[Table]:
+    """Differences at one size. Where statements are withheld the verdicts are, too."""
     shapes = {(one.point.arm, one.point.size): one.shape for one in results.results}
-    rows = _pair_rows(analysis.pairs, shapes)
+    rows = _pair_rows(analysis.pairs, shapes, withheld)
     floor = (
         "the noise floor is not known: no place has two seeds"
         if analysis.smallest is None or isinstance(analysis.noise, Refused)
@@ -196,7 +182,10 @@ def pair_tables(results: ResultSet, analysis: Analysis) -> Iterator[Table]:
         )
     if analysis.controls:
         note = f"The same from {HYBRID}: ff_only has no mixing in its encoder, fnet_t5_top2 attention in its two last layers."
-        yield Table(title="What mixing is worth", note=note, columns=columns, rows=tuple(_pair_rows(analysis.controls, shapes)))
+        found = tuple(_pair_rows(analysis.controls, shapes, withheld))
+        if withheld is not None:
+            note, found = why_withheld(withheld), ()
+        yield Table(title="What mixing is worth", note=note, columns=columns, rows=found)
     note = (
         f"At the seconds that {analysis.baseline}'s runs took, read between the arm's own budgets (in logarithms); nothing "
         "is extrapolated. On a machine with other load they are unreliable."
@@ -235,14 +224,33 @@ def _readings(
         yield Table(title=title, note=note, columns=("arm", "size", "shape", "difference"), rows=tuple(rows))
 
 
-def _pair_rows(pairs: Sequence[PairView], shapes: Shapes) -> list[tuple[str, ...]]:
+def _pair_rows(pairs: Sequence[PairView], shapes: Shapes, withheld: str | None) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for pair in pairs:
         budgets = "; ".join(f"{budget:.2g}: {100 * value:+.2f} % ({seeds})" for budget, value, seeds in pair.by_budget)
-        found = verdict(pair.difference, 0.0)
+        found = verdict(pair.difference, 0.0) if withheld is None else WITHHELD
         ratio, interval = f"{pair.parameters_ratio:.3f}", percent(pair.difference)
+        if withheld is not None:
+            interval = WITHHELD
         rows.append((pair.arm, pair.size, shapes[pair.arm, pair.size], ratio, budgets, interval, found))
     return rows
+
+
+def length_table(results: ResultSet) -> Table:
+    """How long each arm trained, by size and budget."""
+    rows = []
+    for arm, size in dict.fromkeys((one.point.arm, one.point.size) for one in results.results):
+        here = [one for one in results.results if (one.point.arm, one.point.size) == (arm, size) and one.point.seed == 0]
+        for one in here:
+            cells = f"{one.point.budget:.3g}", f"{one.steps:,}", f"{one.point.tokens / 1e6:,.2f}"
+            ratio, short = f"{one.tokens_per_parameter:,.1f}", "short" if one.is_short else ""
+            rows.append((arm, size, one.shape, *cells, ratio, short))
+    note = (
+        f"Seed 0. At equal FLOPs an arm that is cheaper a token reads more text. Short: under {FEWEST_STEPS:,} steps, or "
+        f"{FEWEST_TOKENS_PER_PARAMETER:g} raw tokens a parameter."
+    )
+    columns = ("arm", "size", "shape", "budget", "steps", "M raw tokens", "raw tokens a parameter", "")
+    return Table(title="Length of training", note=note, columns=columns, rows=tuple(rows))
 
 
 def speed_table(results: ResultSet) -> Table:

@@ -6,11 +6,30 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.scaling.analysis import HYBRID, NO_MIXING, Analysis, Comparison, PairView, Refused
 from pipeline.scaling.fit.intervals import Interval
+from pipeline.scaling.input_checks import InputChecks, before_order
 from pipeline.scaling.results import ResultSet
+from pipeline.scaling.run_result import FEWEST_STEPS, FEWEST_TOKENS_PER_PARAMETER
+
+WITHHELD = "withheld"
 
 
-def answer(results: ResultSet, analysis: Analysis) -> list[str]:
-    """The opening of a report."""
+def answer(results: ResultSet, analysis: Analysis, checks: InputChecks) -> list[str]:
+    """The opening of a report: the checks of the input first. Where one does not hold, nothing is said about the arms."""
+    sentences = [check.sentence for check in checks.all]
+    reason = checks.withheld
+    if reason is not None:
+        sentences.append(f"{why_withheld(reason)} The tables below are a record of what was run.")
+    else:
+        sentences += [*_comparisons(analysis), *_left_out(results)]
+    return [*sentences, *_short(results), _scope(results)]
+
+
+def why_withheld(reason: str) -> str:
+    """Why no statement about the arms is made."""
+    return f"Every statement about mixing and every compute multiplier is withheld, because {reason}."
+
+
+def _comparisons(analysis: Analysis) -> list[str]:
     sentences = [_comparison(one, analysis) for one in analysis.comparisons if not isinstance(one.multiplier, Refused)]
     if not sentences:
         sentences = [
@@ -18,8 +37,7 @@ def answer(results: ResultSet, analysis: Analysis) -> list[str]:
             "sizes). Comparisons at single sizes follow."
         ]
     sentences += [_control(one, analysis) for one in at_anchor(analysis.controls)]
-    sentences += [_pair(one, analysis.baseline, analysis) for one in at_anchor(analysis.pairs)]
-    return [*sentences, _scope(results)]
+    return sentences + [_pair(one, analysis.baseline, analysis) for one in at_anchor(analysis.pairs)]
 
 
 def at_anchor(pairs: Sequence[PairView]) -> list[PairView]:
@@ -123,6 +141,28 @@ def _pair(pair: PairView, baseline: str, analysis: Analysis) -> str:
             found += f", and {largest} at {budget:.2g} ({seeds} seed{'s' if seeds > 1 else ''}),"
     place = f"at {pair.size} and equal FLOPs ({pair.budget:.2g}; {relation})"
     return f"{pair.arm} against {baseline} {place}: {found} in {analysis.measure.split(' of ')[0]}."
+
+
+def _left_out(results: ResultSet) -> list[str]:
+    early = before_order(results)
+    if not early:
+        return []
+    arms = list(dict.fromkeys(one.point.arm for one in results.results if one.point.run in early))
+    return [
+        f"{len(early)} of {len(results.results)} results ({', '.join(arms)}) were taken before their model read the order of "
+        "its input, and are left out of all fits."
+    ]
+
+
+def _short(results: ResultSet) -> list[str]:
+    short = [one for one in results.results if one.is_short]
+    if not short:
+        return []
+    arms = list(dict.fromkeys(f"{one.point.arm} {one.point.size}" for one in short))
+    return [
+        f"{len(short)} of {len(results.results)} results are of short runs, with under {FEWEST_STEPS:,} steps or "
+        f"{FEWEST_TOKENS_PER_PARAMETER:g} raw tokens a parameter ({', '.join(arms)}): they say little about what an arm can do."
+    ]
 
 
 def _scope(results: ResultSet) -> str:

@@ -14,6 +14,8 @@ import pytest
 from data_prep.tokenization.tokenizer import train_tokenizer
 from launch.config import write_resolved
 from launch.local import PREEMPTED_EXIT
+from pipeline.eval.measurements import read_measurements
+from pipeline.eval.row_losses import read_losses
 from pipeline.eval.suffix_bpb import read_suffix_bpb
 from pipeline.scaling.ladder.ladder import read_ladder
 from pipeline.scaling.ladder.learning_rates import rate_for, read_optimum
@@ -112,6 +114,26 @@ def test_every_end_is_measured_on_the_same_text(ladder: Path) -> None:
     ]
     assert len(measured) == 4
     assert len({one["text_sha256"] for one in measured}) == 1
+
+
+def test_every_end_is_measured_and_n_grams_are_counted_once(
+    ladder: Path, place: Path, module_environment: dict[str, str]
+) -> None:
+    plan = read_ladder(ladder)
+    ends = [runs_of(ladder) / name for run in plan.runs if run.phase == "main" for _, name in run.folders()]
+    found = [read_measurements(run) for run in ends]
+    losses = [read_losses(run) for run in ends]
+    assert all(one is not None and one.input_use is not None for one in found)
+    assert len({one.floors for one in found if one is not None}) == 1
+    assert len(list((ladder / "floors").iterdir())) == 1
+    assert all(one is not None and losses[0] is not None and losses[0].is_on_rows_of(one) for one in losses)
+    # a run of an earlier version has no such file; its checkpoint gives the same one
+    before = (ends[0] / "measurements.json").read_bytes()
+    (ends[0] / "measurements.json").unlink()
+    again = fnet_t5(place, module_environment, "scaling", "measure", "ladder")
+    assert again.returncode == 0, again.stderr
+    assert "1 of 4 finished runs were measured now" in again.stdout
+    assert (ends[0] / "measurements.json").read_bytes() == before
 
 
 def test_runs_have_one_mlflow_parent(ladder: Path, place: Path) -> None:

@@ -9,21 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from data_prep.tokenization.tokenizer import load_tokenizer, num_ids
 from launch.cli import _GlobalOptions, build_app
-from models.architectures.build import build_model
 from models.architectures.single_process import SingleProcessModel
-from models.layers.initialization import initialize
 from pipeline.config import RunConfig
 from pipeline.data.batches import DataShard, PipelineBatch, objective_of, open_rows, validation_batches, vocabulary_of
 from pipeline.eval.evaluate import evaluate
 from pipeline.eval.input_probes import Swap, constant_input, first_half, input_use, shuffle, text_ids, text_places
 from pipeline.objectives.loss import losses_of
 from pipeline.objectives.vocabulary import Vocabulary
-from tests.helpers.recipes import nano_recipe, write_run
+from tests.helpers.recipes import nano_recipe, random_model, write_checkpoint, write_run
 
 SENTINEL, END = 30, 1
 VOCABULARY = Vocabulary(start=0, end=END, sentinels=(SENTINEL, 31), ordinary=np.arange(2, 30))
@@ -106,25 +103,6 @@ def test_the_constant_input_is_one_token(rows: tuple[Tensor, Tensor]) -> None:
 
 def config_of(dataset: Path, folder: Path, model: dict[str, object], **data: object) -> RunConfig:
     return RunConfig.load(write_run(folder, nano_recipe(dataset, model=model, data=data, train={"steps": 1})))
-
-
-def random_model(config: RunConfig) -> SingleProcessModel:
-    model = build_model(config.model)
-    initialize(model, seed=5)
-    return model.eval()
-
-
-def write_checkpoint(folder: Path, config: RunConfig) -> None:
-    """A complete checkpoint of random weights."""
-    checkpoint = folder / "checkpoints" / "step_00000001"
-    (checkpoint / "weights").mkdir(parents=True)
-    (checkpoint / "state").mkdir()
-    (checkpoint / "state" / "manifest.json").write_text('{"sha256": {}}')
-    weights = {name: value.contiguous() for name, value in random_model(config).state_dict().items()}
-    save_file(weights, checkpoint / "weights" / "model.safetensors")
-    index = {"weight_map": dict.fromkeys(weights, "model.safetensors")}
-    (checkpoint / "weights" / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "tokenizer.json").write_bytes((config.data.path / "tokenizer.json").read_bytes())
 
 
 @pytest.mark.parametrize("architecture", ["t5", "fnet_t5"])

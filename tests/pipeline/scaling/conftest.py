@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.scaling.fit.frontier import CostLaw
 from pipeline.scaling.fit.points import Floats, Point
+from tests.helpers.ladders import write_made_up_ladder
 
 SIZES = (1.0e6, 2.7e6, 7.3e6, 20e6)
 BUDGETS = (5e14, 1.75e15, 6e15)
@@ -82,3 +84,9 @@ def attention() -> Truth:
 def fourier() -> Truth:
     """Fewer FLOPs per token, and a slightly higher loss at each size."""
     return Truth(310, 900, 1.6, 0.33, 0.35, 5.1, 1.01)
+
+
+@pytest.fixture(scope="session")
+def ladder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished ladder with made-up results. Copy it before you change it."""
+    return write_made_up_ladder(tmp_path_factory.mktemp("made-up"))

@@ -5,110 +5,23 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from data_prep.dataset.manifest import load_manifest, write_manifest
 from data_prep.files import write_json_atomically
-from launch.config import write_resolved
 from launch.scaling.report import make_report
 from pipeline.eval.suffix_bpb import read_suffix_bpb
 from pipeline.run_folder import write_status
-from pipeline.scaling.ladder.ladder import End, Ladder, PlannedRun, make_ladder, read_ladder, write_ladder
-from pipeline.scaling.ladder.recipe import LadderRecipe
-from pipeline.scaling.ladder.run_configs import run_config, runs_of
+from pipeline.scaling.ladder.ladder import read_ladder
+from pipeline.scaling.ladder.run_configs import runs_of
 from pipeline.scaling.ladder.states import state_of
-from pipeline.tracking.metrics import Counters, MetricsFile
-from tests.helpers.datasets import write_dataset
-
-MULTIPLIER = 0.8
-"""Compute that the made-up hybrid needs over its T5, at every loss."""
-SOURCES = {"ArXiv": 1.1, "Github": 0.9}
-
-
-def loss_of(run: PlannedRun, end: End) -> float:
-    """One law in size and compute for all arms; every arm except t5 has its compute multiplied by one factor."""
-    compute = end.flops if run.arm == "t5" else end.flops / MULTIPLIER
-    tokens = compute / (9.0 * run.num_parameters)
-    penalty = {"ff_only": 1.05, "gpt2": 1.1}.get(run.arm, 1.0)
-    return float((1.0 + 120 / run.num_parameters**0.36 + 200 / tokens**0.37) * penalty)
-
-
-def write_run(ladder: Ladder, folder: Path, run: PlannedRun, end: End, name: str, noise: np.random.Generator) -> None:
-    path = runs_of(folder) / name
-    write_resolved(run_config(ladder, run, end, 0.004, None), path)
-    shutil.copy(ladder.recipe.data.path / "tokenizer.json", path / "tokenizer.json")
-    loss = loss_of(run, end) * float(np.exp(0.002 * noise.standard_normal()))
-    metrics = MetricsFile(path / "metrics.jsonl", 0)
-    for share in (0.25, 0.5, 1.0):
-        names = ("raw_tokens", "encoder_tokens", "decoder_tokens", "target_tokens")
-        tokens = {name: int(part * end.tokens * share) for name, part in zip(names, (1, 2 / 3, 1 / 3, 1 / 3), strict=True)}
-        spent = asdict(Counters(**tokens, flops=end.flops * share, seconds=100 * share))
-        step = max(1, round(end.steps * share))
-        metrics.write({"step": step, "validation_loss": loss / share**0.1, "source": "all", **spent})
-    metrics.close()
-    state = path / "checkpoints" / f"step_{end.steps:08d}" / "state"
-    state.mkdir(parents=True)
-    (state / "position.json").write_text(json.dumps({"dataset_fingerprint": "abc"}))
-    (path / "checkpoints" / "latest").write_text(f"step_{end.steps:08d}\n")
-    write_status(path, "finished")
-    write_json_atomically(path / "suffix_bpb.json", suffix_bpb(loss))
-
-
-def suffix_bpb(loss: float, text: str = "a" * 64) -> dict[str, Any]:
-    def one(value: float) -> dict[str, Any]:
-        return {"bits_per_byte": value, "nll": value * math.log(2), "target_tokens": 1, "target_bytes": 1, "text_sha256": text}
-
-    return {"prefix": 16, "suffix": 8, "sources": {**{name: one(f * loss) for name, f in SOURCES.items()}, "all": one(loss)}}
-
-
-@pytest.fixture(scope="module")
-def ladder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """4 sizes x 3 budgets of t5 and fnet_t5, ff_only and gpt2 at one size, 3 seeds at the anchor."""
-    base = tmp_path_factory.mktemp("report")
-    data = write_dataset(base / "data", [list(range(300))] * 10, row_lengths=(24,))
-    manifest = load_manifest(data)
-    split = manifest.splits["train"]
-    sources = {name: counts.model_copy(update={"tokens": 10**9}) for name, counts in split.sources.items()}
-    write_manifest(data, manifest.model_copy(update={"splits": {"train": split.model_copy(update={"sources": sources})}}))
-    stacks = {"num_encoder_layers": 3, "num_decoder_layers": 2, "tie_embeddings": False, "d_kv": 16}
-    sizes = {
-        f"d{width}": {"micro_batch_size": 4, "model": {"d_model": width, "d_ff": 2 * width, "num_heads": width // 16, **stacks}}
-        for width in (32, 64, 96, 144)
-    }
-    recipe = {
-        "name": "made-up",
-        "data": {"path": str(data), "encoder_length": 16, "decoder_length": 8},
-        "objectives": ["prefix_lm"],
-        "sizes": sizes,
-        "arms": {"t5": {}, "fnet_t5": {}, "ff_only": {"sizes": ["d64"]}, "gpt2": {"sizes": ["d64"]}},
-        "budgets": [1e12, 2.5e12, 6e12],
-        "learning_rate": {"values": [0.001, 0.002, 0.004], "sizes": ["d32", "d64", "d96"], "budget": 1e11, "check_arms": []},
-        "seeds": {"size": "d64", "count": 3, "arms": ["t5", "fnet_t5"], "budgets": 2},
-        "batch": {"tokens": 960, "exponent": 0},
-        "schedule": {"warmup": 0.1, "allow_short": True},
-        "hypotheses": ["H1: the hybrid is <cheaper>."],
-        "device": {"flops_per_second": 1e9},
-        "tracking": {"enabled": False},
-    }
-    ladder = make_ladder(LadderRecipe.model_validate(recipe))
-    folder = base / "ladder"
-    write_ladder(ladder, folder)
-    noise = np.random.default_rng(3)
-    for run in ladder.runs:
-        if run.phase == "main":
-            for end, name in run.folders():
-                write_run(ladder, folder, run, end, name, noise)
-    assert {state_of(folder, ladder, run).state for run in ladder.runs if run.phase == "main"} == {"complete"}
-    return folder
+from pipeline.scaling.results import collect
+from tests.helpers.ladders import MULTIPLIER, suffix_bpb
 
 
 def report(folders: list[Path], output: Path) -> tuple[list[str], dict[str, Any]]:
@@ -128,8 +41,14 @@ def test_the_summary_starts_with_the_true_multiplier(whole: tuple[Path, list[str
     for found in (comparison["multiplier"], comparison["multiplier_of_minima"]):
         assert found["low"] < MULTIPLIER < found["high"]
         assert found["high"] - found["low"] < 0.15
-    assert answer[0].startswith("At equal loss and each at its best size, fnet_t5 needs less compute than t5: 0.")
-    assert f"{comparison['multiplier']['value']:.2f} times" in answer[0]
+    assert answer[0].startswith(
+        "T5 uses the order of its input: shuffling it costs, in nats per text token, 0.5000 at d32 (3 x"
+    )
+    assert answer[1].startswith("T5 beats a table of counted trigrams: ")
+    assert answer[2].startswith("T5 is ahead of an encoder without mixing at equal text: the loss of ff_only_positions, ")
+    assert answer[3].startswith("At equal loss and each at its best size, fnet_t5 needs less compute than t5: 0.")
+    assert f"{comparison['multiplier']['value']:.2f} times" in answer[3]
+    assert fits["withheld"] is None
 
 
 def test_arms_at_one_size_are_compared_without_a_surface(whole: tuple[Path, list[str], dict[str, Any]]) -> None:
@@ -176,31 +95,13 @@ def test_the_page_is_self_contained_and_shows_the_plan(
     assert "<script" not in page
     assert "@import" not in page
     assert "url(" not in re.sub(r"url\(#\w+\)", "", page)
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 7
     assert "H1: the hybrid is &lt;cheaper&gt;." in page
     assert '<meta name="viewport"' in page
     assert "@media print" in page
     markdown = (whole[0] / "report.md").read_text()
     assert "## Excluded runs" in markdown
     assert "No run was left out." in markdown
-
-
-def test_a_notice_file_is_shown_first_and_changes_nothing_else(
-    whole: tuple[Path, list[str], dict[str, Any]], ladder_folder: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "notice.txt").write_text("Withdrawn: 1 < 2\nis why.\n\nMore to come.\n")
-    report([ladder_folder], tmp_path)
-    page, without = ((folder / "index.html").read_text() for folder in (tmp_path, whole[0]))
-    head, body = page.split("<body>")
-    shown = '\n<div class="notice" role="note">\n<p>Withdrawn: 1 &lt; 2 is why.</p>\n<p>More to come.</p>\n</div>'
-    assert body.startswith(shown + "\n<h1>")
-    assert body.removeprefix(shown) == without.split("<body>")[1]
-    assert ".notice" in head
-    assert "notice" not in without
-    markdown, plain = ((folder / "report.md").read_text() for folder in (tmp_path, whole[0]))
-    assert markdown == "> Withdrawn: 1 < 2 is why.\n>\n> More to come.\n\n" + plain
-    for name in ("runs.csv", "fits.json"):
-        assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
 
 
 def test_every_run_is_in_the_csv_unrounded(whole: tuple[Path, list[str], dict[str, Any]], ladder_folder: Path) -> None:
@@ -347,7 +248,10 @@ def test_runs_without_a_ladder_are_grouped_by_their_models(damaged: Path, tmp_pa
     answer, fits = report([runs_of(damaged) / name for name in names], tmp_path / "page")
     assert {pair["arm"] for pair in fits["pairs"]} == {"fnet_t5", "ff_only"}
     assert fits["noise"]["dof"] == 4
-    assert answer[0].startswith("No compute multiplier can be given")
+    assert answer[2].startswith(
+        "T5 is ahead of an encoder without mixing at equal text: the loss of ff_only (without positions:"
+    )
+    assert answer[3].startswith("No compute multiplier can be given")
 
 
 def test_scores_under_their_earlier_file_name_are_read(damaged: Path, tmp_path: Path) -> None:
@@ -377,6 +281,23 @@ def test_runs_are_compared_by_their_loss_if_some_have_no_suffix_bpb(damaged: Pat
     runs.append(runs_of(damaged) / "gpt2-d64-seed0-b1")
     with pytest.raises(ValueError, match="fnet-t5 scaling measure"):
         report(runs, tmp_path / "page")
+
+
+def test_other_objectives_are_compared_by_their_text_alone(damaged: Path) -> None:
+    """Sentinels and end tokens are a part of a run's own loss. Where one run was not measured, all are compared by that."""
+    runs = [runs_of(damaged) / name for name in ("t5-d64-seed0-b1", "fnet_t5-d64-seed0-b1")]
+    for run in runs:
+        config = json.loads((run / "config.json").read_bytes())
+        config["data"]["objective"] = {"name": "span_corruption"}
+        (run / "config.json").write_text(json.dumps(config))
+    (results,) = collect(runs).sets
+    assert results.measure == "nats per text target token of 20 rows, text cccccccc"
+    written = [json.loads((run / "measurements.json").read_bytes())["text_loss"] for run in runs]
+    assert [one.point.loss for one in results.results] == written
+    (runs[1] / "measurements.json").unlink()
+    (results,) = collect(runs).sets
+    assert results.measure.startswith("nats per target token of ")
+    assert [one.point.loss for one in results.results] == [one.own_loss for one in results.results] != written
 
 
 def test_the_noise_floor_uses_one_end_of_each_run(whole: tuple[Path, list[str], dict[str, Any]]) -> None:

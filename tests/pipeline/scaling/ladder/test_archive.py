@@ -20,7 +20,7 @@ from pipeline.scaling.ladder.states import state_of
 from pipeline.scaling.results import collect
 from pipeline.tracking.metrics import read_metrics
 from tests.helpers.datasets import write_dataset
-from tests.pipeline.scaling.test_report import write_run
+from tests.helpers.ladders import write_run
 
 LIMIT = 60_000
 
