@@ -126,11 +126,16 @@ def test_a_run_that_is_stopped_has_no_result() -> None:
 
 
 @pytest.mark.slow
-def test_attention_solves_recall_and_an_encoder_without_mixing_does_not() -> None:
-    training = {"steps": 1500, "rows": 32, "warmup_steps": 100, "validate_every": 250, "validation_rows": 256, "test_rows": 512}
-    t5, ff_only = (train_one(battery_run("recall", arm, **training), lambda: False) for arm in ("t5", "ff_only"))
+def test_attention_fills_gaps_and_an_encoder_without_mixing_does_not() -> None:
+    """The settings of `docs/reports/battery/rates.csv`, whose results are 99.9 % and 14.3 %."""
+    size = {**D32, "tie_embeddings": True, "feed_forward": "relu", "vocab_multiple": 8}
+    training = {"steps": 1500, "rows": 128, "most_rows": 128, "warmup_steps": 100, "validate_every": 150, "test_rows": 512}
+    t5, ff_only = (
+        train_one(replace(battery_run("periodic_gap", arm, **training), section=size, learning_rate=0.005), lambda: False)
+        for arm in ("t5", "ff_only_positions")
+    )
     assert t5 is not None
     assert ff_only is not None
-    assert t5.solved > 0.95
-    assert t5.shuffled_solved < 0.01
-    assert ff_only.solved < 0.01
+    assert t5.solved > 0.9
+    assert t5.shuffled_solved < 0.3
+    assert ff_only.solved < 0.3
