@@ -72,7 +72,7 @@ def test_holm_by_hand() -> None:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_corrected_values_are_those_of_closed_testing(seed: int) -> None:
-    """A hypothesis is refused if every set that contains it is refused at n x its smallest p, over all sets that can be true."""
+    """The largest n x (smallest p) over all sets of hypotheses that can be true together and contain this one."""
     generator = np.random.default_rng(seed)
     groups = [tuple(generator.random(int(generator.integers(1, 3))) ** 3) for _ in range(int(generator.integers(1, 5)))]
     found = holm(groups)
