@@ -28,7 +28,7 @@ def joint_figures(analysis: Analysis, withheld: str | None) -> list[Figure]:
 
     caption = (
         f"Compute that an arm needs for {analysis.baseline}'s loss, divided by {analysis.baseline}'s, each at its best size, "
-        "from the joint fit; below the grey line the arm is cheaper. The band is the 95 % interval at each compute by itself. A "
+        "from the joint fit; below the grey line the arm is cheaper. The band is the 95 % interval at each compute. A "
         "line ends where one of the two was not trained to the other's loss."
     )
     return [Figure("Multiplier by compute", caption, draw(7.2, 4.0, 1, 1, paint))]

@@ -68,7 +68,7 @@ def test_the_joint_fit_of_the_first_ladder_gives_the_figures_of_its_review(first
     assert closed_form_multiplier(fit, first_ladder, 8e12) == pytest.approx(0.594, abs=0.001)
     # seeds averaged, and the exact costs of each size in place of a power law
     band = multiplier_band(fit_jointly(joint_places(first_ladder)), (0, 1))
-    assert band.at_largest.value == pytest.approx(0.582, abs=0.002)
+    assert band.at_largest.value == pytest.approx(0.587, abs=0.002)
     assert band.at_largest.low < 0.53
     assert band.at_largest.high > 0.66
 
@@ -178,4 +178,4 @@ def test_arms_with_few_runs_are_named(attention: Any) -> None:
     points = attention.ladder("t5")
     assert too_few(points) is None
     assert "9 runs" in str(too_few(points[:9]))
-    assert "2 sizes" in str(too_few([replace(point, size=point.size[:1]) for point in points if point.size != "2e+07"] * 2))
+    assert "2 sizes" in str(too_few([point for point in points if point.num_parameters < 5e6] * 2))

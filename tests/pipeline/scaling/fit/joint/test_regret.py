@@ -71,5 +71,5 @@ def test_regrets_are_read_by_run(fit: JointFit) -> None:
 
 @pytest.mark.parametrize("value", [-0.01, float("nan"), float("inf")])
 def test_impossible_regrets_are_refused(fit: JointFit, value: float) -> None:
-    with pytest.raises(ValueError, match=r"the regret of t5-d64 is .*it must be 0 or more"):
+    with pytest.raises(ValueError, match=r"the regret of runs/t5-d64 is .*it must be 0 or more"):
         place_regrets(fit.model.places, {"runs/t5-d64": value})

@@ -88,8 +88,11 @@ def test_a_predicted_interval_narrows_with_less_noise(attention: Any, fourier: A
 
 
 def test_a_design_that_says_nothing_is_refused(attention: Any, fourier: Any) -> None:
-    one_size = [one for one in results_of(attention, fourier) if one.num_parameters < 2e6]
-    with pytest.raises(ValueError, match="simulated ladders give no multiplier"):
+    results = results_of(attention, fourier)
+    with pytest.raises(ValueError, match="4 of 4 simulated ladders give no multiplier: fnet_t5 and t5 have no loss in common"):
+        predicted_interval(results, coefficients(attention), multiplier=0.01, num_ladders=4)
+    one_size = [one for one in results if one.num_parameters < 2e6]
+    with pytest.raises(ValueError, match="at least two sizes"):
         predicted_interval(one_size, coefficients(attention), num_ladders=4)
 
 
