@@ -24,9 +24,10 @@ if TYPE_CHECKING:  # imports torch, which preparing data does without
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
-# What may change between two starts of one run: its number of steps, its reports and safeguards, and its mesh; not what it
-# computes.
+# What may change between two starts of one run: its number of steps, the place of its data, its reports and safeguards, and its
+# mesh; not what it computes. A checkpoint refuses other data, by their fingerprint.
 _MAY_CHANGE = {
+    "data.path",
     *("mesh.tensor_parallel", "mesh.pipeline_parallel", "mesh.stage_memory_gb"),
     *("data.skip_ranges", "data.prefetch_steps", "data.loader_workers", "data.validation_rows_per_source"),
     *("train.steps", "train.skip_steps", "train.micro_batch_size", "train.zero_stage", "train.recompute"),

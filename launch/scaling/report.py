@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.scaling.analysis import analyse
+from pipeline.scaling.analysis import AnalysisOptions, analyse
 from pipeline.scaling.fit.points import Excluded
+from pipeline.scaling.input_checks import before_order
 from pipeline.scaling.ladder.ladder import LADDER_FILE
 from pipeline.scaling.report.page import ReportedSet, ReportSection, opening, write_report
 from pipeline.scaling.report.tables import Table
-from pipeline.scaling.results import Collected, collect
+from pipeline.scaling.results import Collected, ResultSet, collect
 from pipeline.tracking.mlflow_tracker import RUN_ID_FILE, tracking_uri
 
 _SHOWN = 3
@@ -41,7 +42,7 @@ def make_report(runs: Sequence[Path], output: Path, baseline: str | None, infere
             reasons += f"; and {len(collected.excluded) - _SHOWN} more"
         raise ValueError(f"no run is left to report ({reasons or 'none was given'}): complete runs first")
     baseline = baseline or _baseline(collected)
-    reported = [ReportedSet.of(results, analyse(results, baseline)) for results in collected.sets]
+    reported = [ReportedSet.of(results, analyse(results, baseline, _options(results, collected))) for results in collected.sets]
     files = write_report(output, collected, reported, command, extra)
     return ReportFiles(opening(reported), collected.excluded, files)
 
@@ -67,6 +68,13 @@ def _baseline(collected: Collected) -> str:
     named = [ladder.recipe.baseline for _, ladder in collected.ladders]
     arms = [point.arm for point in collected.sets[0].checked.points]
     return next((name for name in (*named, "t5") if name in arms), arms[0])
+
+
+def _options(results: ResultSet, collected: Collected) -> AnalysisOptions:
+    """What the plans state beside the losses: the smallest margin of equivalence. Fits read runs after they read order."""
+    margins = [getattr(ladder.recipe, "equivalence_margin", None) for _, ladder in collected.ladders]
+    known = [margin for margin in margins if margin is not None]
+    return AnalysisOptions(margin=min(known, default=None), left_out=before_order(results))
 
 
 def _inference_section(path: Path) -> ReportSection:

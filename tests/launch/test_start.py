@@ -219,6 +219,7 @@ def ladder(prepared: Path) -> Ladder:
         "budgets": [4e9],
         "learning_rate": {"values": [0.001, 0.002, 0.004], "sizes": ["s", "m"], "budget": 2e9},
         "batch": {"tokens": 256, "exponent": 0},
+        "schedule": {"warmup": 0.1, "allow_short": True},
         "device": {"flops_per_second": 1e9},
     }
     return make_ladder(LadderRecipe.model_validate(values))

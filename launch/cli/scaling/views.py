@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -11,13 +11,21 @@ from rich.console import Console
 from rich.table import Table
 
 from models.sizes import shape_of
+from pipeline.scaling.fit.intervals import Interval
 from pipeline.scaling.fit.points import MOST_EPOCHS
+from pipeline.scaling.ladder.arm_models import DECODER_ONLY_ARMS
 from pipeline.scaling.ladder.costs import costs_of
 from pipeline.scaling.ladder.ladder import Ladder
+from pipeline.scaling.ladder.planned_runs import CHECK_FACTORS, PlannedRun, short_ends
 from pipeline.scaling.ladder.states import RunState
+from pipeline.scaling.predict import Prediction
 
 _WIDTH = 110
 """Names of runs are not cut where the output is a file."""
+_SHOWN = 3
+"""Short ends in a warning."""
+FEWEST_SIZES = 4
+"""Sizes from which a parabola gives the best one (pipeline/scaling/fit/isoflop.py)."""
 
 
 def show_plan(ladder: Ladder) -> None:
@@ -31,14 +39,21 @@ def show_plan(ladder: Ladder) -> None:
     )
     table.add_column("run", no_wrap=True)
     table.add_column("shape", no_wrap=True)
-    for name in ("M parameters", "rows", "steps", "M tokens", "FLOPs"):
+    for name in ("M parameters", "rows", "steps", "M tokens", "FLOPs", "needed"):
         table.add_column(name, justify="right")
     for run in ladder.runs:
         last = run.ends[-1]
-        steps = f"{len(run.rates)} x {last.steps:,}" if run.phase == "sweep" else f"{last.steps:,}"
+        tries = {"sweep": len(run.rates), "check": len(CHECK_FACTORS), "main": 1}[run.phase]
+        steps = f"{tries} x {last.steps:,}" if tries > 1 else f"{last.steps:,}"
+        needed = "" if run.needed_flops_per_row is None else f"{run.flops * run.needed_flops_per_row / run.flops_per_row:.3g}"
         cells = f"{run.num_parameters / 1e6:,.2f}", f"{run.rows:,}", steps, f"{last.tokens / 1e6:,.1f}", f"{run.flops:.3g}"
-        table.add_row(run.name, shape_of(run.model), *cells)
+        table.add_row(run.name, shape_of(run.model), *cells, needed)
     console.print(table)
+    console.print(
+        "FLOPs are as executed; needed: the head only where there is a loss, causal attention without its masked half"
+    )
+    _show_tokens(console, [run for run in ladder.runs if run.phase == "main" and run.seed == 0])
+    _show_short(console, ladder)
     _show_rules(console, ladder)
     costs = costs_of(ladder)
     console.print(
@@ -58,6 +73,38 @@ def show_plan(ladder: Ladder) -> None:
     console.print(f"SHA-256 of the plan: {ladder.sha256}")
 
 
+def _show_tokens(console: Console, runs: Sequence[PlannedRun]) -> None:
+    """Text that each arm reads at each end, with the text for each parameter."""
+    budgets = sorted({end.budget for run in runs for end in run.ends})
+    table = Table(box=box.SIMPLE_HEAD, title="M tokens (tokens a parameter), by budget in FLOPs", title_justify="left")
+    table.add_column("run", no_wrap=True)
+    for budget in budgets:
+        table.add_column(f"{budget:.3g}", justify="right", no_wrap=True)
+    for run in runs:
+        shown = {end.budget: f"{end.tokens / 1e6:,.1f} ({end.tokens / run.num_parameters:,.1f})" for end in run.ends}
+        table.add_row(run.name, *(shown.get(budget, "") for budget in budgets))
+    console.print(table)
+
+
+def _show_short(console: Console, ladder: Ladder) -> None:
+    short = short_ends(ladder.runs)
+    if short:
+        more = f"; and {len(short) - _SHOWN} more" if len(short) > _SHOWN else ""
+        reasons = "; ".join(one.reason for one in short[:_SHOWN])
+        console.print(f"Too short to compare arms (schedule.allow_short): {reasons}{more}", style="yellow")
+    sizes: dict[str, set[str]] = {}
+    for run in ladder.runs:
+        if run.phase == "main" and run.arm in DECODER_ONLY_ARMS:
+            sizes.setdefault(run.arm, set()).add(run.size)
+    for arm, own in sizes.items():
+        if len(own) < FEWEST_SIZES:
+            console.print(
+                f"{arm} is trained at {len(own)} sizes: its best size at a budget stays unknown, so it is compared at equal "
+                f"sizes only (at {FEWEST_SIZES} or more: arms.{arm}.sizes)",
+                style="yellow",
+            )
+
+
 def show_states(folder: Path, states: Sequence[RunState]) -> None:
     """Print one line a run, and how many runs are in each state."""
     table = Table(box=box.SIMPLE_HEAD, title=str(folder), title_justify="left")
@@ -70,6 +117,27 @@ def show_states(folder: Path, states: Sequence[RunState]) -> None:
     console.print(table)
     counted = Counter(state.state for state in states)
     console.print(", ".join(f"{count} {state}" for state, count in counted.items()))
+
+
+def show_predictions(measure: str, predictions: Sequence[Prediction], refused: Mapping[str, str]) -> None:
+    """Print a line an arm, and what lies outside of its runs."""
+    console = Console(width=max(_WIDTH, Console().width))
+    table = Table(box=box.SIMPLE_HEAD, title=f"Predicted: {measure}", title_justify="left")
+    for name in ("arm", "parameters", "tokens", "FLOPs", "loss"):
+        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
+    for one in predictions:
+        places = (f"{part.value:.3g}" + _bounds(part, ".3g") for part in (one.num_parameters, one.tokens, one.flops))
+        table.add_row(one.arm, *places, f"{one.loss.value:.4f}" + _bounds(one.loss, ".4f"))
+    console.print(table)
+    for one in predictions:
+        if one.outside:
+            console.print(f"{one.arm} is extrapolated: {'; '.join(one.outside)} in its runs", style="yellow")
+    for arm, reason in refused.items():
+        console.print(f"{arm} is not predicted: {reason}", style="yellow")
+
+
+def _bounds(part: Interval, form: str) -> str:
+    return "" if part.low == part.high else f" ({part.low:{form}} to {part.high:{form}})"
 
 
 def _show_rules(console: Console, ladder: Ladder) -> None:

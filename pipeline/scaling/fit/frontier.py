@@ -42,6 +42,18 @@ def fit_cost(runs: Columns) -> CostLaw:
     return CostLaw(float(log_k), float(q), float(np.abs(np.expm1(q * log_n + log_k - log_cost)).max()))
 
 
+def token_cost(runs: Columns, log_n: Floats) -> Floats:
+    """Log of the FLOPs of a token at sizes (S,): interpolated between those of the runs, the power law beyond them. (S,).
+
+    Raises ValueError as `fit_cost` does.
+    """
+    law = fit_cost(runs)
+    own, cost = np.log(runs.num_parameters), np.log(runs.flops / runs.tokens)
+    known = np.unique(own)
+    besides = [float((cost - law.log_k - law.q * own)[own == one].mean()) for one in known]
+    return law.log_k + law.q * log_n + np.interp(log_n, known, besides)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Frontier:
     """The frontier of P surfaces: all attributes (P,)."""

@@ -17,6 +17,7 @@ from pipeline.scaling.analysis import Analysis
 from pipeline.scaling.input_checks import InputChecks, input_checks
 from pipeline.scaling.ladder.ladder import EXCLUSION_RULES, Ladder, planned_at, stored_sha256
 from pipeline.scaling.report.figures import Figure, figures
+from pipeline.scaling.report.fit_tables import joint_tables
 from pipeline.scaling.report.input_figures import input_figures
 from pipeline.scaling.report.input_tables import input_tables
 from pipeline.scaling.report.tables import (
@@ -136,6 +137,7 @@ def _set_sections(one: ReportedSet, where: str) -> Iterator[ReportSection]:
     sources = source_table(results, analysis)
     tables = [
         comparison_table(analysis, withheld),
+        *joint_tables(analysis, withheld),
         *pair_tables(results, analysis, withheld),
         *fit_tables(analysis),
         length_table(results),

@@ -134,18 +134,28 @@ def comparison_table(analysis: Analysis, withheld: str | None) -> Table:
     rows = []
     for one in analysis.comparisons:
         if isinstance(one.multiplier, Refused) and isinstance(one.multiplier_of_minima, Refused):
-            rows.append((one.arm, "refused", one.multiplier.reason, "", ""))
+            rows.append((one.arm, "refused", one.multiplier.reason, "", "", ""))
             continue
         meets = one.crossover
         crossing = meets.reason if isinstance(meets, Refused) else "none inside" if meets is None else f"{meets:.3g}"
-        found = shown(one.multiplier), shown(one.multiplier_of_minima), shown(one.n_exponent_difference)
+        found = (
+            *(shown(one.multiplier), shown(one.multiplier_of_surfaces)),
+            *(shown(one.multiplier_of_minima), shown(one.n_exponent_difference)),
+        )
         rows.append((one.arm, *found, crossing))
     note = (
         f"Compute that an arm needs for the same loss, divided by that of {analysis.baseline}, each at its best size; below 1 "
-        "the arm is cheaper. Two methods: from the surfaces at the largest budget, and between isoFLOP minima over the losses "
-        "that both reach."
+        "the arm is cheaper. Three methods: from the joint fit at the largest compute that both cover (the one that counts), "
+        "from a surface of each arm by itself at the largest budget, between isoFLOP minima over the losses that both reach."
     )
-    columns = ("arm", "multiplier, surfaces", "multiplier, minima", "difference of a", "budget at which the better one changes")
+    columns = (
+        "arm",
+        "multiplier, joint fit",
+        "separate surfaces",
+        "minima",
+        "difference of a",
+        "budget at which the better one changes",
+    )
     return Table(title=title, note=note, columns=columns, rows=tuple(rows))
 
 
