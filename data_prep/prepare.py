@@ -4,13 +4,13 @@ Files are assembled in the order of the plan from committed units, whatever the 
 killed and resumed. So the output depends on inputs and configuration alone.
 """
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from data_prep.config import PrepareConfig
-from data_prep.dataset.manifest import MANIFEST_FILE, Manifest, remove_leftovers
+from data_prep.dataset.manifest import MANIFEST_FILE, Manifest
+from data_prep.dataset.output_files import OutputFolder
 from data_prep.executor.ray_session import ray_session
 from data_prep.executor.workers import Call, DiskFullError, WorkerPool, is_disk_full
 from data_prep.files import atomic_write, only_writer, sha256_file
@@ -18,7 +18,14 @@ from data_prep.filters.rules import FilterPlan, Filters
 from data_prep.readers.input_files import HashSplit, InputFile, plan
 from data_prep.readers.records import Document
 from data_prep.tokenization.backends import BackendMismatchError, why_not_fast
-from data_prep.tokenization.tokenizer import load_tokenizer, read_given_tokenizer, sample_texts, save_tokenizer, train_tokenizer
+from data_prep.tokenization.tokenizer import (
+    TOKENIZER_FILE,
+    load_tokenizer,
+    read_given_tokenizer,
+    sample_texts,
+    save_tokenizer,
+    train_tokenizer,
+)
 from data_prep.units.finish import CommittedRun, finish
 from data_prep.units.job import Job, PrepareError
 from data_prep.units.job_progress import Clock, Progress
@@ -29,8 +36,6 @@ from data_prep.units.store import UnitRecord
 from data_prep.units.tokenize_unit import UnitSettings
 from data_prep.units.up_to_date import up_to_date
 
-WORK_FOLDER = ".work"
-
 
 def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | None = None, command: str = "") -> Manifest:
     """Make the dataset folder `config.output` and return its manifest.
@@ -39,29 +44,45 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | Non
     After an error, an interruption or a kill there is no manifest, and the same call resumes from the committed units.
     All errors are ValueErrors: PrepareError (a folder made or begun from other inputs, a file that cannot be read, more
     bad records than `config.max_bad_share`, nothing to train on), WorkerError, DiskFullError, FolderInUseError,
-    InputError, TokenizerError.
+    InputError, TokenizerError, ForeignFilesError.
     """
     filters = FilterPlan(config)  # fails before any input is read
     if config.output.exists() and not config.output.is_dir():
         raise PrepareError(f"{config.output} is a file: give another --output")
-    files = plan(config)
     # Absolute, because workers run in another folder.
-    output = config.output.absolute()
-    output.mkdir(parents=True, exist_ok=True)
-    with only_writer(output):
-        if (output / MANIFEST_FILE).exists():
-            shutil.rmtree(output / WORK_FOLDER, ignore_errors=True)
-            return up_to_date(config, filters.decisions, files, output)
-        remove_leftovers(output)
+    output = OutputFolder(config.output.absolute(), same=_same_tokenizer(config))
+    is_finished = (output.folder / MANIFEST_FILE).exists()
+    if output.folder.is_dir() and not is_finished:
+        output.validate()  # before any input is read
+    files = plan(config)
+    output.folder.mkdir(parents=True, exist_ok=True)
+    with only_writer(output.folder):
+        if (output.folder / MANIFEST_FILE).exists():
+            manifest = up_to_date(config, filters.decisions, files, output.folder)
+            output.end()
+            return manifest
+        output.begin()
         try:
             return _PrepareRun(config, filters, files, output, Clock(files, config.unit_bytes, on_progress), command).run()
         except (OSError, DiskFullError) as error:
             if not isinstance(error, DiskFullError) and not is_disk_full(error):
                 raise
             raise DiskFullError(
-                f"no space left for {output} ({error}); finished work is kept there: free some space and rerun the same "
+                f"no space left for {output.folder} ({error}); finished work is kept there: free some space and rerun the same "
                 "command to resume"
             ) from error
+
+
+def _same_tokenizer(config: PrepareConfig) -> set[str]:
+    """The tokenizer's file name, if the given tokenizer is itself the file in the output folder.
+
+    Raises TokenizerError for a tokenizer that cannot be read.
+    """
+    if config.tokenizer is None or config.tokenizer == "bytes":
+        return set()
+    load_tokenizer(config.tokenizer)
+    there = config.output / TOKENIZER_FILE
+    return {TOKENIZER_FILE} if there.is_file() and there.read_bytes() == read_given_tokenizer(config.tokenizer) else set()
 
 
 class _PrepareRun:
@@ -72,7 +93,7 @@ class _PrepareRun:
         config: PrepareConfig,
         filters: FilterPlan,
         files: list[InputFile],
-        output: Path,
+        output: OutputFolder,
         clock: Clock,
         command: str,
     ) -> None:
@@ -84,7 +105,7 @@ class _PrepareRun:
         self.output = output
         self.clock = clock
         self.command = command
-        self.job = Job(output / WORK_FOLDER, filters.decisions)
+        self.job = Job(output.work, filters.decisions)
         self.hash_split = HashSplit(config.val_share, config.test_share, config.seed)
         self.skipped: dict[int, str] = {}
 
@@ -112,7 +133,8 @@ class _PrepareRun:
             self.clock.note = f"tokenizing with the slow reference: {self.job.why_reference}"
 
     def _begin(self) -> None:
-        self.job.clear()
+        self.output.empty_work_folder()
+        self.job.make_folders()
         if self.config.mixture:
             validate_unmixed_files(self.files, self.config.mixture, self.config.max_record_bytes)
         path = self.job.tokenizer_file
@@ -215,8 +237,6 @@ class _PrepareRun:
 def _make_tokenizer(config: PrepareConfig, filters: Filters, files: list[InputFile], hash_split: HashSplit, path: Path) -> None:
     """Copy the given tokenizer to `path`, or train one there on the training documents that the filters keep."""
     if config.tokenizer:
-        if config.tokenizer != "bytes":
-            load_tokenizer(config.tokenizer)  # fails before any input is read
         with atomic_write(path) as file:
             file.write(read_given_tokenizer(config.tokenizer))
         return

@@ -4,7 +4,6 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from data_prep.dataset.manifest import (
     describe_files,
     write_manifest,
 )
+from data_prep.dataset.output_files import OutputFolder, split_files
 from data_prep.dataset.row_index import pack_split
 from data_prep.executor.workers import WorkerPool
 from data_prep.files import atomic_write, canonical_json, sha256_bytes, sha256_file
@@ -49,7 +49,7 @@ class CommittedRun:
     config: PrepareConfig
     files: Sequence[InputFile]
     job: Job
-    output: Path
+    output: OutputFolder
     clock: Clock
     command: str
     notes: Sequence[str]
@@ -86,9 +86,9 @@ def finish(run: CommittedRun, pool: WorkerPool) -> Manifest:
     validate_training_split(splits, counts.rejected + counts.dropped + selection.dropped)
     _copy_from_work_folder(run)
     with run.clock.stage("checksums"):
-        files = describe_files(run.output)
-    manifest = write_manifest(run.output, _manifest(run, units, counts, selection, splits, files))
-    shutil.rmtree(run.job.folder, ignore_errors=True)
+        files = describe_files(run.output.folder)
+    manifest = write_manifest(run.output.folder, _manifest(run, units, counts, selection, splits, files))
+    run.output.end()
     return manifest
 
 
@@ -127,18 +127,20 @@ def _write_splits(run: CommittedRun, units: Sequence[UnitRecord], copies: Copies
     for split in SPLITS:
         content = split_content(units, split, run.job.store, copies)
         if content.sources:
+            run.output.claim(split_files(split, run.config.packing))
             with run.clock.stage(f"assemble {split}"):
-                join_tokens(content, split, run.job.store, run.output, dtype, pool)
+                join_tokens(content, split, run.job.store, run.output.folder, dtype, pool)
             with run.clock.stage(f"pack {split}"):
-                packing = pack_split(run.output, split, run.config.packing)
+                packing = pack_split(run.output.folder, split, run.config.packing)
             splits[split] = SplitRecord(sources=content.sources, length_histogram=content.histogram, packing=packing)
     return splits
 
 
 def _copy_from_work_folder(run: CommittedRun) -> None:
     # Copied, not moved: the work folder must stay complete until the manifest is written.
+    run.output.claim([QUARANTINE_FILE, TOKENIZER_FILE])
     for name in (QUARANTINE_FILE, TOKENIZER_FILE):
-        with atomic_write(run.output / name) as file, open(run.job.folder / name, "rb") as source:
+        with atomic_write(run.output.folder / name) as file, open(run.job.folder / name, "rb") as source:
             shutil.copyfileobj(source, file)
 
 

@@ -5,7 +5,6 @@ end, and `attempts` gets one byte for every unit that is started, so that repeat
 """
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -70,10 +69,8 @@ class Job:
         """Units started by this and earlier runs of the job, repetitions included."""
         return (self.folder / "attempts").stat().st_size
 
-    def clear(self) -> None:
-        """Make an empty work folder. What was left by a run that died before it wrote its description is deleted."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
+    def make_folders(self) -> None:
+        """Make the folders of an empty work folder."""
         self.store.folder.mkdir()
         (self.folder / "files").mkdir()
         (self.folder / "attempts").touch()
