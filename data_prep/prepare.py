@@ -215,8 +215,7 @@ class _PrepareRun:
     def _skip_file(self, unreadable: Unreadable) -> None:
         if self.config.on_unreadable == "fail":
             raise PrepareError(
-                f"{unreadable.reason}: fix the input and rerun the same command to resume, or skip such files with "
-                "on_unreadable=skip"
+                f"{unreadable.reason}. Then rerun the same command to resume; or skip such files with on_unreadable=skip"
             )
         self.skipped[unreadable.file] = unreadable.reason
 

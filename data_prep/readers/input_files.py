@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.config import PrepareConfig
+from data_prep.readers.formats import PLAIN_SUFFIX, SUFFIXES, unknown_name
 from data_prep.readers.huggingface import DatasetRows
 from data_prep.readers.locations import Location, LocationState, can_enter, find, names, state, states
 from data_prep.readers.remote import RemoteError, RemoteFile
-from data_prep.readers.streams import PLAIN_SUFFIX, SUFFIXES
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -50,7 +50,11 @@ class InputFile:
     @property
     def is_plain(self) -> bool:
         """True if a worker can read any byte range without reading what comes before."""
-        return can_enter(self.path) and not isinstance(self.path, DatasetRows) and _is_named(self.path, PLAIN_SUFFIX)
+        return can_enter(self.path) and self.is_named(PLAIN_SUFFIX)
+
+    def is_named(self, suffix: str) -> bool:
+        """True for a file whose name ends in `suffix`."""
+        return not isinstance(self.path, DatasetRows) and _is_named(self.path, suffix)
 
     @property
     def may_hold_training_text(self) -> bool:
@@ -131,7 +135,7 @@ def expand(globs: Sequence[str]) -> list[Location]:
         paths.update(matches)
     for path in paths:
         if not isinstance(path, DatasetRows) and not _is_named(path, *SUFFIXES):
-            raise InputError(f"{path}: cannot tell the format from the name; known endings: {', '.join(SUFFIXES)}")
+            raise InputError(str(unknown_name(path)))
     return sorted(paths, key=str)
 
 

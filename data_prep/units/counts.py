@@ -27,7 +27,7 @@ class RecordCounts:
 def count_records(units: Sequence[UnitRecord]) -> RecordCounts:
     """The counts of all units, summed."""
     return RecordCounts(
-        records=sum(unit.lines - unit.blank_lines for unit in units),
+        records=sum(unit.lines - unit.blank_lines + unit.extra_records for unit in units),
         blank_lines=sum(unit.blank_lines for unit in units),
         rejected=sum((Counter(unit.rejected) for unit in units), Counter()),
         dropped=sum((Counter(unit.dropped) for unit in units), Counter()),

@@ -40,6 +40,7 @@ class UnitRecord(BaseModel):
     """The content of a unit: its counts, and the byte offset and size of each of the `sections` of its part file.
 
     `raw_bytes` and `raw_sha256` are of the decompressed lines of the unit. The documents table refers to `sources` by index.
+    `extra_records`: records beyond the first of their line.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +61,7 @@ class UnitRecord(BaseModel):
     sections: dict[str, tuple[int, int]]
     bytes: int
     sha256: str
+    extra_records: int = 0
 
     @property
     def key(self) -> UnitKey:

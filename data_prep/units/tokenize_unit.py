@@ -16,7 +16,7 @@ from data_prep.files import canonical_json, sha256_file
 from data_prep.filters.rules import Filters
 from data_prep.readers.blocks import Block, lines_of
 from data_prep.readers.input_files import SPLITS, HashSplit, InputFile
-from data_prep.readers.records import Document, read_record
+from data_prep.readers.records import Document, records_of_line
 from data_prep.tokenization.backends import Backend, BackendMismatchError, FastBackend, ReferenceBackend, check_same_ids
 from data_prep.tokenization.tokenizer import TokenizerError, eos_id, load_tokenizer, num_ids
 from data_prep.units.store import DIGESTS, DOCUMENT_DTYPE, DOCUMENTS, QUARANTINE, UnitRecord, UnitStore
@@ -61,6 +61,7 @@ class _Unit:
     dropped: Counter[str] = field(default_factory=Counter)
     num_lines: int = 0
     blank_lines: int = 0
+    extra_records: int = 0
     checked_documents: int = 0
 
 
@@ -93,20 +94,21 @@ def tokenize_unit(file: InputFile, block: Block, settings: UnitSettings) -> Unit
 
     for line in lines_of(block, settings.max_record_bytes):
         unit.num_lines += 1
-        record = read_record(line, file.name, starts_file=block.index == 0 and line.number == 1)
-        if record is None:
-            unit.blank_lines += 1
-        elif not isinstance(record, Document):
-            unit.quarantine.append(canonical_json(vars(record)) + b"\n")
-            unit.rejected[record.reason] += 1
-        elif reason := settings.filters.why_dropped(record):
-            unit.dropped[reason] += 1
-        else:
-            text = record.text.encode("utf-8")
-            batch.append((text, unit.sources.setdefault(record.source, len(unit.sources))))
-            batch_bytes += len(text)
-            if len(batch) >= _BATCH_DOCUMENTS or batch_bytes >= _BATCH_BYTES:
-                flush()
+        records = records_of_line(line, file.name, starts_file=block.index == 0 and line.number == 1)
+        unit.blank_lines += not records
+        unit.extra_records += max(0, len(records) - 1)
+        for record in records:
+            if not isinstance(record, Document):
+                unit.quarantine.append(canonical_json(record.as_json()) + b"\n")
+                unit.rejected[record.reason] += 1
+            elif reason := settings.filters.why_dropped(record):
+                unit.dropped[reason] += 1
+            else:
+                text = record.text.encode("utf-8")
+                batch.append((text, unit.sources.setdefault(record.source, len(unit.sources))))
+                batch_bytes += len(text)
+                if len(batch) >= _BATCH_DOCUMENTS or batch_bytes >= _BATCH_BYTES:
+                    flush()
     flush()
     return _commit(file, block, unit, settings, dtype)
 
@@ -187,6 +189,7 @@ def _commit(file: InputFile, block: Block, unit: _Unit, settings: UnitSettings, 
             "raw_sha256": raw_sha256(block),
             "lines": unit.num_lines,
             "blank_lines": unit.blank_lines,
+            "extra_records": unit.extra_records,
             "documents": len(documents),
             "tokens": int(documents["tokens"].sum(dtype=np.int64)),
             "text_bytes": int(documents["bytes"].sum()),

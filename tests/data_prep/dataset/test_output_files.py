@@ -43,9 +43,7 @@ def test_a_folder_called_work_that_is_not_ours_is_kept(corpus: Path, tmp_path: P
     assert _contents(tmp_path) == {".work/notes.txt": b"mine"}
 
 
-def test_the_given_tokenizer_may_be_in_the_output_folder(
-    ray: None, corpus: Path, tokenizer_file: Path, tmp_path: Path
-) -> None:
+def test_the_given_tokenizer_may_be_in_the_output_folder(ray: None, corpus: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     there = tmp_path / "tokenizer.json"
     shutil.copy(tokenizer_file, there)
     with pytest.raises(ValueError, match="no file matches"):
