@@ -52,7 +52,7 @@ class OutputFolder:
         """Raise ForeignFilesError if the folder has files of our names that are not ours. Nothing is changed."""
         if self.work.is_symlink() or (self.work.exists() and not self.work.is_dir()):
             raise ForeignFilesError(f"{self.work} is no folder; move it away or give another --output")
-        if self.work.is_dir() and any(self.work.iterdir()) and not self._is_ours(self.work):
+        if self.work.is_dir() and any(self.work.iterdir()) and not self.is_ours(self.work):
             raise ForeignFilesError(
                 f"{self.work} holds files that this program did not make; move them away or give another --output"
             )
@@ -66,7 +66,7 @@ class OutputFolder:
     def begin(self) -> None:
         """Make the work folder if it is missing and delete what an interrupted run left in the dataset folder."""
         self.validate()
-        if not self._is_ours(self.work):
+        if not self.is_ours(self.work):
             self.work.mkdir(exist_ok=True)
             (self.work / _MARKER).write_text("Work of a run that is not finished. Without it the run starts over.\n", "utf-8")
             fsync_folder(self.work)
@@ -100,11 +100,12 @@ class OutputFolder:
 
     def end(self) -> None:
         """Delete the work folder if it is ours."""
-        if self.work.is_dir() and not self.work.is_symlink() and (self._is_ours(self.work) or not any(self.work.iterdir())):
+        if self.work.is_dir() and not self.work.is_symlink() and (self.is_ours(self.work) or not any(self.work.iterdir())):
             shutil.rmtree(self.work, ignore_errors=True)
 
     @staticmethod
-    def _is_ours(work: Path) -> bool:
+    def is_ours(work: Path) -> bool:
+        """Whether `work` is a work folder that this program made."""
         return (work / _MARKER).is_file() or ((work / _JOB).is_file() and (work / "units").is_dir())
 
     def _present(self) -> set[str]:
@@ -119,11 +120,11 @@ class OutputFolder:
         return {name for name in lines if _OUTPUT.fullmatch(name)}
 
 
-def is_own_record(path: Path) -> bool:
-    """True for the quarantine file of a dataset folder, finished or begun: text that was rejected is no input."""
-    return path.name == QUARANTINE_FILE and (
-        (path.parent / MANIFEST_FILE).is_file() or OutputFolder._is_ours(path.parent / WORK_FOLDER)
-    )
+def is_own_output(path: Path) -> bool:
+    """True for a file of a dataset folder, finished or begun: it is no input, even if a glob matches it."""
+    if path.name != MANIFEST_FILE and not _OUTPUT.fullmatch(path.name):
+        return False
+    return (path.parent / MANIFEST_FILE).is_file() or OutputFolder.is_ours(path.parent / WORK_FOLDER)
 
 
 def _remove(path: Path) -> None:

@@ -41,7 +41,8 @@ def decoder_factory(codec: str) -> Callable[[], Decoder]:
     if codec == ZSTD:
         context = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW_BYTES)
         return lambda: _ZstdDecoder(context.decompressobj())
-    return {GZIP: _GzipDecoder, XZ: _XzDecoder}[codec]
+    factories: dict[str, Callable[[], Decoder]] = {GZIP: _GzipDecoder, XZ: _XzDecoder}
+    return factories[codec]
 
 
 # Tape tools and some object stores pad gzip files with zeros, which are not a member; xz allows zeros between streams.

@@ -13,8 +13,8 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 import orjson
 
+from data_prep.readers.arrow_rows import META, json_lines, metas, sources_as_meta, validate_text_column
 from data_prep.readers.formats import WrongFormatError
-from data_prep.readers.tables import META, json_lines, metas, sources_as_meta, validate_text_column
 
 SCHEME = "datasets://"
 _ROWS = 64  # few, because a row may have megabytes of text

@@ -6,7 +6,6 @@ Only the fields that are needed become values; others are checked without recurs
 import json
 import re
 from collections.abc import Collection
-from json.decoder import scanstring
 from typing import Any
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -17,6 +16,7 @@ _SCALAR = re.compile(
 _CLOSING = {"[": "]", "{": "}"}
 # A value of a needed field may be nested; deeper ones are no text and no source.
 _DECODER = json.JSONDecoder(parse_int=float)
+_scan_string = json.decoder.scanstring  # type: ignore[attr-defined]
 
 
 def objects_of(text: str, needed: Collection[str]) -> list[dict[str, Any]]:
@@ -39,7 +39,7 @@ def _object(text: str, position: int, needed: Collection[str]) -> tuple[dict[str
     while True:
         if not text.startswith('"', position):
             raise ValueError(f"no key at {position}")
-        key, position = scanstring(text, position + 1, True)
+        key, position = _scan_string(text, position + 1, True)
         position = _after(text, _after_space(text, position), ":")
         end = _end_of_value(text, position)
         if key in needed:

@@ -192,6 +192,11 @@ def _token(info: dict[str, Any]) -> str:
     return ""
 
 
+def has_checksum(version: str) -> bool:
+    """True if a version is a checksum of the bytes and no time."""
+    return version.partition("=")[0] in _CHECKSUMS
+
+
 def _retried(url: str, action: Callable[[], _Result]) -> _Result:
     """The result of `action`, retried if that may help. Raises RemoteError, which names the URL."""
 

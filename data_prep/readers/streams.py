@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
+from data_prep.readers.arrow_rows import META, TEXT, json_lines, metas, record_columns, validate_text_column
 from data_prep.readers.decoders import PADDING, CodecError, Decoder, decoder_factory
 from data_prep.readers.formats import (
     GZIP,
@@ -27,7 +28,6 @@ from data_prep.readers.formats import (
 from data_prep.readers.huggingface import DatasetRows
 from data_prep.readers.locations import Location, can_enter, open_location
 from data_prep.readers.remote import RemoteError, RemoteFile
-from data_prep.readers.tables import META, TEXT, json_lines, metas, record_columns, validate_text_column
 
 _PLAIN_CHUNK_BYTES = 1 << 20
 _COMPRESSED_CHUNK_BYTES = 1 << 16

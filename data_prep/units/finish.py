@@ -34,7 +34,7 @@ from data_prep.units.job import Job
 from data_prep.units.job_progress import Clock
 from data_prep.units.notes import damaged_files, missing_sources, unknown_source_names
 from data_prep.units.source_mixture import epochs_by_source, mixed_copies, training_sources
-from data_prep.units.store import UnitKey, UnitRecord
+from data_prep.units.store import UnitRecord
 from data_prep.units.up_to_date import input_record
 
 
@@ -77,7 +77,7 @@ def finish(run: CommittedRun, pool: WorkerPool) -> Manifest:
     Raises PrepareError if more records are bad than `max_bad_share` allows, if no document is left for training, or if
     the mixture does not cover the sources.
     """
-    units = _units_in_plan_order(run.job)
+    units = run.job.units_in_plan_order
     counts = count_records(units)
     join_quarantine(units, run.job.store, run.job.quarantine_file)
     validate_bad_share(counts, run.config.max_bad_share, run.job.quarantine_file, run.job.folder)
@@ -90,11 +90,6 @@ def finish(run: CommittedRun, pool: WorkerPool) -> Manifest:
     manifest = write_manifest(run.output.folder, _manifest(run, units, counts, selection, splits, files))
     run.output.end()
     return manifest
-
-
-def _units_in_plan_order(job: Job) -> list[UnitRecord]:
-    keys = [UnitKey(file, block) for file, end in sorted(job.ends.items()) for block in end.blocks]
-    return [job.records[key] for key in keys]
 
 
 def _select_documents(run: CommittedRun, units: Sequence[UnitRecord]) -> _Selection:

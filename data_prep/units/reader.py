@@ -79,12 +79,12 @@ class BlockReader:
     def _read(
         self, unit_bytes: int, max_record_bytes: int, done: Mapping[int, str | None]
     ) -> Iterator[tuple[BlockHeader | FileEnd | Unreadable, npt.NDArray[np.uint8]]]:
-        file, digest, blocks = self._file, _Digest(), []
+        file, digest, blocks = self._file, Digest(), []
         try:
             file.validate_unchanged()
             for block in _at_least_one(cut_blocks(read_chunks(file.path, digest.add), unit_bytes, max_record_bytes)):
                 blocks.append(block.index)
-                _validate_format(file, block)
+                validate_format(file, block)
                 if block.index not in done:
                     if self._only is None or block.index in self._only:
                         header = BlockHeader(
@@ -101,13 +101,13 @@ class BlockReader:
         yield FileEnd(file=file.index, bytes=digest.bytes, sha256=digest.hexdigest(), blocks=tuple(blocks)), _NOTHING
 
 
-def _validate_format(file: InputFile, block: Block) -> None:
+def validate_format(file: InputFile, block: Block) -> None:
     """Raise WrongFormatError if a file named `.jsonl` begins like one of another format."""
     if block.index == 0 and file.is_named(PLAIN_SUFFIX):
         validate_lines(file.path, block.data[:HEAD_BYTES].tobytes())
 
 
-class _Digest:
+class Digest:
     """SHA-256 and the number of bytes that it covers."""
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ def tokenize_range(file: InputFile, index: int, settings: UnitSettings) -> UnitR
     try:
         file.validate_unchanged()
         block = plain_block(file, index, settings.unit_bytes, settings.max_record_bytes)
-        _validate_format(file, block)
+        validate_format(file, block)
         file.validate_unchanged()
     except (OSError, ChangedInputError) as error:
         return Unreadable(file.index, describe(error))
@@ -144,7 +144,7 @@ def tokenize_range(file: InputFile, index: int, settings: UnitSettings) -> UnitR
 def plain_block(file: InputFile, index: int, unit_bytes: int, max_record_bytes: int) -> Block:
     """Block `index` of a plain file of lines. An empty file has one block, marked as damaged because empty."""
     if not file.bytes:
-        return Block(index=0, data=_NOTHING, damage=EMPTY_FILE)
+        return empty_block()
     assert not isinstance(file.path, DatasetRows), "the rows of a dataset have no byte ranges"
     return read_range(file.path, index, unit_bytes, max_record_bytes)
 
@@ -159,6 +159,21 @@ def hash_plain(file: InputFile, unit_bytes: int) -> FileEnd | Unreadable:
     except (OSError, ChangedInputError) as error:
         return Unreadable(file.index, describe(error))
     return FileEnd(file=file.index, bytes=file.bytes, sha256=digest, blocks=blocks)
+
+
+def verify_touched(
+    file: InputFile, end: FileEnd, blocks: Mapping[int, str], unit_bytes: int, max_record_bytes: int
+) -> Unreadable | None:
+    """Compare a file that has a new version with what was read from it: `blocks` are the hashes of its units."""
+    try:
+        changed = sha256_location(file.path) != end.sha256 or (
+            file.is_plain
+            and any(raw_sha256(plain_block(file, i, unit_bytes, max_record_bytes)) != found for i, found in blocks.items())
+        )
+    except OSError as error:
+        return Unreadable(file.index, describe(error))
+    reason = f"{file.path}: changed during the job, with the same size; leave it as it is"
+    return Unreadable(file.index, reason) if changed else None
 
 
 def describe(error: Exception) -> str:
@@ -176,4 +191,9 @@ def _at_least_one(blocks: Iterator[Block]) -> Iterator[Block]:
         yield block
         del block
     if not found:
-        yield Block(index=0, data=_NOTHING, damage=EMPTY_FILE)
+        yield empty_block()
+
+
+def empty_block() -> Block:
+    """The block of an empty file, marked as damaged because empty."""
+    return Block(index=0, data=_NOTHING, damage=EMPTY_FILE)

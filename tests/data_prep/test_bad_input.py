@@ -187,16 +187,34 @@ def _only(spoil: Callable[[Progress], None], fault: str, path: Path) -> Callable
     return listener
 
 
-def test_a_file_that_changes_while_it_is_read_fails_the_job(raw: Path, tokenizer_file: Path) -> None:
-    path = raw / "a.jsonl"
-    path.write_bytes(b"".join(_LINES))
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst"])
+def test_a_touched_file_is_compared_and_only_other_bytes_fail_the_job(raw: Path, tokenizer_file: Path, name: str) -> None:
+    path = raw / name
+    data = b"".join(_LINES) if name.endswith("jsonl") else _PACKERS["zst"](b"".join(_LINES))
+    path.write_bytes(data)
 
-    def spoil(progress: Progress) -> None:
+    def touch(progress: Progress) -> None:
         if progress.units_done == 2:
             os.utime(path, ns=(1, 1))
 
-    with pytest.raises(PrepareError, match=r"a\.jsonl: changed during the job"):
-        prepare(_config(raw, tokenizer_file, unit_bytes=5000), spoil)
+    config = _config(raw, tokenizer_file, unit_bytes=5000)
+    assert _reconcile(prepare(config, touch)) == 4050
+    assert prepare(config).skipped_inputs == {}
+
+    def change(progress: Progress) -> None:
+        if progress.units_done == 2:
+            # What was read already; a change of what is read later is no contradiction.
+            path.write_bytes(bytes(byte ^ 1 for byte in data[:30]) + data[30:])
+
+    def fields(policy: str) -> dict[str, object]:
+        return {"unit_bytes": 5000, "output": raw.parent / policy, "on_unreadable": policy}
+
+    with pytest.raises(PrepareError, match=rf"{name}: (changed during the job, with the same size|unit \d+ has other)"):
+        prepare(_config(raw, tokenizer_file, **fields("fail")), change)
+    path.write_bytes(data)
+    manifest = prepare(_config(raw, tokenizer_file, **fields("skip")), change)
+    assert list(manifest.skipped_inputs) == [name]
+    assert _reconcile(manifest) == 50
 
 
 def test_a_folder_without_a_match_is_refused(tmp_path: Path, tokenizer_file: Path) -> None:

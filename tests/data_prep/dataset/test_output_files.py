@@ -8,7 +8,7 @@ import pytest
 from data_prep.config import PackingConfig, PrepareConfig
 from data_prep.dataset.manifest import load_manifest, verify
 from data_prep.dataset.merge import merge
-from data_prep.dataset.output_files import ForeignFilesError, OutputFolder, is_own_record
+from data_prep.dataset.output_files import ForeignFilesError, OutputFolder, is_own_output
 from data_prep.dataset.repack import pack_folder
 from data_prep.prepare import prepare
 
@@ -103,7 +103,7 @@ def test_merge_and_pack_refuse_files_of_others(ray: None, corpus: Path, tokenize
 
 def test_quarantine_files_of_datasets_are_recognised(tmp_path: Path) -> None:
     (tmp_path / "quarantine.jsonl").touch()
-    assert not is_own_record(tmp_path / "quarantine.jsonl")
+    assert not is_own_output(tmp_path / "quarantine.jsonl")
     (tmp_path / "manifest.json").touch()
-    assert is_own_record(tmp_path / "quarantine.jsonl")
-    assert not is_own_record(tmp_path / "other.jsonl")
+    assert is_own_output(tmp_path / "quarantine.jsonl")
+    assert not is_own_output(tmp_path / "other.jsonl")
