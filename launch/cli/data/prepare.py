@@ -60,6 +60,7 @@ def prepare(
     from data_prep.dataset.manifest import MANIFEST_FILE
     from data_prep.prepare import prepare as run
     from launch.config import load_config
+    from launch.prepare.ending import one_line_when_interrupted, one_line_when_killed, output_may_be_closed
     from launch.prepare.peak_memory import PeakMemory
     from launch.prepare.progress_bar import preparation_bar
 
@@ -74,17 +75,23 @@ def prepare(
         "ray_address": ray_address,
     }
     resolved = load_config(PrepareConfig, config, overrides or [], options, kind="data")
-    _print_plan(resolved)
-    console = Console()
     finished_before = (resolved.output / MANIFEST_FILE).exists()
-    with PeakMemory() as memory, preparation_bar(console) as listener:
-        manifest = run(resolved, listener, shlex.join(["fnet-t5", *sys.argv[1:]]))
-    if finished_before:
-        typer.echo(f"{resolved.output} was already made from this input with these settings: nothing to do.")
-    _print_result(resolved, manifest, console)
-    if not finished_before and "resume" not in manifest.stage_seconds:
-        _print_speed(manifest, memory.peak_bytes)
-    typer.echo(f"Look inside: fnet-t5 data inspect {resolved.output}")
+    with output_may_be_closed():
+        _print_plan(resolved)
+        console = Console()
+        with (
+            one_line_when_killed(),
+            one_line_when_interrupted(),
+            PeakMemory() as memory,
+            preparation_bar(console) as listener,
+        ):
+            manifest = run(resolved, listener, shlex.join(["fnet-t5", *sys.argv[1:]]))
+        if finished_before:
+            typer.echo(f"{resolved.output} was already made from this input with these settings: nothing to do.")
+        _print_result(resolved, manifest, console)
+        if not finished_before and "resume" not in manifest.stage_seconds:
+            _print_speed(manifest, memory.peak_bytes)
+        typer.echo(f"Look inside: fnet-t5 data inspect {resolved.output}")
 
 
 def _print_plan(config: PrepareConfig) -> None:
