@@ -11,15 +11,6 @@ TEXT, META, SOURCE = "text", "meta", "pile_set_name"
 _OUTPUT_BYTES = 4 << 20
 
 
-def text_line(data: bytes, meta: Any = None) -> bytes:
-    """A record as a JSON line. Invalid UTF-8 is kept, so that the record is rejected like any other with this fault."""
-    try:
-        record = {TEXT: data.decode("utf-8")}
-    except UnicodeDecodeError:
-        return b'{"text": "' + data.replace(b"\n", b" ").replace(b'"', b" ").replace(b"\\", b" ") + b'"}\n'
-    return orjson.dumps(record if meta is None else {**record, META: meta}) + b"\n"
-
-
 def validate_text_column(place: object, schema: Any, name: str, remedy: str) -> None:
     """Raise WrongFormatError if a schema has no column `name` of strings, bytes or lists of them."""
     import pyarrow as pa  # imported late: only tables need it
@@ -45,12 +36,12 @@ def record_columns(schema: Any) -> list[str]:
     return columns
 
 
-def json_lines(texts: Any, metas: Iterator[Any]) -> Iterator[bytes]:
-    """JSON lines, some megabytes at a time, of an Arrow column of texts and a `meta` for each, as far as there are any."""
+def json_lines(texts: Any, metas: Iterator[Any] | None) -> Iterator[bytes]:
+    """JSON lines, some megabytes at a time, of an Arrow column of texts and, if there are any, a `meta` for each."""
     held: list[bytes] = []
     num_bytes = 0
     for text in _values(texts):
-        line = _line(text, next(metas, None))
+        line = _line(text, {} if metas is None else {META: next(metas)})
         held.append(line)
         num_bytes += len(line)
         if num_bytes >= _OUTPUT_BYTES:
@@ -60,10 +51,16 @@ def json_lines(texts: Any, metas: Iterator[Any]) -> Iterator[bytes]:
         yield b"".join(held)
 
 
-def _line(text: Any, meta: Any) -> bytes:
-    if isinstance(text, list) and all(isinstance(paragraph, bytes) for paragraph in text):
-        text = b"\n\n".join(text)
-    return text_line(text, meta) if isinstance(text, bytes) else orjson.dumps({TEXT: None}) + b"\n"
+def _line(text: Any, fields: dict[str, Any]) -> bytes:
+    """A record. Invalid UTF-8 is kept, so that the record is rejected like any other with this fault."""
+    parts = text if isinstance(text, list) else [text]
+    if not all(isinstance(part, bytes) for part in parts):
+        return orjson.dumps({TEXT: None, **fields}) + b"\n"
+    try:
+        decoded = [part.decode("utf-8") for part in parts]
+    except UnicodeDecodeError:
+        return b'{"text": "' + b" ".join(parts).translate(None, b'\n"\\') + b'"}\n'
+    return orjson.dumps({TEXT: decoded if isinstance(text, list) else decoded[0], **fields}) + b"\n"
 
 
 def metas(column: Any) -> Iterator[Any]:
@@ -109,7 +106,7 @@ def _as_python(value: Any) -> Any:
     try:
         return value.as_py()
     except (ValueError, OverflowError):  # a time that Python cannot represent
-        return str(value)
+        return str(value.value)
 
 
 def _is_text(found: Any) -> bool:

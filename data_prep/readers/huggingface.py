@@ -136,7 +136,7 @@ class DatasetRows:
             raise DatasetError(str(error)) from error
         if self.source is not None and self.source not in table.column_names:
             raise DatasetError(f"{self}: no column {self.source!r}; there are {', '.join(table.column_names)}: {remedy}")
-        found: Iterator[Any] = iter(())
+        found: Iterator[Any] | None = None
         if self.source is not None:
             found = sources_as_meta(table.column(self.source), labels)
         elif META in table.column_names:

@@ -164,9 +164,7 @@ def _parquet_lines(path: Path | RemoteFile, on_read: Callable[[bytes], object]) 
             for group in range(parquet.num_row_groups):
                 rows = _batch_rows(parquet.metadata.row_group(group))
                 for batch in parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
-                    yield from json_lines(
-                        batch.column(TEXT), metas(batch.column(META)) if META in batch.schema.names else iter(())
-                    )
+                    yield from json_lines(batch.column(TEXT), metas(batch.column(META)) if META in batch.schema.names else None)
     except RemoteError:
         raise
     except (pa.ArrowException, OSError) as error:

@@ -155,3 +155,15 @@ def test_files_are_bundled_in_their_order_up_to_the_limits(raw: Path, monkeypatc
     monkeypatch.setattr(bundles, "_MAX_FILES", 7)
     assert max(map(len, bundles.bundled(files, 10**9)[0])) == 7
     assert bundles.bundled(files[:10], 10**9) == ([], files[:10])
+
+
+def test_output_does_not_depend_on_the_sizes_of_internal_blocks(
+    raw: Path, alone: tuple[Manifest, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of copies, buckets of hashes and pieces of an index, whose ends a small corpus never reaches."""
+    monkeypatch.setattr("data_prep.units.assemble._COPIED_AT_ONCE", 50)
+    monkeypatch.setattr("data_prep.units.dedup._BUCKET_DOCUMENTS", 17)
+    monkeypatch.setattr("data_prep.dataset.indexed_dataset._BLOCK", 13)
+    monkeypatch.setattr("data_prep.files._CHUNK_BYTES", 100)
+    assert _content(prepare(_config(raw, "data"))) == _content(alone[0])
+    assert _hashes(_config(raw, "data")) == alone[1]
