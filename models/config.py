@@ -22,7 +22,7 @@ NormKind = Literal["rms", "layer"]
 NormPosition = Literal["pre", "post"]
 FeedForwardKind = Literal["relu", "gelu", "gelu_tanh", "gated_gelu", "swiglu"]
 PositionKind = Literal["relative", "learned", "rope", "none"]
-EncoderPositions = Literal["default", "learned", "none"]
+EncoderPositions = Literal["default", "learned", "learned_only", "none"]
 HeadName = Literal["mlm", "order", "sequence", "token", "answer"]
 
 GATED = ("gated_gelu", "swiglu")
@@ -132,7 +132,8 @@ class ModelConfig:
     """fnet: the encoder has FNet's blocks (post-norm, unnormalised, learnt positions), so that its checkpoints load."""
     encoder_positions: EncoderPositions = "default"
     """Positions of the encoder of fnet_t5 and t5. default: as `position` says; learned: learnt vectors are added to its input,
-    beside a relative bias or rotations that it has; none: it has no positions at all, no relative bias either."""
+    beside a relative bias or rotations that it has; learned_only: in place of them; none: it has no positions at all, no
+    relative bias either."""
     heads: tuple[HeadName, ...] = ("mlm", "order")
     """Heads of an encoder-only model."""
     num_labels: int = 2
@@ -262,6 +263,8 @@ class ModelConfig:
             own = replace(own, **fnet, adds_positions=True)
         if self.encoder_positions == "learned":
             own = replace(own, adds_positions=True)
+        if self.encoder_positions == "learned_only":
+            own = replace(own, position="learned", adds_positions=True)
         if self.encoder_positions == "none":
             own = replace(own, position="none", adds_positions=False)
         return replace(own, d_ff=self.encoder_d_ff or self.d_ff)

@@ -138,6 +138,9 @@ class TrainConfig(Section):
     """Further steps to save after. These checkpoints are never removed: other runs may branch off them."""
     validate_every: PositiveInt = 500
     """Steps between two validations."""
+    input_use_rows: int = Field(default=64, ge=0)
+    """First rows of the validation split on which each validation of an encoder-decoder also measures whether the order of the
+    encoder's input is used: `text_loss` and `shuffled_text_loss` in metrics.jsonl. Two more forward passes a row; 0: off."""
     log_every: PositiveInt = 10
     """Steps between two rows of metrics.jsonl."""
     samples: int = Field(default=0, ge=0)
@@ -312,10 +315,11 @@ class RunConfig(Section):
                 f"model.max_length {model.max_length} is less than the {longest} tokens that one stack reads of "
                 f"data.encoder_length {data.encoder_length} and data.decoder_length {data.decoder_length}: raise it"
             )
-        if model.encoder_positions == "learned" and model.max_length < data.encoder_length:
+        if model.encoder_block_config.adds_positions and model.max_length < data.encoder_length:
             raise ValueError(
                 f"model.max_length {model.max_length} is less than data.encoder_length {data.encoder_length}, and "
-                "model.encoder_positions learned has a vector for each of max_length positions: raise model.max_length"
+                f"model.encoder_positions {model.encoder_positions} has a vector for each of max_length positions: raise "
+                "model.max_length"
             )
         return self
 

@@ -90,14 +90,15 @@ class _Execution:
     def sweep(self) -> None:
         """Try learning rates, and further ones beyond an edge, until the best is between two others."""
         run = self.run
-        if read_optimum(self.folder, run) is not None:
+        search = self.ladder.recipe.learning_rate
+        if search is None or read_optimum(self.folder, run) is not None:
             return
         rates = run.rates
         while True:
             self._try(rates)
             tries = tries_of(self.folder, run, rates)
             try:
-                further = next_rate(tries, self.ladder.recipe.learning_rate)
+                further = next_rate(tries, search)
             except ValueError as error:
                 raise ValueError(f"{run.name}: {error}") from error
             if further is None:

@@ -9,12 +9,14 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer, token_byte_lengths
 from pipeline.config import RunConfig
-from pipeline.data.batches import DataShard, PipelineBatch, objective_of, open_rows, validation_batches
+from pipeline.data.batches import DataShard, PipelineBatch, objective_of, open_rows, validation_batches, vocabulary_of
 from pipeline.data.rows import RowSource
 from pipeline.eval.evaluation_sets import ALL, evaluation_sets
+from pipeline.eval.input_probes import shuffle, text_ids, text_places
 from pipeline.objectives.interface import VALIDATION_SEED
 
 
@@ -59,6 +61,51 @@ def validation_sets(config: RunConfig, shard: DataShard) -> list[ValidationSet]:
         if len(sets) > 1:
             result += [make(source, rows, len(rows)) for source, rows in sets.items()]
     return [*result, make(ALL, open_rows(data, data.path, "val"), data.validation_rows)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputProbe:
+    """Validation rows with the loss on text tokens alone, as they are and with the encoder's text in random order.
+
+    Sentinels and end tokens are easily predicted, and in short rows they are many: they would hide the loss of the text.
+    """
+
+    batches: list[PipelineBatch]
+    """The micro-batches of this replica."""
+    shuffled: list[PipelineBatch]
+    """The same rows and targets. Only the text tokens of each encoder input change places."""
+
+
+def input_probe(config: RunConfig, shard: DataShard) -> InputProbe | None:
+    """The first `train.input_use_rows` rows of the validation split; None if the run measures no use of its input.
+
+    That is so without an encoder or a decoder, and where the rows hold no text target.
+    """
+    data, num_rows = config.data, config.train.input_use_rows
+    if not num_rows or config.model.is_decoder_only or config.model.is_encoder_only:
+        return None
+    rows, objective = open_rows(data, data.path, "val"), objective_of(config, VALIDATION_SEED)
+    is_text = text_ids(vocabulary_of(data.path), config.model.padded_vocab_size)
+    of_text = torch.from_numpy(is_text)
+
+    def text_weights(labels: tuple[Tensor, ...]) -> Tensor:
+        return ((labels[1] > 0) & of_text[labels[0]]).float()
+
+    whole, _ = validation_batches(rows, objective, DataShard(shard.micro_batch_size), num_rows)
+    count = int(sum(text_weights(labels).sum() for _, labels in whole))
+    if not count:
+        return None
+    # the engine averages over micro-batches and replicas, as `make_micro_batches` says
+    num_batches = -(-len(whole) // shard.data_parallel) * shard.data_parallel
+    batches: list[PipelineBatch] = []
+    shuffled: list[PipelineBatch] = []
+    for index, (inputs, labels) in enumerate(validation_batches(rows, objective, shard, num_rows)[0]):
+        ids, mask, *rest = inputs
+        of_row = (labels[0], text_weights(labels) * num_batches / count)
+        first_row = (index * shard.data_parallel + shard.data_rank) * shard.micro_batch_size
+        batches.append((inputs, of_row))
+        shuffled.append(((shuffle(ids, text_places(ids, mask, is_text), first_row), mask, *rest), of_row))
+    return InputProbe(batches=batches, shuffled=shuffled)
 
 
 def first_rows(config: RunConfig) -> PipelineBatch:

@@ -27,6 +27,8 @@ from pipeline.tracking.metrics import read_metrics
 
 _ONE_BUDGET = 1.05
 """Run folders without a ladder whose FLOPs are within 5 % of each other have one budget."""
+_POSITIONS = {"learned": "_positions", "learned_only": "_learned_only", "none": "_no_positions"}
+"""Endings of arms by `model.encoder_positions`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +170,7 @@ def _arm_of(model: dict[str, Any]) -> str:
     name = str(model.get("architecture"))
     if name == "gpt2" and model.get("position") == "relative":
         return "causal"
-    positions = {"learned": "_positions", "none": "_no_positions"}.get(str(model.get("encoder_positions")), "")
+    positions = _POSITIONS.get(str(model.get("encoder_positions")), "")
     if name != "fnet_t5":
         return name + positions
     if model["mixing"] == "identity":

@@ -13,7 +13,9 @@ causal                    as prefix_decoder, but causal over prefix and suffix, 
 fnet_t5_positions         the hybrid with learnt positions in its encoder (`model.encoder_positions`), as FNet has them
 fnet_t5_top2_positions    fnet_t5_top2 with them, beside the relative bias of its attention
 ff_only_positions         the control with them
+fnet_t5_top2_learned_only fnet_t5_top2 with them, in place of the relative bias
 t5_positions              the T5 with them, beside its relative bias
+t5_learned_only           the T5 with them, in place of the relative bias of its encoder
 t5_no_positions           the T5 without any positions in its encoder; its decoder keeps its own
 
 What mixes tokens in the encoder, and the positions that it has:
@@ -21,10 +23,10 @@ What mixes tokens in the encoder, and the positions that it has:
             no learnt positions                                     learnt positions
 no mixing   ff_only                                                 ff_only_positions
 Fourier     fnet_t5                                                 fnet_t5_positions
-attention   t5_no_positions; t5, which has a relative bias instead  t5_positions, which has its relative bias too
+attention   t5_no_positions; t5, which has a relative bias instead  t5_learned_only; t5_positions, which has the bias too
 
-Fourier mixing is not blind to order by itself: its sums over tokens have weights by position. No arm is attention with learnt
-positions and without a relative bias, and none is a model without a prefix: that is a change of the data, not of the model.
+Fourier mixing is not blind to order by itself: its sums over tokens have weights by position. No arm is a model without a
+prefix: that is a change of the data, not of the model.
 """
 
 from __future__ import annotations
@@ -86,9 +88,9 @@ def _causal(t5: ModelConfig, lengths: Lengths) -> ModelConfig:
     return _one_stack(t5, "gpt2")
 
 
-def _with_positions(model: ModelConfig, lengths: Lengths) -> ModelConfig:
+def _with_positions(model: ModelConfig, lengths: Lengths, kind: Literal["learned", "learned_only"] = "learned") -> ModelConfig:
     """`max_length` is as long as the rows need: each further position would be a parameter that is never trained."""
-    return replace(model, encoder_positions="learned", max_length=max(lengths.encoder, lengths.decoder))
+    return replace(model, encoder_positions=kind, max_length=max(lengths.encoder, lengths.decoder))
 
 
 def _ff_only(t5: ModelConfig) -> ModelConfig:
@@ -112,6 +114,8 @@ ARM_MODELS: dict[str, ArmModel] = {
     "fnet_t5_positions": lambda t5, lengths: _with_positions(_hybrid(t5), lengths),
     "fnet_t5_top2_positions": lambda t5, lengths: _with_positions(_top2(t5, lengths), lengths),
     "ff_only_positions": lambda t5, lengths: _with_positions(_ff_only(t5), lengths),
+    "fnet_t5_top2_learned_only": lambda t5, lengths: _with_positions(_top2(t5, lengths), lengths, "learned_only"),
     "t5_positions": _with_positions,
+    "t5_learned_only": lambda t5, lengths: _with_positions(t5, lengths, "learned_only"),
     "t5_no_positions": lambda t5, lengths: replace(t5, encoder_positions="none"),
 }

@@ -250,12 +250,13 @@ def objective_for(recipe: LadderRecipe, number: int, architecture: str) -> AnyOb
 
 
 def _runs(recipe: LadderRecipe, vocab_size: int) -> Iterator[PlannedRun]:
-    for phase in ("sweep", "main"):
+    sweep = recipe.learning_rate
+    for phase in ("sweep", "main") if sweep else ("main",):
         for number, objective in enumerate(recipe.objectives):
             for arm in recipe.arms:
                 if objective.name != "prefix_lm" and arm in DECODER_ONLY_ARMS:
                     continue  # other objectives compare encoder-decoders only
-                sizes = recipe.learning_rate.sizes if phase == "sweep" else recipe.sizes_of(arm)
+                sizes = sweep.sizes if sweep and phase == "sweep" else recipe.sizes_of(arm)
                 for size in sizes:
                     for seed in [0] if phase == "sweep" else _seeds(recipe, arm, size):
                         yield _run(recipe, vocab_size, phase, number, arm, size, seed)
@@ -274,7 +275,8 @@ def _run(recipe: LadderRecipe, vocab_size: int, phase: str, number: int, arm: st
     flops_per_row = 3 * forward_flops(model, TorchLayers(), own)
     row_length = objective.row_length(recipe.data.encoder_length, recipe.data.decoder_length)
     rows = _rows(recipe, recipe.sizes[size], num_parameters(baseline), row_length)
-    budgets = [recipe.learning_rate.budget] if phase == "sweep" else list(recipe.budgets)
+    sweep = recipe.learning_rate if phase == "sweep" else None
+    budgets = [sweep.budget] if sweep else list(recipe.budgets)
     if phase == "main" and seed and recipe.seeds:
         budgets = budgets[: recipe.seeds.budgets]
     ends = tuple(_end(recipe, label, budget, rows, flops_per_row, row_length) for label, budget in enumerate(budgets, start=1))
@@ -292,7 +294,7 @@ def _run(recipe: LadderRecipe, vocab_size: int, phase: str, number: int, arm: st
         arm=arm,
         size=size,
         seed=seed,
-        rates=recipe.learning_rate.values if phase == "sweep" else (),
+        rates=sweep.values if sweep else (),
         model=_section(model),
         num_parameters=num_parameters(model),
         flops_per_row=flops_per_row,

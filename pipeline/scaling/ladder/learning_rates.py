@@ -106,6 +106,8 @@ def read_optimum(folder: Path, run: PlannedRun) -> Optimum | None:
 
 def rate_for(folder: Path, ladder: Ladder, run: PlannedRun) -> float:
     """The learning rate of a main run. Raises ValueError while the sweeps of its arm are not done."""
+    if ladder.recipe.fixed_learning_rate is not None:
+        return ladder.recipe.fixed_learning_rate
     sweeps = ladder.sweeps_of(run)
     optima = [read_optimum(folder, sweep) for sweep in sweeps]
     waiting = [sweep.name for sweep, optimum in zip(sweeps, optima, strict=True) if optimum is None]

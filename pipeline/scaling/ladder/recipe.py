@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from models.cost.flops import Lengths
 from pipeline.config import DataConfig, MeshConfig, Section, TrackingConfig
@@ -154,13 +154,16 @@ class LadderRecipe(Section):
     """The sizes by name, each given by its T5."""
     arms: dict[str, ArmConfig]
     """The arms by name: t5, fnet_t5, fnet_t5_equal_parameters, fnet_t5_equal_flops, fnet_t5_top2, ff_only, gpt2,
-    prefix_decoder, causal, fnet_t5_positions, fnet_t5_top2_positions, ff_only_positions, t5_positions or t5_no_positions."""
+    prefix_decoder, causal, fnet_t5_positions, fnet_t5_top2_positions, fnet_t5_top2_learned_only, ff_only_positions,
+    t5_positions, t5_learned_only or t5_no_positions."""
     baseline: str = "t5"
     """The arm that the others are compared with."""
     budgets: tuple[PositiveFloat, ...] = Field(min_length=1)
     """Training FLOPs of one run, in ascending order."""
-    learning_rate: SweepConfig
-    """The learning-rate sweeps."""
+    learning_rate: SweepConfig | None = None
+    """The learning-rate sweeps. Give them or `fixed_learning_rate`."""
+    fixed_learning_rate: PositiveFloat | None = None
+    """One learning rate for all runs, in place of sweeps: for a first look, not for a comparison of arms."""
     seeds: SeedsConfig | None = None
     """Where arms are trained with several seeds, to measure the noise. Default: nowhere."""
     batch: BatchConfig
@@ -192,6 +195,12 @@ class LadderRecipe(Section):
             raise ValueError("yardstick is the earlier name of suffix_bpb, and both are given: leave yardstick out")
         return {("suffix_bpb" if key == "yardstick" else key): value for key, value in values.items()}
 
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `fixed_learning_rate` where it is not given: plans made before the key existed keep their hash."""
+        values: dict[str, Any] = dump(self)
+        return {key: value for key, value in values.items() if key != "fixed_learning_rate" or value is not None}
+
     @model_validator(mode="before")
     @classmethod
     def _short_objectives(cls, values: Any) -> Any:
@@ -209,7 +218,7 @@ class LadderRecipe(Section):
             raise ValueError(f"baseline {self.baseline!r} is none of the arms: {', '.join(self.arms)}")
         seeds = self.seeds
         places = {
-            "learning_rate.sizes": self.learning_rate.sizes,
+            **({"learning_rate.sizes": self.learning_rate.sizes} if self.learning_rate else {}),
             **{f"arms.{name}.sizes": arm.sizes for name, arm in self.arms.items()},
             **({"seeds.size": (seeds.size,)} if seeds else {}),
         }
@@ -221,7 +230,9 @@ class LadderRecipe(Section):
             raise ValueError(f"seeds.arms {list(seeds.arms)} are not all among the arms: {', '.join(self.arms)}")
         if list(self.budgets) != sorted(set(self.budgets)):
             raise ValueError(f"budgets {list(self.budgets)} are not in ascending order: sort them")
-        if len(set(self.learning_rate.sizes)) < 2:
+        if (self.learning_rate is None) == (self.fixed_learning_rate is None):
+            raise ValueError("give learning_rate, the sweeps of every arm, or fixed_learning_rate")
+        if self.learning_rate and len(set(self.learning_rate.sizes)) < 2:
             raise ValueError("learning_rate.sizes has one size twice: the rates of the others need two sizes")
         return self
 

@@ -28,7 +28,7 @@ def build(**section: Any) -> Seq2Seq:
     values = {"size": "nano", "vocab_size": VOCABULARY, "max_length": N, **section}
     model = Seq2Seq(ModelConfig(**expand_size(values)))
     initialize(model, seed=0)
-    if model.config.encoder_positions == "learned":
+    if model.config.encoder_positions in ("learned", "learned_only"):
         with torch.no_grad():
             model.get_parameter(TABLE).copy_(torch.randn(N, 64, generator=torch.Generator().manual_seed(1)))
     return model.eval()
@@ -47,6 +47,7 @@ def encoder_output(model: Seq2Seq, ids: Tensor) -> Tensor:
         ({**T5, "encoder_positions": "none"}, True),
         (T5, False),
         ({**T5, "encoder_positions": "learned"}, False),
+        ({**T5, "encoder_positions": "learned_only"}, False),
         (FNET_T5, False),
         ({"num_attention_layers": 2, "encoder_positions": "none"}, True),
         ({"position": "learned", "mixing": "attention", "encoder_positions": "none"}, True),
@@ -76,7 +77,7 @@ def test_a_table_of_zeros_changes_nothing(section: dict[str, Any]) -> None:
     assert torch.equal(positions(inputs), plain(inputs))
 
 
-@pytest.mark.parametrize("value", ["learned", "none"])
+@pytest.mark.parametrize("value", ["learned", "learned_only", "none"])
 def test_a_t5_equals_transformers_given_positions_or_without_its_encoders_bias(value: str) -> None:
     """Their encoder takes vectors instead of ids, so the positions are added outside of it; no bias is a bias of zeros."""
     ours = build(**T5, encoder_positions=value, tie_embeddings=False)
@@ -138,7 +139,10 @@ def test_a_stage_sends_one_bias_table_less_without_the_encoders_bias(value: str)
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"encoder_positions": "sinus"}, "model.encoder_positions is 'sinus': choose one of default, learned, none"),
+        (
+            {"encoder_positions": "sinus"},
+            "model.encoder_positions is 'sinus': choose one of default, learned, learned_only, n",
+        ),
         ({"architecture": "gpt2", "encoder_positions": "learned"}, "only fnet_t5 and t5 take it, gpt2 has"),
         ({"architecture": "bert", "encoder_positions": "none"}, "only fnet_t5 and t5 take it, bert has"),
         ({"encoder_block": "fnet", "encoder_positions": "none"}, "encoder_block 'fnet' has learnt positions already"),

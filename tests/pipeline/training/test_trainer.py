@@ -26,6 +26,7 @@ from pipeline.data.batches import DataShard, Rows, TrainingBatches, objective_of
 from pipeline.eval.evaluate import evaluate, evaluate_sources, load_model
 from pipeline.eval.evaluation_sets import evaluation_sets
 from pipeline.eval.generate import stop_ids, write_text, write_texts
+from pipeline.eval.input_probes import shuffle
 from pipeline.huggingface.export import export_run
 from pipeline.objectives.loss import weighted_loss
 from pipeline.run_folder import find, load_weights
@@ -131,6 +132,26 @@ def test_one_process_computes_the_loss_of_four(straight: Path) -> None:
         result = evaluate(straight, step)
         assert result.loss == pytest.approx(validations[step]["validation_loss"], rel=1e-5)
         assert result.target_tokens == validations[step]["validation_target_tokens"]
+
+
+def test_the_loss_with_a_shuffled_input_is_logged_as_one_process_computes_it(straight: Path, dataset: Path) -> None:
+    """On text tokens alone, without end tokens; four processes log what two passes in one process give."""
+    model, config, _ = load_model(straight, 10)
+    tokenizer = load_tokenizer(dataset / "tokenizer.json")
+    special = {tokenizer.token_to_id(name) for name in ("<pad>", "</s>", "<unk>")}
+    ids, lengths = Rows(dataset, "val", 24).read(np.arange(21))
+    batch = objective_of(config)(ids, lengths, np.arange(21))
+    encoder, mask, *rest = map(torch.from_numpy, batch.inputs)
+    targets, taken = map(torch.from_numpy, batch.losses[0])
+    is_text = taken.bool() & torch.tensor([[one not in special for one in row] for row in targets.tolist()])
+    changed = shuffle(encoder, (mask > 0) & torch.tensor([[one not in special for one in row] for row in encoder.tolist()]), 0)
+    assert not torch.equal(changed, encoder)
+    row = [row for row in read_metrics(straight / "metrics.jsonl") if "text_loss" in row][-1]
+    assert (row["step"], row["source"]) == (10, "all")
+    for name, inputs in (("text_loss", encoder), ("shuffled_text_loss", changed)):
+        with torch.no_grad():
+            nll = model.factory.cross_entropy(model(model.inputs((inputs, mask, *rest))), targets)
+        assert row[name] == pytest.approx(float(nll[is_text].double().mean()), rel=1e-5)
 
 
 def test_reference_losses_and_bits_per_byte_are_over_the_target_text(straight: Path, dataset: Path) -> None:

@@ -31,7 +31,7 @@ from pipeline.scaling.ladder.ladder import (
     stored_sha256,
     write_ladder,
 )
-from pipeline.scaling.ladder.learning_rates import next_rate, power_law, vertex
+from pipeline.scaling.ladder.learning_rates import next_rate, power_law, rate_for, vertex
 from pipeline.scaling.ladder.recipe import LadderRecipe, SweepConfig
 from pipeline.scaling.ladder.run_configs import run_config
 from pipeline.scaling.results import _arm_of
@@ -139,6 +139,29 @@ def test_causal_reads_nothing_to_the_right_and_is_refused_where_its_block_would_
     assert not torch.allclose(logits[:, 15:], other[:, 15:])
     with pytest.raises(ValueError, match=r"this T5's heads are 384 wide.*leave the size out"):
         arm_model("causal", {"size": "t5-v1.1-small"}, 300, Lengths(16, 8))
+
+
+def test_learnt_positions_in_place_of_a_bias_are_arms_of_their_own(make: MakeLadder) -> None:
+    arms = ("t5_learned_only", "fnet_t5_top2_learned_only")
+    ladder = make(arms={"t5": {}, **{arm: {"sizes": ["m"]} for arm in arms}}, seeds=None)
+    for run in ladder.runs:
+        if run.phase == "main" and run.arm in arms:
+            names = build_model(ModelConfig(**run.model)).state_dict().keys()
+            assert "encoder.input.positions.weight" in names
+            assert [name for name in names if name.startswith("relative_bias")] == ["relative_bias.decoder"]
+            assert _arm_of(run.model) == run.arm
+
+
+def test_a_fixed_learning_rate_replaces_the_sweeps(make: MakeLadder, tmp_path: Path) -> None:
+    ladder = make(learning_rate=None, fixed_learning_rate=0.003)
+    assert {run.phase for run in ladder.runs} == {"main"}
+    assert {rate_for(tmp_path, ladder, run) for run in ladder.runs} == {0.003}
+    write_ladder(ladder, tmp_path / "ladder")
+    assert read_ladder(tmp_path / "ladder").sha256 == ladder.sha256
+    assert "fixed_learning_rate" not in make().content["recipe"]
+    for both in ({"fixed_learning_rate": 0.003}, {"learning_rate": None}):
+        with pytest.raises(ValueError, match="give learning_rate, the sweeps of every arm, or fixed_learning_rate"):
+            make(**both)
 
 
 def test_arms_with_positions_are_planned_and_other_plans_keep_their_checksum(make: MakeLadder) -> None:
@@ -273,11 +296,15 @@ def test_without_data_a_plan_needs_the_vocabulary(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in packaged_recipes() if name.startswith("configs/scaling/")])
 def test_shipped_recipes_can_be_planned(name: str) -> None:
     ladder = make_ladder(load_config(LadderRecipe, name, ["vocab_size=1024"] if "smoke" in name else [], kind="scaling"))
+    assert all(run.ends[-1].tokens <= 4 * ladder.train_tokens for run in ladder.runs if ladder.train_tokens)
+    if "/gate-" in name:  # one size, before any ladder
+        assert {"t5", "fnet_t5", "fnet_t5_positions", "ff_only", "ff_only_positions"} <= {run.arm for run in ladder.runs}
+        assert {(run.size, run.rows * 32) for run in ladder.runs} == {("d64", 4096)}
+        return
     assert {"t5", "fnet_t5", "ff_only", "gpt2", "prefix_decoder"} <= {run.arm for run in ladder.runs}
     for arm in ("t5", "fnet_t5"):
         sizes = {run.size for run in ladder.runs if run.arm == arm and run.phase == "main" and run.objective == 0}
         assert len(sizes) >= 4  # for isoFLOP curves
-    assert all(run.ends[-1].tokens <= 4 * ladder.train_tokens for run in ladder.runs if ladder.train_tokens)
 
 
 SWEEP = SweepConfig(values=(1.0, 2.0, 4.0), sizes=("s", "m"), budget=1.0)
