@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import TextIO
 
 import typer
 
@@ -80,7 +81,7 @@ def one_line_when_killed() -> Iterator[None]:
 def output_may_be_closed() -> Iterator[None]:
     """Go on without output if its reader ends, as in `fnet-t5 prepare … | head -1`."""
     before = sys.stdout
-    sys.stdout = _Tolerant(before)  # type: ignore[assignment]
+    sys.stdout = _Tolerant(before)
     try:
         yield
     finally:
@@ -92,25 +93,25 @@ def output_may_be_closed() -> Iterator[None]:
 class _Tolerant:
     """A text stream that discards what can no longer be written."""
 
-    def __init__(self, stream: object) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
         try:
-            return self._stream.write(text)  # type: ignore[attr-defined, no-any-return]
+            return self._stream.write(text)
         except BrokenPipeError:
             self._discard()
             return len(text)
 
     def flush(self) -> None:
         try:
-            self._stream.flush()  # type: ignore[attr-defined]
+            self._stream.flush()
         except BrokenPipeError:
             self._discard()
 
     def _discard(self) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())  # type: ignore[attr-defined]
+        os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
 
     def __getattr__(self, name: str) -> object:
