@@ -150,7 +150,8 @@ def start_run(run: PreparedRun, then: Sequence[PreparedRun] = ()) -> int:
     before = _status_times(runs)
     code = 1  # if run_local raises
     try:
-        code = run_local(run.folder, run.processes.number, then=[one.folder for one in then])
+        grace = 60 * max(one.config.train.stop_grace for one in runs)
+        code = run_local(run.folder, run.processes.number, then=[one.folder for one in then], stop_grace=grace)
     finally:
         _settle(runs, before, has_failed=code != 0 and code not in STOPPED_EXITS)
     was_preempted = any(read_status(one.folder) == "preempted" for one in runs)

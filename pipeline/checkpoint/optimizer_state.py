@@ -26,6 +26,7 @@ from torch import Tensor
 from pipeline.distributed.mesh import Mesh
 from pipeline.distributed.pipeline_stages import Stages
 from pipeline.optim.zero_fragments import STATE_NAMES, Fragment, inner_optimizer, optimizer_states
+from pipeline.run_folder import Report, no_report
 
 OPTIMIZER_FOLDER = "engine"
 KINDS = ("master", *STATE_NAMES)
@@ -46,8 +47,8 @@ class _Segment:
     file: Path
 
 
-def save_optimizer_state(folder: Path, engine: Any, held: Sequence[Fragment], mesh: Mesh) -> None:
-    """Write what only this rank holds into the existing `folder`. Not a collective."""
+def save_optimizer_state(folder: Path, engine: Any, held: Sequence[Fragment], mesh: Mesh, report: Report = no_report) -> Path:
+    """Write what only this rank holds into the existing `folder`; returns the file. Not a collective."""
     tensors: dict[str, Tensor] = {}
     layouts: dict[str, Any] = {}
     # without ZeRO all replicas hold the same state
@@ -58,13 +59,17 @@ def save_optimizer_state(folder: Path, engine: Any, held: Sequence[Fragment], me
         entry = fragment.entry
         if is_replica or entry.is_copy or (entry.shard_dim is None and mesh.tensor_rank > 0):
             continue
+        report(f"copying the optimizer state of {entry.name}")
         for kind, value in (("master", fragment.master), *state.items()):
             tensors[tensor_key(entry.name, mesh.tensor_rank, fragment.start, kind)] = value.cpu().contiguous()
         layouts[entry.name] = [list(entry.full_shape), entry.shard_dim]
-    write_rank(folder, mesh.rank, tensors, layouts, max(steps, default=0), mesh.tensor_parallel)
+    report(f"writing {rank_file(mesh.rank)}")
+    return write_rank(folder, mesh.rank, tensors, layouts, max(steps, default=0), mesh.tensor_parallel)
 
 
-def load_optimizer_state(folder: Path, engine: Any, stages: Stages, held: Sequence[Fragment], mesh: Mesh) -> None:
+def load_optimizer_state(
+    folder: Path, engine: Any, stages: Stages, held: Sequence[Fragment], mesh: Mesh, report: Report = no_report
+) -> None:
     """Fill the weights and optimizer state of this rank from files of any mesh. Raises ValueError if something is missing."""
     stored = StoredState(folder)
     of_parameter: dict[str, list[tuple[Fragment, dict[str, Tensor]]]] = defaultdict(list)
@@ -77,6 +82,7 @@ def load_optimizer_state(folder: Path, engine: Any, stages: Stages, held: Sequen
                 "run: it is another model's checkpoint; give another --output"
             )
         for kind in KINDS:
+            report(f"loading {kind} of {entry.name}")
             if kind != "master" and entry.name not in of_parameter:
                 continue
             local = stored.shard(entry.name, kind, mesh.tensor_rank, mesh.tensor_parallel)
@@ -153,7 +159,9 @@ def rank_file(rank: int) -> str:
 
 def write_rank(
     folder: Path, rank: int, tensors: Mapping[str, Tensor], layouts: Mapping[str, Any], step: int, tensor_parallel: int
-) -> None:
-    """Write the file of one rank. `layouts`: [full shape, sharded dimension] of every parameter in it."""
+) -> Path:
+    """Write the file of one rank and return it. `layouts`: [full shape, sharded dimension] of every parameter in it."""
     metadata = {"step": str(step), "tensor_parallel": str(tensor_parallel), "parameters": json.dumps(layouts)}
-    save_file(dict(tensors), folder / rank_file(rank), metadata=metadata)
+    path = folder / rank_file(rank)
+    save_file(dict(tensors), path, metadata=metadata)
+    return path
