@@ -8,7 +8,10 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Callable
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +19,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data_prep.files import atomic_write, sha256_stream
+from data_prep.files import FolderInUseError, atomic_write, only_writer, sha256_stream
 
 _log = logging.getLogger(__name__)
 
 METRICS, STATUS, LATEST = "metrics.jsonl", "STATUS", "latest"
 WEIGHTS, STATE, INDEX, POSITION = "weights", "state", "model.safetensors.index.json", "position.json"
 CHECKPOINT_MANIFEST = "manifest.json"
+_LOCK = ".lock"
 
 Report = Callable[[str], None]
 """Called with what is being done, between the parts of something that may take long: that counts as progress."""
@@ -176,6 +180,31 @@ class _ReportingFile(io.FileIO):
             self._report(f"reading {self._name}")
             self._unreported = 0
         return super().read(size) or b""
+
+
+@contextmanager
+def hold(run: Path) -> Iterator[None]:
+    """Be the only process that trains in a run folder, and leave its name for others there.
+
+    Raises FolderInUseError, naming the holder, if another one trains there.
+    """
+    try:
+        with only_writer(run):
+            # where the lock is another file (without flock), that one has the holder's name
+            with suppress(FileNotFoundError), (run / _LOCK).open("r+") as file:
+                file.truncate()
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            yield
+    except FolderInUseError as error:
+        raise FolderInUseError(_in_use(run, error)) from None
+
+
+def _in_use(run: Path, error: FolderInUseError) -> str:
+    try:
+        holder = (run / _LOCK).read_text(errors="replace")
+    except OSError:
+        holder = ""
+    return f"{run}: {holder} is training here; wait for it or stop it" if holder else str(error)
 
 
 def write_status(run: Path, status: str) -> None:

@@ -14,7 +14,7 @@ from pipeline.scaling.report.page import ReportSection, write_report
 from pipeline.scaling.report.tables import Table
 from pipeline.scaling.report.words import answer
 from pipeline.scaling.results import Collected, collect
-from pipeline.tracking.mlflow_tracker import RUN_ID_FILE, tracking_uri
+from pipeline.tracking.mlflow_session import RUN_ID_FILE, tracking_uri
 
 _SHOWN = 3
 """Reasons in an error."""

@@ -14,7 +14,6 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from data_prep.files import only_writer
 from models.architectures.pieces import forward_flops
 from models.layers.factory import TorchLayers
 from pipeline.checkpoint.checkpoint import NotFiniteError, Position, load_state, mesh_shape, save
@@ -28,7 +27,7 @@ from pipeline.distributed.watchdog import Watchdog
 from pipeline.engine.engine import Engine
 from pipeline.eval.validation import validation_sets
 from pipeline.optim.lr_schedule import learning_rate
-from pipeline.run_folder import write_status
+from pipeline.run_folder import hold, write_status
 from pipeline.tracking.metrics import Counters
 from pipeline.training.hooks.default import default_hooks
 from pipeline.training.hooks.hook import Hook, HookList, StepReport
@@ -57,7 +56,7 @@ def _train(run: Path, stop: StopSignal, hooks: Sequence[Hook]) -> str:
     mesh = join(config.mesh)
     watchdog = Watchdog(mesh.rank, mesh.world_size, 60 * config.train.hang_minutes)
     watchdog.start()
-    with only_writer(run) if mesh.is_main else nullcontext():
+    with hold(run) if mesh.is_main else nullcontext():
         try:
             trainer = Trainer(run, config, mesh, [*default_hooks(config, mesh, watchdog, stop), *hooks])
             status = trainer.run()
