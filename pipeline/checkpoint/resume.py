@@ -10,7 +10,7 @@ import torch
 
 from pipeline.checkpoint.checkpoint import Position, verify
 from pipeline.checkpoint.load_check import holds_not_finite
-from pipeline.checkpoint.retention import remove_leftovers, set_aside
+from pipeline.checkpoint.retention import remove_leftovers, set_aside, were_set_aside
 from pipeline.config import RunConfig
 from pipeline.distributed.mesh import Mesh
 from pipeline.run_folder import STATE, Report, by_preference, problem
@@ -49,10 +49,15 @@ def newest_intact(run: Path, mesh: Mesh, report: Report) -> Found:
         if mesh.is_main:
             notes.append(f"skipped checkpoint: {text}; moved to {set_aside(checkpoint, why).name}")
             _log.warning(notes[-1])
+    if mesh.is_main and not notes and (aside := were_set_aside(run)):  # an earlier start: this one must not begin at step 0
+        notes.append(f"earlier starts have set aside {', '.join(path.name for path in aside)}")
     broadcast = [notes]
     torch.distributed.broadcast_object_list(broadcast)
     if broadcast[0]:
-        raise ValueError(f"{run} has no intact checkpoint: {broadcast[0][-1]}. Give another --output to start over")
+        raise ValueError(
+            f"{run} has no intact checkpoint: {broadcast[0][-1]}. To start over, give another --output, or delete the folders "
+            "that were set aside"
+        )
     return Found(None, [])
 
 

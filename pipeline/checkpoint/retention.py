@@ -44,6 +44,12 @@ def set_aside(checkpoint: Path, why: str = "damaged") -> Path:
     return aside
 
 
+def were_set_aside(run: Path) -> list[Path]:
+    """The checkpoints that `set_aside` has renamed."""
+    folder = checkpoints_of(run)
+    return sorted(path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8}\.(damaged|diverged)\d*", path.name))
+
+
 def remove_leftovers(run: Path) -> list[Path]:
     """Remove what earlier starts of this run left unfinished: partial, half-removed and replaced checkpoints, temporary files.
 

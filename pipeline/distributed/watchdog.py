@@ -6,7 +6,7 @@ was. A rank that waits for one which still works (it writes a larger share of a 
 their progress in the store of the process group. They also send heartbeats there, and each watches one neighbour: when a rank
 goes silent, or reports why it failed, all others end within a minute, each with the first reason.
 
-What a rank does for itself in a poll does not grow with the number of ranks: two writes and two reads.
+What a rank asks of the store in a poll does not grow with the number of ranks: five requests.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Watchdog:
         self._neighbour = (rank + 1) % world_size
         self._heard: tuple[bytes, float] = (b"", 0.0)
         """The last heartbeat of the neighbour, and when it came."""
-        self._counted, self._progress, self._last_progress = 0, 0, 0.0
+        self._num_polls, self._counted, self._progress, self._last_progress = 0, 0, 0, 0.0
 
     def start(self) -> None:
         self._last_beat = time.monotonic()
@@ -94,22 +94,24 @@ class Watchdog:
             return None
 
     def _watch(self) -> None:
-        beats = 0
         self._heard, self._last_progress = (b"", time.monotonic()), time.monotonic()
         while not self._stopped.wait(min(_POLL_SECONDS, self._peer_seconds / 4, self._hang_seconds / 4)):
-            beats += 1
-            try:
-                self._store.set(f"fnet_t5/alive/{self._rank}", str(beats))
-                self._count_progress()
-                reason = self.first_failure() or self._silent_neighbour()
-            except Exception:
-                reason = "rank 0, which holds the store of the process group, is gone"
-            silent = time.monotonic() - max(self._last_beat, self._last_progress)
-            if not reason and silent > self._hang_seconds:
-                self._end_hang(silent)
-            if reason and not self._stopped.is_set():
-                _log.error("rank %d ends while %s: %s", self._rank, self._activity, reason)
-                _exit()
+            self._poll()
+
+    def _poll(self) -> None:
+        self._num_polls += 1
+        try:
+            self._store.set(f"fnet_t5/alive/{self._rank}", str(self._num_polls))
+            self._count_progress()
+            reason = self.first_failure() or self._silent_neighbour()
+        except Exception:
+            reason = "rank 0, which holds the store of the process group, is gone"
+        silent = time.monotonic() - max(self._last_beat, self._last_progress)
+        if not reason and silent > self._hang_seconds:
+            self._end_hang(silent)
+        if reason and not self._stopped.is_set():
+            _log.error("rank %d ends while %s: %s", self._rank, self._activity, reason)
+            _exit()
 
     def _count_progress(self) -> None:
         """Add this rank's progress since the last call to the common count, and see whether any rank made some."""

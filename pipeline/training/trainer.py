@@ -114,7 +114,8 @@ class Trainer:
             for note in self._start_notes:
                 self.hooks.on_note(self, note)
             self.hooks.on_ready(self)
-            self._loop()
+            if not self.has_pending_validation:
+                self._loop()
             is_done = self.step >= self.config.train.steps and not self.has_pending_validation
             status = "finished" if is_done else "preempted"
         finally:

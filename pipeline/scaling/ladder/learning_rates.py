@@ -84,7 +84,7 @@ def has_diverged(run_folder: Path) -> bool:
     """Whether a run failed because its steps were not finite, and not for a reason that another start may remove."""
     if read_status(run_folder) != "failed":
         return False
-    rows = read_metrics(run_folder / METRICS)
+    rows = [row for row in read_metrics(run_folder / METRICS) if "source" not in row]  # of steps, not of validations
     return bool(rows) and rows[-1].get("skipped") in ("not finite", "spike")
 
 

@@ -132,6 +132,8 @@ def test_a_run_resumes_from_the_newest_checkpoint_that_can_be_used(tmp_path: Pat
     flip(folder / "step_00000004/weights/model-00001-of-00001.safetensors")
     with pytest.raises(ValueError, match=r"has no intact checkpoint: .*differs from its checksum"):
         newest_intact(tmp_path, mesh, activities.append)
+    with pytest.raises(ValueError, match=r"earlier starts have set aside step_00000002\.damaged, .*delete the folders"):
+        newest_intact(tmp_path, mesh, activities.append)  # a second start does not begin at step 0
     assert newest_intact(tmp_path / "new", mesh, activities.append).checkpoint is None
 
 
