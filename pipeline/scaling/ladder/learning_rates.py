@@ -84,8 +84,11 @@ def has_diverged(run_folder: Path) -> bool:
     """Whether a run failed because its steps were not finite, and not for a reason that another start may remove."""
     if read_status(run_folder) != "failed":
         return False
-    rows = [row for row in read_metrics(run_folder / METRICS) if "source" not in row]  # of steps, not of validations
-    return bool(rows) and rows[-1].get("skipped") in ("not finite", "spike")
+    rows = read_metrics(run_folder / METRICS)
+    steps = [row for row in rows if "source" not in row]
+    validated = [row["validation_loss"] for row in rows if row.get("source") == "all"]
+    has_bad_end = bool(validated) and validated[-1] is None  # weights that the last update made infinite
+    return bool(steps) and (has_bad_end or steps[-1].get("skipped") in ("not finite", "spike"))
 
 
 def write_optimum(folder: Path, run: PlannedRun, tries: Mapping[float, float]) -> Optimum:
