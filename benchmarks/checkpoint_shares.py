@@ -3,7 +3,7 @@
     python benchmarks/checkpoint_shares.py --megabytes 64 256 1024 --ranks 1 8
 
 Each case is a process of its own: it takes the share of the first rank of a mesh of `ranks` replicas of a model in bf16 (a part
-of the weights, and of 12 bytes of optimizer state for each parameter), writes, syncs and hashes it. It prints CPU seconds, which
+of the weights, and of 12 bytes of optimizer state for each parameter), writes, syncs and hashes it. It prints CPU seconds, that
 other processes of the machine hardly change, and the peak of memory above that of the model.
 """
 
