@@ -143,8 +143,8 @@ def check_run(
             check_resume(config, checkpoint, fingerprint, is_branch=False)
         elif branch is not None:
             begin = find(branch.parent, branch.step)
-            check_weights(config, begin, f"--branch {begin} does not fit the recipe's model section")
             check_resume(config, begin, fingerprint, is_branch=True)
+            check_weights(config, begin, f"--branch {begin} does not fit the recipe's model section")
         else:  # otherwise they are not read: they may be gone
             check_initial_weights(config)
         notes += [*check_disk(config, folder), *schedule_warnings(config)]
