@@ -44,7 +44,7 @@ def _server(folder: Path, port: int) -> Iterator[None]:
 
 
 def _await_lines(path: Path, number: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not path.exists() or len(path.read_bytes().splitlines()) < number:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
@@ -52,7 +52,7 @@ def _await_lines(path: Path, number: int, process: subprocess.Popen[str]) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_a_restarted_server_receives_the_complete_run(
     dataset: Path, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
