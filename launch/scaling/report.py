@@ -16,7 +16,7 @@ from pipeline.scaling.ladder.run_configs import runs_of
 from pipeline.scaling.report.page import ReportedSet, ReportSection, opening, write_report
 from pipeline.scaling.report.tables import Table
 from pipeline.scaling.results import Collected, ResultSet, collect
-from pipeline.tracking.mlflow_tracker import RUN_ID_FILE, tracking_uri
+from pipeline.tracking.mlflow_session import RUN_ID_FILE, tracking_uri
 
 _SHOWN = 3
 """Reasons in an error."""
