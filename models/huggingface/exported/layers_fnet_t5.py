@@ -230,12 +230,17 @@ class RelativeBias(nn.Module):
         self.decoder = nn.Parameter(torch.zeros(config.num_buckets, config.num_heads)) if has_decoder else None
 
     def forward(self, stack: str, queries: Tensor, keys: Tensor) -> Tensor | None:
-        """(1, H, Q, K) from the positions (Q,) and (K,); None for an encoder without attention."""
+        """(1, H, Q, K) from the positions (Q,) and (K,); None for a stack without a table."""
         table = self.encoder if stack == "encoder" else self.decoder
         if table is None:
             return None
         buckets = self.bucket(keys[None, :] - queries[:, None], stack == "encoder")
         return table[buckets].permute(2, 0, 1).unsqueeze(0)
+
+    def of_encoder(self, num_tokens: int, device: torch.device) -> Tensor | None:
+        """(1, H, N, N); None if no layer of the encoder has attention."""
+        places = torch.arange(num_tokens, device=device)
+        return self("encoder", places, places)
 
     def bucket(self, distance: Tensor, bidirectional: bool) -> Tensor:
         num_buckets, bucket = self.num_buckets, torch.zeros_like(distance)

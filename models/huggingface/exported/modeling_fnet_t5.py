@@ -106,14 +106,14 @@ class Encoder(nn.Module):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        shared: tuple[Embedding, RelativeBias] | None = None,
+        position_bias: Tensor | None = None,
     ) -> Any:
-        """`attentions` has the weights of the layers that have attention, in order: FNet's layers have none. The model passes
-        its own modules as `shared`, because a replica of DataParallel must not use those of another device."""
+        """`attentions` has the weights of the layers that have attention, in order: FNet's layers have none. The model gives
+        inputs_embeds and position_bias, because in a replica of DataParallel `shared` is on another device."""
         wanted = Wanted.of(self.config, output_attentions, output_hidden_states, return_dict)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        embedding, relative_bias = shared or self.shared
+        embedding, relative_bias = self.shared
         x = embedding.tokens(input_ids) if inputs_embeds is None else inputs_embeds
         num_tokens = x.shape[1]
         if num_tokens > self.config.encoder_length:
@@ -122,8 +122,7 @@ class Encoder(nn.Module):
             )
         mask = key_mask(attention_mask, (x.shape[0], num_tokens), "attention_mask")
         start = self._start(mask)
-        places = torch.arange(num_tokens, device=x.device)
-        bias = relative_bias("encoder", places, places)
+        bias = relative_bias.of_encoder(num_tokens, x.device) if position_bias is None else position_bias
         if bias is not None and mask is not None:
             bias = score_bias(bias, mask[:, None, None, :])
         x = F.dropout(x if self.input is None else self.input(x, start), self.dropout, self.training)
@@ -161,42 +160,33 @@ class Decoder(nn.Module):
         self,
         inputs_embeds: Tensor,
         encoder_hidden_states: Tensor,
-        relative_bias: RelativeBias,
-        encoder_attention_mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        score_bias: Tensor,
+        encoder_bias: Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
-        use_cache: bool = False,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
-        """`attention_mask` is (B, tokens in the cache + M), or of four dimensions as `generate` prepares it."""
-        wanted = Wanted.of(self.config, output_attentions, output_hidden_states, return_dict)
-        cache = self._cache(past_key_values, use_cache)
-        x, encoder = inputs_embeds, encoder_hidden_states
-        bias = self._bias(x, relative_bias, attention_mask, cache)
-        encoder_mask = key_mask(encoder_attention_mask, (encoder.shape[0], encoder.shape[1]), "attention_mask")
-        encoder_bias = None
-        if encoder_mask is not None:
-            encoder_bias = score_bias(x.new_zeros(()), encoder_mask[:, None, None, :])
-        x = F.dropout(x, self.dropout, self.training)
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """The biases are added to the scores of self-attention and cross-attention: `decoder_bias`, `hide_padding`."""
+        x = F.dropout(inputs_embeds, self.dropout, self.training)
         states, attentions, cross_attentions = [x], [], []
         for layer in self.layers:
-            x, weights, cross_weights = layer(x, bias, encoder, encoder_bias, wanted.attentions, past_key_values=cache)
+            x, weights, cross_weights = layer(
+                x, score_bias, encoder_hidden_states, encoder_bias, output_attentions, past_key_values=past_key_values
+            )
             states.append(x)
             attentions.append(weights)
             cross_attentions.append(cross_weights)
         x = F.dropout(self.final_norm(x), self.dropout, self.training)
-        output = BaseModelOutputWithPastAndCrossAttentions(
+        return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=x,
-            past_key_values=cache,
-            hidden_states=(*states[:-1], x) if wanted.hidden_states else None,
-            attentions=tuple(attentions) if wanted.attentions else None,
-            cross_attentions=tuple(cross_attentions) if wanted.attentions else None,
+            past_key_values=past_key_values,
+            hidden_states=(*states[:-1], x) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+            cross_attentions=tuple(cross_attentions) if output_attentions else None,
         )
-        return output if wanted.as_dict else output.to_tuple()
 
-    def _cache(self, given: EncoderDecoderCache | None, use_cache: bool) -> EncoderDecoderCache | None:
+    def cache(self, given: EncoderDecoderCache | None, use_cache: bool) -> EncoderDecoderCache | None:
+        """The cache to use: the given one, a new one, or none."""
         if given is not None and not isinstance(given, EncoderDecoderCache):
             raise ValueError(
                 f"past_key_values is a {type(given).__name__}: give "
@@ -212,30 +202,38 @@ class Decoder(nn.Module):
             return EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
         return given
 
-    def _bias(self, x: Tensor, relative_bias: RelativeBias, mask: Tensor | None, cache: EncoderDecoderCache | None) -> Tensor:
-        """(1 or B, H, M, K) of self-attention: the relative bias, and the lowest number at the future and at padding."""
-        num_new, past, num_keys = x.shape[1], 0, x.shape[1]
-        if cache is not None:
-            past = cache.get_seq_length()
-            past = past.clone() if isinstance(past, Tensor) else past  # a static cache counts it up in place
-            layers = cache.self_attention_cache.layers
-            # a static cache returns all its keys, of which the last are not filled yet
-            static = getattr(layers[0], "max_cache_len", None) if layers else None
-            num_keys = past + num_new if static is None else static
-        keys = torch.arange(num_keys, device=x.device)
-        queries = torch.arange(num_new, device=x.device) + past
-        readable = keys[None, :] <= queries[:, None]  # (M, K)
-        bias = relative_bias("decoder", queries, keys)
-        if mask is not None and mask.ndim == 4:
-            if mask.dtype == torch.bool:
-                return score_bias(bias, readable & mask)
-            return score_bias(bias + mask, readable)  # additive
-        if mask is not None:
-            seen = int(past) + num_new
-            tokens = key_mask(mask, (x.shape[0], seen), "decoder_attention_mask")
-            if tokens is not None:
-                readable = readable & F.pad(tokens, (0, num_keys - seen))[:, None, None, :]
-        return score_bias(bias, readable)
+
+def hide_padding(mask: Tensor | None, encoder: Tensor) -> Tensor | None:
+    """What is added to the scores of cross-attention, (B, 1, 1, N), from a mask (B, N)."""
+    tokens = key_mask(mask, (encoder.shape[0], encoder.shape[1]), "attention_mask")
+    return None if tokens is None else score_bias(encoder.new_zeros(()), tokens[:, None, None, :])
+
+
+def decoder_bias(relative_bias: RelativeBias, x: Tensor, mask: Tensor | None, cache: EncoderDecoderCache | None) -> Tensor:
+    """(1 or B, H, M, K) of self-attention: the relative bias, and the lowest number at the future and at padding. The mask is
+    (B, tokens in the cache + M), or of four dimensions as `generate` prepares it."""
+    num_new, past, num_keys = x.shape[1], 0, x.shape[1]
+    if cache is not None:
+        past = cache.get_seq_length()
+        past = past.clone() if isinstance(past, Tensor) else past  # a static cache counts it up in place
+        layers = cache.self_attention_cache.layers
+        # a static cache returns all its keys, of which the last are not filled yet
+        static = getattr(layers[0], "max_cache_len", None) if layers else None
+        num_keys = past + num_new if static is None else static
+    keys = torch.arange(num_keys, device=x.device)
+    queries = torch.arange(num_new, device=x.device) + past
+    readable = keys[None, :] <= queries[:, None]  # (M, K)
+    bias = relative_bias("decoder", queries, keys)
+    if mask is not None and mask.ndim == 4:
+        if mask.dtype == torch.bool:
+            return score_bias(bias, readable & mask)
+        return score_bias(bias + mask, readable)  # additive
+    if mask is not None:
+        seen = int(past) + num_new
+        tokens = key_mask(mask, (x.shape[0], seen), "decoder_attention_mask")
+        if tokens is not None:
+            readable = readable & F.pad(tokens, (0, num_keys - seen))[:, None, None, :]
+    return score_bias(bias, readable)
 
 
 class Head(nn.Module):
@@ -304,14 +302,16 @@ class FNetT5PreTrainedModel(PreTrainedModel):
         encoder_outputs: Any,
     ) -> BaseModelOutput:
         if encoder_outputs is None:
+            if (input_ids is None) == (inputs_embeds is None):
+                raise ValueError("give exactly one of input_ids and inputs_embeds")
+            x = self.embedding.tokens(input_ids) if inputs_embeds is None else inputs_embeds
             return self.encoder(
-                input_ids,
-                attention_mask,
-                inputs_embeds,
-                wanted.attentions,
-                wanted.hidden_states,
+                inputs_embeds=x,
+                attention_mask=attention_mask,
+                output_attentions=wanted.attentions,
+                output_hidden_states=wanted.hidden_states,
                 return_dict=True,
-                shared=(self.embedding, self.relative_bias),
+                position_bias=self.relative_bias.of_encoder(x.shape[1], x.device),
             )
         if input_ids is not None or inputs_embeds is not None:
             raise ValueError("give encoder_outputs, or input_ids or inputs_embeds, and not both")
@@ -324,28 +324,30 @@ class FNetT5PreTrainedModel(PreTrainedModel):
     def _run_decoder(
         self,
         wanted: Wanted,
-        encoder: BaseModelOutput,
+        encoder: Tensor,
+        attention_mask: Tensor | None,
         decoder_input_ids: Tensor | None,
         decoder_inputs_embeds: Tensor | None,
-        **options: Any,
+        decoder_attention_mask: Tensor | None,
+        past_key_values: EncoderDecoderCache | None,
+        use_cache: bool | None,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """`options` are those of the decoder's forward."""
         if (decoder_input_ids is None) == (decoder_inputs_embeds is None):
             raise ValueError(
                 "give exactly one of decoder_input_ids and decoder_inputs_embeds, or with a language model head the labels"
             )
-        if decoder_inputs_embeds is None:
-            decoder_inputs_embeds = self.embedding.tokens(decoder_input_ids)
-        if options["use_cache"] is None:
-            options["use_cache"] = self.config.use_cache and not self.training
+        x = self.embedding.tokens(decoder_input_ids) if decoder_inputs_embeds is None else decoder_inputs_embeds
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        cache = self.decoder.cache(past_key_values, use_cache)
         return self.decoder(
-            decoder_inputs_embeds,
-            encoder[0],
-            self.relative_bias,
+            x,
+            encoder,
+            decoder_bias(self.relative_bias, x, decoder_attention_mask, cache),
+            hide_padding(attention_mask, encoder),
+            past_key_values=cache,
             output_attentions=wanted.attentions,
             output_hidden_states=wanted.hidden_states,
-            return_dict=True,
-            **options,
         )
 
 
@@ -418,13 +420,13 @@ class FNetT5Model(FNetT5PreTrainedModel):
         encoder = self._run_encoder(wanted, input_ids, attention_mask, inputs_embeds, encoder_outputs)
         decoder = self._run_decoder(
             wanted,
-            encoder,
+            encoder[0],
+            attention_mask,
             decoder_input_ids,
             decoder_inputs_embeds,
-            encoder_attention_mask=attention_mask,
-            attention_mask=decoder_attention_mask,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
+            decoder_attention_mask,
+            past_key_values,
+            use_cache,
         )
         output = Seq2SeqModelOutput(last_hidden_state=decoder.last_hidden_state, **seq2seq_fields(encoder, decoder))
         return output if wanted.as_dict else output.to_tuple()
@@ -482,13 +484,13 @@ class FNetT5ForConditionalGeneration(FNetT5PreTrainedModel, GenerationMixin):
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         decoder = self._run_decoder(
             wanted,
-            encoder,
+            encoder[0],
+            attention_mask,
             decoder_input_ids,
             decoder_inputs_embeds,
-            encoder_attention_mask=attention_mask,
-            attention_mask=decoder_attention_mask,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
+            decoder_attention_mask,
+            past_key_values,
+            use_cache,
         )
         x = decoder.last_hidden_state
         if self.config.scale_decoder_outputs:
