@@ -24,7 +24,7 @@ from launch.start import PreparedRun, Processes, check_run, start_run, write_con
 from pipeline.config import RunConfig
 from pipeline.eval.measurements import MEASUREMENTS_FILE, Extent, measure_run
 from pipeline.eval.suffix_bpb import suffix_bpb_file
-from pipeline.run_folder import read_status
+from pipeline.run_folder import latest, read_status
 from pipeline.scaling.ladder.ladder import Ladder, PlannedRun, read_ladder, write_data_path
 from pipeline.scaling.ladder.learning_rates import (
     check_rates,
@@ -237,7 +237,13 @@ def measure_ladder(folder: Path, log: Log) -> None:
     ladder = read_ladder(folder)
     main = [name for run in ladder.runs if run.phase == "main" for _, name in run.folders()]
     finished = [run for run in (runs_of(folder) / name for name in main) if read_status(run) == "finished"]
-    todo = [run for run in finished if not (run / MEASUREMENTS_FILE).is_file()]
+    lacking = [run for run in finished if not (run / MEASUREMENTS_FILE).is_file()]
+    todo = [run for run in lacking if latest(run) is not None]
     for run in todo:
         log(f"{run}: {measure_run(run, extent_of(ladder), folder / FLOORS).bits_per_byte:.4f} bits per byte")
-    log(f"{folder}: {len(todo)} of {len(finished)} finished runs were measured now")
+    gone = (
+        f"; {len(lacking) - len(todo)} cannot be measured, because their checkpoints are gone"
+        if len(lacking) > len(todo)
+        else ""
+    )
+    log(f"{folder}: {len(todo)} of {len(finished)} finished runs were measured now{gone}")

@@ -222,6 +222,7 @@ def _read_result(folder: Path, arm: str, budget: float, size: str, by_suffix_bpb
         own_loss=own_loss,
         sources=sources,
         steps=int(config["train"]["steps"]),
+        warmup_steps=int(config["optimizer"]["warmup_steps"]),
         rows=int(config["train"]["global_batch_size"]),
         learning_rate=float(config["optimizer"]["learning_rate"]),
         encoder_tokens=float(last["encoder_tokens"]),

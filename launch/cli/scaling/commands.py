@@ -268,8 +268,11 @@ def archive(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUNS…", help="Ladder folders, or run folders outside of any ladder.")],
-    output: Annotated[Path, typer.Option(help="Folder for index.html, report.md, runs.csv and fits.json.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUNS…", help="Ladder folders, run folders outside of any ladder, or runs.csv of a report."),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for index.html, report.md, tables of runs and fits.json.")],
     baseline: Annotated[
         str | None, typer.Option(help="Arm that the others are compared with. Default: the ladder's, or t5.")
     ] = None,
@@ -279,6 +282,7 @@ def report(
 ) -> None:
     """Fit scaling laws, compare the arms and write a report: the answer with its uncertainty, then the evidence.
 
+    It begins with checks that T5 uses its input, and says nothing about mixing where one does not hold or was not measured.
     Runs that are unfinished, diverged, repeated their data too often or are copies are named and excluded. Runs of different
     tokenizers, data or evaluations in one report are an error.
     """

@@ -11,9 +11,9 @@ from pipeline.scaling.analysis import HYBRID, Analysis, ArmFit, PairView, Refuse
 from pipeline.scaling.fit.points import Excluded
 from pipeline.scaling.ladder.ladder import Ladder
 from pipeline.scaling.ladder.learning_rates import read_optimum
+from pipeline.scaling.ladder.planned_runs import FEWEST_STEPS, FEWEST_TOKENS, FEWEST_WARMUP
 from pipeline.scaling.report.words import WITHHELD, at_anchor, percent, shown, verdict, why_withheld
 from pipeline.scaling.results import ResultSet
-from pipeline.scaling.run_result import FEWEST_STEPS, FEWEST_TOKENS_PER_PARAMETER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,14 +242,15 @@ def length_table(results: ResultSet) -> Table:
     for arm, size in dict.fromkeys((one.point.arm, one.point.size) for one in results.results):
         here = [one for one in results.results if (one.point.arm, one.point.size) == (arm, size) and one.point.seed == 0]
         for one in here:
-            cells = f"{one.point.budget:.3g}", f"{one.steps:,}", f"{one.point.tokens / 1e6:,.2f}"
+            warmup = "" if one.warmup_steps is None else f"{one.warmup_steps:,}"
+            cells = f"{one.point.budget:.3g}", f"{one.steps:,}", warmup, f"{one.point.tokens / 1e6:,.2f}"
             ratio, short = f"{one.tokens_per_parameter:,.1f}", "short" if one.is_short else ""
             rows.append((arm, size, one.shape, *cells, ratio, short))
     note = (
-        f"Seed 0. At equal FLOPs an arm that is cheaper a token reads more text. Short: under {FEWEST_STEPS:,} steps, or "
-        f"{FEWEST_TOKENS_PER_PARAMETER:g} raw tokens a parameter."
+        f"Seed 0. At equal FLOPs an arm that is cheaper a token reads more text. Short: under {FEWEST_STEPS:,} steps, "
+        f"{FEWEST_WARMUP} steps of warm-up, or {FEWEST_TOKENS:g} raw tokens a parameter."
     )
-    columns = ("arm", "size", "shape", "budget", "steps", "M raw tokens", "raw tokens a parameter", "")
+    columns = ("arm", "size", "shape", "budget", "steps", "of warm-up", "M raw tokens", "raw tokens a parameter", "")
     return Table(title="Length of training", note=note, columns=columns, rows=tuple(rows))
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pipeline.scaling.analysis import HYBRID, NO_MIXING, Analysis, Comparison, PairView, Refused
 from pipeline.scaling.fit.intervals import Interval
 from pipeline.scaling.input_checks import InputChecks, before_order
+from pipeline.scaling.ladder.planned_runs import FEWEST_STEPS, FEWEST_TOKENS, FEWEST_WARMUP
 from pipeline.scaling.results import ResultSet
-from pipeline.scaling.run_result import FEWEST_STEPS, FEWEST_TOKENS_PER_PARAMETER
 
 WITHHELD = "withheld"
 
@@ -160,8 +160,9 @@ def _short(results: ResultSet) -> list[str]:
         return []
     arms = list(dict.fromkeys(f"{one.point.arm} {one.point.size}" for one in short))
     return [
-        f"{len(short)} of {len(results.results)} results are of short runs, with under {FEWEST_STEPS:,} steps or "
-        f"{FEWEST_TOKENS_PER_PARAMETER:g} raw tokens a parameter ({', '.join(arms)}): they say little about what an arm can do."
+        f"{len(short)} of {len(results.results)} results are of short runs, with under {FEWEST_STEPS:,} steps, "
+        f"{FEWEST_WARMUP} steps of warm-up or {FEWEST_TOKENS:g} raw tokens a parameter ({', '.join(arms)}): they say little "
+        "about what an arm can do."
     ]
 
 

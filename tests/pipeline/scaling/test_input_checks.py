@@ -15,6 +15,7 @@ from launch.cli import _GlobalOptions, build_app
 from pipeline.scaling.analysis import analyse
 from pipeline.scaling.input_checks import before_order, input_checks, seed_noise
 from pipeline.scaling.ladder.ladder import read_ladder
+from pipeline.scaling.ladder.planned_runs import End, PlannedRun
 from pipeline.scaling.ladder.run_configs import runs_of
 from pipeline.scaling.report.page import ReportedSet, opening, write_report
 from pipeline.scaling.results import Collected, collect
@@ -198,18 +199,21 @@ def test_results_before_the_jump_are_named(planted: Path) -> None:
 
 
 def test_short_runs_are_named(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under 1,000 steps or 3 tokens a parameter, computed from the plan and not from the results."""
-    ladder = read_ladder(planted)
-    main = [run for run in ladder.runs if run.phase == "main"]
-    short = [end for run in main for end in run.ends if end.steps < 1000 or end.tokens < 3 * run.num_parameters]
+    """Under 1,000 steps, 200 of warm-up or 3 tokens a parameter, computed from the plan and not from the results."""
+
+    def is_short(run: PlannedRun, end: End) -> bool:
+        return run.warmup_steps < 200 or end.steps < 1000 or end.tokens < 3 * run.num_parameters
+
+    main = [run for run in read_ladder(planted).runs if run.phase == "main"]
+    short = [end for run in main for end in run.ends if is_short(run, end)]
     said = quick_report(collect([planted]), tmp_path / "page", monkeypatch)
     total = sum(len(run.ends) for run in main)
     assert 0 < len(short) < total
-    assert said[-2].startswith(f"{len(short)} of {total} results are of short runs, with under 1,000 steps or 3 raw tokens")
-    markdown = (tmp_path / "page" / "report.md").read_text()
-    of_seed_0 = sum(
-        end.steps < 1000 or end.tokens < 3 * run.num_parameters for run in main if run.seed == 0 for end in run.ends
+    assert said[-2].startswith(
+        f"{len(short)} of {total} results are of short runs, with under 1,000 steps, 200 steps of warm-up"
     )
+    markdown = (tmp_path / "page" / "report.md").read_text()
+    of_seed_0 = sum(is_short(run, end) for run in main if run.seed == 0 for end in run.ends)
     assert markdown.count("| short |") == of_seed_0
 
 

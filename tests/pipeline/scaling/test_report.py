@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,20 @@ from data_prep.files import write_json_atomically
 from launch.scaling.report import make_report
 from pipeline.eval.suffix_bpb import read_suffix_bpb
 from pipeline.run_folder import write_status
+from pipeline.scaling.analysis import analyse
 from pipeline.scaling.ladder.ladder import read_ladder
 from pipeline.scaling.ladder.run_configs import runs_of
 from pipeline.scaling.ladder.states import state_of
 from pipeline.scaling.results import collect
 from tests.helpers.ladders import MULTIPLIER, suffix_bpb
+
+
+@pytest.fixture(autouse=True)
+def quick(whole: tuple[Path, list[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports after the first, whole one have few bootstraps and no figures: what they test depends on neither."""
+    monkeypatch.setattr("launch.scaling.report.analyse", partial(analyse, num_draws=100))
+    monkeypatch.setattr("pipeline.scaling.report.page.figures", lambda *_: [])
+    monkeypatch.setattr("pipeline.scaling.report.page.input_figures", lambda *_: [])
 
 
 def report(folders: list[Path], output: Path) -> tuple[list[str], dict[str, Any]]:
@@ -95,7 +105,7 @@ def test_the_page_is_self_contained_and_shows_the_plan(
     assert "<script" not in page
     assert "@import" not in page
     assert "url(" not in re.sub(r"url\(#\w+\)", "", page)
-    assert page.count("<svg") == 7
+    assert page.count("<svg") == 8
     assert "H1: the hybrid is &lt;cheaper&gt;." in page
     assert '<meta name="viewport"' in page
     assert "@media print" in page
