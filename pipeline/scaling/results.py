@@ -131,7 +131,7 @@ def _of_ladder(place: Path, name: str, ladder: Ladder, run: PlannedRun, end: End
 
 
 def _needed_flops(run: PlannedRun, end: End) -> float | None:
-    per_row = getattr(run, "needed_flops_per_row", None)
+    per_row = run.needed_flops_per_row
     return None if per_row is None else float(end.steps * run.rows * per_row)
 
 

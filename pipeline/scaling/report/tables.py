@@ -10,7 +10,7 @@ from models.sizes import shape_of
 from pipeline.scaling.analysis import HYBRID, Analysis, ArmFit, PairView, Refused, SurfaceFit
 from pipeline.scaling.fit.points import Excluded
 from pipeline.scaling.ladder.ladder import Ladder
-from pipeline.scaling.ladder.learning_rates import read_optimum
+from pipeline.scaling.ladder.learning_rates import Check, read_check, read_optimum
 from pipeline.scaling.ladder.planned_runs import FEWEST_STEPS, FEWEST_TOKENS, FEWEST_WARMUP
 from pipeline.scaling.report.words import WITHHELD, at_anchor, percent, shown, verdict, why_withheld
 from pipeline.scaling.results import ResultSet
@@ -305,19 +305,25 @@ def sweep_table(ladders: Sequence[tuple[Path, Ladder]]) -> Table | None:
     rows = []
     for folder, ladder in ladders:
         for run in ladder.runs:
-            found = read_optimum(folder, run) if run.phase == "sweep" else None
+            if run.phase == "main":
+                continue
+            found = read_optimum(folder, run) if run.phase == "sweep" else read_check(folder, run)
             if found is not None:
                 tries = "; ".join(
                     f"{rate}: {'diverged' if loss is None else f'{loss:.4f}'}" for rate, loss in found.tries.items()
                 )
-                rows.append((run.arm, run.size, shape_of(run.model), f"{found.rate:.3g}", tries))
+                place = f"{run.ends[-1].budget:.3g}" + (" (check)" if run.phase == "check" else "")
+                optimum = f"{found.optimum if isinstance(found, Check) else found.rate:.3g}"
+                rows.append((run.arm, run.size, shape_of(run.model), place, optimum, tries))
     if not rows:
         return None
     note = (
         "Last validation loss by learning rate; the optimum is the vertex of the parabola through the best and its neighbours. "
-        "Every best one lies inside. Runs take the power law through the optima of their arm."
+        "Every best one of a sweep lies inside. Runs take the power law through the optima of their arm. A check tries half "
+        "and twice the rate of the law at the largest budget, beside the ladder's own run."
     )
-    return Table(title="Learning rates", note=note, columns=("arm", "size", "shape", "optimum", "tries"), rows=tuple(rows))
+    columns = ("arm", "size", "shape", "FLOPs", "optimum", "tries")
+    return Table(title="Learning rates", note=note, columns=columns, rows=tuple(rows))
 
 
 def excluded_table(excluded: Sequence[Excluded]) -> Table:
