@@ -84,7 +84,9 @@ def _regrets(collected: Collected) -> dict[str, float]:
     """Relative loss that its learning rate cost, by the folder of each end."""
     read = getattr(learning_rates, "regrets", None)
     found: dict[str, float] = {}
-    for folder, ladder in collected.ladders if read is not None else ():
+    if read is None:
+        return found
+    for folder, ladder in collected.ladders:
         by_run = read(folder, ladder)
         found |= {
             str(runs_of(folder) / name): by_run[run.name]
