@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import NoReturn
 
 LAUNCHER_PID = "FNET_T5_LAUNCHER_PID"
+PROGRESS_PIPE = "FNET_T5_PROGRESS_PIPE"
+"""The file descriptor to which a rank writes a byte when it makes progress (`pipeline/distributed/watchdog.py`)."""
 _HERE = Path(__file__).resolve().parent
 _PR_SET_PDEATHSIG = 1
 

@@ -30,7 +30,7 @@ _CHILD = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class JobSlots:
     """Where runs are trained at the same time."""
 
     jobs: int
@@ -42,7 +42,7 @@ class Places:
     """Added to the niceness of each run."""
 
     @classmethod
-    def automatic(cls, niceness: int = 0) -> Places:
+    def automatic(cls, niceness: int = 0) -> JobSlots:
         """One job for each GPU, or for each OMP_NUM_THREADS cores (default: for each core) of this machine."""
         import torch
 
@@ -85,9 +85,9 @@ class Pool:
     """Runs children until nothing is left that can be started, time is up, or a signal asks to stop."""
 
     def __init__(
-        self, folder: Path, ladder: Ladder, *, places: Places, minutes: float | None, log: Callable[[str], None]
+        self, folder: Path, ladder: Ladder, *, slots: JobSlots, minutes: float | None, log: Callable[[str], None]
     ) -> None:
-        self._folder, self._ladder, self._places, self._log = folder, ladder, places, log
+        self._folder, self._ladder, self._slots, self._log = folder, ladder, slots, log
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self._stopping = False
         self._waiting: list[PlannedRun] = []
@@ -133,7 +133,7 @@ class Pool:
             child.stop()
 
     def _start_children(self) -> None:
-        while len(self._children) < self._places.jobs and (run := self._next()) is not None:
+        while len(self._children) < self._slots.jobs and (run := self._next()) is not None:
             self._waiting.remove(run)
             self._children.append(self._start(run))
 
@@ -143,7 +143,7 @@ class Pool:
             return None
         free = len(self._free_devices())
         for run in self._waiting:
-            if self._places.devices and self._needed(run) > free:
+            if self._slots.devices and self._needed(run) > free:
                 continue
             if run.phase == "sweep" or state_of(self._folder, self._ladder, run).state != "waiting":
                 return run
@@ -154,15 +154,15 @@ class Pool:
 
     def _check_devices(self, chosen: Sequence[PlannedRun]) -> None:
         largest = max(chosen, key=self._needed, default=None)
-        if self._places.devices and largest is not None and self._needed(largest) > len(self._places.devices):
+        if self._slots.devices and largest is not None and self._needed(largest) > len(self._slots.devices):
             raise ValueError(
                 f"{largest.name} is trained by {self._needed(largest)} processes (sizes.{largest.size}.num_processes), a GPU "
-                f"each, and this machine has {len(self._places.devices)}: run it elsewhere (--only), or give --jobs 1"
+                f"each, and this machine has {len(self._slots.devices)}: run it elsewhere (--only), or give --jobs 1"
             )
 
     def _free_devices(self) -> list[str]:
         taken = {device for child in self._children for device in child.devices}
-        return [device for device in self._places.devices if device not in taken]
+        return [device for device in self._slots.devices if device not in taken]
 
     def _collect_children(self) -> None:
         """Count and report the children that have ended."""
@@ -183,8 +183,8 @@ class Pool:
     def _start(self, run: PlannedRun) -> _Child:
         log = self._folder / "logs" / f"{run.name}.log"
         log.parent.mkdir(exist_ok=True)
-        places, devices = self._places, tuple(self._free_devices()[: self._needed(run)])
-        threads = places.threads or os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // places.jobs)
+        slots, devices = self._slots, tuple(self._free_devices()[: self._needed(run)])
+        threads = slots.threads or os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // slots.jobs)
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
@@ -192,7 +192,7 @@ class Pool:
             LAUNCHER_PID: str(os.getpid()),
             **({"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}),
         }
-        command = [*(["nice", "-n", str(places.niceness)] if places.niceness else []), sys.executable, "-c", _CHILD]
+        command = [*(["nice", "-n", str(slots.niceness)] if slots.niceness else []), sys.executable, "-c", _CHILD]
         with log.open("ab") as file:
             process = subprocess.Popen(
                 [*command, "scaling", "run", str(self._folder), "--only", run.name],

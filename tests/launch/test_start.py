@@ -49,7 +49,7 @@ class FakeProcesses:
         """Names of run folders that are trained to their end before one ends as the test says."""
         self.folders: list[Path] = []
 
-    def __call__(self, run_dir: Path, num_processes: int, *, then: Sequence[Path] = ()) -> int:
+    def __call__(self, run_dir: Path, num_processes: int, *, then: Sequence[Path] = (), stop_grace: float = 0) -> int:
         self.folders = [run_dir, *then]
         for folder in self.folders:
             if folder.name not in self.finish_before:

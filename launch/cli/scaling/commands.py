@@ -11,7 +11,7 @@ from launch.cli.arguments import ManyValuesCommand, Overrides
 from launch.cli.scaling import battery
 
 if TYPE_CHECKING:
-    from launch.scaling.pool import Places
+    from launch.scaling.pool import JobSlots
     from pipeline.scaling.ladder.ladder import Ladder, PlannedRun
 
 Folder = Annotated[Path, typer.Argument(metavar="LADDER", help="Ladder folder made by `scaling plan`.")]
@@ -102,7 +102,7 @@ def run(
     if only and len(only) == 1 and minutes is None and not nice:
         _run_one(folder, ladder, chosen[0], parent)
     else:
-        _run_many(folder, ladder, chosen, parent=parent, places=_places(jobs, nice), minutes=minutes)
+        _run_many(folder, ladder, chosen, parent=parent, slots=_slots(jobs, nice), minutes=minutes)
 
 
 def _open_parent(folder: Path, ladder: Ladder) -> str | None:
@@ -129,20 +129,20 @@ def _run_one(folder: Path, ladder: Ladder, run: PlannedRun, parent: str | None) 
         raise typer.Exit(PREEMPTED_EXIT) from None
 
 
-def _places(jobs: str, nice: int) -> Places:
-    from launch.scaling.pool import Places
+def _slots(jobs: str, nice: int) -> JobSlots:
+    from launch.scaling.pool import JobSlots
 
     if jobs == "auto":
-        return Places.automatic(niceness=nice)
+        return JobSlots.automatic(niceness=nice)
     if not jobs.isdecimal() or int(jobs) < 1:
         raise ValueError(f"--jobs {jobs}: give a number of at least 1, or auto")
-    return Places(jobs=int(jobs), niceness=nice)
+    return JobSlots(jobs=int(jobs), niceness=nice)
 
 
 def _run_many(
-    folder: Path, ladder: Ladder, chosen: list[PlannedRun], *, parent: str | None, places: Places, minutes: float | None
+    folder: Path, ladder: Ladder, chosen: list[PlannedRun], *, parent: str | None, slots: JobSlots, minutes: float | None
 ) -> None:
-    """In one process each, as many at a time as there are places."""
+    """In one process each, as many at a time as there are slots."""
     from launch.local import PREEMPTED_EXIT
     from launch.scaling.pool import Pool
     from pipeline.scaling.ladder.states import state_of
@@ -150,8 +150,8 @@ def _run_many(
 
     todo = [run for run in chosen if state_of(folder, ladder, run).state != "complete"]
     completed = f"{len(chosen) - len(todo)} of {len(chosen)} runs are complete"
-    typer.echo(f"{completed}; running {places.jobs} at a time, logs in {folder / 'logs'}")
-    outcome = Pool(folder, ladder, places=places, minutes=minutes, log=typer.echo).run(todo)
+    typer.echo(f"{completed}; running {slots.jobs} at a time, logs in {folder / 'logs'}")
+    outcome = Pool(folder, ladder, slots=slots, minutes=minutes, log=typer.echo).run(todo)
     if parent is not None and all(state_of(folder, ladder, run).state == "complete" for run in ladder.runs):
         close_parent(folder)
     typer.echo(f"{outcome.done} runs completed, {len(outcome.failed)} failed, {outcome.left} remaining")

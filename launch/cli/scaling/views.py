@@ -17,6 +17,7 @@ from pipeline.scaling.ladder.arm_models import DECODER_ONLY_ARMS
 from pipeline.scaling.ladder.costs import costs_of
 from pipeline.scaling.ladder.ladder import Ladder
 from pipeline.scaling.ladder.planned_runs import CHECK_FACTORS, PlannedRun, short_ends
+from pipeline.scaling.ladder.power import predicted
 from pipeline.scaling.ladder.states import RunState
 from pipeline.scaling.predict import Prediction
 
@@ -34,23 +35,24 @@ def show_plan(ladder: Ladder) -> None:
     console = Console(width=max(_WIDTH, Console().width))
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{recipe.name}: {len(ladder.runs)} runs; rows a step, steps and tokens of the largest budget",
+        title=f"{recipe.name}: {len(ladder.runs)} runs; rows a step, and steps of the largest budget",
         title_justify="left",
     )
     table.add_column("run", no_wrap=True)
     table.add_column("shape", no_wrap=True)
-    for name in ("M parameters", "rows", "steps", "M tokens", "FLOPs", "needed"):
-        table.add_column(name, justify="right")
+    for name in ("M param.", "rows", "steps", "FLOPs", "needed"):
+        table.add_column(name, justify="right", no_wrap=True)
     for run in ladder.runs:
         last = run.ends[-1]
         tries = {"sweep": len(run.rates), "check": len(CHECK_FACTORS), "main": 1}[run.phase]
         steps = f"{tries} x {last.steps:,}" if tries > 1 else f"{last.steps:,}"
-        needed = "" if run.needed_flops_per_row is None else f"{run.flops * run.needed_flops_per_row / run.flops_per_row:.3g}"
-        cells = f"{run.num_parameters / 1e6:,.2f}", f"{run.rows:,}", steps, f"{last.tokens / 1e6:,.1f}", f"{run.flops:.3g}"
+        needed = "" if run.needed_flops_per_row is None else f"{run.needed_flops_per_row / run.flops_per_row:.1%}"
+        cells = f"{run.num_parameters / 1e6:,.2f}", f"{run.rows:,}", steps, f"{run.flops:.3g}"
         table.add_row(run.name, shape_of(run.model), *cells, needed)
     console.print(table)
     console.print(
-        "FLOPs are as executed; needed: the head only where there is a loss, causal attention without its masked half"
+        "FLOPs are as executed. Needed is the share of them without the head where there is no loss, and without the masked "
+        "half of causal attention"
     )
     _show_tokens(console, [run for run in ladder.runs if run.phase == "main" and run.seed == 0])
     _show_short(console, ladder)
@@ -99,8 +101,8 @@ def _show_short(console: Console, ladder: Ladder) -> None:
     for arm, own in sizes.items():
         if len(own) < FEWEST_SIZES:
             console.print(
-                f"{arm} is trained at {len(own)} sizes: its best size at a budget stays unknown, so it is compared at equal "
-                f"sizes only (at {FEWEST_SIZES} or more: arms.{arm}.sizes)",
+                f"{arm} is trained at {len(own)} of the {FEWEST_SIZES} sizes that show its best size at a budget: it is "
+                f"compared at equal sizes only, where it spends more FLOPs a token (arms.{arm}.sizes)",
                 style="yellow",
             )
 
@@ -158,3 +160,15 @@ def _show_rules(console: Console, ladder: Ladder) -> None:
             f"It would detect a compute multiplier below {ladder.detectable:.3f} (or above {1 / ladder.detectable:.3f}) 4 "
             f"times in 5, assuming: {recipe.assumed.source if recipe.assumed else ''}"
         )
+    for arm in recipe.arms:
+        if recipe.assumed is not None and arm != recipe.baseline and len(recipe.sizes_of(arm)) >= FEWEST_SIZES:
+            try:
+                found = predicted(recipe, ladder.runs, arm)
+            except ValueError as error:
+                console.print(f"{arm} is expected to give no multiplier: {error}", style="yellow")
+                continue
+            console.print(
+                f"Expected for {arm}, if its multiplier is {found.multiplier:.2f}: {found.low:.2f} to {found.high:.2f} (95 %, "
+                f"median of simulated ladders with the noise and lack of fit that were measured), a half-width of "
+                f"{found.half_width:.0%}"
+            )

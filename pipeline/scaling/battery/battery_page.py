@@ -96,14 +96,14 @@ def answer(recipe: BatteryRecipe, outcomes: Sequence[BatteryOutcome]) -> list[st
             for length in sorted({length for length in longest.values() if length}, reverse=True)
         ]
         tried = max(one.length for one in made)
-        sentence = f"**{task}** (tried up to {tried} tokens): " + (
-            "solved " + "; ".join(words) if words else "solved by no arm"
-        )
-        if not words:
+        sentence = f"**{task}** (tried up to {tried} tokens): solved {'; '.join(words) or 'by no arm'}"
+        without = [arm for arm in recipe.arms if all(one.arm != arm for one in made)]
+        if without:
+            sentence += f". No result yet: {listed(without)}"
+        elif not words:
             best = max(made, key=lambda one: one.solved)
-            sentence += (
-                f", so nothing follows for mixing (best run: {best.arm}, {percent(best.solved)} % at {best.length} tokens)"
-            )
+            share = f"{percent(best.solved)} % at {best.length} tokens"
+            sentence += f", so nothing follows for mixing (best run: {best.arm}, {share})"
         sentences.append(sentence + ".")
     return [*sentences, f"Solved: {100 * SOLVES:g} % of the rows or more, mean over the seeds that are there."]
 
@@ -131,7 +131,7 @@ def _tables(recipe: BatteryRecipe, outcomes: Sequence[BatteryOutcome], value: _V
                 f"| {size}, length {length} | chance | {' | '.join(recipe.arms)} |",
                 f"| --- | ---: | {' | '.join('---:' for _ in recipe.arms)} |",
             ]
-            for task in recipe.tasks:
+            for task in [task for task in recipe.tasks if any(one.task == task for one in here)]:
                 chance = getattr(TASKS[task](length).chance(), with_chance)
                 cells = [
                     cell([value(one) for one in here if (one.task, one.arm) == (task, arm)], recipe.seeds)
@@ -163,13 +163,13 @@ def percent(share: float) -> str:
 
 def _how(recipe: BatteryRecipe, outcomes: Sequence[BatteryOutcome], command: str, machine: str) -> Iterator[str]:
     training = recipe.training
-    hours = sum(one.seconds for one in outcomes) / 3600
+    minutes = sum(one.seconds for one in outcomes) / 60
     solved = sum(one.steps < training.steps and not one.diverged for one in outcomes)
     yield (
         f"Up to {training.steps} steps a run; {solved} of {len(outcomes)} runs stopped earlier, because "
         f"{100 * training.solved:g} % of {training.validation_rows} validation rows were solved; "
-        f"{sum(one.diverged for one in outcomes)} diverged. Tested on {training.test_rows} further rows. {hours:.1f} hours of "
-        f"one processor core. Report: {_today()}, {machine}."
+        f"{sum(one.diverged for one in outcomes)} diverged. Tested on {training.test_rows} further rows. {minutes:.0f} minutes "
+        f"of one processor core. Report: {_today()}, {machine}."
     )
     yield "\n".join(
         f"- {size}: `{', '.join(f'{key} {setting}' for key, setting in config.model.items())}`"

@@ -1,6 +1,6 @@
 """An archive of a ladder: its plan and the small results of its completed runs, without weights, to be committed or moved.
 
-    ladder.json, sweep.json     as they are, and further small files of the ladder's folder
+    ladder.json                 the plan, the data's absolute path cut to its last part; and small files of the ladder's folder
     runs/NAME/                  configuration, status, metrics, scores and further small files of a run, its last position, and
                                 archived.json in the place of the tokenizer and of the data
 
@@ -27,9 +27,10 @@ from pipeline.scaling.ladder.ladder import (
     LADDER_FILE,
     Ladder,
     PlannedRun,
-    hashes,
+    chain,
     read_ladder,
     stored_sha256,
+    without_absolute_path,
 )
 from pipeline.scaling.ladder.learning_rates import has_diverged
 from pipeline.scaling.ladder.run_configs import runs_of
@@ -127,13 +128,14 @@ def _check_output(folder: Path, output: Path) -> None:
 
 def _extends(folder: Path, other: Path) -> bool:
     """Whether the plan of a folder is that of another, or an extension of it."""
-    return stored_sha256(other) in hashes(json.loads((folder / LADDER_FILE).read_bytes()))
+    return stored_sha256(other) in chain(json.loads((folder / LADDER_FILE).read_bytes()))
 
 
 def _archive_plan(folder: Path, output: Path) -> None:
     if not (output / LADDER_FILE).is_file() or not _extends(output, folder):
+        values = without_absolute_path(json.loads((folder / LADDER_FILE).read_bytes()))
         with atomic_write(output / LADDER_FILE) as file:
-            file.write((folder / LADDER_FILE).read_bytes())
+            file.write(json.dumps(values, indent=1).encode() + b"\n")
 
 
 def _small_files(folder: Path) -> list[Path]:
@@ -163,8 +165,9 @@ def _archive_run(copy: _Copy, ladder: Ladder, source: Path, name: str) -> None:
         return
     config: dict[str, Any] = json.loads(config_file.read_bytes())
     copy.bytes(_archived(source, config, ladder.data_path), f"runs/{name}/{ARCHIVED_FILE}")
-    planned = ladder.recipe.data.model_dump(mode="json")
-    data = {**config["data"], "path": planned["path"], "blend": planned["blend"]}
+    path = ladder.planned.data.path
+    blend = ladder.planned.data.model_dump(mode="json")["blend"]
+    data = {**config["data"], "path": path.name if path.is_absolute() else str(path), "blend": blend}
     copy.bytes(readable_json({**config, "data": data}), f"runs/{name}/{_CONFIG}")
     copy.bytes(b"".join(orjson.dumps(row) + b"\n" for row in thinned(source, config)), f"runs/{name}/{METRICS}")
     for path, content in _position(source):

@@ -29,7 +29,7 @@ __all__ = ["End", "Extension", "Ladder", "Pair", "PlannedRun", "make_ladder", "r
 
 LADDER_FILE, DATA_PATH_FILE = "ladder.json", "data_path.txt"
 SCHEMA = 1
-_UNHASHED = ("sha256", "planned_at")
+_UNHASHED = ("sha256", "planned_at", "archived_sha256")
 EQUAL_PARAMETERS = 0.03
 """Largest relative difference of "equal" parameters. Feed-forward widths are multiples of 64, so small models differ."""
 
@@ -232,7 +232,9 @@ def write_extension(folder: Path, ladder: Ladder) -> None:
     values = dict(json.loads((folder / LADDER_FILE).read_bytes()))
     stored = {key: value for key, value in values.items() if key not in _UNHASHED}
     stored["extensions"] = [*stored.get("extensions", []), json.loads(json.dumps(ladder.extensions[-1].content))]
-    _write_values(folder, {**stored, "planned_at": values["planned_at"], "sha256": sha256_bytes(canonical_json(stored))})
+    sha256 = sha256_bytes(canonical_json(stored))
+    archived = {"archived_sha256": [*values["archived_sha256"], sha256]} if "archived_sha256" in values else {}
+    _write_values(folder, {**stored, "planned_at": values["planned_at"], "sha256": sha256, **archived})
 
 
 def write_data_path(folder: Path, data: Path) -> None:
@@ -257,7 +259,7 @@ def read_ladder(folder: Path) -> Ladder:
         raise ValueError(f"{path} is damaged ({error}): restore it, or plan again into another folder") from error
     if values.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {values.get('schema')}, this version reads {SCHEMA}: plan again")
-    if hashes(values) != [*(one["previous_sha256"] for one in values.get("extensions", [])), values["sha256"]]:
+    if _hashes(values) != values.get("archived_sha256", chain(values)):
         raise ValueError(f"{path} was changed after it was planned: restore it, or plan again into another folder")
     moved = folder / DATA_PATH_FILE
     return Ladder(
@@ -285,8 +287,31 @@ def read_ladder(folder: Path) -> Ladder:
     )
 
 
-def hashes(values: Mapping[str, Any]) -> list[str]:
-    """The SHA-256 of the plan in a ladder.json, then those with its first extension, its second, …"""
+def chain(values: Mapping[str, Any]) -> list[str]:
+    """The SHA-256 of the plan in a ladder.json, then those with its first extension, its second, …, as they were stored."""
+    return [*(one["previous_sha256"] for one in values.get("extensions", [])), values["sha256"]]
+
+
+def without_absolute_path(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A ladder.json whose data's absolute path is cut to its last part, to be published.
+
+    It keeps its hashes, and holds those of what it became as `archived_sha256`.
+    """
+    path = Path(values["recipe"]["data"]["path"])
+    if not path.is_absolute():
+        return dict(values)
+
+    def cut(part: Mapping[str, Any]) -> dict[str, Any]:
+        recipe = part["recipe"]
+        return {**part, "recipe": {**recipe, "data": {**recipe["data"], "path": path.name}}}
+
+    extensions = [cut(one) for one in values.get("extensions", [])]
+    changed = {**cut(values), **({"extensions": extensions} if extensions else {})}
+    return {**changed, "archived_sha256": _hashes(changed)}
+
+
+def _hashes(values: Mapping[str, Any]) -> list[str]:
+    """`chain`, computed."""
     content = {key: value for key, value in values.items() if key not in (*_UNHASHED, "extensions")}
     extensions = values.get("extensions", [])
     parts = [content, *({**content, "extensions": extensions[:number]} for number in range(1, len(extensions) + 1))]

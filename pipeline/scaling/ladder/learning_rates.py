@@ -142,7 +142,10 @@ def has_diverged(run_folder: Path) -> bool:
     if read_status(run_folder) != "failed":
         return False
     rows = read_metrics(run_folder / METRICS)
-    return bool(rows) and rows[-1].get("skipped") in ("not finite", "spike")
+    steps = [row for row in rows if "source" not in row]
+    validated = [row["validation_loss"] for row in rows if row.get("source") == "all"]
+    has_bad_end = bool(validated) and validated[-1] is None  # weights that the last update made infinite
+    return bool(steps) and (has_bad_end or steps[-1].get("skipped") in ("not finite", "spike"))
 
 
 def write_optimum(folder: Path, run: PlannedRun, tries: Mapping[float, float]) -> Optimum:

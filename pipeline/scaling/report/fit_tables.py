@@ -120,8 +120,9 @@ def _constants(analysis: Analysis, joint: JointSurfaces) -> Table:
     names = ("A", "B", "E", "alpha", "beta", "kappa")
     rows = [(arm, *(f"{joint.constants[arm][name]:.4g}" for name in names)) for arm in joint.arms]
     note = (
-        f"L = E + A / N^alpha + B N^kappa / D^beta by least squares on log losses: {joint.num_runs} results at "
-        f"{joint.num_places} places (arm, size, budget), each the mean of its seeds. Standard deviation around the surfaces "
+        "L = E + A / N^alpha + B r^-kappa / D^beta by least squares on log losses; r is the cost of a token over "
+        f"{analysis.baseline}'s at the same size, less its mean. {joint.num_runs} results at {joint.num_places} places (arm, "
+        "size, budget), each the mean of its seeds. Standard deviation around the surfaces "
         f"{100 * joint.deviation:.2f} %. Shared by all arms: {', '.join(joint.shared) or 'nothing'}. "
         f"{_left_out(analysis)} are left out of all fits."
     )

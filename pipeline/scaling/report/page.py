@@ -17,6 +17,7 @@ from pipeline.scaling.analysis import Analysis
 from pipeline.scaling.input_checks import InputChecks, input_checks
 from pipeline.scaling.ladder.ladder import EXCLUSION_RULES, Ladder, planned_at, stored_sha256
 from pipeline.scaling.report.figures import Figure, figures
+from pipeline.scaling.report.fit_figures import joint_figures
 from pipeline.scaling.report.fit_tables import joint_tables
 from pipeline.scaling.report.input_figures import input_figures
 from pipeline.scaling.report.input_tables import input_tables
@@ -154,7 +155,8 @@ def _set_sections(one: ReportedSet, where: str) -> Iterator[ReportSection]:
         texts=(f"Measure: {results.measure}.",),
         tables=tuple(tables + ([sources] if sources else [])),
     )
-    yield ReportSection(title=f"Figures{where}", figures=tuple(figures(results, analysis, withheld)))
+    shown = (*joint_figures(analysis, withheld), *figures(results, analysis, withheld))
+    yield ReportSection(title=f"Figures{where}", figures=shown)
     yield ReportSection(title=f"Limits{where}", texts=tuple(limits(results, analysis)))
 
 

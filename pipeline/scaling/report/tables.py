@@ -315,7 +315,7 @@ def sweep_table(ladders: Sequence[tuple[Path, Ladder]]) -> Table | None:
         return None
     note = (
         "Last validation loss by learning rate; the optimum is the vertex of the parabola through the best and its neighbours. "
-        "Every best one lies inside. Other sizes take the power law through the two."
+        "Every best one lies inside. Runs take the power law through the optima of their arm."
     )
     return Table(title="Learning rates", note=note, columns=("arm", "size", "shape", "optimum", "tries"), rows=tuple(rows))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.scaling.pool import Places
+from launch.scaling.pool import JobSlots
 
 POOL = """
 import sys
@@ -39,8 +39,8 @@ time.sleep(60)
 folder = Path(sys.argv[1])
 runs = [Record(name=name, phase="sweep", size=size) for name, size in (("a", "s"), ("wide", "m"), ("b", "s"))]
 ladder = Record(recipe=Record(sizes={"s": Record(num_processes=1), "m": Record(num_processes=2)}))
-places = pool.Places(jobs=3, devices=("4", "5"), threads=2, niceness=3)
-pool.Pool(folder, ladder, places=places, minutes=None, log=print).run(runs)
+slots = pool.JobSlots(jobs=3, devices=("4", "5"), threads=2, niceness=3)
+pool.Pool(folder, ladder, slots=slots, minutes=None, log=print).run(runs)
 """
 
 
@@ -73,9 +73,9 @@ def test_jobs_follow_the_cores_where_there_is_no_gpu(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert Places.automatic() == Places(jobs=2, threads=3)
+    assert JobSlots.automatic() == JobSlots(jobs=2, threads=3)
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert Places.automatic(niceness=5) == Places(jobs=8, threads=1, niceness=5)
+    assert JobSlots.automatic(niceness=5) == JobSlots(jobs=8, threads=1, niceness=5)
 
 
 def test_one_job_has_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,6 +84,6 @@ def test_one_job_has_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert Places.automatic() == Places(jobs=3, devices=("0", "1", "2"))
+    assert JobSlots.automatic() == JobSlots(jobs=3, devices=("0", "1", "2"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,7")
-    assert Places.automatic() == Places(jobs=2, devices=("2", "7"))
+    assert JobSlots.automatic() == JobSlots(jobs=2, devices=("2", "7"))

@@ -106,7 +106,7 @@ def test_the_page_is_self_contained_and_shows_the_plan(
     assert "<script" not in page
     assert "@import" not in page
     assert "url(" not in re.sub(r"url\(#\w+\)", "", page)
-    assert page.count("<svg") == 7
+    assert page.count("<svg") == 8
     assert "H1: the hybrid is &lt;cheaper&gt;." in page
     assert '<meta name="viewport"' in page
     assert "@media print" in page

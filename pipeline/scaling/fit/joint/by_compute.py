@@ -64,38 +64,42 @@ class Frontiers:
 
     model: JointModel
 
-    def sizes(self, arm: int) -> tuple[Floats, Floats]:
-        """A grid of log N over the arm's sizes, and the log of the FLOPs of a token there: (S,), (S,)."""
+    def _terms(self, coefficients: Floats, arm: int) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+        """On a grid of sizes: E (P, 1, 1), the size's term (P, 1, S), log of the data's term at one token (P, 1, S), beta, and
+        the log of the FLOPs of a token (S,)."""
+        log_n, cost, ratio = self.sizes(arm)
+        log_a, log_b, log_e, alpha, beta, kappa = self.model.of_arm(coefficients, arm).T[:, :, None, None]
+        return np.exp(log_e), np.exp(log_a - alpha * log_n), log_b - kappa * ratio, beta, cost
+
+    def sizes(self, arm: int) -> tuple[Floats, Floats, Floats]:
+        """A grid of log N over the arm's sizes, the log of the FLOPs of a token there, and log r (`surfaces.py`): each (S,)."""
         own = self.model.places.runs.take(self.model.places.arm == arm)
         log_n = np.log(own.num_parameters)
         grid = np.linspace(log_n.min() - _BEYOND, log_n.max() + _BEYOND, _SIZES)
-        return grid, token_cost(own, grid)
+        return grid, token_cost(own, grid), self.model.log_cost_ratio_at(arm, grid)
 
     def loss(self, coefficients: Floats, arm: int, log_c: Floats) -> Floats:
         """The lowest loss of a budget over the sizes: (P, K), (Q,) → (P, Q)."""
-        log_n, cost = self.sizes(arm)
-        log_a, log_b, log_e, alpha, beta, kappa = self.model.of_arm(coefficients, arm).T[:, :, None, None]
-        log_d = log_c[None, :, None] - cost
-        losses = np.exp(log_e) + np.exp(log_a - alpha * log_n) + np.exp(log_b + kappa * log_n - beta * log_d)
-        lowest: Floats = losses.min(axis=-1)
-        return lowest
+        return self._losses(coefficients, arm, log_c).min(axis=-1)
 
     def is_beyond(self, coefficients: Floats, arm: int, log_c: Floats) -> bool:
         """Whether the best size of a budget (Q,) lies outside of the arm's trained sizes, for coefficients (K,)."""
-        log_n, cost = self.sizes(arm)
-        log_a, log_b, _, alpha, beta, kappa = self.model.of_arm(coefficients[None], arm)[0]
-        losses = np.exp(log_a - alpha * log_n) + np.exp(log_b + kappa * log_n - beta * (log_c[:, None] - cost))
-        best = log_n[losses.argmin(axis=-1)]
-        known = np.log(self.model.places.runs.num_parameters[self.model.places.arm == arm])
-        return bool((best < known.min() - 1e-9).any() or (best > known.max() + 1e-9).any())
+        log_n, known = self.sizes(arm)[0], np.log(self.model.places.runs.num_parameters[self.model.places.arm == arm])
+        best = log_n[self._losses(coefficients[None], arm, log_c)[0].argmin(axis=-1)]
+        step = log_n[1] - log_n[0]
+        return bool((best < known.min() - step).any() or (best > known.max() + step).any())
+
+    def _losses(self, coefficients: Floats, arm: int, log_c: Floats) -> Floats:
+        """(P, K), (Q,) → (P, Q, S)."""
+        e, of_size, log_data, beta, cost = self._terms(coefficients, arm)
+        return e + of_size + np.exp(log_data - beta * (log_c[None, :, None] - cost))
 
     def log_compute(self, coefficients: Floats, arm: int, loss: Floats) -> Floats:
         """The least compute that reaches a loss: (P, K), (P, Q) → (P, Q). Infinite if none does."""
-        log_n, cost = self.sizes(arm)
-        log_a, log_b, log_e, alpha, beta, kappa = self.model.of_arm(coefficients, arm).T[:, :, None, None]
-        of_data = loss[:, :, None] - np.exp(log_e) - np.exp(log_a - alpha * log_n)
+        e, of_size, log_data, beta, cost = self._terms(coefficients, arm)
+        of_data = loss[:, :, None] - e - of_size
         with np.errstate(divide="ignore", invalid="ignore"):
-            log_d = np.where(of_data > 0, (log_b + kappa * log_n - np.log(of_data)) / beta, np.inf)
+            log_d = np.where(of_data > 0, (log_data - np.log(of_data)) / beta, np.inf)
         least: Floats = (cost + log_d).min(axis=-1)
         return least
 

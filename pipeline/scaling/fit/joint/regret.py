@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy import stats
@@ -49,15 +48,15 @@ class Regrets:
 
 
 def place_regrets(places: Places, regrets: Mapping[str, Regret | float]) -> Regrets:
-    """Regrets by place, means over its runs, from those by run name (with or without its folder); 0 for runs without one.
+    """Regrets by place, means over its runs, from those by run (as in `Point.run`); 0 for runs without one.
 
     Raises ValueError for a regret that is negative or no number.
     """
-    by_name = {Path(name).name: one if isinstance(one, Regret) else Regret(float(one)) for name, one in regrets.items()}
+    by_name = {name: one if isinstance(one, Regret) else Regret(float(one)) for name, one in regrets.items()}
     for name, one in by_name.items():
         if not (one.loss >= 0 and one.error >= 0 and np.isfinite(one.loss) and np.isfinite(one.error)):
             raise ValueError(f"the regret of {name} is {one.loss} with error {one.error}: it must be 0 or more")
-    found = [[by_name.get(Path(run).name, Regret(0.0)) for run in runs] for runs in places.seeds]
+    found = [[by_name.get(run, Regret(0.0)) for run in runs] for runs in places.seeds]
     return Regrets(
         np.log1p([float(np.mean([one.loss for one in runs])) for runs in found]),
         np.array([float(np.mean([one.error for one in runs])) for runs in found]),

@@ -70,7 +70,10 @@ def choose_sharing(places: Places) -> Sharing:
         found = []
         for shared in itertools.combinations(CONSTANTS, count):
             if shared not in restricted:
-                restricted[shared] = fit_jointly(places, shared, start=restricted[CONSTANTS])
+                try:
+                    restricted[shared] = fit_jointly(places, shared, start=restricted[CONSTANTS])
+                except ValueError:  # no surfaces that fall: not a candidate
+                    continue
             found.append(sharing_test(restricted[shared], full))
         tests += found
         kept = [test for test in found if not test.is_refused]

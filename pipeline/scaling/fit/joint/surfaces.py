@@ -1,13 +1,14 @@
-"""The loss surfaces of several arms in one fit: L = E + A / N^alpha + B N^kappa / D^beta with A, B and kappa of each arm, and
-E, alpha and beta of each arm or shared by all. The first arm has kappa = 0: Chinchilla's surface.
+"""The loss surfaces of several arms in one fit: L = E + A / N^alpha + B r^-kappa / D^beta with A, B and kappa of each arm, and
+E, alpha and beta of each arm or shared by all.
 
 Constants that arms share are determined by the runs of all, so a multiplier, which is a difference of two surfaces, needs fewer
 coefficients: 8 instead of 11 for two arms that share all three. `sharing.py` tests what may be shared.
 
-kappa is needed because the FLOPs of a token by parameter differ between architectures, and by size: those of the hybrid rise
-from 2.3 to 2.8 per parameter over the sizes of cpu-smoke, those of T5 do not. So two arms cannot be alike at all sizes both
-at equal tokens and at equal compute. Without kappa, a multiplier that is the same at every size and compute was found 4 to 6 %
-too low at small budgets.
+r is the cost of a token of the arm, divided by that of the first arm at the same number of parameters. It changes with size:
+over the sizes of cpu-smoke the hybrid's rises by a fifth. With kappa = 0, as for the first arm, this is Chinchilla's surface:
+arms that differ in A and B alone learn alike from equal tokens at all sizes. With kappa = beta they learn alike from equal
+compute. Which holds is not known, so kappa is fitted. Without it, a multiplier that is the same at every size and compute was
+found 4 to 6 % too low at small budgets.
 
 The fit is least squares on log losses, one observation a place (arm, size, budget): the mean over its seeds. Seeds of a place
 share the lack of fit of its surface, which is larger than their own noise, so they do not count as further observations
@@ -26,6 +27,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.scaling.fit.frontier import token_cost
 from pipeline.scaling.fit.huber import Minimum, minimise
 from pipeline.scaling.fit.points import Columns, Floats, Point
 from pipeline.scaling.fit.surface import FEWEST_RUNS
@@ -37,10 +39,12 @@ _KAPPA = 5
 _EXPONENTS = (0.2, 0.35, 0.5, 0.8)
 _STEEPEST = 4.0
 _HOLD, _HELD_AT = 0.0015, 0.5
-"""Each log E is held with this weight at this share of the lowest loss. If the runs hardly determine E, alpha and E may fall
-together without an end, while the fitted losses stay the same. A factor of 2 in E costs as much as an error of 0.1 % in one
-loss."""
+"""Each log E is held with this weight at this share of the lowest loss, and each kappa at 0. If the runs hardly determine E,
+alpha and E may fall together without an end, while the fitted losses stay the same; and if costs per parameter are alike,
+nothing determines kappa. A factor of 2 in E costs as much as an error of 0.1 % in one loss."""
 _FEWEST_SIZES = 3
+_ITERATIONS, _FIRST_ITERATIONS, _CONTINUED = 500, 30, 3
+"""Of all starts the first iterations are made, of the best few the others."""
 
 Ints = NDArray[np.int64]
 
@@ -132,7 +136,7 @@ class JointModel:
         for constant in range(_KAPPA):
             table[:, constant] = next(count) if constant in shared else [next(count) for _ in self.places.arms]
         if self.with_kappa:
-            table[1:, _KAPPA] = [next(count) for _ in self.places.arms[1:]]
+            table[1:, _KAPPA] = [next(count) for _ in self.places.arms[1:]]  # the first arm's is 0
         last = next(count)
         table[0 if self.with_kappa else slice(None), _KAPPA] = last
         return table
@@ -143,8 +147,33 @@ class JointModel:
 
     @cached_property
     def hold(self) -> Floats:
-        """Rows (number of E, K) that are added to the regression, one for each E: see `_HOLD`."""
-        return _HOLD * np.eye(self.num_coefficients)[np.unique(self.index[:, _NUMBER["E"]])]
+        """Rows (H, K) that are added to the regression, one for each E and each kappa: see `_HOLD`."""
+        of_kappa = self.index[1:, _KAPPA] if self.with_kappa else []
+        return _HOLD * np.eye(self.num_coefficients)[[*np.unique(self.index[:, _NUMBER["E"]]), *of_kappa]]
+
+    def held_at(self, log_losses: Floats) -> Floats:
+        """What the rows are held at, for log losses (…, R): (…, H)."""
+        num_e = len(np.unique(self.index[:, _NUMBER["E"]]))
+        at = np.zeros((*log_losses.shape[:-1], len(self.hold)))
+        at[..., :num_e] = _HOLD * (np.log(_HELD_AT) + log_losses.min(axis=-1, keepdims=True))
+        return at
+
+    @cached_property
+    def log_cost_ratio(self) -> Floats:
+        """log r of each place, (R,)."""
+        places, ratio = self.places, np.zeros(len(self.places.arm))
+        for number in range(1, len(places.arms)):
+            own = places.arm == number
+            ratio[own] = self.log_cost_ratio_at(number, np.log(places.runs.num_parameters[own]))
+        return ratio
+
+    def log_cost_ratio_at(self, arm: int, log_n: Floats) -> Floats:
+        """log r of an arm at sizes (S,), less its mean over the arm's sizes, which B contains: (S,)."""
+        own = self.places.runs.take(self.places.arm == arm)
+        first = self.places.runs.take(self.places.arm == 0)
+        known = np.unique(np.log(own.num_parameters))
+        mean = (token_cost(own, known) - token_cost(first, known)).mean()
+        return token_cost(own, log_n) - token_cost(first, log_n) - mean
 
     def of_arm(self, coefficients: Floats, arm: int) -> Floats:
         """The coefficients of one arm's surface: (P, K) → (P, 6)."""
@@ -163,15 +192,16 @@ class JointModel:
         where = self.index[self.places.arm]  # (R, 6)
         # each (P, R)
         log_a, log_b, log_e, alpha, beta, kappa = np.moveaxis(self._with_zero(coefficients)[:, where], -1, 0)
-        terms = log_a - alpha * log_n, log_b + kappa * log_n - beta * log_d, log_e
+        ratio = self.log_cost_ratio
+        terms = log_a - alpha * log_n, log_b - kappa * ratio - beta * log_d, log_e
         values = np.logaddexp(np.logaddexp(terms[0], terms[1]), terms[2])
         of_n, of_d, of_e = (np.exp(term - values) for term in terms)
         slopes = np.zeros((*values.shape, self.num_coefficients + 1))
-        own = np.stack([of_n, of_d, of_e, -log_n * of_n, -log_d * of_d, log_n * of_d], axis=-1)  # (P, R, 6)
+        own = np.stack([of_n, of_d, of_e, -log_n * of_n, -log_d * of_d, -ratio * of_d], axis=-1)  # (P, R, 6)
         slopes[:, np.arange(len(where))[:, None], where] = own
         return values, slopes[..., :-1]
 
-    def minimise(self, log_losses: Floats, start: Floats, delta: float = np.inf) -> Minimum:
+    def minimise(self, log_losses: Floats, start: Floats, delta: float = np.inf, max_iterations: int = _ITERATIONS) -> Minimum:
         """Surfaces of P problems: log_losses (P, R) or (R,), start (P, K). Infinite delta is least squares."""
         # Centred logarithms separate A and B from alpha and beta, so the steps are well conditioned.
         runs, hold = self.places.runs, self.hold
@@ -182,9 +212,8 @@ class JointModel:
             held = np.broadcast_to(hold, (len(coefficients), *hold.shape))
             return np.concatenate([values, coefficients @ hold.T], axis=1), np.concatenate([slopes, held], axis=1)
 
-        least = np.log(_HELD_AT) + log_losses.min(axis=-1, keepdims=True)
-        at = np.broadcast_to(_HOLD * least, (*log_losses.shape[:-1], len(hold)))
-        found = minimise(model, np.concatenate([log_losses, at], axis=-1), self._shifted(start, shift), delta)
+        observed = np.concatenate([log_losses, self.held_at(log_losses)], axis=-1)
+        found = minimise(model, observed, self._shifted(start, shift), delta, max_iterations=max_iterations)
         return found._replace(coefficients=self._shifted(found.coefficients, (-shift[0], -shift[1])))
 
     def is_sound(self, found: Minimum) -> NDArray[np.bool_]:
@@ -218,10 +247,9 @@ class JointModel:
     def _shifted(self, coefficients: Floats, shift: tuple[float, float]) -> Floats:
         """The same surfaces with log N and log D less `shift`."""
         moved = coefficients.copy()
-        every = self._with_zero(coefficients)
-        for log_a, log_b, _, alpha, beta, kappa in self.index.tolist():
-            moved[:, log_a] -= every[:, alpha] * shift[0]
-            moved[:, log_b] += every[:, kappa] * shift[0] - every[:, beta] * shift[1]
+        for log_a, log_b, _, alpha, beta, _ in self.index.tolist():
+            moved[:, log_a] -= coefficients[:, alpha] * shift[0]
+            moved[:, log_b] -= coefficients[:, beta] * shift[1]
         return moved
 
 
@@ -262,7 +290,9 @@ def fit_jointly(
     starts = model.starts()
     if start is not None:
         starts = np.concatenate([model.of(start.model, start.coefficients)[None], starts])
-    found = model.minimise(places.log_loss, starts)
+    begun = model.minimise(places.log_loss, starts, max_iterations=_FIRST_ITERATIONS)
+    near = np.argsort(np.where(np.isfinite(begun.objective), begun.objective, np.inf))[:_CONTINUED]
+    found = model.minimise(places.log_loss, begun.coefficients[near])
     sound = model.is_sound(found)
     if not sound.any():
         raise ValueError(

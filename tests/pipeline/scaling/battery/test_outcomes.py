@@ -182,6 +182,8 @@ def test_the_answer_says_up_to_which_length_and_what_follows_if_no_arm_solves_a_
         "tokens).",
         "**sort** (tried up to 24 tokens): solved up to 24 tokens by ff_only; up to 16 tokens by t5.",
     ]
+    few = [one for one in made if (one.task, one.arm) == ("recall", "ff_only")]
+    assert answer(RECIPE, few)[0] == "**recall** (tried up to 24 tokens): solved by no arm. No result yet: t5."
     assert [listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
 
 

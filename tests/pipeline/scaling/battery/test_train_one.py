@@ -126,11 +126,18 @@ def test_a_run_that_is_stopped_has_no_result() -> None:
 
 
 @pytest.mark.slow
-def test_attention_solves_recall_and_an_encoder_without_mixing_does_not() -> None:
-    training = {"steps": 1500, "rows": 32, "warmup_steps": 100, "validate_every": 250, "validation_rows": 256, "test_rows": 512}
-    t5, ff_only = (train_one(battery_run("recall", arm, **training), lambda: False) for arm in ("t5", "ff_only"))
-    assert t5 is not None
-    assert ff_only is not None
-    assert t5.solved > 0.95
-    assert t5.shuffled_solved < 0.01
-    assert ff_only.solved < 0.01
+@pytest.mark.timeout(1800)
+def test_learnt_positions_are_enough_to_copy_and_their_absence_is_not_made_up_for() -> None:
+    size = {**D32, "tie_embeddings": True, "feed_forward": "relu", "vocab_multiple": 8}
+    training = {"steps": 500, "rows": 32, "warmup_steps": 100, "validate_every": 250, "test_rows": 512}
+    placed, blind = (
+        train_one(replace(battery_run("copy", arm, **training), section=size), lambda: False)
+        for arm in ("ff_only_positions", "ff_only")
+    )
+    assert placed is not None
+    assert blind is not None
+    assert placed.tokens > 0.9
+    assert placed.solved > 0.3
+    assert placed.shuffled_solved == 0
+    assert blind.tokens < 0.3
+    assert blind.solved == 0

@@ -118,6 +118,34 @@ def test_extensions_are_stored_in_a_chain_of_hashes(planned: Ladder, tmp_path: P
     archive(folder, tmp_path / "archive", 10**6)
     assert (tmp_path / "archive" / "ladder.json").read_bytes() == path.read_bytes()
     assert write_ladder(planned, folder) == path  # the plan is there, extended
+    refuses_changes(folder)
+
+
+def test_an_absolute_path_of_the_data_is_not_published(tmp_path: Path) -> None:
+    """The plan keeps its hash, can be extended, and is still one that nobody changed."""
+    data = {**values()["data"], "path": str(tmp_path / "some" / "text")}
+    planned = make_ladder(recipe(data=data))
+    write_ladder(planned, tmp_path / "ladder")
+    archive(tmp_path / "ladder", tmp_path / "archive", 10**6)
+    text = (tmp_path / "archive" / "ladder.json").read_text()
+    assert str(tmp_path) not in text
+    archived = read_ladder(tmp_path / "archive")
+    assert archived.sha256 == planned.sha256
+    assert str(archived.data_path) == "text"
+    assert archived.runs == planned.runs
+    archive(tmp_path / "archive", tmp_path / "second", 10**6)
+    assert (tmp_path / "second" / "ladder.json").read_text() == text
+    write_extension(tmp_path / "second", extend(archived, recipe(budgets=[4e9, 8e9, 1.6e10])))
+    assert read_ladder(tmp_path / "second").extensions[0].previous_sha256 == planned.sha256
+    archive(tmp_path / "second", tmp_path / "archive", 10**6)
+    assert len(read_ladder(tmp_path / "archive").extensions) == 1
+    archive(tmp_path / "ladder", tmp_path / "archive", 10**6)  # the plan before the extension: the archive keeps its own
+    assert len(read_ladder(tmp_path / "archive").extensions) == 1
+    refuses_changes(tmp_path / "archive")
+
+
+def refuses_changes(folder: Path) -> None:
+    path = folder / "ladder.json"
     stored = json.loads(path.read_bytes())
     stored["extensions"][0]["recipe"]["hypotheses"] = ["found afterwards"]
     path.write_text(json.dumps(stored))
