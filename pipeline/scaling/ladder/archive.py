@@ -37,7 +37,7 @@ from pipeline.scaling.ladder.run_configs import runs_of
 from pipeline.scaling.ladder.states import state_of
 from pipeline.scaling.runs import ARCHIVED_FILE, distinct_tokens
 from pipeline.tracking.metrics import read_metrics
-from pipeline.tracking.mlflow_tracker import RUN_ID_FILE
+from pipeline.tracking.mlflow_session import RUN_ID_FILE
 
 _CONFIG = "config.json"
 _LEFT_OUT = (TOKENIZER_FILE, "config.yaml", DATA_PATH_FILE, RUN_ID_FILE)
