@@ -91,7 +91,8 @@ class PrepareConfig(BaseModel):
     - `input`, `val` and `test` are globs, URLs or datasets. If `val` or `test` is given, files decide the split. Otherwise a
       hash of each document's text and `seed` sends `val_share` and `test_share` of the documents to val and test.
     - Without `tokenizer`, one with `vocab_size` ids is trained on the input.
-    - `workers`, `ray_address`, `unit_bytes`, `engine`, `max_worker_bytes` and `max_bad_share` do not change the output.
+    - `workers`, `ray_address`, `unit_bytes`, `engine`, `max_worker_bytes`, `max_wait_seconds` and
+      `max_bad_share` do not change the output.
     - `on_unreadable: skip` skips files that cannot be read or that change during the job.
     - `deduplicate` keeps one copy of each text, in a held-out split if one of the copies is there.
     - `mixture` repeats or thins out the sources of the training split.
@@ -129,6 +130,8 @@ class PrepareConfig(BaseModel):
     """Bytes of input in one unit of work."""
     max_worker_bytes: PositiveInt = 2 * 2**30
     """Memory of a worker in bytes above which it is restarted between two units."""
+    max_wait_seconds: PositiveInt = 1800
+    """Seconds to wait for the first worker of a busy Ray cluster before the job fails."""
     engine: Literal["auto", "reference"] = "auto"
     """Tokenizer engine. auto: the fastest that gives the same ids; reference: Hugging Face tokenizers."""
     on_unreadable: Literal["fail", "skip"] = "fail"

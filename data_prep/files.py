@@ -1,12 +1,14 @@
 """Atomic writes, a folder lock, canonical JSON and SHA-256, for data_prep and pipeline."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import secrets
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,11 +49,17 @@ class FolderInUseError(ValueError):
     """Another process is writing to a folder."""
 
 
+# What file systems without flock answer: Lustre without the option, FUSE, NFS without a lock server.
+_NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+
+
 @contextmanager
 def only_writer(folder: Path | str) -> Iterator[None]:
     """Hold an exclusive lock on `folder`; the operating system releases it if this process dies.
 
-    Raises FolderInUseError immediately if another process holds it. The lock is a hidden file, deleted afterwards.
+    Raises FolderInUseError immediately if another process holds it. The lock is a hidden file, deleted afterwards. Where the
+    file system has no flock, the lock is a file with the holder's host and process, made if it does not exist; that of a
+    process which died on this host is replaced, that of another host must be deleted by hand.
     """
     path = Path(folder) / ".lock"
     with open(path, "ab") as file:
@@ -62,10 +70,79 @@ def only_writer(folder: Path | str) -> Iterator[None]:
                 raise BlockingIOError
         except BlockingIOError:
             raise FolderInUseError(f"{folder}: another process is writing here; wait for it or stop it") from None
-        try:
-            yield
-        finally:
+        except OSError as error:
+            if error.errno not in _NO_FLOCK:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            has_flock = False
+        else:
+            has_flock = True
+        if has_flock:
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+        else:
             path.unlink(missing_ok=True)
+            with _owner_file(Path(folder)):
+                yield
+
+
+@contextmanager
+def _owner_file(folder: Path) -> Iterator[None]:
+    """The lock of `only_writer` without flock."""
+    path = folder / ".lock.owner"
+    mine = f"{socket.gethostname()} {os.getpid()} {_start_time(os.getpid())}"
+    for _ in range(2):
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            _remove_dead_owner(folder, path)
+            continue
+        with os.fdopen(descriptor, "w") as file:
+            file.write(mine)
+            file.flush()
+            os.fsync(file.fileno())
+        break
+    else:
+        raise FolderInUseError(f"{folder}: another process is writing here; wait for it or stop it")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if path.read_text() == mine:
+                path.unlink()
+
+
+def _remove_dead_owner(folder: Path, path: Path) -> None:
+    """Delete the lock of a process that died on this host. Raises FolderInUseError if it may be alive."""
+    try:
+        owner = path.read_text()
+    except FileNotFoundError:
+        return
+    host, _, process = owner.partition(" ")
+    number, _, start = process.partition(" ")
+    if host == socket.gethostname() and number.isdigit() and start != _start_time(int(number)):
+        # Renamed first: of two processes that find the dead owner, only one may delete its file.
+        aside = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        with suppress(FileNotFoundError):
+            os.rename(path, aside)
+            if aside.read_text() != owner:
+                raise FolderInUseError(f"{folder}: another process is writing here; wait for it or stop it")
+            aside.unlink()
+        return
+    raise FolderInUseError(
+        f"{folder}: process {number or '?'} on host {host or '?'} is writing here (this file system has no flock); wait for "
+        f"it or stop it. If it no longer runs, delete {path}"
+    )
+
+
+def _start_time(process: int) -> str:
+    """When a process started, to tell it from a later one with its number; "" if there is none."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return ""
+    return status.rpartition(")")[2].split()[19]  # in clock ticks since the machine was started
 
 
 def canonical_json(value: Any) -> bytes:

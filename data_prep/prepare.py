@@ -4,32 +4,39 @@ Files are assembled in the order of the plan from committed units, whatever the 
 killed and resumed. So the output depends on inputs and configuration alone.
 """
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from data_prep.config import PrepareConfig
-from data_prep.dataset.manifest import MANIFEST_FILE, Manifest, remove_leftovers
+from data_prep.dataset.manifest import MANIFEST_FILE, Manifest
+from data_prep.dataset.output_files import OutputFolder, is_own_output
 from data_prep.executor.ray_session import ray_session
 from data_prep.executor.workers import Call, DiskFullError, WorkerPool, is_disk_full
 from data_prep.files import atomic_write, only_writer, sha256_file
 from data_prep.filters.rules import FilterPlan, Filters
-from data_prep.readers.input_files import HashSplit, InputFile, plan
+from data_prep.readers.input_files import HashSplit, InputFile, InputPlan, make_plan
 from data_prep.readers.records import Document
 from data_prep.tokenization.backends import BackendMismatchError, why_not_fast
-from data_prep.tokenization.tokenizer import load_tokenizer, read_given_tokenizer, sample_texts, save_tokenizer, train_tokenizer
+from data_prep.tokenization.tokenizer import (
+    TOKENIZER_FILE,
+    load_tokenizer,
+    read_given_tokenizer,
+    sample_texts,
+    save_tokenizer,
+    train_tokenizer,
+)
+from data_prep.units.bundles import BundleResult
+from data_prep.units.counts import validate_num_sources
 from data_prep.units.finish import CommittedRun, finish
 from data_prep.units.job import Job, PrepareError
 from data_prep.units.job_progress import Clock, Progress
-from data_prep.units.reader import FileEnd, Unreadable
-from data_prep.units.scheduler import run_units
+from data_prep.units.reader import FileEnd, Unreadable, verify_touched
+from data_prep.units.scheduler import Event, run_units
 from data_prep.units.source_mixture import validate_unmixed_files
 from data_prep.units.store import UnitRecord
 from data_prep.units.tokenize_unit import UnitSettings
 from data_prep.units.up_to_date import up_to_date
-
-WORK_FOLDER = ".work"
 
 
 def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | None = None, command: str = "") -> Manifest:
@@ -39,29 +46,46 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | Non
     After an error, an interruption or a kill there is no manifest, and the same call resumes from the committed units.
     All errors are ValueErrors: PrepareError (a folder made or begun from other inputs, a file that cannot be read, more
     bad records than `config.max_bad_share`, nothing to train on), WorkerError, DiskFullError, FolderInUseError,
-    InputError, TokenizerError.
+    InputError, TokenizerError, ForeignFilesError.
     """
     filters = FilterPlan(config)  # fails before any input is read
     if config.output.exists() and not config.output.is_dir():
         raise PrepareError(f"{config.output} is a file: give another --output")
-    files = plan(config)
     # Absolute, because workers run in another folder.
-    output = config.output.absolute()
-    output.mkdir(parents=True, exist_ok=True)
-    with only_writer(output):
-        if (output / MANIFEST_FILE).exists():
-            shutil.rmtree(output / WORK_FOLDER, ignore_errors=True)
-            return up_to_date(config, filters.decisions, files, output)
-        remove_leftovers(output)
+    output = OutputFolder(config.output.absolute(), same=_same_tokenizer(config))
+    is_finished = (output.folder / MANIFEST_FILE).exists()
+    if output.folder.is_dir() and not is_finished:
+        output.validate()  # before any input is read
+    made_plan = make_plan(config, is_own_output)
+    files = made_plan.files
+    output.folder.mkdir(parents=True, exist_ok=True)
+    with only_writer(output.folder):
+        if (output.folder / MANIFEST_FILE).exists():
+            manifest = up_to_date(config, filters.decisions, files, output.folder)
+            output.end()
+            return manifest
+        output.begin()
         try:
-            return _PrepareRun(config, filters, files, output, Clock(files, config.unit_bytes, on_progress), command).run()
+            return _PrepareRun(config, filters, made_plan, output, on_progress, command).run()
         except (OSError, DiskFullError) as error:
             if not isinstance(error, DiskFullError) and not is_disk_full(error):
                 raise
             raise DiskFullError(
-                f"no space left for {output} ({error}); finished work is kept there: free some space and rerun the same "
+                f"no space left for {output.folder} ({error}); finished work is kept there: free some space and rerun the same "
                 "command to resume"
             ) from error
+
+
+def _same_tokenizer(config: PrepareConfig) -> set[str]:
+    """The tokenizer's file name, if the given tokenizer is itself the file in the output folder.
+
+    Raises TokenizerError for a tokenizer that cannot be read.
+    """
+    if config.tokenizer is None or config.tokenizer == "bytes":
+        return set()
+    load_tokenizer(config.tokenizer)
+    there = config.output / TOKENIZER_FILE
+    return {TOKENIZER_FILE} if there.is_file() and there.read_bytes() == read_given_tokenizer(config.tokenizer) else set()
 
 
 class _PrepareRun:
@@ -71,22 +95,23 @@ class _PrepareRun:
         self,
         config: PrepareConfig,
         filters: FilterPlan,
-        files: list[InputFile],
-        output: Path,
-        clock: Clock,
+        plan: InputPlan,
+        output: OutputFolder,
+        on_progress: Callable[[Progress], None] | None,
         command: str,
     ) -> None:
         self.config = config
         self.filter_plan = filters
         self.filters = Filters()
-        self.notes: list[str] = []
-        self.files = files
+        self.notes = list(plan.notes)
+        self.files = plan.files
         self.output = output
-        self.clock = clock
+        self.clock = Clock(plan.files, config.unit_bytes, on_progress)
         self.command = command
-        self.job = Job(output / WORK_FOLDER, filters.decisions)
+        self.job = Job(output.work, filters.decisions)
         self.hash_split = HashSplit(config.val_share, config.test_share, config.seed)
         self.skipped: dict[int, str] = {}
+        self.sources: set[str] = set()
 
     def run(self) -> Manifest:
         self._resume_or_begin()
@@ -112,7 +137,8 @@ class _PrepareRun:
             self.clock.note = f"tokenizing with the slow reference: {self.job.why_reference}"
 
     def _begin(self) -> None:
-        self.job.clear()
+        self.output.empty_work_folder()
+        self.job.make_folders()
         if self.config.mixture:
             validate_unmixed_files(self.files, self.config.mixture, self.config.max_record_bytes)
         path = self.job.tokenizer_file
@@ -122,15 +148,21 @@ class _PrepareRun:
 
     def _build_filters(self) -> None:
         with self.clock.stage("filters"):
-            self.filters, self.notes = self.filter_plan.build(self.job.folder)
+            self.filters, notes = self.filter_plan.build(self.job.folder)
+            self.notes += notes
             for note in self.notes:
-                self.clock.note = note
-                self.clock.notify()
+                self._tell(note)
 
     def _count_resumed_work(self) -> None:
         self.clock.add(self.job.records.values(), resumed=True)
+        for record in self.job.records.values():
+            self._count_sources(record)
         for end in self.job.ends.values():
             self.clock.add_end(end)
+
+    def _count_sources(self, record: UnitRecord) -> None:
+        self.sources.update(record.sources)
+        validate_num_sources(self.sources)
 
     @contextmanager
     def _workers(self) -> Iterator[WorkerPool]:
@@ -142,10 +174,19 @@ class _PrepareRun:
             with self.clock.stage("start Ray"):
                 stack.enter_context(ray_session(num_workers, config.ray_address, int(num_blocks * config.unit_bytes * 1.1)))
                 pool = WorkerPool(
-                    num_workers, config.max_worker_bytes, on_start=self._count_attempt, passed=(BackendMismatchError,)
+                    num_workers,
+                    config.max_worker_bytes,
+                    on_start=self._count_attempt,
+                    passed=(BackendMismatchError,),
+                    on_wait=self._tell,
+                    max_wait_seconds=config.max_wait_seconds,
                 )
                 stack.enter_context(pool)
             yield pool
+
+    def _tell(self, message: str) -> None:
+        self.clock.note = message
+        self.clock.notify()
 
     def _count_attempt(self, call: Call) -> None:
         if call.name.rpartition(" ")[0].endswith(" unit"):
@@ -162,20 +203,72 @@ class _PrepareRun:
                 self.job.fall_back(str(error))
 
     def _run_units(self, pool: WorkerPool) -> None:
-        unfinished = [file for file in self.files if not self.job.is_finished(file.index)]
         with self.clock.stage("tokenize"):
-            for event in run_units(unfinished, self.job.done(), self._unit_settings(), pool):
-                if isinstance(event, UnitRecord):
-                    self.job.records[event.key] = event
-                    self.clock.add([event])
-                elif isinstance(event, FileEnd):
-                    self.job.add_end(event)
-                    self.clock.add_end(event)
-                else:
-                    self._skip_file(event)
-                self.clock.notify()
+            while True:
+                unfinished = [file for file in self.files if not self._is_done(file.index)]
+                for event in run_units(unfinished, self.job.done(), self._unit_settings(), pool):
+                    self._handle(event)
+                    self.clock.notify()
+                self._forget_skipped()
+                if not self._verify_touched(pool):
+                    return
+                # A changed file of a bundle is skipped; the others of its bundle are done again.
+                self._forget_skipped()
+
+    def _is_done(self, file: int) -> bool:
+        return file in self.skipped or self.job.is_finished(file)
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, UnitRecord):
+            self.clock.add([event])
+            self._count_sources(event)
+            for end in self.job.add_record(event):
+                self.clock.add_end(end)
+        elif isinstance(event, FileEnd):
+            self.job.add_end(event)
+            self.clock.add_end(event)
+        elif isinstance(event, BundleResult):
+            if event.record is None:
+                self.job.uncount_attempt()
+            else:
+                self._handle(event.record)
+            for unreadable in event.unreadable:
+                self._skip_file(unreadable)
+        else:
+            self._skip_file(event)
+
+    def _forget_skipped(self) -> None:
         for number in self.skipped:
             self.job.forget_file(number)
+
+    def _verify_touched(self, pool: WorkerPool) -> bool:
+        """Compare the bytes of files that have another version than at the start of the job; True if one must be skipped."""
+        config = self.config
+        touched = [file for file in self.files if file.index not in self.skipped and self._was_touched(file)]
+        calls = [
+            Call(
+                function=verify_touched,
+                arguments=(
+                    file,
+                    self.job.ends[file.index],
+                    self.job.block_hashes(file.index),
+                    config.unit_bytes,
+                    config.max_record_bytes,
+                ),
+                name=f"{file} after a change",
+            )
+            for file in touched
+        ]
+        changed = [result for _, result in pool.map(calls) if result is not None]
+        for unreadable in changed:
+            self._skip_file(unreadable)
+        return bool(changed)
+
+    def _was_touched(self, file: InputFile) -> bool:
+        try:
+            return file.was_touched()
+        except OSError:
+            return False  # it was read completely
 
     def _unit_settings(self) -> UnitSettings:
         return UnitSettings(
@@ -193,8 +286,7 @@ class _PrepareRun:
     def _skip_file(self, unreadable: Unreadable) -> None:
         if self.config.on_unreadable == "fail":
             raise PrepareError(
-                f"{unreadable.reason}: fix the input and rerun the same command to resume, or skip such files with "
-                "on_unreadable=skip"
+                f"{unreadable.reason}. Then rerun the same command to resume; or skip such files with on_unreadable=skip"
             )
         self.skipped[unreadable.file] = unreadable.reason
 
@@ -215,8 +307,6 @@ class _PrepareRun:
 def _make_tokenizer(config: PrepareConfig, filters: Filters, files: list[InputFile], hash_split: HashSplit, path: Path) -> None:
     """Copy the given tokenizer to `path`, or train one there on the training documents that the filters keep."""
     if config.tokenizer:
-        if config.tokenizer != "bytes":
-            load_tokenizer(config.tokenizer)  # fails before any input is read
         with atomic_write(path) as file:
             file.write(read_given_tokenizer(config.tokenizer))
         return

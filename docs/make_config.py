@@ -25,6 +25,7 @@ from launch.cluster.spec.load import launch_spec_class
 from pipeline.config import RunConfig
 from pipeline.objectives.catalogue import NAMES, AnyObjective
 from pipeline.objectives.interface import ObjectiveConfig
+from pipeline.scaling.battery.settings import BatteryRecipe
 from pipeline.scaling.ladder.recipe import LadderRecipe
 
 PAGE = Path(__file__).with_name("config.md")
@@ -39,6 +40,7 @@ is an error. Any key of a recipe can be set on the command line as `key=value`, 
 | `configs/train/*.yaml` | `fnet-t5 train`, `fnet-t5 plan` | [training](#training) and [objectives](#objectives) |
 | `configs/data/*.yaml` | `fnet-t5 prepare` | [data preparation](#data-preparation) |
 | `configs/scaling/*.yaml` | `fnet-t5 scaling plan` | [ladders](#ladders) |
+| `configs/battery/*.yaml` | `fnet-t5 scaling battery` | [the battery](#the-battery) |
 | `configs/cluster/*.yaml` | `fnet-t5 launch` | [clusters](#clusters) |
 
 "none" means that the key is unset by default; its description says what happens then. `[]` after a key marks a list and `{}` a
@@ -64,6 +66,12 @@ FILES: tuple[tuple[str, type[Any], str, str], ...] = (
         "pipeline/scaling/ladder/recipe.py",
         "A recipe of `fnet-t5 scaling plan`. How-to: [scaling.md](scaling.md). `data`, `mesh` and `tracking` are those of a "
         "training recipe.",
+    ),
+    (
+        "The battery",
+        BatteryRecipe,
+        "pipeline/scaling/battery/settings.py",
+        "A recipe of `fnet-t5 scaling battery`. How-to: [battery.md](battery.md).",
     ),
     (
         "Clusters",

@@ -25,14 +25,16 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 # What may change between two starts of one run: its number of steps, its reports and safeguards, and its mesh; not what it
-# computes.
+# computes. Data is identified by its content, which `launch.preflight.check_resume` compares, not by its path.
 _MAY_CHANGE = {
+    *("data.path", "data.validation_rows", "train.input_use_rows", "tracking.enabled", "tracking.experiment"),
     *("mesh.tensor_parallel", "mesh.pipeline_parallel", "mesh.stage_memory_gb"),
     *("data.skip_ranges", "data.prefetch_steps", "data.loader_workers", "data.validation_rows_per_source"),
     *("train.steps", "train.skip_steps", "train.micro_batch_size", "train.zero_stage", "train.recompute"),
     *("tracking.parent_run", "train.log_every", "train.validate_every", "train.samples", "train.sample_tokens"),
     *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_last", "train.keep_every", "train.checkpoint_steps"),
     *("train.spike_sigma", "train.spike_window", "train.max_skips", "train.consistency_check_every", "train.hang_minutes"),
+    "train.stop_minutes",
 }
 
 
@@ -97,10 +99,11 @@ def write_resolved(config: BaseModel, run_dir: Path) -> None:
                 file.write(data)
 
 
-def check_same_run(config: BaseModel, run_dir: Path) -> bool:
+def check_same_run(config: BaseModel, run_dir: Path, *, has_checkpoint: bool = False) -> bool:
     """Whether `run_dir` already holds this run: True to resume it, False if nothing was started there.
 
-    Raises ConfigError if it holds another run: a key differs that is not in `_MAY_CHANGE`.
+    With `has_checkpoint` the initial weights may differ: they are not read. Raises ConfigError if it holds another run: a
+    key differs that is not in `_MAY_CHANGE`.
     """
     from pipeline.config import flatten
 
@@ -111,10 +114,10 @@ def check_same_run(config: BaseModel, run_dir: Path) -> bool:
         there = json.loads(path.read_bytes())
         with suppress(ValidationError):  # a key that is newer than the run has its default there
             there = type(config).model_validate(there).model_dump(mode="json")
-        earlier = flatten(there)
+        earlier = _identity(flatten(there), has_checkpoint)
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"{path} is not the configuration of a run ({error}): give another --output") from error
-    now = flatten(config.model_dump(mode="json"))
+    now = _identity(flatten(config.model_dump(mode="json")), has_checkpoint)
     differing = [
         f"{key} ({earlier.get(key, 'absent')} there, {now.get(key, 'absent')} now)"
         for key in {**earlier, **now}
@@ -123,6 +126,14 @@ def check_same_run(config: BaseModel, run_dir: Path) -> bool:
     if differing:
         raise ConfigError(f"{run_dir} holds another run: {', '.join(differing)}; give another --output, or undo the difference")
     return True
+
+
+def _identity(values: dict[str, Any], has_checkpoint: bool) -> dict[str, Any]:
+    """The values of a run's keys that decide its numbers: of a blend the weights, because its folders may move."""
+    kept = {key: value for key, value in values.items() if not (has_checkpoint and key == "train.initial_weights")}
+    if kept.get("data.blend"):
+        kept["data.blend"] = [part["weight"] for part in kept["data.blend"]]
+    return kept
 
 
 def _read(recipe: str | Path, kind: str, origins: Origins) -> DictConfig:

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from launch.worker import LAUNCHER_PID
+from launch.worker import LAUNCHER_PID, PROGRESS_PIPE
 
 WORKER = Path(__file__).with_name("worker.py")
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # SIGUSR1: how a scheduler warns of its limit
+STOP_GRACE_SECONDS = 1200.0
+"""The default of `train.hang_minutes`: the watchdog of a rank that makes no progress ends it by then."""
 _POLL_SECONDS = 0.05
 _SHOWN_LINES = 20
 _SHOW_CURSOR = "\x1b[?25h"
@@ -78,7 +80,7 @@ def run_local(
     *,
     then: Sequence[Path] = (),
     worker: Path = WORKER,
-    stop_grace: float = 60.0,
+    stop_grace: float = STOP_GRACE_SECONDS,
     failure_grace: float = 10.0,
 ) -> int:
     """Run `worker RUN_DIR` as ranks 0 … num_processes - 1 and return an exit code: 0 when all of them end with 0.
@@ -88,9 +90,9 @@ def run_local(
 
     Rank 0's stdout stays on the terminal; everything else is appended to `run_dir/logs/rank_<r>.log`. When a rank fails,
     the others get SIGTERM and, `failure_grace` seconds later, SIGKILL; its last lines are shown on stderr and its exit
-    code is returned. Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 become SIGTERM for every rank, SIGKILL after `stop_grace` seconds
-    (`failure_grace` if a rank fails meanwhile) or at the second Ctrl-C, and the exit code 128 + signal. If this
-    process is killed, the kernel kills the ranks.
+    code is returned. Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 become SIGTERM for every rank, SIGKILL at the second Ctrl-C or after
+    `stop_grace` seconds in which no rank reported progress (`failure_grace` if a rank fails meanwhile), and the exit code
+    128 + signal. A save may take as long as it needs. If this process is killed, the kernel kills the ranks.
 
     Must be called from the main thread: only it may set signal handlers, and the kernel kills a rank when the thread that
     started it ends. Raises ValueError for fewer than one process.
@@ -101,17 +103,22 @@ def run_local(
     logs.mkdir(parents=True, exist_ok=True)
     stop = _StopRequest()
     ranks: list[_Rank] = []
-    with stop.installed():
+    with stop.installed(), ProgressPipe() as progress:
         try:
             port = _free_port()
             for number in range(num_processes):
-                ranks.append(_start(number, num_processes, port, worker, [run_dir, *then], logs / f"rank_{number}.log"))
-            failed = _wait(ranks, stop)
+                environment = {**rank_environment(number, num_processes, port), PROGRESS_PIPE: str(progress.write_end)}
+                ranks.append(_start(number, environment, worker, [run_dir, *then], logs / f"rank_{number}.log", progress))
+            failed = _wait(ranks, stop, progress)
             if failed:
                 _end(ranks, failure_grace, stop)
             elif stop.signal:
-                print(f"stopping: waiting up to {stop_grace:.0f} s for a clean shutdown; Ctrl-C again kills", file=sys.stderr)
-                _end(ranks, stop_grace, stop, failure_grace)
+                print(
+                    "stopping: waiting for the ranks to end their step and save while they report progress (limit without "
+                    f"it: {stop_grace:.0f} s); Ctrl-C again kills",
+                    file=sys.stderr,
+                )
+                _end(ranks, stop_grace, stop, failure_grace, progress)
         finally:
             codes = [rank.reap() for rank in ranks]
             if sys.stdout.isatty():  # a rank that is killed inside its progress bar leaves the cursor hidden
@@ -123,9 +130,10 @@ def run_local(
     return 128 + stop.signal if stop.signal else 0
 
 
-def _start(number: int, num_processes: int, port: int, worker: Path, run_dirs: Sequence[Path], log: Path) -> _Rank:
+def rank_environment(number: int, num_processes: int, port: int) -> dict[str, str]:
+    """The environment of a rank: torchrun's variables, and ours."""
     threads = max(1, (os.cpu_count() or 1) // num_processes)
-    environment = {
+    return {
         "OMP_NUM_THREADS": str(threads),
         **os.environ,
         "RANK": str(number),
@@ -138,6 +146,31 @@ def _start(number: int, num_processes: int, port: int, worker: Path, run_dirs: S
         "PYTHONUNBUFFERED": "1",
         LAUNCHER_PID: str(os.getpid()),
     }
+
+
+class ProgressPipe:
+    """A pipe into which ranks write a byte when they make progress."""
+
+    def __enter__(self) -> ProgressPipe:
+        self._read_end, self.write_end = os.pipe()
+        for end in (self._read_end, self.write_end):
+            os.set_blocking(end, False)
+        return self
+
+    def __exit__(self, *ignored: object) -> None:
+        os.close(self._read_end)
+        os.close(self.write_end)
+
+    def has_news(self) -> bool:
+        """Whether a rank has made progress since the last call."""
+        with suppress(BlockingIOError):
+            return bool(os.read(self._read_end, 1 << 16))
+        return False
+
+
+def _start(
+    number: int, environment: dict[str, str], worker: Path, run_dirs: Sequence[Path], log: Path, progress: ProgressPipe
+) -> _Rank:
     with open(log, "ab") as file:
         log_start = file.tell()
         process = subprocess.Popen(
@@ -146,15 +179,17 @@ def _start(number: int, num_processes: int, port: int, worker: Path, run_dirs: S
             stdout=None if number == 0 else file,
             stderr=file,
             env=environment,
+            pass_fds=[progress.write_end],
             start_new_session=True,  # Ctrl-C in the terminal then reaches only this process, which passes it on once
         )
         return _Rank(number=number, process=process, log=log, log_start=log_start)
 
 
-def _wait(ranks: list[_Rank], stop: _StopRequest) -> _Rank | None:
+def _wait(ranks: list[_Rank], stop: _StopRequest, progress: ProgressPipe) -> _Rank | None:
     """Wait until a stop is asked for or all ranks succeeded (None), or until one fails; returns the first that failed."""
     running = list(ranks)
     while running and not stop.signal:
+        progress.has_news()  # empties the pipe
         ended = [rank for rank in running if rank.has_exited()]
         failures = {rank.number: code for rank in ended if (code := _peek(rank)) != 0}
         if failures:
@@ -173,16 +208,25 @@ def _peek(rank: _Rank) -> int:
     return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
 
-def _end(ranks: list[_Rank], grace: float, stop: _StopRequest, grace_after_failure: float = math.inf) -> None:
+def _end(
+    ranks: list[_Rank],
+    grace: float,
+    stop: _StopRequest,
+    grace_after_failure: float = math.inf,
+    progress: ProgressPipe | None = None,
+) -> None:
     """SIGTERM to every rank, then wait until all have exited, `grace` seconds have passed or a second Ctrl-C comes.
 
-    Once a rank has failed, the others, which may wait for it in a collective, get `grace_after_failure` seconds more.
+    With `progress`, the `grace` begins again whenever a rank reports some. Once a rank has failed, the others, which may wait
+    for it in a collective, get `grace_after_failure` seconds more.
     """
     for rank in ranks:
         rank.terminate()
     deadline = time.monotonic() + grace
     has_failure = False
     while time.monotonic() < deadline and not stop.is_immediate and not all(rank.has_exited() for rank in ranks):
+        if progress is not None and progress.has_news() and not has_failure:
+            deadline = time.monotonic() + grace
         if not has_failure and any(rank.has_exited() and _peek(rank) != 0 for rank in ranks):
             has_failure = True
             deadline = min(deadline, time.monotonic() + grace_after_failure)

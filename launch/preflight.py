@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import tempfile
 from pathlib import Path
 
 from data_prep.dataset.manifest import MANIFEST_FILE, Manifest
-from data_prep.files import only_writer
 from pipeline.config import RunConfig
+from pipeline.run_folder import POSITION, STATE, hold
 
 # What a launch on a cluster puts into a run folder before the run's own processes start.
 _BEFORE_THE_START = {"launch", "logs", "STATUS"}
@@ -26,8 +29,91 @@ def check_folder(run_dir: Path) -> None:
     others = {path.name for path in run_dir.iterdir()} - _BEFORE_THE_START
     if others and not (run_dir / "config.json").is_file():
         raise ValueError(f"{run_dir} holds files that are not a run's: give another --output")
-    with only_writer(run_dir):
+    with hold(run_dir):
         pass
+
+
+def check_disk(config: RunConfig, run_dir: Path) -> list[str]:
+    """Try to write where the checkpoints will be, and compare the free space with their size.
+
+    Raises ValueError if nothing can be written there or not even one checkpoint fits. Returns a warning if not all of them fit.
+    """
+    place = run_dir / "checkpoints"
+    while not place.is_dir():
+        if place == place.parent:
+            raise ValueError(f"{run_dir}: no folder above it exists: give another --output")
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"fnet-t5")
+            file.flush()
+    except OSError as error:
+        raise ValueError(
+            f"{place} cannot be written ({error.strerror or error}), so {run_dir} could not be saved: change its permissions, "
+            "free space, or give another --output"
+        ) from error
+    train = config.train
+    one = checkpoint_bytes(config)
+    number = -(-train.steps // train.checkpoint_every) if train.keep_last is None else train.keep_last + 1
+    free = shutil.disk_usage(place).free
+    if free < one:
+        raise ValueError(
+            f"{place} has {free / 1e9:.2f} GB free, and one checkpoint of this run takes {one / 1e9:.2f} GB: free space, or "
+            "give another --output"
+        )
+    present = sum(path.is_dir() for path in (run_dir / "checkpoints").glob("step_*[0-9]"))
+    if free < (lacking := max(0, number - present) * one):
+        return [
+            f"warning: {place} has {free / 1e9:.2f} GB free, and the {number - present} checkpoints to come take "
+            f"{lacking / 1e9:.2f} GB: give train.keep_last, a larger train.checkpoint_every, or free space"
+        ]
+    return []
+
+
+def checkpoint_bytes(config: RunConfig) -> int:
+    """Bytes of a checkpoint: the weights in their precision, and three fp32 numbers of optimizer state for each parameter."""
+    from pipeline.planner.memory import num_parameters
+
+    return num_parameters(config) * (12 + (2 if config.train.precision == "bf16" else 4))
+
+
+def check_resume(config: RunConfig, checkpoint: Path, fingerprint: str, *, is_branch: bool) -> None:
+    """Raise ValueError if a checkpoint cannot continue under this configuration: other data, another seed, fewer steps.
+
+    `fingerprint` is that of the data as they are now. A checkpoint whose position cannot be read is judged by the ranks.
+    """
+    try:
+        position = json.loads((checkpoint / STATE / POSITION).read_bytes())
+        known, seed, step = position["dataset_fingerprint"], position["seed"], int(position["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    whose = f"--branch {checkpoint}" if is_branch else f"{checkpoint}"
+    remedy = "a branch goes on with the data and seed of its parent" if is_branch else "or give another --output"
+    if known != fingerprint:
+        raise ValueError(f"{whose} was trained on other data than {config.data.path} holds: give the same data; {remedy}")
+    if seed != config.train.seed:
+        raise ValueError(f"{whose} was trained with train.seed {seed}, not {config.train.seed}: give the same seed; {remedy}")
+    if config.train.steps < step:
+        remedy = (
+            "give a larger train.steps, or an earlier --branch-step"
+            if is_branch
+            else (
+                f"give at least {step}, or branch off an earlier one: --branch {checkpoint.parent.parent} --branch-step N "
+                "and another --output"
+            )
+        )
+        raise ValueError(f"train.steps {config.train.steps} is less than the {step} steps that {whose} has done: {remedy}")
+
+
+def schedule_warnings(config: RunConfig) -> list[str]:
+    """What is allowed and probably not meant."""
+    steps, warmup = config.train.steps, config.optimizer.warmup_steps
+    if warmup < steps:
+        return []
+    return [
+        f"warning: optimizer.warmup_steps {warmup} is not less than train.steps {steps}: the learning rate never reaches "
+        f"{config.optimizer.learning_rate}"
+    ]
 
 
 def check_initial_weights(config: RunConfig) -> None:
@@ -55,16 +141,20 @@ def check_weights(config: RunConfig, folder: Path, problem: str) -> None:
     check_fits(model, weight_shapes(folder), problem)
 
 
-def check_data(config: RunConfig, manifest: Manifest) -> None:
+def check_data(config: RunConfig, manifest: Manifest) -> str:
     """Raise ValueError if the dataset lacks what the run reads, or its files differ in size from its manifest's records.
 
-    `manifest` is that of `config.data.path`.
+    `manifest` is that of `config.data.path`. Returns the fingerprint of the training data. The objective is made too: it may
+    need ids that the tokenizer does not have.
     """
-    from pipeline.data.batches import open_rows, training_rows
+    from pipeline.data.batches import DataShard, TrainingBatches, objective_of, open_rows, training_rows
     from pipeline.data.rows import check_size
 
-    folder = config.data.path
-    training_rows(config.data, manifest)
+    folder, train = config.data.path, config.train
+    rows, weights = training_rows(config.data, manifest)
+    shard = DataShard(train.micro_batch_size)
+    batches = TrainingBatches(rows, objective_of(config), shard, train.global_batch_size, train.seed, weights)
     open_rows(config.data, folder, "val", manifest)
     for name in manifest.files:
         check_size(folder, manifest, name)
+    return batches.fingerprint

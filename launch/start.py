@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,28 @@ from data_prep.dataset.manifest import Manifest, ManifestError, load_manifest
 from data_prep.files import FolderInUseError, only_writer
 from launch.config import check_same_run, write_resolved
 from launch.local import PREEMPTED_EXIT, SIGNAL_EXIT, STOPPED_EXITS, run_local
-from launch.preflight import check_data, check_folder, check_initial_weights, check_weights
-from pipeline.config import RunConfig
-from pipeline.run_folder import STATUS, find, latest, read_status, settle_status, step_name, write_status
+from launch.preflight import (
+    check_data,
+    check_disk,
+    check_folder,
+    check_initial_weights,
+    check_resume,
+    check_weights,
+    schedule_warnings,
+)
+from pipeline.config import RunConfig, flatten
+from pipeline.run_folder import (
+    STATUS,
+    by_preference,
+    find,
+    latest,
+    problem,
+    read_status,
+    settle_status,
+    step_name,
+    write_status,
+)
+from pipeline.tracking import mlflow_tracker
 from pipeline.tracking.mlflow_tracker import settle_run
 
 _PREEMPTING = (0, SIGNAL_EXIT + signal.SIGTERM, SIGNAL_EXIT + signal.SIGUSR1)
@@ -78,12 +97,15 @@ class PreparedRun:
     branch: BranchPoint | None
     is_restart: bool
     """Whether the folder already holds this run."""
+    checkpoint: Path | None
+    """The checkpoint that it will resume from, if its files are intact."""
+    notes: tuple[str, ...] = ()
+    """What a person should know before it starts."""
 
     @property
     def is_finished(self) -> bool:
         """Whether the run was trained to its last step before."""
-        checkpoint = latest(self.folder) if self.is_restart else None
-        at_last_step = checkpoint is not None and checkpoint.name == step_name(self.config.train.steps)
+        at_last_step = self.checkpoint is not None and self.checkpoint.name == step_name(self.config.train.steps)
         return at_last_step and read_status(self.folder) == "finished"
 
 
@@ -95,7 +117,7 @@ def check_run(
     branch: BranchPoint | None = None,
     manifest: Manifest | None = None,
 ) -> PreparedRun:
-    """Resolve a configuration and check all that can be checked before any process starts. Writes nothing.
+    """Resolve a configuration and check all that can be checked before any process starts. Leaves nothing written.
 
     The manifest of the data is read here, once, unless the caller has read it. Ranks after the first of a job check only what
     needs no files of the run: the first one checks for all.
@@ -108,19 +130,44 @@ def check_run(
         except ManifestError as error:
             raise ValueError(f"data.path: {error}") from error
     config = config.resolved()
-    if processes is None or processes.is_first:
-        check_folder(folder)
-        check_data(config, manifest)
-        check_initial_weights(config)
-        if branch is not None:
-            begin = find(branch.parent, branch.step)
-            check_weights(config, begin, f"--branch {begin} does not fit the recipe's model section")
     if processes is not None:
         config.train.accumulation_steps(config.mesh.data_parallel(processes.number))
-    is_restart = check_same_run(config, folder)
+    checkpoint = latest(folder)
+    notes: list[str] = []
+    if processes is None or processes.is_first:
+        check_folder(folder)
+        fingerprint = check_data(config, manifest)
+        notes += [f"warning: skipped checkpoint {wrong}" for wrong in _unusable(folder, checkpoint)]
+        if checkpoint is not None:
+            check_same_run(config, folder, has_checkpoint=True)
+            check_resume(config, checkpoint, fingerprint, is_branch=False)
+        elif branch is not None:
+            begin = find(branch.parent, branch.step)
+            check_resume(config, begin, fingerprint, is_branch=True)
+            check_weights(config, begin, f"--branch {begin} does not fit the recipe's model section")
+        else:  # otherwise they are not read: they may be gone
+            check_initial_weights(config)
+        notes += [*check_disk(config, folder), *schedule_warnings(config)]
+    is_restart = check_same_run(config, folder, has_checkpoint=checkpoint is not None)
     return PreparedRun(
-        config=config, folder=folder, manifest=manifest, processes=processes, branch=branch, is_restart=is_restart
+        config=config,
+        folder=folder,
+        manifest=manifest,
+        processes=processes,
+        branch=branch,
+        is_restart=is_restart,
+        checkpoint=checkpoint,
+        notes=tuple(notes),
     )
+
+
+def _unusable(folder: Path, checkpoint: Path | None) -> Iterator[str]:
+    """Why each checkpoint that is preferable to the one that will be resumed cannot be used."""
+    for path in by_preference(folder):
+        if path == checkpoint:
+            return
+        if (wrong := problem(path)) is not None:
+            yield wrong
 
 
 def write_config(run: PreparedRun) -> None:
@@ -134,6 +181,13 @@ def begin_branch(run: PreparedRun) -> int:
 
     assert run.branch is not None
     return branch(run.branch.parent, run.folder, run.branch.step)
+
+
+def send_pending(run: PreparedRun) -> list[str]:
+    """Send to MLflow what it lacks of a finished run. Returns what a person should know."""
+    if not run.config.tracking.enabled:
+        return []
+    return mlflow_tracker.send_pending(run.folder, run.config.tracking.experiment, flatten(run.config.model_dump(mode="json")))
 
 
 def start_run(run: PreparedRun, then: Sequence[PreparedRun] = ()) -> int:
@@ -150,9 +204,10 @@ def start_run(run: PreparedRun, then: Sequence[PreparedRun] = ()) -> int:
     before = _status_times(runs)
     code = 1  # if run_local raises
     try:
-        code = run_local(run.folder, run.processes.number, then=[one.folder for one in then])
+        grace = 60 * max(one.config.train.stop_grace for one in runs)
+        code = run_local(run.folder, run.processes.number, then=[one.folder for one in then], stop_grace=grace)
     finally:
-        _settle(runs, before, has_failed=code != 0 and code not in STOPPED_EXITS)
+        _settle(runs, before, has_failed=code != 0 and code not in STOPPED_EXITS, was_stopped=code in STOPPED_EXITS)
     was_preempted = any(read_status(one.folder) == "preempted" for one in runs)
     return PREEMPTED_EXIT if code in _PREEMPTING and was_preempted else code
 
@@ -175,19 +230,21 @@ def _join(run: PreparedRun) -> int:
     return PREEMPTED_EXIT if status == "preempted" and "TORCHELASTIC_RUN_ID" not in os.environ else 0
 
 
-def _settle(runs: Sequence[PreparedRun], before: Mapping[Path, int], *, has_failed: bool) -> None:
+def _settle(runs: Sequence[PreparedRun], before: Mapping[Path, int], *, has_failed: bool, was_stopped: bool = False) -> None:
     """Set STATUS and MLflow to failed where the processes ended and could not do so themselves.
 
-    After a failure, the run that was being trained is the first that did not finish in this start. It has failed too if its
-    processes died before they wrote a STATUS of their own (one from an earlier start may be there).
+    A stop before the first step loses nothing: the run is then preempted. After a failure, the run that was being trained
+    is the first that did not finish in this start. It has failed too if its processes died before they wrote a STATUS of
+    their own (one from an earlier start may be there).
     """
-    current = next((run for run in runs if not _finished_since(run.folder, before)), None) if has_failed else None
+    has_ended_early = has_failed or was_stopped
+    current = next((run for run in runs if not _finished_since(run.folder, before)), None) if has_ended_early else None
     for run in runs:
         try:
             with only_writer(run.folder):
                 settle_status(run.folder)
                 if run is current and _status_time(run.folder) == before[run.folder]:
-                    write_status(run.folder, "failed")
+                    write_status(run.folder, "failed" if has_failed else "preempted")
         except FolderInUseError:  # another process trains here: STATUS is about that one
             continue
         if run.config.tracking.enabled and read_status(run.folder) == "failed":

@@ -17,19 +17,21 @@ from pathlib import Path
 from typing import NoReturn
 
 LAUNCHER_PID = "FNET_T5_LAUNCHER_PID"
+PROGRESS_PIPE = "FNET_T5_PROGRESS_PIPE"
+"""The file descriptor to which a rank writes a byte when it makes progress (`pipeline/distributed/watchdog.py`)."""
 _HERE = Path(__file__).resolve().parent
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_launcher() -> None:
-    """Have the kernel kill this process when its launcher ends, even by kill -9 (Linux only).
+def die_with_launcher(by: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when its launcher ends, even by kill -9 (Linux only).
 
     Exits immediately if the launcher, whose pid is in FNET_T5_LAUNCHER_PID, has already ended.
     """
     launcher = os.environ.get(LAUNCHER_PID)
     if launcher is None or sys.platform != "linux":
         return
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, by, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed: this worker would outlive its launcher")
     # The kernel sends the signal when the parent dies; one that died before prctl must be found by its pid.
     if os.getppid() != int(launcher):

@@ -177,7 +177,15 @@ class TrainConfig(Section):
     Its old name `agreement_every` is still read.
     """
     hang_minutes: PositiveFloat = 20.0
-    """Minutes without progress after which a rank prints its stacks and ends the run."""
+    """Minutes without progress of any rank after which all print their stacks and end the run."""
+    stop_minutes: PositiveFloat | None = None
+    """Minutes without progress after which `fnet-t5 train` kills local ranks that were asked to stop. A save that reports
+    progress has no limit. Default: hang_minutes."""
+
+    @property
+    def stop_grace(self) -> float:
+        """stop_minutes, or its default."""
+        return self.hang_minutes if self.stop_minutes is None else self.stop_minutes
 
     @model_validator(mode="before")
     @classmethod
@@ -244,6 +252,8 @@ class OptimizerConfig(Section):
             raise ValueError("optimizer.schedule inverse_sqrt falls from the end of the warm-up: give optimizer.warmup_steps")
         if self.decay_begin is not None and self.schedule != "wsd":
             raise ValueError(f"optimizer.decay_begin {self.decay_begin} is read by schedule wsd alone, not by {self.schedule}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas {list(self.betas)}: each must be at least 0 and less than 1")
         return self
 
 

@@ -1,6 +1,5 @@
 """The manifest of a dataset folder: origin, counts, and the SHA-256 of every file and of the manifest itself."""
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,6 @@ from data_prep.tokenization.tokenizer import TOKENIZER_FILE
 SCHEMA_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 QUARANTINE_FILE = "quarantine.jsonl"
-_OUR_FILES = re.compile(
-    rf"({'|'.join(SPLITS)})\.(bin|idx|(rows_\d+|sources)\.npy)|{re.escape(QUARANTINE_FILE)}|{re.escape(TOKENIZER_FILE)}"
-    rf"|\.({'|'.join(SPLITS)}|{re.escape(MANIFEST_FILE)})\b.*\.tmp"
-)
 _THREADS = 4
 
 
@@ -245,10 +240,3 @@ def write_sources(output: Path, split: Split, source_of: npt.NDArray[np.uint16])
     """Write `<split>.sources.npy`, which evaluation by source reads: `source_of` is uint16 (documents,), see `sources_file`."""
     with atomic_write(output / sources_file(split)) as file:
         np.save(file, source_of.astype("<u2", copy=False))
-
-
-def remove_leftovers(output: Path) -> None:
-    """Delete the files of an unfinished run; files with other names are kept."""
-    for path in output.iterdir():
-        if _OUR_FILES.fullmatch(path.name):
-            path.unlink()

@@ -21,12 +21,12 @@ from data_prep.dataset.manifest import (
     SplitRecord,
     describe_files,
     load_manifest,
-    remove_leftovers,
     sources_file,
     verify,
     write_manifest,
     write_sources,
 )
+from data_prep.dataset.output_files import OutputFolder, split_files
 from data_prep.dataset.row_index import pack_split
 from data_prep.files import atomic_write, canonical_json, only_writer, sha256_bytes
 from data_prep.readers.input_files import SPLITS, Split
@@ -44,18 +44,21 @@ def merge(folders: Sequence[Path], output: Path, packing: PackingConfig, command
 
     The names of inputs and of quarantined records get their folder's name as a prefix. Nothing is tokenized, and duplicates
     across folders are kept. Raises MergeError for different tokenizers, equal folder names, a finished `output` and a folder
-    whose checksums do not match; ManifestError for a folder without a manifest.
+    whose checksums do not match; ForeignFilesError for an `output` with files that are not ours; ManifestError for a folder
+    without a manifest.
     """
     manifests = [load_manifest(folder) for folder in folders]
     names = [folder.resolve().name for folder in folders]
     _validate_mergeable(folders, names, manifests, output)
     output.mkdir(parents=True, exist_ok=True)
     with only_writer(output):
-        remove_leftovers(output)
+        target = OutputFolder(output)
+        target.begin()
         splits: dict[str, SplitRecord] = {}
         for split in SPLITS:
             present = [(folder, m.splits[split]) for folder, m in zip(folders, manifests, strict=True) if split in m.splits]
             if present:
+                target.claim(split_files(split, packing))
                 _join(split, [folder for folder, _ in present], output, np.dtype(manifests[0].token_dtype).newbyteorder("<"))
                 write_sources(output, split, _joined_sources(split, present))
                 splits[split] = SplitRecord(
@@ -63,11 +66,14 @@ def merge(folders: Sequence[Path], output: Path, packing: PackingConfig, command
                     length_histogram=_summed_histograms([record for _, record in present]),
                     packing=pack_split(output, split, packing),
                 )
+        target.claim([TOKENIZER_FILE, QUARANTINE_FILE])
         shutil.copyfile(folders[0] / TOKENIZER_FILE, output / TOKENIZER_FILE)
         _join_quarantine(folders, names, output)
         identity: dict[str, Any] = {"merged": [[name, m.manifest_sha256] for name, m in zip(names, manifests, strict=True)]}
         identity |= {"packing": packing.model_dump()}
-        return write_manifest(output, _merged(manifests, names, command, identity, splits, output))
+        manifest = write_manifest(output, _merged(manifests, names, command, identity, splits, output))
+        target.end()
+        return manifest
 
 
 def _validate_mergeable(folders: Sequence[Path], names: Sequence[str], manifests: Sequence[Manifest], output: Path) -> None:

@@ -2,11 +2,14 @@
 
 import os
 import secrets
+import signal
 import socket
-import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache, partial
+
+from data_prep.executor.session_folder import plasma_folder, session_folder
 
 # Blocks of raw text go through the object store, tokens through files. Memory pages are allocated at their first use.
 MIN_OBJECT_STORE_BYTES = 200 * 2**20
@@ -19,54 +22,101 @@ _CONNECT_SECONDS = 20
 _WORKER_ENVIRONMENT = {"PYTHONSAFEPATH": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
+class RaySessionError(ValueError):
+    """Ray that cannot be started or joined."""
+
+
 @contextmanager
 def ray_session(
     num_workers: int, address: str | None = None, object_store_bytes: int = MIN_OBJECT_STORE_BYTES
 ) -> Iterator[None]:
     """Connect to Ray inside the block: to the cluster at `address`, or else start Ray here with `num_workers` CPUs.
 
-    A Ray session that already runs in this process is used and left running. The environment and the current folder are
-    restored as soon as the session has started. Raises ValueError if no cluster answers at `address`.
+    A Ray session that already runs in this process is used and left running. The environment, the current folder and the
+    handlers of signals are restored as soon as the session has started. Raises RaySessionError if no cluster answers at
+    `address` or if Ray does not start.
     """
     import ray  # imported late: it takes 0.4 s, which `--help` does not need
 
     if ray.is_initialized():
         yield
         return
-    with tempfile.TemporaryDirectory() as empty_folder:
-        try:
-            if address:
-                _validate_address(address)
-                environment = {"env_vars": dict(_WORKER_ENVIRONMENT)}
-                ray.init(address, log_to_driver=False, logging_level="ERROR", runtime_env=environment)
-            else:
-                with _environment(_embedded_environment()), _current_folder(empty_folder):
-                    # Without "local", Ray would join any cluster whose address was left on this machine.
-                    ray.init(
-                        "local",
-                        num_cpus=num_workers,
-                        num_gpus=0,
-                        include_dashboard=False,
-                        log_to_driver=False,
-                        logging_level="ERROR",
-                        object_store_memory=max(object_store_bytes, MIN_OBJECT_STORE_BYTES),
-                    )
-            yield
-        finally:
-            ray.shutdown()
+    with ExitStack() as stack:
+        if address:
+            _validate_address(address)
+            environment = {"env_vars": dict(_WORKER_ENVIRONMENT)}
+            start = partial(ray.init, address, runtime_env=environment)
+        else:
+            _validate_loopback()
+            num_bytes = max(object_store_bytes, MIN_OBJECT_STORE_BYTES)
+            folder = stack.enter_context(session_folder())
+            (folder / "empty").mkdir()
+            # Without "local", Ray would join any cluster whose address was left on this machine.
+            start = partial(
+                ray.init,
+                "local",
+                num_cpus=num_workers,
+                num_gpus=0,
+                include_dashboard=False,
+                object_store_memory=num_bytes,
+                _plasma_directory=str(plasma_folder(folder, num_bytes)),
+                _temp_dir=str(folder),
+            )
+        stack.callback(ray.shutdown)
+        with _signal_handlers_kept(), ExitStack() as starting:
+            if not address:
+                starting.enter_context(_environment(_embedded_environment()))
+                starting.enter_context(_current_folder(str(folder / "empty")))
+            try:
+                start(log_to_driver=False, logging_level="ERROR")
+            except Exception as error:  # Ray raises bare Exceptions, some of many lines
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise RaySessionError(
+                    f"Ray did not start ({reason.rstrip('. ')}): the machine may be overloaded or out of memory or processes; "
+                    "rerun the same command"
+                ) from error
+        yield
+
+
+def _validate_loopback() -> None:
+    """Raise RaySessionError if no network interface is up: Ray would wait forever, without a word."""
+    try:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            socket.create_connection(listener.getsockname(), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise RaySessionError(
+            f"no network interface is up, not even loopback ({error}), and Ray's processes talk over the network: run "
+            "`ip link set lo up`, or start the container with a network"
+        ) from error
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Restore the handlers of signals after the block: Ray's print its own stack and exit with 15 instead of 143."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if handler is not None:
+                    signal.signal(number, handler)
 
 
 def _validate_address(address: str) -> None:
-    """Raise ValueError if nothing listens at `address`. Ray itself would retry for minutes, or forever."""
+    """Raise RaySessionError if nothing listens at `address`. Ray itself would retry for minutes, or forever."""
     if address in ("auto", "local"):
         return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
-        raise ValueError(f"--ray-address {address}: not HOST:PORT; `ray start --head` prints the address to give")
+        raise RaySessionError(f"--ray-address {address}: not HOST:PORT; `ray start --head` prints the address to give")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
-        raise ValueError(
+        raise RaySessionError(
             f"--ray-address {address}: no Ray cluster answers ({error}); start one with `ray start --head`, or omit "
             "the option to start Ray on this machine"
         ) from error

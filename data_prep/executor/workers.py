@@ -1,8 +1,9 @@
 """Worker processes on Ray that do one call at a time: replaced when they die (the call is retried) or use too much memory."""
 
 import errno
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,9 @@ _RETRIES = 2
 # So many workers in a row that die while starting make the job fail.
 _FAILED_STARTS = 5
 _DEFAULT_MAX_BYTES = 2 * 2**30
+_DEFAULT_MAX_WAIT_SECONDS = 1800
+# How often a wait for the first worker is told.
+_TELL_SECONDS = 10
 
 
 class WorkerError(ValueError):
@@ -59,8 +63,11 @@ class WorkerPool:
 
     A worker that uses more than `max_worker_bytes` after a call is replaced, because tokenizers' caches grow without
     limit. Only workers that have started get calls, so on a cluster that lost a node or is busy the others do all the work.
-    `on_start` is called with every call that is started, retries included. Exceptions of the classes `passed` are raised
-    unchanged; a full disk becomes DiskFullError and any other exception becomes WorkerError, both naming the call.
+    `on_start` is called with every call that is started, retries included. While no worker has started, because other jobs
+    use the cluster's CPUs, `on_wait` is called with a message, and after `max_wait_seconds` the job fails.
+
+    Exceptions of the classes `passed` are raised unchanged; a full disk becomes DiskFullError and any other exception becomes
+    WorkerError, both naming the call.
     """
 
     def __init__(
@@ -69,6 +76,8 @@ class WorkerPool:
         max_worker_bytes: int = _DEFAULT_MAX_BYTES,
         on_start: Callable[[Call], None] = lambda call: None,
         passed: tuple[type[Exception], ...] = (),
+        on_wait: Callable[[str], None] = lambda message: None,
+        max_wait_seconds: float = _DEFAULT_MAX_WAIT_SECONDS,
     ) -> None:
         import ray
 
@@ -78,6 +87,8 @@ class WorkerPool:
         self._max_worker_bytes = max_worker_bytes
         self._on_start = on_start
         self._passed = passed
+        self._on_wait = on_wait
+        self._max_wait_seconds = max_wait_seconds
         self._actor = ray.remote(num_cpus=1)(_Worker)
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}  # by the reference of `ready`
@@ -102,6 +113,27 @@ class WorkerPool:
         self._on_start(call)
         self._running[worker.call.remote(call.function, *call.arguments)] = (worker, call)
 
+    def wait(self, references: Sequence[Any]) -> list[Any]:
+        """Those of `references` that are ready, at least one. Raises WorkerError if no worker starts for too long."""
+        import ray
+
+        begin = time.monotonic()
+        while True:
+            ready: list[Any] = ray.wait(references, num_returns=1, timeout=_TELL_SECONDS)[0]
+            if ready:
+                return ready
+            if self._running or self._idle or not self._starting:
+                continue
+            waited = time.monotonic() - begin
+            total, free = (int(found().get("CPU", 0)) for found in (ray.cluster_resources, ray.available_resources))
+            state = f"{free} of {total} CPUs of Ray are free"
+            if waited > self._max_wait_seconds:
+                raise WorkerError(
+                    f"no worker started in {waited:,.0f} s: {state}; wait for other jobs, add nodes or raise max_wait_seconds, "
+                    "and rerun the same command to resume"
+                )
+            self._on_wait(f"waiting for a worker to start ({state}), at most {self._max_wait_seconds:,.0f} s")
+
     def finish(self, reference: Any) -> tuple[Call, Any] | None:
         """The call and result of a ready reference; None if a worker has started, or has died and was replaced.
 
@@ -123,6 +155,8 @@ class WorkerPool:
         except ray.exceptions.ObjectLostError as error:
             self._release(worker)
             raise LostInputError(call) from error
+        except ray.exceptions.OutOfDiskError as error:
+            raise DiskFullError(f"{call.name}: Ray's temporary folder or /dev/shm is full") from error
         except ray.exceptions.RayError as error:
             ray.kill(worker)
             self._replace()
@@ -174,8 +208,6 @@ class WorkerPool:
 
     def map(self, calls: Iterable[Call]) -> Iterator[tuple[Call, Any]]:
         """Run all calls; yield each with its result as soon as it is finished."""
-        import ray
-
         waiting = iter(calls)
         exhausted = False
         while True:
@@ -187,7 +219,7 @@ class WorkerPool:
                     self.start(call)
             if exhausted and not self._running and not self._retry_queue:
                 return
-            for reference in ray.wait(self.awaited, num_returns=1)[0]:
+            for reference in self.wait(self.awaited):
                 if finished := self.finish(reference):
                     yield finished
 

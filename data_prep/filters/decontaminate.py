@@ -16,7 +16,7 @@ import orjson
 
 from data_prep.files import write_json_atomically
 from data_prep.filters.ngrams import Hashes, ngram_hashes, text_of_ngram, within_texts
-from data_prep.readers.input_files import InputFile, expand, input_files
+from data_prep.readers.input_files import ChangedInputError, InputFile, expand, input_files
 from data_prep.readers.locations import sha256_location
 from data_prep.readers.records import Document, read_records
 
@@ -111,6 +111,8 @@ def _scatter(file: InputFile, n: int, max_record_bytes: int, buckets: Sequence[P
     if batch:
         short += flush()
     file.validate_unchanged()
+    if file.was_touched():
+        raise ChangedInputError(f"{file.path}: changed during the job; leave it as it is and rerun the same command")
     return ReferenceFile(file.name, records, short)
 
 

@@ -33,11 +33,15 @@ class Line:
 
 @dataclass(frozen=True)
 class LostTail:
-    """The end of a damaged file: the number and first bytes of the line at which reading stopped, and the reason."""
+    """The end of a damaged file: the number and first bytes of the line at which reading stopped, and the reason.
+
+    `detail`: what the decoder said.
+    """
 
     number: int
     data: bytes
     reason: str
+    detail: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +49,15 @@ class Block:
     """The lines that start in cell `index` of a file. `data`: uint8, whole lines with their newlines.
 
     `too_long`: the lines, numbered from 0 in this block, of which `data` has only the first bytes. `damage`: why the file
-    ended in this block; then the last line is incomplete, perhaps empty, and never a record.
+    ended in this block, and `detail`, what the decoder said; then the last line is incomplete, perhaps empty, and never a
+    record.
     """
 
     index: int
     data: npt.NDArray[np.uint8]
     too_long: tuple[int, ...] = ()
     damage: str | None = None
+    detail: str | None = None
 
 
 def cut_blocks(chunks: Iterable[bytes], unit_bytes: int, max_record_bytes: int) -> Iterator[Block]:
@@ -64,7 +70,7 @@ def cut_blocks(chunks: Iterable[bytes], unit_bytes: int, max_record_bytes: int) 
         for chunk in chunks:
             yield from builder.add(chunk)
     except DamagedStreamError as error:
-        yield builder.close(error.reason)
+        yield builder.close(error.reason, error.detail)
         return
     if builder.holds_bytes:
         yield builder.close()
@@ -106,7 +112,7 @@ def lines_of(block: Block, max_record_bytes: int, first_number: int = 1) -> Iter
         yield Line(first_number + number, bytes(view[start:shown]), over)
         start = end + 1
     if block.damage:
-        yield LostTail(first_number + len(ends), bytes(view[start : start + _SHOWN_BYTES]), block.damage)
+        yield LostTail(first_number + len(ends), bytes(view[start : start + _SHOWN_BYTES]), block.damage, block.detail)
     elif start < len(view):
         over = len(ends) in too_long or len(view) - start > max_record_bytes
         shown = start + _SHOWN_BYTES if over else len(view)
@@ -164,10 +170,14 @@ class _BlockBuilder:
             if end:
                 yield self.close()
 
-    def close(self, damage: str | None = None) -> Block:
+    def close(self, damage: str | None = None, detail: str | None = None) -> Block:
         # The block takes the buffer without a copy.
         block = Block(
-            index=self.index, data=np.frombuffer(self.held, dtype=np.uint8), too_long=tuple(self.too_long), damage=damage
+            index=self.index,
+            data=np.frombuffer(self.held, dtype=np.uint8),
+            too_long=tuple(self.too_long),
+            damage=damage,
+            detail=detail,
         )
         self.held, self.too_long, self.line_bytes, self.skipping = bytearray(), [], 0, False
         self.index = self.position // self.unit_bytes

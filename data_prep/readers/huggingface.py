@@ -4,7 +4,7 @@ Syntax: `datasets://NAME_OR_FOLDER?config=en&split=train&text=content&source=dom
 "?" is optional; `data_dir` and `data_files` are passed to `load_dataset`. Line numbers are row numbers.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
@@ -13,8 +13,11 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 import orjson
 
+from data_prep.readers.arrow_rows import META, json_lines, metas, sources_as_meta, validate_text_column
+from data_prep.readers.formats import WrongFormatError
+
 SCHEME = "datasets://"
-_ROWS = 1024
+_ROWS = 64  # few, because a row may have megabytes of text
 
 
 class DatasetError(OSError, ValueError):
@@ -70,7 +73,7 @@ class DatasetRows:
             dataset = self._dataset()
             labels = getattr((dataset.features or {}).get(self.source), "names", None)
             for table in dataset.with_format("arrow").iter(batch_size=_ROWS):
-                yield self._as_lines(table, labels)
+                yield from self._as_lines(table, labels)
         except DatasetError:
             raise
         except Exception as error:  # see `state`
@@ -125,40 +128,24 @@ class DatasetRows:
             return datasets.load_from_disk(str(self._saved))
         return self._builder().as_streaming_dataset(split=self.split)
 
-    def _as_lines(self, table: Any, labels: list[str] | None) -> bytes:
-        for column in (self.text, self.source):
-            if column is not None and column not in table.column_names:
-                raise DatasetError(
-                    f"{self}: no column {column!r}; there are {', '.join(table.column_names)}: set ?text=… and &source=…"
-                )
-        texts = table.column(self.text).to_pylist()
-        meta_column = self.source or ("meta" if "meta" in table.column_names else None)
-        if meta_column is None:
-            rows: list[dict[str, Any]] = [{"text": text} for text in texts]
-        else:
-            metas = table.column(meta_column).to_pylist()
-            if self.source:
-                metas = [_as_meta(value, labels) for value in metas]
-            rows = [{"text": text, "meta": meta} for text, meta in zip(texts, metas, strict=True)]
-        return json_lines(rows)
+    def _as_lines(self, table: Any, labels: list[str] | None) -> Iterator[bytes]:
+        remedy = "set ?text=… and &source=…"
+        try:
+            validate_text_column(self, table.schema, self.text, remedy)
+        except WrongFormatError as error:
+            raise DatasetError(str(error)) from error
+        if self.source is not None and self.source not in table.column_names:
+            raise DatasetError(f"{self}: no column {self.source!r}; there are {', '.join(table.column_names)}: {remedy}")
+        found: Iterator[Any] | None = None
+        if self.source is not None:
+            found = sources_as_meta(table.column(self.source), labels)
+        elif META in table.column_names:
+            found = metas(table.column(META))
+        return json_lines(table.column(self.text), found)
 
     def _as_error(self, error: Exception) -> DatasetError:
         reason = (str(error).splitlines() or [""])[0]
         return DatasetError(f"{self}: {reason or type(error).__name__}; check name, config, split and the network")
-
-
-def json_lines(rows: Iterable[Any]) -> bytes:
-    """Rows of a table as JSON lines; values that JSON does not have become strings."""
-    return b"".join(orjson.dumps(row, default=str) + b"\n" for row in rows)
-
-
-def _as_meta(value: Any, labels: list[str] | None) -> Any:
-    """The value of a source column as the `meta` of a record; the number of a class label becomes its name."""
-    if value is None or isinstance(value, dict):
-        return value
-    if labels and isinstance(value, int) and 0 <= value < len(labels):
-        value = labels[value]
-    return {"pile_set_name": str(value)}
 
 
 def parse_dataset(spelling: str) -> DatasetRows:

@@ -5,20 +5,24 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
 from data_prep.config import PrepareConfig
+from data_prep.files import sha256_bytes
+from data_prep.readers.formats import PLAIN_SUFFIX, SUFFIXES, unknown_name
 from data_prep.readers.huggingface import DatasetRows
-from data_prep.readers.locations import Location, LocationState, can_enter, find, names, state, states
-from data_prep.readers.remote import RemoteError, RemoteFile
-from data_prep.readers.streams import PLAIN_SUFFIX, SUFFIXES
+from data_prep.readers.locations import Location, LocationState, can_enter, find, names, sha256_location, state, states
+from data_prep.readers.remote import RemoteError, RemoteFile, has_checksum
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+_COMPARED_BYTES = 1 << 16
 
 
 class InputError(ValueError):
@@ -50,7 +54,11 @@ class InputFile:
     @property
     def is_plain(self) -> bool:
         """True if a worker can read any byte range without reading what comes before."""
-        return can_enter(self.path) and not isinstance(self.path, DatasetRows) and _is_named(self.path, PLAIN_SUFFIX)
+        return can_enter(self.path) and self.is_named(PLAIN_SUFFIX)
+
+    def is_named(self, suffix: str) -> bool:
+        """True for a file whose name ends in `suffix`."""
+        return not isinstance(self.path, DatasetRows) and _is_named(self.path, suffix)
 
     @property
     def may_hold_training_text(self) -> bool:
@@ -58,10 +66,19 @@ class InputFile:
         return self.split in (None, "train")
 
     def validate_unchanged(self) -> None:
-        """Raise ChangedInputError if size or version changed since the job began, OSError if the file is gone."""
+        """Raise ChangedInputError if the size changed since the job began, OSError if the file is gone.
+
+        A new version with the same size may have the same bytes, as after `touch` or a copy: see `was_touched`.
+        """
         now = state(self.path)
-        if now != LocationState(self.bytes, self.version):
-            raise ChangedInputError(f"{self.path}: changed during the job ({self.bytes} bytes before, {now.bytes} now)")
+        if now.bytes != self.bytes:
+            raise ChangedInputError(
+                f"{self.path}: changed during the job ({self.bytes} bytes before, {now.bytes} now); leave it as it is"
+            )
+
+    def was_touched(self) -> bool:
+        """True if the version changed since the job began, so that the bytes must be compared. Raises OSError if it is gone."""
+        return state(self.path) != LocationState(self.bytes, self.version)
 
 
 @dataclass(frozen=True)
@@ -81,23 +98,114 @@ class HashSplit:
         return "val" if share < self.test_share + self.val_share else "train"
 
 
-def plan(config: PrepareConfig) -> list[InputFile]:
-    """All files of a run: train files sorted by path, then those of val, then those of test. No file is read.
+@dataclass(frozen=True)
+class InputPlan:
+    """The input files of a run in their order, and remarks for the user."""
 
-    Raises InputError and the errors of `find`.
+    files: list[InputFile]
+    notes: list[str]
+
+
+def plan(config: PrepareConfig) -> list[InputFile]:
+    """The files of `make_plan`."""
+    return make_plan(config).files
+
+
+def make_plan(config: PrepareConfig, is_own: Callable[[Path], bool] = lambda path: False) -> InputPlan:
+    """All files of a run: train files sorted by path, then those of val, then those of test. Each file is there once.
+
+    Files that are `is_own`, outputs of this program, are left out. Raises InputError, also for a file in two splits under
+    any name, and the errors of `find`.
     """
-    groups: list[tuple[Split | None, list[Location]]] = [(None if config.splits_by_hash else "train", expand(config.input))]
-    if config.val:
-        groups.append(("val", expand(config.val)))
-    if config.test:
-        groups.append(("test", expand(config.test)))
-    seen: dict[Location, str] = {}
-    for split, paths in groups:
-        for path in paths:
-            if path in seen:
-                raise InputError(f"{path} is matched for both {seen[path]} and {split}; narrow one of the globs")
-            seen[path] = str(split)
-    return input_files([path for _, paths in groups for path in paths], [split for split, paths in groups for _ in paths])
+    groups: list[tuple[Split | None, list[str]]] = [(None if config.splits_by_hash else "train", config.input)]
+    held_out: list[tuple[Split | None, list[str]]] = [("val", config.val), ("test", config.test)]
+    groups += [group for group in held_out if group[1]]
+    paths: list[Location] = []
+    splits: list[Split | None] = []
+    notes: list[str] = []
+    seen: dict[object, tuple[Location, Split | None]] = {}
+    for split, globs in groups:
+        found, repeats = _distinct(_expanded(globs, is_own))
+        if repeats:
+            path, other = repeats[0]
+            notes.append(f"{len(repeats)} names are links to other inputs and are not read again: {path} is {other}, …")
+        for path in found:
+            there, other_split = seen.setdefault(_identity(path), (path, split))
+            if there == path and other_split != split:
+                raise InputError(f"{path} is matched for both {other_split} and {split}; narrow one of the globs")
+            if other_split != split:
+                raise InputError(f"{path}, matched for {split}, is the same file as {there} of {other_split}; remove one")
+        paths += found
+        splits += [split] * len(found)
+    files = input_files(paths, splits)
+    if not config.deduplicate:
+        _validate_no_copies(files)
+    return InputPlan(files, notes)
+
+
+def _identity(path: Location) -> object:
+    """Equal for two names of one file: links to it, hard links, and other ways to its folder."""
+    if not isinstance(path, Path):
+        return path
+    status = os.stat(path)
+    # Some network file systems have no inode numbers; those of others are not unique.
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) if status.st_ino else os.path.realpath(path)
+
+
+def _distinct(paths: Sequence[Location]) -> tuple[list[Location], list[tuple[Location, Location]]]:
+    """The paths without further names of the same files, and those further names, each with the one that is kept."""
+    names_of: dict[object, list[Location]] = {}
+    for path in paths:
+        names_of.setdefault(_identity(path), []).append(path)
+    kept = {}
+    for same in names_of.values():
+        chosen = min(same, key=_preference) if len(same) > 1 else same[0]
+        kept[chosen] = [path for path in same if path != chosen]
+    repeats = [(path, chosen) for chosen, others in kept.items() for path in others]
+    return sorted(kept, key=str), repeats
+
+
+def _preference(path: Location) -> tuple[bool, int, str]:
+    """Of several names of a file, the real path comes first, then the shortest."""
+    return isinstance(path, Path) and os.path.realpath(path) != str(path), len(str(path)), str(path)
+
+
+def _validate_no_copies(files: Sequence[InputFile]) -> None:
+    """Raise InputError if two splits have files with the same bytes: validation on training text shows nothing."""
+    by_size: dict[int, list[InputFile]] = {}
+    for file in files:
+        if file.bytes:
+            by_size.setdefault(file.bytes, []).append(file)
+    for same_size in by_size.values():
+        for hashes in (_head_token, _whole_token):
+            if len({file.split for file in same_size}) < 2:
+                break
+            by_token: dict[str, list[InputFile]] = {}
+            for file in same_size:
+                by_token.setdefault(hashes(file), []).append(file)
+            same_size = [file for group in by_token.values() if len({f.split for f in group}) > 1 for file in group]
+        else:
+            first, second = (next(f for f in same_size if (f.split == same_size[0].split) == same) for same in (True, False))
+            raise InputError(
+                f"{second.path}, matched for {second.split}, has the same bytes as {first.path} of {first.split}; remove one, "
+                "or set deduplicate=true"
+            )
+
+
+def _head_token(file: InputFile) -> str:
+    """The first bytes of a local file, or the checksum that a server gives for a remote one; else a token of its own."""
+    if isinstance(file.path, Path):
+        with suppress(OSError), open(file.path, "rb") as opened:
+            return sha256_bytes(opened.read(_COMPARED_BYTES))
+    elif isinstance(file.path, RemoteFile) and has_checksum(file.version):
+        return file.version
+    return f"file {file.index}"
+
+
+def _whole_token(file: InputFile) -> str:
+    with suppress(OSError):
+        return sha256_location(file.path) if isinstance(file.path, Path) else _head_token(file)
+    return f"file {file.index}"
 
 
 def input_files(paths: Sequence[Location], splits: Sequence[Split | None]) -> list[InputFile]:
@@ -119,19 +227,26 @@ def input_files(paths: Sequence[Location], splits: Sequence[Split | None]) -> li
 
 
 def expand(globs: Sequence[str]) -> list[Location]:
-    """The locations that globs (`**` matches any number of folders), URLs and datasets name, sorted, without duplicates.
+    """The locations that globs (`**` matches any number of folders), URLs and datasets name, sorted, each file once.
 
     Raises InputError for a pattern that matches nothing and for a file of unknown format.
     """
+    return _distinct(_expanded(globs, lambda path: False))[0]
+
+
+def _expanded(globs: Sequence[str], is_own: Callable[[Path], bool]) -> list[Location]:
     paths: set[Location] = set()
     for pattern in globs:
         matches = find(pattern, SUFFIXES)
         if not matches:
             raise InputError(f"no file matches {pattern!r} (looked from {os.getcwd()})")
-        paths.update(matches)
+        foreign = [match for match in matches if not (isinstance(match, Path) and is_own(match))]
+        if not foreign:
+            raise InputError(f"{pattern!r} matches only files of a finished or begun dataset, such as {matches[0]}")
+        paths.update(foreign)
     for path in paths:
         if not isinstance(path, DatasetRows) and not _is_named(path, *SUFFIXES):
-            raise InputError(f"{path}: cannot tell the format from the name; known endings: {', '.join(SUFFIXES)}")
+            raise InputError(str(unknown_name(path)))
     return sorted(paths, key=str)
 
 

@@ -47,14 +47,23 @@ def find(pattern: str, suffixes: tuple[str, ...] = ()) -> list[Location]:
     elif URL.match(pattern):
         return list(expand_url(pattern))
     pattern = os.path.expanduser(pattern)
-    matches = glob.glob(pattern, recursive=True)
+    # What exists under a name is meant, also if the name could be read as a glob: data[1].jsonl.
+    matches = [pattern] if os.path.lexists(pattern) else glob.glob(pattern, recursive=True)
     for match in matches:
         # `**` may match folders; a folder that is named explicitly, or named like an input file, is a mistake.
         if (match == pattern or match.lower().endswith(suffixes)) and not os.path.isfile(match):
             if os.path.isdir(match):
                 raise LocationError(f"{match}: a folder; name the files in it, as {match.rstrip('/')}/*.jsonl.zst")
+            if _is_in_a_circle(match):
+                continue  # found on a shorter way, too
             raise LocationError(f"{match}: a broken link, or no regular file; fix it or narrow the glob")
     return [Path(os.path.abspath(match)) for match in matches if os.path.isfile(match)]
+
+
+def _is_in_a_circle(path: str) -> bool:
+    """True if the way to a file passes a folder twice, because a link leads back; `**` follows it up to the system's limit."""
+    folders = [os.path.realpath(folder) for folder in Path(path).parents]
+    return len(set(folders)) < len(folders)
 
 
 def state(location: Location) -> LocationState:
@@ -68,6 +77,8 @@ def state(location: Location) -> LocationState:
 
 def states(locations: Sequence[Location]) -> list[LocationState]:
     """The states of many locations, several at a time, because each may need a network request."""
+    if all(isinstance(location, Path) for location in locations):
+        return [state(location) for location in locations]
     with ThreadPoolExecutor(_THREADS) as threads:
         return list(threads.map(state, locations))
 

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from data_prep.readers.blocks import Line, LostTail, read_lines
+from data_prep.readers.json_objects import objects_of
 from data_prep.readers.locations import Location
 
 UNKNOWN_SOURCE = "unknown"
@@ -18,6 +19,7 @@ _FIRST_BYTES = 200
 # A `meta` written as a Python literal is a few dozen bytes; longer ones are not parsed, because the parser is recursive.
 _MAX_PYTHON_META_CHARACTERS = 1 << 16
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_INVALID_JSON = "invalid JSON"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -33,12 +35,20 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
-    """One record that is not a document. `first_bytes` is its start, with undecodable bytes as backslash escapes."""
+    """One record that is not a document. `first_bytes` is its start, with undecodable bytes as backslash escapes.
+
+    `reason` is one of a few words, so that rejected records can be counted; `detail` is what a decoder said, if it did.
+    """
 
     file: str
     line: int
     reason: str
     first_bytes: str
+    detail: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as the quarantine file has it."""
+        return {key: value for key, value in vars(self).items() if value is not None}
 
 
 class BadRecordError(ValueError):
@@ -48,37 +58,41 @@ class BadRecordError(ValueError):
 def read_records(path: Location, name: str, max_record_bytes: int) -> Iterator[Document | Rejected]:
     """The documents and rejected records of one file, in order; blank lines are skipped."""
     for line in read_lines(path, max_record_bytes):
-        record = read_record(line, name)
-        if record is not None:
-            yield record
+        yield from records_of_line(line, name)
 
 
-def read_record(line: Line | LostTail, file: str, starts_file: bool | None = None) -> Document | Rejected | None:
-    """The document or rejected record of one line; None for a blank line.
+def records_of_line(line: Line | LostTail, file: str, starts_file: bool | None = None) -> list[Document | Rejected]:
+    """The documents and rejected records of one line, usually one; none for a blank line.
 
+    A line with several objects, as where a file without a newline at its end was joined with another, has a record for each.
     `starts_file`: whether this is the file's first line, which may begin with a byte order mark; None: if its number is 1.
     """
 
-    def reject(data: bytes, reason: str) -> Rejected:
-        return Rejected(
-            file=file, line=line.number, reason=reason, first_bytes=data[:_FIRST_BYTES].decode("utf-8", "backslashreplace")
-        )
+    def reject(data: bytes, reason: str, detail: str | None = None) -> Rejected:
+        first_bytes = data[:_FIRST_BYTES].decode("utf-8", "backslashreplace")
+        return Rejected(file=file, line=line.number, reason=reason, first_bytes=first_bytes, detail=detail)
 
     if isinstance(line, LostTail):
-        return reject(line.data, line.reason)
+        return [reject(line.data, line.reason, line.detail)]
     if line.too_long:
-        return reject(line.data, "record too long")
+        return [reject(line.data, "record too long")]
     data = line.data
     if (line.number == 1 if starts_file is None else starts_file) and data.startswith(_BYTE_ORDER_MARK):
         data = data.removeprefix(_BYTE_ORDER_MARK)
     data = data.removesuffix(b"\r")
     if not data.strip():
-        return None
+        return []
+    found: list[Document | Rejected] = []
     try:
-        text, source = parse_record(data)
+        for record, may_hold_surrogates in _parse_json(data):
+            try:
+                text, source = _text_and_source(record, may_hold_surrogates)
+                found.append(Document(text=text, source=source, file=file, line=line.number))
+            except BadRecordError as error:
+                found.append(reject(data, str(error)))
     except BadRecordError as error:
-        return reject(data, str(error))
-    return Document(text=text, source=source, file=file, line=line.number)
+        return [reject(data, str(error))]
+    return found
 
 
 def parse_record(data: bytes) -> tuple[str, str]:
@@ -87,7 +101,13 @@ def parse_record(data: bytes) -> tuple[str, str]:
     A record is a JSON string, or an object with `text` (a string, or a list of paragraphs, which are joined by a blank line)
     and optionally `meta`. Raises BadRecordError with the reason.
     """
-    record, may_hold_surrogates = _parse_json(data)
+    found = _parse_json(data)
+    if len(found) != 1:
+        raise BadRecordError(_INVALID_JSON)
+    return _text_and_source(*found[0])
+
+
+def _text_and_source(record: Any, may_hold_surrogates: bool) -> tuple[str, str]:
     meta = None
     text = record
     if isinstance(record, dict):
@@ -105,19 +125,28 @@ def parse_record(data: bytes) -> tuple[str, str]:
     return _LONE_SURROGATE.sub("\ufffd", text) if may_hold_surrogates else text, _source(meta)
 
 
-def _parse_json(data: bytes) -> tuple[Any, bool]:
-    """The value, and whether its strings may have lone surrogates: searching every text for them would be too slow."""
+def _parse_json(data: bytes) -> list[tuple[Any, bool]]:
+    """The values, usually one, and whether its strings may have lone surrogates: searching every text would be too slow."""
     try:
-        return orjson.loads(data), False
+        return [(orjson.loads(data), False)]
     except orjson.JSONDecodeError:
         pass
     # The standard parser also accepts lone surrogate escapes, NaN and long integers, which published shards contain.
     try:
-        return json.loads(data.decode("utf-8")), True
+        text = data.decode("utf-8")
     except UnicodeDecodeError:
         raise BadRecordError("invalid UTF-8") from None
+    try:
+        return [(json.loads(text, parse_int=float), True)]
     except (ValueError, RecursionError):
-        raise BadRecordError("invalid JSON") from None
+        pass
+    try:
+        found = objects_of(text, ("text", "meta"))
+    except ValueError:
+        found = []
+    if not found:
+        raise BadRecordError(_INVALID_JSON)
+    return [(record, True) for record in found]
 
 
 def _source(meta: Any) -> str:

@@ -5,8 +5,8 @@ as the end of the file.
 """
 
 import io
+import logging
 import re
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,16 +14,21 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
+from data_prep.readers.formats import HEAD_BYTES, SUFFIXES, looks_like
+from data_prep.retry import RetryPolicy, Wait, retried
+
 URL = re.compile(r"(?:[A-Za-z0-9+.\-]+::)*[A-Za-z][A-Za-z0-9+.\-]*://")
 
-# Tries without a new byte in between, and the seconds before the second try, doubled each time.
-_TRIES = 4
-_FIRST_WAIT = 0.5
+# For tries without a new byte in between.
+_POLICY = RetryPolicy()
 _CONNECT_SECONDS = 30
-_SILENCE_SECONDS = 60
+_SILENCE_SECONDS = 30
 _BLOCK_BYTES = 8 << 20
 _BUFFER_BYTES = 1 << 20
 _THREADS = 8
+_LOGGER = logging.getLogger(__name__)
+# By name, because aiohttp is imported late. A certificate or an address that is wrong now is wrong later.
+_FINAL_ERRORS = ("TooManyRedirects", "InvalidURL", "ClientConnectorCertificateError", "NonHttpUrlClientError")
 
 # Fields of fsspec's `info` that change with the bytes. The token is made of the first group of which a field is present.
 _CHECKSUMS = ("ETag", "etag", "md5Hash", "crc32c", "generation", "content_md5", "Content-MD5", "Digest", "blob_id", "lfs")
@@ -39,7 +44,11 @@ _Result = TypeVar("_Result")
 
 
 class RemoteError(OSError, ValueError):
-    """A URL that cannot be listed, described or read; the message names it and the remedy."""
+    """A URL that cannot be listed, described or read: `what` names it and the answer; the message also has the remedy."""
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(f"{what}; {remedy}" if remedy else what)
+        self.what = what
 
 
 @dataclass(frozen=True)
@@ -101,8 +110,14 @@ def expand_url(pattern: str) -> list[RemoteFile]:
 
 def _described(url: str) -> RemoteFile:
     file = RemoteFile(url, ranges=False)
-    size, _ = file.state()
-    return RemoteFile(url, ranges=size is not None and (not _is_web(url) or _takes_ranges(url)))
+    info = _info(url)
+    if info.get("mimetype") == "text/html" and file.name.lower().endswith(SUFFIXES):
+        with file.open() as opened:
+            kind = looks_like(opened.read(HEAD_BYTES))
+        if kind == "an HTML page":
+            raise RemoteError(f"{file}: the server answered with an HTML page, not with the file", "check the URL in a browser")
+    has_size = info.get("size") is not None
+    return RemoteFile(url, ranges=has_size and (not _is_web(url) or _takes_ranges(url)))
 
 
 def _is_web(url: str) -> bool:
@@ -177,16 +192,21 @@ def _token(info: dict[str, Any]) -> str:
     return ""
 
 
+def has_checksum(version: str) -> bool:
+    """True if a version is a checksum of the bytes and no time."""
+    return version.partition("=")[0] in _CHECKSUMS
+
+
 def _retried(url: str, action: Callable[[], _Result]) -> _Result:
     """The result of `action`, retried if that may help. Raises RemoteError, which names the URL."""
-    for attempt in range(_TRIES):
-        try:
-            return action()
-        except Exception as error:  # drivers raise errors without a common class
-            if attempt == _TRIES - 1 or _is_final(error):
-                raise _as_error(url, error) from error
-            time.sleep(_FIRST_WAIT * 2**attempt)
-    raise AssertionError("the last try returns or raises")
+
+    def on_wait(wait: Wait) -> None:
+        _LOGGER.warning("%s; try %d follows in %.0f s", _as_error(url, wait.error).what, wait.tries + 1, wait.seconds)
+
+    try:
+        return retried(action, _POLICY, _is_final, _retry_after, on_wait)
+    except Exception as error:  # drivers raise errors without a common class
+        raise _as_error(url, error) from error
 
 
 def _causes(error: BaseException) -> Iterable[BaseException]:
@@ -199,7 +219,16 @@ def _causes(error: BaseException) -> Iterable[BaseException]:
 
 def _status(error: BaseException) -> int | None:
     found = (getattr(cause, "status", None) for cause in _causes(error))
-    return next((status for status in found if isinstance(status, int)), None)
+    return next((status for status in found if isinstance(status, int) and status >= 100), None)
+
+
+def _retry_after(error: BaseException) -> str | None:
+    """The header of that name in the answer of a web server."""
+    for cause in _causes(error):
+        headers = getattr(cause, "headers", None)
+        if headers is not None and headers.get("Retry-After"):
+            return str(headers["Retry-After"])
+    return None
 
 
 def _is_final(error: BaseException) -> bool:
@@ -207,6 +236,8 @@ def _is_final(error: BaseException) -> bool:
     if status is not None:
         return 400 <= status < 500 and status not in (408, 425, 429)
     if any(isinstance(cause, PermissionError | RemoteError | ImportError) for cause in _causes(error)):
+        return True
+    if any(type(cause).__name__ in _FINAL_ERRORS for cause in _causes(error)):
         return True
     return isinstance(error, FileNotFoundError | IsADirectoryError) and error.__cause__ is None
 
@@ -217,17 +248,26 @@ def _as_error(url: str, error: BaseException) -> RemoteError:
     *_, root = _causes(error)
     status = _status(error)
     kind = type(root).__name__
+    remedy = "check the network"
     if status in (401, 403) or isinstance(root, PermissionError) or "Credentials" in kind:
-        what = f"access denied ({status or str(root) or kind}); check the credentials of this scheme's driver"
-    elif status in (404, 410) or isinstance(root, FileNotFoundError):
-        what = f"no such file{f' ({status})' if status else ''}; check the spelling"
+        what = f"access denied ({status or str(root) or kind})"
+        remedy = "check the credentials of this scheme's driver"
+    elif status in (404, 410) or (isinstance(root, FileNotFoundError) and status is None):
+        what, remedy = f"no such file{f' ({status})' if status else ''}", "check the spelling"
+    elif status == 429:
+        what, remedy = "the server refuses so many requests (429)", "wait, or use fewer workers"
+    elif status is not None:
+        owner = "the server has a fault" if status >= 500 else "the server refuses the request"
+        what, remedy = f"{owner} ({status})", "ask its operator, or download the file another way"
+    elif kind == "TooManyRedirects":
+        what, remedy = "the server redirects in a circle", "check the URL in a browser: it may need a login"
     elif isinstance(root, TimeoutError) or "Timeout" in kind:
-        what = "no answer in time; check the network and run again"
+        what = "no answer in time"
     else:
         # Without the queries of URLs, which may be secret.
-        reason = " ".join(re.sub(r"\?[^\s'\"]*", "", str(root).replace(url, public_url(url))).split()) or "no reason given"
-        what = f"{kind}: {reason}; check the network and run again"
-    return RemoteError(f"{public_url(url)}: {what}")
+        reason = " ".join(re.sub(r"\?[^\s'\"]*", "", str(root).replace(url, public_url(url))).split())
+        what = f"{kind}: {reason}" if reason else f"the connection failed ({kind})"
+    return RemoteError(f"{public_url(url)}: {what}", remedy)
 
 
 class _Reader(io.RawIOBase):

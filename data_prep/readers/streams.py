@@ -2,65 +2,58 @@
 
 python-zstandard stops silently after the first frame (`decompressobj`, `read_to_iter`) and at the end of a truncated file
 (`stream_reader`). So frames are decompressed one by one here, and each must report its end. Formats without lines (Parquet,
-plain text, datasets) are converted to JSON lines.
+plain text, datasets) are converted to JSON lines. Memory is bounded, whatever a small file expands to.
 """
 
-import lzma
-import zlib
+import codecs
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import orjson
-import zstandard
 
-from data_prep.readers.huggingface import DatasetRows, json_lines
+from data_prep.readers.arrow_rows import META, TEXT, json_lines, metas, record_columns, validate_text_column
+from data_prep.readers.decoders import PADDING, CodecError, Decoder, decoder_factory
+from data_prep.readers.formats import (
+    GZIP,
+    HEAD_BYTES,
+    PLAIN_SUFFIX,
+    XZ,
+    ZSTD,
+    WrongFormatError,
+    looks_like,
+    mismatch,
+    unknown_name,
+)
+from data_prep.readers.huggingface import DatasetRows
 from data_prep.readers.locations import Location, can_enter, open_location
 from data_prep.readers.remote import RemoteError, RemoteFile
 
 _PLAIN_CHUNK_BYTES = 1 << 20
-# Small, because one compressed chunk is decompressed at once: this limits memory for very repetitive input.
 _COMPRESSED_CHUNK_BYTES = 1 << 16
-# The window of `zstd --long=31`; the library's default rejects windows above 128 MiB.
-_MAX_ZSTD_WINDOW_BYTES = 1 << 31
-_PARQUET_ROWS = 1024
-
-# Only files of plain lines can be cut into byte ranges.
-PLAIN_SUFFIX = ".jsonl"
-SUFFIXES = (PLAIN_SUFFIX, ".jsonl.zst", ".jsonl.gz", ".json.gz", ".jsonl.xz", ".parquet", ".txt")
-
+# A batch of Parquet rows: few enough that their text is some megabytes, because they are decoded at once.
+_BATCH_BYTES = 8 << 20
+_BATCH_ROWS = 64
+_CODECS = {".jsonl.zst": ZSTD, ".jsonl.gz": GZIP, ".json.gz": GZIP, ".jsonl.xz": XZ}
 
 TRUNCATED, CORRUPT = "truncated", "corrupt"
 DAMAGES = frozenset((TRUNCATED, CORRUPT))
 
 
 class DamagedStreamError(ValueError):
-    """A compressed file that ends early (`reason` TRUNCATED) or does not decode (CORRUPT)."""
+    """A compressed file that ends early (`reason` TRUNCATED) or does not decode (CORRUPT). `detail`: the codec's words."""
 
     def __init__(self, path: Location, reason: str, detail: str) -> None:
         super().__init__(f"{path}: {reason}: {detail}; fetch or compress the file again")
         self.reason = reason
-
-
-class UnknownFormatError(ValueError):
-    """A file whose name has none of the suffixes that we read."""
-
-
-class _Decompressor(Protocol):
-    @property
-    def eof(self) -> bool: ...
-
-    @property
-    def unused_data(self) -> bytes: ...
-
-    def decompress(self, data: bytes, /) -> bytes: ...
+        self.detail = detail
 
 
 def read_chunks(path: Location, on_read: Callable[[bytes], object] = lambda data: None) -> Iterator[bytes]:
     """The decompressed bytes of a file in chunks of any size; `on_read` is called with the bytes as stored on disk.
 
     For a dataset, `on_read` is called with its JSON lines. Raises DamagedStreamError after the last good chunk,
-    UnknownFormatError for a name without a known suffix.
+    WrongFormatError for a name without a known suffix and a Parquet file without a column of texts.
     """
     if isinstance(path, DatasetRows):
         for lines in path.lines():
@@ -68,37 +61,68 @@ def read_chunks(path: Location, on_read: Callable[[bytes], object] = lambda data
             yield lines
         return
     name = path.name.lower()
+    codec = next((codec for suffix, codec in _CODECS.items() if name.endswith(suffix)), None)
     if name.endswith(".parquet"):
         yield from _parquet_lines(path, on_read)
         return
     with open_location(path) as file:
-        if name.endswith(".jsonl.zst"):
-            context = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW_BYTES)
-            yield from _read_frames(path, file, lambda: context.decompressobj(), b"", on_read)
-        elif name.endswith((".jsonl.gz", ".json.gz")):
-            # Tape tools and some object stores pad gzip files with zeros, which are not a member.
-            yield from _read_frames(path, file, lambda: zlib.decompressobj(zlib.MAX_WBITS | 16), b"\0", on_read)
-        elif name.endswith(".jsonl.xz"):
-            # The format allows zeros between streams.
-            yield from _read_frames(path, file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), b"\0", on_read)
+        if codec is not None:
+            yield from _read_frames(path, file, codec, on_read)
         elif name.endswith(PLAIN_SUFFIX):
-            while chunk := file.read(_PLAIN_CHUNK_BYTES):
-                on_read(chunk)
-                yield chunk
+            yield from _read_lines(path, file, on_read)
         elif name.endswith(".txt"):
-            data = file.read()
-            on_read(data)
-            # Not decoded here, so that invalid UTF-8 is rejected like that of any other record.
-            yield _as_json_line(data) if data else b""
+            yield from _read_text(file, on_read)
         else:
-            raise UnknownFormatError(f"{path}: cannot tell the format from the name; known endings: {', '.join(SUFFIXES)}")
+            raise unknown_name(path)
+
+
+def _read_lines(path: Location, file: BinaryIO, on_read: Callable[[bytes], object]) -> Iterator[bytes]:
+    chunk = file.read(_PLAIN_CHUNK_BYTES)
+    kind = looks_like(chunk[:HEAD_BYTES])
+    if kind in (ZSTD, GZIP, XZ) and isinstance(path, RemoteFile):
+        # Some servers compress what they send, whatever the client asks for.
+        yield from _read_frames(path, file, kind, on_read, chunk)
+        return
+    while chunk:
+        on_read(chunk)
+        yield chunk
+        chunk = file.read(_PLAIN_CHUNK_BYTES)
+
+
+def _read_text(file: BinaryIO, on_read: Callable[[bytes], object]) -> Iterator[bytes]:
+    """The whole file as one record. Invalid UTF-8 is kept, so that the record is rejected like any other with this fault."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    is_valid = True
+    chunk = file.read(_PLAIN_CHUNK_BYTES)
+    if not chunk:
+        return
+    yield b'{"text":"'
+    while chunk or is_valid:
+        on_read(chunk)
+        if is_valid:
+            try:
+                yield orjson.dumps(decoder.decode(chunk, final=not chunk))[1:-1]
+            except UnicodeDecodeError as error:
+                is_valid = False
+                chunk = error.object
+        if not is_valid:
+            yield chunk.translate(None, b'\n"\\')
+        if not chunk:
+            break
+        chunk = file.read(_PLAIN_CHUNK_BYTES)
+    yield b'"}\n'
 
 
 def _read_frames(
-    path: Location, file: BinaryIO, new: Callable[[], _Decompressor], padding: bytes, on_read: Callable[[bytes], object]
+    path: Location, file: BinaryIO, codec: str, on_read: Callable[[bytes], object], first: bytes = b""
 ) -> Iterator[bytes]:
-    frame: _Decompressor | None = None
-    while chunk := file.read(_COMPRESSED_CHUNK_BYTES):
+    """The output of all frames. `first`: bytes that were read from the file already."""
+    new, padding = decoder_factory(codec), PADDING[codec]
+    frame: Decoder | None = None
+    chunk = first or file.read(_COMPRESSED_CHUNK_BYTES)
+    head = chunk[:HEAD_BYTES]
+    has_output = False
+    while chunk:
         on_read(chunk)
         while chunk:
             if frame is None:
@@ -107,41 +131,53 @@ def _read_frames(
                     break
                 frame = new()
             try:
-                data = frame.decompress(chunk)
-            except (zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-                raise DamagedStreamError(path, CORRUPT, str(error)) from error
-            if data:
-                yield data
+                for data in frame.decode(chunk):
+                    has_output = True
+                    yield data
+            except CodecError as error:
+                raise DamagedStreamError(path, CORRUPT, f"{error}{'' if has_output else mismatch(head)}") from error
             chunk = b""
             if frame.eof:
                 chunk, frame = frame.unused_data, None
+        chunk = file.read(_COMPRESSED_CHUNK_BYTES)
     if frame is not None:
         raise DamagedStreamError(path, TRUNCATED, "the last compressed frame does not end")
 
 
 def _parquet_lines(path: Path | RemoteFile, on_read: Callable[[bytes], object]) -> Iterator[bytes]:
-    """The rows of a Parquet file as JSON lines: the columns `text` and, if present, `meta`."""
+    """The rows of a Parquet file as JSON lines: the column `text` and, if present, what names the source in `meta`."""
     import pyarrow as pa  # imported late: only Parquet files need it
     import pyarrow.parquet as pq
 
     if not can_enter(path):
         raise RemoteError(f"{path}: Parquet is read from its end, but this server sends only whole files: download it")
+    head = b""
     with open_location(path) as file:
         while chunk := file.read(_PLAIN_CHUNK_BYTES):
+            head = head or chunk[:HEAD_BYTES]
             on_read(chunk)
     try:
-        with open_location(path) as file, pq.ParquetFile(file) as parquet:
-            columns = [name for name in ("text", "meta") if name in parquet.schema_arrow.names]
-            for batch in parquet.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
-                yield json_lines(batch.to_pylist())
+        # With a buffer, columns are read page by page instead of as a whole.
+        with open_location(path) as file, pq.ParquetFile(file, buffer_size=_PLAIN_CHUNK_BYTES) as parquet:
+            validate_text_column(path, parquet.schema_arrow, TEXT, "rename the column, or read datasets://FOLDER?text=…")
+            columns = record_columns(parquet.schema_arrow)
+            for group in range(parquet.num_row_groups):
+                rows = _batch_rows(parquet.metadata.row_group(group))
+                for batch in parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
+                    yield from json_lines(batch.column(TEXT), metas(batch.column(META)) if META in batch.schema.names else None)
     except RemoteError:
         raise
     except (pa.ArrowException, OSError) as error:
-        raise DamagedStreamError(path, CORRUPT, str(error).splitlines()[0]) from error
+        if isinstance(error, WrongFormatError):
+            raise
+        raise DamagedStreamError(path, CORRUPT, f"{str(error).splitlines()[0]}{mismatch(head)}") from error
 
 
-def _as_json_line(data: bytes) -> bytes:
-    try:
-        return orjson.dumps({"text": data.decode("utf-8")}) + b"\n"
-    except UnicodeDecodeError:
-        return b'{"text": "' + data.replace(b"\n", b" ").replace(b'"', b" ").replace(b"\\", b" ") + b'"}\n'
+def _batch_rows(group: Any) -> int:
+    """How many rows of a row group to decode at once."""
+    text_bytes = sum(
+        group.column(number).total_uncompressed_size
+        for number in range(group.num_columns)
+        if group.column(number).path_in_schema.split(".")[0] == TEXT
+    )
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, text_bytes)))

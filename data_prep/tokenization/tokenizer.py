@@ -7,6 +7,7 @@ ByT5 (Xue et al. 2022).
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,11 @@ VOCABULARY_MULTIPLE = 128
 _EOS_NAMES = (EOS, "<|endoftext|>", "[SEP]")
 _PAD_NAMES = (PAD, "[PAD]")
 _BYTE_ALPHABET = frozenset(pre_tokenizers.ByteLevel.alphabet())
+LONGEST_WORD = 256
+# The classes of the pattern by which byte-level BPE (GPT-2) splits text into words.
+_LONG_RUN = re.compile("|".join(rf"{kind}{{{LONGEST_WORD + 1},}}" for kind in (r"[^\W\d_]", r"\d", r"\s", r"(?:[^\w\s]|_)")))
+_LONG_SPACE = re.compile(rf"\s{{{LONGEST_WORD + 1}}}")
+_SECONDS_BETWEEN_SIGNALS = 0.2
 SMALLEST_VOCABULARY = 3 + len(_BYTE_ALPHABET) + NUM_SENTINELS
 
 
@@ -40,6 +46,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train byte-level BPE on `texts`; the same texts in the same order give the same tokenizer.
 
     The vocabulary has `vocab_size` ids, specials and sentinels included, or fewer if the texts have too few repeated pairs.
+    Words of more than some hundred characters (base64, DNA, text without spaces) are cut, because the time of training grows
+    with the square of the length of a word.
     Raises TokenizerError if `vocab_size` is too small for the bytes, specials and sentinels.
     """
     if vocab_size < SMALLEST_VOCABULARY:
@@ -57,11 +65,44 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(_BYTE_ALPHABET),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    pieces = (piece for text in texts for piece in without_long_words(text))
+    _interruptible(lambda: tokenizer.train_from_iterator(pieces, trainer))
     sentinels = [f"<extra_id_{number}>" for number in reversed(range(NUM_SENTINELS))]
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in sentinels])
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def without_long_words(text: str) -> Iterator[str]:
+    """The text, cut inside of runs of over `LONGEST_WORD` letters, digits, spaces or other signs, which BPE takes as a word."""
+    longest = max(map(len, text.split()), default=0)
+    if longest <= LONGEST_WORD and not _LONG_SPACE.search(text):
+        yield text
+        return
+    begin = 0
+    for run in _LONG_RUN.finditer(text):
+        for end in range(run.start() + LONGEST_WORD, run.end(), LONGEST_WORD):
+            yield text[begin:end]
+            begin = end
+    yield text[begin:]
+
+
+def _interruptible(work: Callable[[], object]) -> None:
+    """Do `work`, compiled code that never looks for signals, in a thread, so that Ctrl-C ends the program at once."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # raised again by the caller's thread
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="tokenizer training", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_SECONDS_BETWEEN_SIGNALS)
+    if failed:
+        raise failed[0]
 
 
 def byte_tokenizer() -> Tokenizer:

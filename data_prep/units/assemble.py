@@ -19,7 +19,6 @@ from data_prep.units.store import DOCUMENT_DTYPE, DOCUMENTS, QUARANTINE, UnitKey
 
 NUM_HISTOGRAM_BINS = 32
 _COPIED_AT_ONCE = 1 << 26  # tokens
-_MAX_SOURCES = 1 << 16
 
 # How often each document of a unit appears: uint8 (documents,). Documents of units without an entry appear once.
 Copies = Mapping[UnitKey, npt.NDArray[np.uint8]]
@@ -90,11 +89,6 @@ class _Content:
         self._lengths.append(np.ascontiguousarray(mine["tokens"]))
         self._offset += int(mine["tokens"].sum(dtype=np.int64))
         numbers = [self._numbers.setdefault(source, len(self._numbers)) for source in record.sources]
-        if len(self._numbers) > _MAX_SOURCES:
-            raise ValueError(
-                f"more than {_MAX_SOURCES:,} sources, at {record.sources[-1]!r}: meta.pile_set_name names kinds of "
-                "text, not single documents; remove it from the input"
-            )
         self._source_of.append(np.array(numbers, dtype=np.uint16)[mine["source"]])
         for number in np.unique(mine["source"]).tolist():
             rows = mine[mine["source"] == number]

@@ -1,7 +1,7 @@
 """What became of every record that a run read, and the checks that stop a run before it makes a bad dataset."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from data_prep.units.job import PrepareError
 from data_prep.units.store import UnitRecord
 
 _SHOWN_REJECTIONS = 3
+MAX_SOURCES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class RecordCounts:
 def count_records(units: Sequence[UnitRecord]) -> RecordCounts:
     """The counts of all units, summed."""
     return RecordCounts(
-        records=sum(unit.lines - unit.blank_lines for unit in units),
+        records=sum(unit.lines - unit.blank_lines + unit.extra_records for unit in units),
         blank_lines=sum(unit.blank_lines for unit in units),
         rejected=sum((Counter(unit.rejected) for unit in units), Counter()),
         dropped=sum((Counter(unit.dropped) for unit in units), Counter()),
@@ -47,6 +48,15 @@ def validate_bad_share(counts: RecordCounts, max_bad_share: float, quarantine: P
         f"All of them are in {quarantine}. Raise max_bad_share and rerun the same command to resume; or fix the input, "
         f"delete {work_folder} and start over"
     )
+
+
+def validate_num_sources(sources: Collection[str]) -> None:
+    """Raise PrepareError if there are more sources than the dataset's format can number."""
+    if len(sources) > MAX_SOURCES:
+        raise PrepareError(
+            f"more than {MAX_SOURCES:,} sources, one of them {max(sources, key=len)!r}: meta.pile_set_name names kinds of "
+            "text, not single documents; remove it from the input"
+        )
 
 
 def validate_training_split(splits: Mapping[str, SplitRecord], left_out: Counter[str]) -> None:

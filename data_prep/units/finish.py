@@ -4,7 +4,6 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from data_prep.dataset.manifest import (
     describe_files,
     write_manifest,
 )
+from data_prep.dataset.output_files import OutputFolder, split_files
 from data_prep.dataset.row_index import pack_split
 from data_prep.executor.workers import WorkerPool
 from data_prep.files import atomic_write, canonical_json, sha256_bytes, sha256_file
@@ -34,7 +34,7 @@ from data_prep.units.job import Job
 from data_prep.units.job_progress import Clock
 from data_prep.units.notes import damaged_files, missing_sources, unknown_source_names
 from data_prep.units.source_mixture import epochs_by_source, mixed_copies, training_sources
-from data_prep.units.store import UnitKey, UnitRecord
+from data_prep.units.store import UnitRecord
 from data_prep.units.up_to_date import input_record
 
 
@@ -49,7 +49,7 @@ class CommittedRun:
     config: PrepareConfig
     files: Sequence[InputFile]
     job: Job
-    output: Path
+    output: OutputFolder
     clock: Clock
     command: str
     notes: Sequence[str]
@@ -77,7 +77,7 @@ def finish(run: CommittedRun, pool: WorkerPool) -> Manifest:
     Raises PrepareError if more records are bad than `max_bad_share` allows, if no document is left for training, or if
     the mixture does not cover the sources.
     """
-    units = _units_in_plan_order(run.job)
+    units = run.job.units_in_plan_order
     counts = count_records(units)
     join_quarantine(units, run.job.store, run.job.quarantine_file)
     validate_bad_share(counts, run.config.max_bad_share, run.job.quarantine_file, run.job.folder)
@@ -86,15 +86,10 @@ def finish(run: CommittedRun, pool: WorkerPool) -> Manifest:
     validate_training_split(splits, counts.rejected + counts.dropped + selection.dropped)
     _copy_from_work_folder(run)
     with run.clock.stage("checksums"):
-        files = describe_files(run.output)
-    manifest = write_manifest(run.output, _manifest(run, units, counts, selection, splits, files))
-    shutil.rmtree(run.job.folder, ignore_errors=True)
+        files = describe_files(run.output.folder)
+    manifest = write_manifest(run.output.folder, _manifest(run, units, counts, selection, splits, files))
+    run.output.end()
     return manifest
-
-
-def _units_in_plan_order(job: Job) -> list[UnitRecord]:
-    keys = [UnitKey(file, block) for file, end in sorted(job.ends.items()) for block in end.blocks]
-    return [job.records[key] for key in keys]
 
 
 def _select_documents(run: CommittedRun, units: Sequence[UnitRecord]) -> _Selection:
@@ -127,18 +122,20 @@ def _write_splits(run: CommittedRun, units: Sequence[UnitRecord], copies: Copies
     for split in SPLITS:
         content = split_content(units, split, run.job.store, copies)
         if content.sources:
+            run.output.claim(split_files(split, run.config.packing))
             with run.clock.stage(f"assemble {split}"):
-                join_tokens(content, split, run.job.store, run.output, dtype, pool)
+                join_tokens(content, split, run.job.store, run.output.folder, dtype, pool)
             with run.clock.stage(f"pack {split}"):
-                packing = pack_split(run.output, split, run.config.packing)
+                packing = pack_split(run.output.folder, split, run.config.packing)
             splits[split] = SplitRecord(sources=content.sources, length_histogram=content.histogram, packing=packing)
     return splits
 
 
 def _copy_from_work_folder(run: CommittedRun) -> None:
     # Copied, not moved: the work folder must stay complete until the manifest is written.
+    run.output.claim([QUARANTINE_FILE, TOKENIZER_FILE])
     for name in (QUARANTINE_FILE, TOKENIZER_FILE):
-        with atomic_write(run.output / name) as file, open(run.job.folder / name, "rb") as source:
+        with atomic_write(run.output.folder / name) as file, open(run.job.folder / name, "rb") as source:
             shutil.copyfileobj(source, file)
 
 

@@ -5,10 +5,10 @@ end, and `attempts` gets one byte for every unit that is started, so that repeat
 """
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Job:
         self.store = UnitStore(folder / "units")
         self.records: dict[UnitKey, UnitRecord] = {}
         self.ends: dict[int, FileEnd] = {}
+        self.bundle_of: dict[int, UnitKey] = {}  # by file, for the files of bundles
         self._description: dict[str, Any] = {}
 
     @property
@@ -70,10 +71,8 @@ class Job:
         """Units started by this and earlier runs of the job, repetitions included."""
         return (self.folder / "attempts").stat().st_size
 
-    def clear(self) -> None:
-        """Make an empty work folder. What was left by a run that died before it wrote its description is deleted."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
+    def make_folders(self) -> None:
+        """Make the folders of an empty work folder."""
         self.store.folder.mkdir()
         (self.folder / "files").mkdir()
         (self.folder / "attempts").touch()
@@ -106,8 +105,8 @@ class Job:
         with ThreadPoolExecutor(_THREADS) as threads:
             whole = list(threads.map(self.store.is_whole, records))
         for record, is_whole in zip(records, whole, strict=True):
-            if is_whole:
-                self.records[record.key] = record
+            if is_whole and not _has_gap(record):
+                self.add_record(record)
             else:
                 self.store.discard(record.key)
         self._validate_unchanged_inputs(files, config)
@@ -117,6 +116,9 @@ class Job:
         """Discard all units and use the reference backend from now on, because the fast one gave a different result."""
         self.store.discard_all()
         self.records.clear()
+        for file in self.bundle_of:
+            self.ends.pop(file, None)
+        self.bundle_of.clear()
         self._description |= {"fast": False, "why_reference": reason}
         write_json_atomically(self._path, self._description)
 
@@ -128,27 +130,62 @@ class Job:
         finally:
             os.close(descriptor)
 
+    def uncount_attempt(self) -> None:
+        """Take back the attempt of a bundle without a file, which has no unit."""
+        os.truncate(self.folder / "attempts", max(0, self.num_attempts - 1))
+
+    def add_record(self, record: UnitRecord) -> list[FileEnd]:
+        """Count a unit as committed; returns the ends of the files that it has completely, which are those of a bundle."""
+        self.records[record.key] = record
+        ends = [FileEnd(file=member.file, bytes=member.bytes, sha256=member.sha256, blocks=()) for member in record.members]
+        for end in ends:
+            self.ends[end.file] = end
+            self.bundle_of[end.file] = record.key
+        return ends
+
     def add_end(self, end: FileEnd) -> None:
         """Record that a file was read to its end."""
         self.ends[end.file] = end
         write_json_atomically(self.folder / "files" / f"{end.file:05d}.json", asdict(end))
 
     def forget_file(self, file: int) -> None:
-        """Discard all units of a file that is skipped."""
-        for key in [key for key in self.records if key.file == file]:
-            del self.records[key]
-            self.store.discard(key)
+        """Discard all units of a file that is skipped; the other files of its bundle are to be done again."""
+        if file in self.bundle_of:
+            key = self.bundle_of[file]
+            self._discard(key)
+            for other in [other for other, bundle in self.bundle_of.items() if bundle == key]:
+                del self.bundle_of[other]
+                self.ends.pop(other, None)
+        for key in [key for key, record in self.records.items() if key.file == file and not record.members]:
+            self._discard(key)
         self.ends.pop(file, None)
         (self.folder / "files" / f"{file:05d}.json").unlink(missing_ok=True)
+
+    def _discard(self, key: UnitKey) -> None:
+        del self.records[key]
+        self.store.discard(key)
 
     def is_finished(self, file: int) -> bool:
         """True if the file was read to its end and all its units are committed."""
         return file in self.ends and all(UnitKey(file, block) in self.records for block in self.ends[file].blocks)
 
+    @property
+    def units_in_plan_order(self) -> list[UnitRecord]:
+        """The units of all files that were read to their end."""
+        keys = {UnitKey(file, block) for file, end in self.ends.items() for block in end.blocks} | {*self.bundle_of.values()}
+        return [self.records[key] for key in sorted(keys)]
+
+    def block_hashes(self, file: int) -> dict[int, str]:
+        """The hashes (`raw_sha256`) of a file's committed units, by block; none for a file of a bundle."""
+        blocks = self.ends[file].blocks if file in self.ends else ()
+        return {block: self.records[UnitKey(file, block)].raw_sha256 for block in blocks}
+
     def done(self) -> dict[int, dict[int, str]]:
         """The hashes (`raw_sha256`) of committed units, by file and block."""
         done: dict[int, dict[int, str]] = {}
         for key, record in self.records.items():
+            if record.members:
+                continue
             done.setdefault(key.file, {})[key.block] = record.raw_sha256
         return done
 
@@ -194,6 +231,7 @@ class Job:
                     f"input {file.name} has other bytes in unit {key.block}"
                     for key, record in self.records.items()
                     if key.file == file.index
+                    and not record.members
                     and raw_sha256(plain_block(file, key.block, config.unit_bytes, config.max_record_bytes))
                     != record.raw_sha256
                 ]
@@ -211,3 +249,8 @@ class Job:
         # Not the mixture: it is applied to finished units, so a missing weight can be added and the run resumed.
         decisions = {key: value for key, value in self.decisions.items() if key != "mixture"}
         return {"config": decisions, "unit_bytes": config.unit_bytes, "inputs": inputs}
+
+
+def _has_gap(record: UnitRecord) -> bool:
+    """True for a bundle from which a file was skipped: that file may be readable now, and belongs among the others."""
+    return any(after.file != before.file + 1 for before, after in pairwise(record.members))

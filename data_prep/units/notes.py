@@ -54,6 +54,7 @@ def damaged_files(quarantine: Path) -> list[str]:
     }
     return [
         f"{bad['file']} is {bad['reason']}: {what[bad['reason']].format(line=bad['line'])}"
+        + (f" ({bad['detail']})" if bad.get("detail") else "")
         for bad in rejected
         if bad["reason"] in DAMAGES
     ]

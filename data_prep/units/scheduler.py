@@ -12,6 +12,7 @@ from typing import Any
 from data_prep.executor.workers import Call, LostInputError, WorkerError, WorkerPool
 from data_prep.readers.blocks import num_ranges
 from data_prep.readers.input_files import InputFile
+from data_prep.units.bundles import BundleResult, bundled, tokenize_bundle
 from data_prep.units.reader import BlockHeader, BlockReader, FileEnd, Unreadable, hash_plain, tokenize_block, tokenize_range
 from data_prep.units.store import UnitRecord
 from data_prep.units.tokenize_unit import UnitSettings
@@ -20,14 +21,14 @@ from data_prep.units.tokenize_unit import UnitSettings
 _WORKERS_PER_READER = 4
 _READER_TRIES = 3
 
-Event = UnitRecord | FileEnd | Unreadable
+Event = UnitRecord | FileEnd | Unreadable | BundleResult
 
 
 def run_units(
     files: Sequence[InputFile], done: Mapping[int, Mapping[int, str]], settings: UnitSettings, pool: WorkerPool
 ) -> Iterator[Event]:
-    """Do all units of `files` except those in `done` (`raw_sha256` by file and block); yield records and file ends in the
-    order in which they finish.
+    """Do all units of `files` except those in `done` (`raw_sha256` by file and block); yield records, file ends and bundles in
+    the order in which they finish.
 
     After an Unreadable no further unit of its file is started, but records of units already started may still follow.
     """
@@ -53,8 +54,14 @@ class _Scheduler:
         self._settings = settings
         self._pool = pool
         self._done = done
-        self._plain = (call for file in files if file.is_plain for call in self._plain_calls(file))
-        self._streams = deque(file for file in files if not file.is_plain)
+        # A file with a committed unit is not put into a bundle.
+        bundles, others = bundled([file for file in files if file.index not in done], settings.unit_bytes)
+        others += [file for file in files if file.index in done]
+        self._bundles = deque(bundles)
+        self._plain_files = deque(file for file in others if file.is_plain)
+        self._plain_is_exhausted = False
+        self._plain = self._all_plain_calls()
+        self._streams = deque(file for file in others if not file.is_plain)
         self._ready: deque[Call] = deque()
         self._unreadable: set[int] = set()
         self._reader = ray.remote(num_cpus=0)(_ReaderActor)
@@ -72,7 +79,7 @@ class _Scheduler:
                 waiting = [*self._readers, *self._pool.awaited]
                 if not waiting:
                     return
-                for reference in ray.wait(waiting, num_returns=1)[0]:
+                for reference in self._pool.wait(waiting):
                     event = self._on_header(reference) if reference in self._readers else self._on_result(reference)
                     if isinstance(event, Unreadable):
                         if event.file in self._unreadable:
@@ -95,6 +102,11 @@ class _Scheduler:
 
     def _feed_workers(self) -> None:
         while self._pool.has_idle:
+            if not self._ready and self._bundles:
+                files = self._bundles.popleft()
+                name = f"{files[0]} and {len(files) - 1} files after it, unit 0"
+                self._pool.start(Call(function=tokenize_bundle, arguments=(files, self._settings), name=name))
+                continue
             call = self._ready.popleft() if self._ready else next(self._plain, None)
             if call is None:
                 return
@@ -144,7 +156,27 @@ class _Scheduler:
             file, header = lost.call.arguments[:2]
             self._idle_readers.append(self._open(self._reader.remote(), file, only=frozenset([header.index])))
             return None
-        return finished[1] if finished else None
+        if finished is None:
+            return None
+        call, result = finished
+        if isinstance(result, BundleResult):
+            self._schedule_rest(call.arguments[0][result.num_done :])
+        event: Event = result
+        return event
+
+    def _schedule_rest(self, files: Sequence[InputFile]) -> None:
+        """Files of a bundle that were not done, the first because it is too large for one."""
+        if not files:
+            return
+        if files[0].is_plain:
+            self._plain_files.append(files[0])
+            self._plain = self._all_plain_calls() if self._plain_is_exhausted else self._plain
+        else:
+            self._streams.append(files[0])
+            if not self._readers and not self._idle_readers:
+                self._idle_readers.append(self._open(self._reader.remote(), self._streams.popleft()))
+        if files[1:]:
+            self._bundles.append(list(files[1:]))
 
     def _open(
         self,
@@ -157,6 +189,12 @@ class _Scheduler:
         skipped: dict[int, str | None] = {**self._done.get(file.index, {}), **dict.fromkeys(given)}
         actor.open.remote(file, self._settings.unit_bytes, self._settings.max_record_bytes, skipped, only)
         return _ActiveReader(actor=actor, file=file, given=set(given), tries=tries, only=only)
+
+    def _all_plain_calls(self) -> Iterator[Call]:
+        self._plain_is_exhausted = False
+        while self._plain_files:
+            yield from self._plain_calls(self._plain_files.popleft())
+        self._plain_is_exhausted = True
 
     def _plain_calls(self, file: InputFile) -> Iterator[Call]:
         num_units = max(1, num_ranges(file.bytes, self._settings.unit_bytes))

@@ -36,10 +36,22 @@ class UnitKey:
         return f"{self.file:05d}.{self.block:06d}"
 
 
+class Member(BaseModel):
+    """One file of a bundle: its number, and size and hash of its bytes on disk."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: int
+    bytes: int
+    sha256: str
+
+
 class UnitRecord(BaseModel):
     """The content of a unit: its counts, and the byte offset and size of each of the `sections` of its part file.
 
     `raw_bytes` and `raw_sha256` are of the decompressed lines of the unit. The documents table refers to `sources` by index.
+    `extra_records`: records beyond the first of their line. `members`: the files of a bundle (see `bundles`), whose key is that
+    of its first file.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +72,8 @@ class UnitRecord(BaseModel):
     sections: dict[str, tuple[int, int]]
     bytes: int
     sha256: str
+    extra_records: int = 0
+    members: tuple[Member, ...] = ()
 
     @property
     def key(self) -> UnitKey:

@@ -1,6 +1,7 @@
 """The work on one unit, without Ray: a block of lines becomes parsed, filtered, split and tokenized documents."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b, sha256
@@ -16,10 +17,10 @@ from data_prep.files import canonical_json, sha256_file
 from data_prep.filters.rules import Filters
 from data_prep.readers.blocks import Block, lines_of
 from data_prep.readers.input_files import SPLITS, HashSplit, InputFile
-from data_prep.readers.records import Document, read_record
+from data_prep.readers.records import Document, Rejected, records_of_line
 from data_prep.tokenization.backends import Backend, BackendMismatchError, FastBackend, ReferenceBackend, check_same_ids
 from data_prep.tokenization.tokenizer import TokenizerError, eos_id, load_tokenizer, num_ids
-from data_prep.units.store import DIGESTS, DOCUMENT_DTYPE, DOCUMENTS, QUARANTINE, UnitRecord, UnitStore
+from data_prep.units.store import DIGESTS, DOCUMENT_DTYPE, DOCUMENTS, QUARANTINE, Member, UnitRecord, UnitStore
 
 DIGEST_BYTES = 16
 
@@ -61,6 +62,7 @@ class _Unit:
     dropped: Counter[str] = field(default_factory=Counter)
     num_lines: int = 0
     blank_lines: int = 0
+    extra_records: int = 0
     checked_documents: int = 0
 
 
@@ -76,39 +78,88 @@ def tokenize_unit(file: InputFile, block: Block, settings: UnitSettings) -> Unit
 
     Raises BackendMismatchError if the fast backend gives a wrong result, OSError if the disk is full.
     """
-    tokenizer = _cached_tokenizer(settings.tokenizer, settings.tokenizer_sha256)
-    backends = _cached_backends(settings.tokenizer, settings.tokenizer_sha256, settings.fast)
-    dtype, eos = token_dtype(num_ids(tokenizer)), eos_id(tokenizer)
-    unit = _Unit()
-    batch: list[tuple[bytes, int]] = []
-    batch_bytes = num_batches = 0
+    builder = UnitBuilder(file, settings)
+    builder.add(file, block)
+    return builder.commit(block.index, raw_sha256(block))
 
-    def flush() -> None:
-        nonlocal batch, batch_bytes, num_batches
-        batch = _without_contaminated(batch, unit, file, settings)
-        if batch:
-            sampled = num_batches % _CHECKED_BATCHES == 0
-            _encode(batch, unit, file, settings, backends, dtype, eos, sampled)
-        batch, batch_bytes, num_batches = [], 0, num_batches + 1
 
-    for line in lines_of(block, settings.max_record_bytes):
-        unit.num_lines += 1
-        record = read_record(line, file.name, starts_file=block.index == 0 and line.number == 1)
-        if record is None:
-            unit.blank_lines += 1
-        elif not isinstance(record, Document):
-            unit.quarantine.append(canonical_json(vars(record)) + b"\n")
+class UnitBuilder:
+    """Collects the documents of a unit: of one block, or of several small files that go to the same split as `file`."""
+
+    def __init__(self, file: InputFile, settings: UnitSettings) -> None:
+        tokenizer = _cached_tokenizer(settings.tokenizer, settings.tokenizer_sha256)
+        self._backends = _cached_backends(settings.tokenizer, settings.tokenizer_sha256, settings.fast)
+        self._dtype, self._eos = token_dtype(num_ids(tokenizer)), eos_id(tokenizer)
+        self._file = file
+        self._settings = settings
+        self._unit = _Unit()
+        self._batch: list[tuple[bytes, int]] = []
+        self._batch_bytes = self._num_batches = 0
+        self.raw_bytes = 0
+
+    def add(self, file: InputFile, block: Block) -> None:
+        """Add the records of a block of `file`."""
+        unit = self._unit
+        self.raw_bytes += block.data.nbytes
+        for line in lines_of(block, self._settings.max_record_bytes):
+            unit.num_lines += 1
+            records = records_of_line(line, file.name, starts_file=block.index == 0 and line.number == 1)
+            unit.blank_lines += not records
+            unit.extra_records += max(0, len(records) - 1)
+            for record in records:
+                self._add_record(record)
+
+    def _add_record(self, record: Document | Rejected) -> None:
+        unit = self._unit
+        if not isinstance(record, Document):
+            unit.quarantine.append(canonical_json(record.as_json()) + b"\n")
             unit.rejected[record.reason] += 1
-        elif reason := settings.filters.why_dropped(record):
+        elif reason := self._settings.filters.why_dropped(record):
             unit.dropped[reason] += 1
         else:
             text = record.text.encode("utf-8")
-            batch.append((text, unit.sources.setdefault(record.source, len(unit.sources))))
-            batch_bytes += len(text)
-            if len(batch) >= _BATCH_DOCUMENTS or batch_bytes >= _BATCH_BYTES:
-                flush()
-    flush()
-    return _commit(file, block, unit, settings, dtype)
+            self._batch.append((text, unit.sources.setdefault(record.source, len(unit.sources))))
+            self._batch_bytes += len(text)
+            if len(self._batch) >= _BATCH_DOCUMENTS or self._batch_bytes >= _BATCH_BYTES:
+                self._flush()
+
+    def _flush(self) -> None:
+        batch = _without_contaminated(self._batch, self._unit, self._file, self._settings)
+        if batch:
+            sampled = self._num_batches % _CHECKED_BATCHES == 0
+            _encode(batch, self._unit, self._file, self._settings, self._backends, self._dtype, self._eos, sampled)
+        self._batch, self._batch_bytes, self._num_batches = [], 0, self._num_batches + 1
+
+    def commit(self, index: int, sha256: str, members: Sequence[Member] = ()) -> UnitRecord:
+        """Commit the unit as number `index` of its file, or as the bundle of `members`. `sha256` identifies its input."""
+        self._flush()
+        unit = self._unit
+        documents = np.array(unit.documents, dtype=DOCUMENT_DTYPE)
+        sections: dict[str, npt.NDArray[Any] | bytes] = {
+            f"{SPLITS[split]}.tokens": np.concatenate(parts) for split, parts in sorted(unit.tokens.items())
+        }
+        sections[DOCUMENTS] = documents
+        if self._settings.digests:
+            sections[DIGESTS] = b"".join(unit.digests)
+        sections[QUARANTINE] = b"".join(unit.quarantine)
+        fields = {
+            "file": members[0].file if members else self._file.index,
+            "block": index,
+            "raw_bytes": self.raw_bytes,
+            "raw_sha256": sha256,
+            "lines": unit.num_lines,
+            "blank_lines": unit.blank_lines,
+            "extra_records": unit.extra_records,
+            "documents": len(documents),
+            "tokens": int(documents["tokens"].sum(dtype=np.int64)),
+            "text_bytes": int(documents["bytes"].sum()),
+            "sources": list(unit.sources),
+            "rejected": dict(unit.rejected),
+            "dropped": dict(unit.dropped),
+            "checked_documents": unit.checked_documents,
+            "members": tuple(members),
+        }
+        return UnitStore(self._settings.units).commit(fields, sections)
 
 
 def _without_contaminated(
@@ -168,35 +219,6 @@ def _check_one(
     start = int(lengths[:number].sum())
     if not np.array_equal(ids[start : start + lengths[number]], reference.encode([text])[0]):
         raise BackendMismatchError(f"{backend.name} and {reference.name} differ on {text[:100]!r}")
-
-
-def _commit(file: InputFile, block: Block, unit: _Unit, settings: UnitSettings, dtype: np.dtype[Any]) -> UnitRecord:
-    documents = np.array(unit.documents, dtype=DOCUMENT_DTYPE)
-    sections: dict[str, npt.NDArray[Any] | bytes] = {
-        f"{SPLITS[split]}.tokens": np.concatenate(parts) for split, parts in sorted(unit.tokens.items())
-    }
-    sections[DOCUMENTS] = documents
-    if settings.digests:
-        sections[DIGESTS] = b"".join(unit.digests)
-    sections[QUARANTINE] = b"".join(unit.quarantine)
-    return UnitStore(settings.units).commit(
-        {
-            "file": file.index,
-            "block": block.index,
-            "raw_bytes": block.data.nbytes,
-            "raw_sha256": raw_sha256(block),
-            "lines": unit.num_lines,
-            "blank_lines": unit.blank_lines,
-            "documents": len(documents),
-            "tokens": int(documents["tokens"].sum(dtype=np.int64)),
-            "text_bytes": int(documents["bytes"].sum()),
-            "sources": list(unit.sources),
-            "rejected": dict(unit.rejected),
-            "dropped": dict(unit.dropped),
-            "checked_documents": unit.checked_documents,
-        },
-        sections,
-    )
 
 
 @lru_cache(maxsize=1)

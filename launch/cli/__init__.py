@@ -76,6 +76,14 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _check_current_folder() -> None:
+    """Raise ValueError if the current folder was deleted: every relative path would fail, without a name."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ValueError("the current folder was deleted: change to another folder and rerun the command") from None
+
+
 def build_app(options: _GlobalOptions) -> typer.Typer:
     """The command line as a typer application, which fills `options` from the options before the command's name."""
     app = typer.Typer(
@@ -104,6 +112,7 @@ def build_app(options: _GlobalOptions) -> typer.Typer:
         from launch.identity import check_identity
 
         options.debug = debug
+        _check_current_folder()
         configure_logging(log_level)
         check_identity()
 

@@ -37,15 +37,16 @@ def list_checkpoints(run: Run) -> None:
 
     from pipeline.run_folder import checkpoints_of, describe, latest
 
+    paths = sorted(checkpoints_of(run).glob("step_*[0-9]"))
+    if not paths:
+        raise ValueError(f"{run} has no checkpoint: train it first, or give another run folder")
     newest = latest(run)
-    if newest is None:
-        raise ValueError(f"{run} has no complete checkpoint: train it first, or give another run folder")
     table = Table(box=box.SIMPLE_HEAD, title=str(run), title_justify="left")
     for column in ("step", "tensor × pipeline × data", "MB", "target tokens", ""):
         table.add_column(column, justify="right")
-    for path in sorted(checkpoints_of(run).glob("step_*[0-9]")):
+    for path in paths:
         found = describe(path)
-        state = "latest" if path == newest else "" if found.is_complete else "incomplete: it will not be loaded"
+        state = "latest" if path == newest else "" if found.problem is None else f"will not be loaded: {found.problem}"
         table.add_row(f"{found.step:,}", found.mesh, f"{found.num_bytes / 1e6:,.1f}", f"{found.target_tokens:,}", state)
     Console().print(table)
 

@@ -68,9 +68,17 @@ def generate(
 def _read(prompt: str | None, file: Path | None) -> str:
     if prompt is not None and file is not None:
         raise ValueError("--prompt and --file both give the text: leave one out")
-    if file is not None:
-        return file.read_text(encoding="utf-8")
-    return sys.stdin.read() if prompt is None else prompt
+    if prompt is not None:
+        return prompt
+    name, data = ("standard input", sys.stdin.buffer.read()) if file is None else (str(file), file.read_bytes())
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        raise ValueError(
+            f"{name} is not UTF-8 (byte 0x{byte:02x} at position {error.start}): convert it, for example by "
+            "`iconv -f latin1 -t utf-8`"
+        ) from error
 
 
 def _continue_text(run: Path, step: int | None, text: str, sampling: Sampling, stop: list[str]) -> None:

@@ -37,11 +37,11 @@ def train(
     """Train a model. Rerun the same command to resume from the latest checkpoint of its run folder.
 
     Under torchrun (RANK in the environment) this process joins that job; otherwise it starts --nproc local ones. SIGTERM,
-    SIGUSR1, SIGHUP or Ctrl-C ends the run after the current step: it saves a checkpoint, within 60 s, and writes `preempted` to
-    STATUS. The exit code is 75 after SIGTERM and SIGUSR1 (0 under torchrun), 129 after SIGHUP, 130 after Ctrl-C.
+    SIGUSR1, SIGHUP or Ctrl-C ends the run after the current step: it saves a checkpoint and writes `preempted` to STATUS.
+    The exit code is 75 after SIGTERM and SIGUSR1 (0 under torchrun), 129 after SIGHUP, 130 after Ctrl-C.
     """
     from launch.config import load_run_config
-    from launch.start import BranchPoint, Processes, begin_branch, check_run, start_run, write_config
+    from launch.start import BranchPoint, Processes, begin_branch, check_run, send_pending, start_run, write_config
 
     run_config = load_run_config(config, overrides or [])
     processes = Processes.from_environment(run_config, nproc)
@@ -55,9 +55,11 @@ def train(
         typer.echo(
             f"{run.folder} is finished at step {run.config.train.steps:,}: raise train.steps to train on, or evaluate it"
         )
+        for line in send_pending(run):
+            typer.echo(line)
         return
     if processes.is_first:
-        for line in describe(run, processes):
+        for line in (*run.notes, *describe(run, processes)):
             typer.echo(line)
     write_config(run)
     if branch is not None and processes.is_first:
@@ -74,9 +76,11 @@ def describe(run: PreparedRun, processes: Processes) -> list[str]:
     config, folder = run.config, run.folder
     model, mesh, data = config.model, config.mesh, config.data
     noun = "process" if processes.number == 1 else "processes"
-    verb = "Resuming" if run.is_restart and (folder / "checkpoints" / "latest").exists() else "Training"
+    verb, begin = "Training", ""
+    if run.checkpoint is not None:
+        verb, begin = "Resuming", f"from step {int(run.checkpoint.name.removeprefix('step_')):,} "
     return [
-        f"{verb} {model.architecture} {model.size} on {data.path}: {data.objective.name}, {_lengths(config)}, to "
+        f"{verb} {model.architecture} {model.size} on {data.path}: {data.objective.name}, {_lengths(config)}, {begin}to "
         f"step {config.train.steps:,} of {config.train.global_batch_size} rows each",
         f"{processes.number} {noun} (tensor {mesh.tensor_parallel} × pipeline {mesh.pipeline_parallel} × data "
         f"{mesh.data_parallel(processes.number)}); run folder {folder}, logs in {folder / 'logs'}",
@@ -98,5 +102,9 @@ def _say_how_to_resume(run: PreparedRun, code: int) -> None:
     from pipeline.run_folder import latest
 
     was_stopped = code == PREEMPTED_EXIT or code > SIGNAL_EXIT
-    if was_stopped and (checkpoint := latest(run.folder)):
+    if not was_stopped:
+        return
+    if checkpoint := latest(run.folder):
         typer.echo(f"Stopped; {checkpoint.name} is saved. Rerun the same command to resume.")
+    else:
+        typer.echo("Stopped; no checkpoint was saved yet. Rerun the same command to start.")

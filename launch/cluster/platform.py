@@ -67,7 +67,7 @@ class ScalingJob(ClusterJob):
     kind = "scaling"
 
     phases: Mapping[str, tuple[str, ...]]
-    """The names of the runs by phase, in the order of the phases; the phase `main` is the last one."""
+    """The names of the runs by phase, in the order of the phases: sweep, main, check."""
     max_concurrent: int
 
 

@@ -150,7 +150,7 @@ def _scaling_scripts(job: ScalingJob) -> tuple[RenderedScript, ...]:
             RenderedScript(
                 name=script,
                 text=text,
-                size=size + (", after all sweeps" if scripts else ""),
+                size=size + (f", after all {'sweeps' if phase == 'main' else 'main runs'}" if scripts else ""),
                 companions={plan: "".join(f"{name}\n" for name in names)},
                 companion_text=f"{job.launch_folder / plan}: {' '.join(names)}\n",
             )

@@ -16,7 +16,7 @@ from launch.demo.steps import STAGES, Demo, Result
 from pipeline.config import RunConfig
 from pipeline.run_folder import METRICS
 from pipeline.tracking.metrics import read_metrics
-from pipeline.tracking.mlflow_tracker import tracking_uri
+from pipeline.tracking.mlflow_session import tracking_uri
 
 PAGE_FILE, CURVE_FILE = "page.txt", "loss.png"
 _ORIGINAL_SHOWN = 240

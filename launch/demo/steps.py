@@ -138,7 +138,7 @@ class Demo:
         return manifest
 
     def _train(self, config: RunConfig, manifest: Manifest, num_processes: int) -> None:
-        from pipeline.tracking.mlflow_tracker import tracking_uri
+        from pipeline.tracking.mlflow_session import tracking_uri
 
         run = check_run(config, self.run, processes=Processes(num_processes), manifest=manifest)
         write_config(run)

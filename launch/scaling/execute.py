@@ -1,29 +1,44 @@
 """Executing one run of a ladder here: its run folders, its trainings, its evaluation. It can be restarted at any point.
 
-A sweep tries learning rates until the best is between two others. A main run trains its plateau, branches off every
+A sweep tries learning rates until the best is between two others. A check tries half and twice the rate that follows. A main
+run trains its plateau, branches off every
 smaller budget, and evaluates suffix bits per byte of each end. Completed parts are skipped, unfinished ones resumed.
 """
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from data_prep.dataset.manifest import MANIFEST_FILE, Manifest, load_manifest
+from data_prep.dataset.manifest import MANIFEST_FILE, Manifest, ManifestError, load_manifest
 from data_prep.files import sha256_file
+from launch.config import write_resolved
 from launch.local import PREEMPTED_EXIT, STOPPED_EXITS
 from launch.preflight import check_data
 from launch.start import PreparedRun, Processes, check_run, start_run, write_config
 from pipeline.config import RunConfig
 from pipeline.eval.measurements import MEASUREMENTS_FILE, Extent, measure_run
 from pipeline.eval.suffix_bpb import suffix_bpb_file
-from pipeline.run_folder import read_status
-from pipeline.scaling.ladder.ladder import Ladder, PlannedRun, read_ladder
-from pipeline.scaling.ladder.learning_rates import has_diverged, next_rate, rate_for, read_optimum, tries_of, write_optimum
+from pipeline.run_folder import latest, read_status
+from pipeline.scaling.ladder.ladder import Ladder, PlannedRun, read_ladder, write_data_path
+from pipeline.scaling.ladder.learning_rates import (
+    check_rates,
+    has_diverged,
+    next_rate,
+    rate_for,
+    read_optimum,
+    tries_of,
+    write_check,
+    write_optimum,
+)
 from pipeline.scaling.ladder.run_configs import run_config, runs_of, sweep_folder
+from pipeline.scaling.ladder.states import state_of
+from pipeline.scaling.runs import ARCHIVED_FILE
 
 Log = Callable[[str], None]
 FLOORS = "floors"
@@ -45,19 +60,44 @@ def stop_between_trainings() -> None:
 
 
 def check_ladder_data(ladder: Ladder) -> None:
-    """Raise ValueError if the data folder is not the one that the ladder was planned on."""
-    path = ladder.recipe.data.path / MANIFEST_FILE
+    """Raise ValueError if the data folder is not the one that the ladder was planned on, or an equal one."""
+    path = ladder.data_path / MANIFEST_FILE
     if ladder.data_sha256 is None:
         raise ValueError(f"the ladder was planned before {ladder.recipe.data.path} existed: plan it again")
-    if not path.is_file() or sha256_file(path) != ladder.data_sha256:
-        raise ValueError(
-            f"{path} is not the data that the ladder was planned on: restore it, or plan again into another folder"
-        )
+    if not path.is_file():
+        raise ValueError(f"the data of the ladder are not in {ladder.data_path}: give their folder with `scaling run --data`")
+    if sha256_file(path) == ladder.data_sha256:
+        return
+    with suppress(ManifestError):  # prepared again: other times and commands, the same tokens
+        if load_manifest(ladder.data_path).fingerprint() == ladder.data_fingerprint:
+            return
+    raise ValueError(
+        f"{path} is not the data that the ladder was planned on: restore it, give another folder with `scaling run --data`, "
+        "or plan again into another folder"
+    )
+
+
+def move_data(folder: Path, ladder: Ladder, data: Path) -> Ladder:
+    """The ladder with its data in another folder, which is noted in the ladder's folder and in the configuration of each run.
+
+    Raises ValueError if these are not the data that the ladder was planned on.
+    """
+    if ladder.recipe.data.blend:
+        raise ValueError("--data moves data.path only, and this ladder reads data.blend: keep its folders where they are")
+    moved = replace(ladder, data_folder=data.resolve())
+    check_ladder_data(moved)
+    write_data_path(folder, data)
+    for path in runs_of(folder).glob("*/config.json"):
+        config = json.loads(path.read_bytes())
+        if not (path.parent / ARCHIVED_FILE).is_file() and config["data"]["path"] != str(moved.data_path):
+            config["data"]["path"] = str(moved.data_path)
+            write_resolved(RunConfig.model_validate(config), path.parent)
+    return moved
 
 
 def check_ladder_rows(ladder: Ladder) -> None:
     """Raise ValueError if the data folder lacks rows or a split that a run of the ladder reads."""
-    manifest = load_manifest(ladder.recipe.data.path)
+    manifest = load_manifest(ladder.data_path)
     for number in range(len(ladder.recipe.objectives)):
         run = next(run for run in ladder.runs if run.objective == number)
         check_data(run_config(ladder, run, run.ends[0], 1.0, None), manifest)
@@ -68,13 +108,13 @@ def execute(folder: Path, ladder: Ladder, run: PlannedRun, parent: str | None, l
 
     Raises PreemptedError if it was asked to stop, ValueError if a training fails.
     """
+    if state_of(folder, ladder, run).state == "complete":  # perhaps archived, without weights and without its data
+        log(f"{run.name}: complete")
+        return
     check_ladder_data(ladder)
-    manifest = load_manifest(ladder.recipe.data.path)
+    manifest = load_manifest(ladder.data_path)
     execution = _Execution(folder=folder, ladder=ladder, run=run, parent=parent, log=log, manifest=manifest)
-    if run.phase == "sweep":
-        execution.sweep()
-    else:
-        execution.main()
+    {"sweep": execution.sweep, "check": execution.check, "main": execution.main}[run.phase]()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +170,19 @@ class _Execution:
             self._evaluate(ends[end.label].folder)
         self.log(f"{run.name}: complete")
 
+    def check(self) -> None:
+        """Try half and twice the rate of the power law at the largest budget, and compare them with the ladder's run."""
+        run = self.run
+        self._try(check_rates(self.folder, self.ladder, run))
+        found = write_check(self.folder, self.ladder, run)
+        if found is None:
+            raise ValueError(
+                f"{run.name} compares with {run.arm} at {run.size}, whose run is not finished: `fnet-t5 scaling run "
+                f"{self.folder}` completes both"
+            )
+        losses = ", ".join(f"{rate}: {'diverged' if loss is None else f'{loss:.4f}'}" for rate, loss in found.tries.items())
+        self.log(f"{run.name}: the rate {found.rate:.3g} costs {found.cost:.2%} ({losses})")
+
     def _try(self, rates: Sequence[float]) -> None:
         """Train at each rate that was not tried to its end."""
         run = self.run
@@ -137,7 +190,7 @@ class _Execution:
         todo = [rate for rate in rates if rate not in tries]
         if not todo:
             return
-        if todo[0] not in run.rates:
+        if run.phase == "sweep" and todo[0] not in run.rates:
             self.log(f"{run.name}: the best rate is at the edge; trying {todo[0]:.3g} next")
         configs = {rate: run_config(self.ladder, run, run.ends[0], rate, self.parent) for rate in todo}
         self._train([self._prepare(sweep_folder(run, rate), config) for rate, config in configs.items()], may_diverge=True)
@@ -184,7 +237,11 @@ def measure_ladder(folder: Path, log: Log) -> None:
     ladder = read_ladder(folder)
     main = [name for run in ladder.runs if run.phase == "main" for _, name in run.folders()]
     finished = [run for run in (runs_of(folder) / name for name in main) if read_status(run) == "finished"]
-    todo = [run for run in finished if not (run / MEASUREMENTS_FILE).is_file()]
+    lacking = [run for run in finished if not (run / MEASUREMENTS_FILE).is_file()]
+    todo = [run for run in lacking if latest(run) is not None]
     for run in todo:
         log(f"{run}: {measure_run(run, extent_of(ladder), folder / FLOORS).bits_per_byte:.4f} bits per byte")
     log(f"{folder}: {len(todo)} of {len(finished)} finished runs were measured now")
+    gone = len(lacking) - len(todo)
+    if gone:
+        log(f"{folder}: {gone} runs cannot be measured, because their checkpoints are gone")

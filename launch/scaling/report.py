@@ -10,13 +10,13 @@ from pathlib import Path
 from pipeline.scaling.analysis import AnalysisOptions, analyse
 from pipeline.scaling.fit.points import Excluded
 from pipeline.scaling.input_checks import before_order
-from pipeline.scaling.ladder import learning_rates
 from pipeline.scaling.ladder.ladder import LADDER_FILE
+from pipeline.scaling.ladder.learning_rates import regrets
 from pipeline.scaling.ladder.run_configs import runs_of
 from pipeline.scaling.report.page import ReportedSet, ReportSection, opening, write_report
 from pipeline.scaling.report.tables import Table
 from pipeline.scaling.results import Collected, ResultSet, collect
-from pipeline.tracking.mlflow_tracker import RUN_ID_FILE, tracking_uri
+from pipeline.tracking.mlflow_session import RUN_ID_FILE, tracking_uri
 
 _SHOWN = 3
 """Reasons in an error."""
@@ -75,19 +75,16 @@ def _baseline(collected: Collected) -> str:
 def _options(results: ResultSet, collected: Collected) -> AnalysisOptions:
     """What the plans state and the sweeps show: the smallest margin of equivalence, and what learning rates cost. Fits read
     only results that were taken after a model reads order."""
-    margins = [getattr(ladder.recipe, "equivalence_margin", None) for _, ladder in collected.ladders]
+    margins = [ladder.recipe.equivalence_margin for _, ladder in collected.ladders]
     known = [margin for margin in margins if margin is not None]
     return AnalysisOptions(margin=min(known, default=None), left_out=before_order(results), regrets=_regrets(collected))
 
 
 def _regrets(collected: Collected) -> dict[str, float]:
     """Relative loss that its learning rate cost, by the folder of each end."""
-    read = getattr(learning_rates, "regrets", None)
     found: dict[str, float] = {}
-    if read is None:
-        return found
     for folder, ladder in collected.ladders:
-        by_run = read(folder, ladder)
+        by_run = regrets(folder, ladder)
         found |= {
             str(runs_of(folder) / name): by_run[run.name]
             for run in ladder.runs

@@ -41,6 +41,7 @@ __all__ = [
     "TextInputs",
     "executed_flops",
     "forward_flops",
+    "needed_flops",
     "pieces",
     "sent_tensors",
 ]
@@ -75,6 +76,12 @@ def pieces(config: ModelConfig, factory: LayerFactory, lengths: Lengths | None =
 def forward_flops(config: ModelConfig, factory: LayerFactory, lengths: Lengths) -> float:
     """Model FLOPs of one forward pass over one sequence."""
     return sum(piece.flops for piece in pieces(config, factory, lengths))
+
+
+def needed_flops(config: ModelConfig, factory: LayerFactory, lengths: Lengths, loss_positions: float) -> float:
+    """FLOPs of one forward pass that computes only what a loss at `loss_positions` positions of a sequence needs: the head at
+    these alone, and attention to the tokens that may be read (about half of them where it is causal)."""
+    return forward_flops(config, factory, lengths) - flops.unneeded(config, lengths, loss_positions)
 
 
 def executed_flops(config: ModelConfig, factory: LayerFactory, lengths: Lengths) -> float:

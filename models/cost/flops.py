@@ -1,8 +1,8 @@
 """Forward FLOPs of each piece in closed form, for one sequence. A multiply-add counts 2; training is 3 x forward.
 
-Causal self-attention is counted in full. The Fourier transform counts 2.5 N D (log2 N + log2 D), the usual count of a real FFT,
-for every backend ("model FLOPs"); `executed_mixing` counts what the configured backend computes. Norms, biases, activations
-and look-ups are not counted.
+Causal self-attention is counted in full, and the head at all positions, as they are computed; `unneeded` counts what of that no
+loss needs. The Fourier transform counts 2.5 N D (log2 N + log2 D), the usual count of a real FFT, for every backend ("model
+FLOPs"); `executed_mixing` counts what the configured backend computes. Norms, biases, activations and look-ups are not counted.
 
 N encoder tokens, M decoder tokens, D model width, A width of all heads together, F feed-forward width, V padded vocabulary.
 """
@@ -98,6 +98,30 @@ def output_head(config: ModelConfig, lengths: Lengths) -> float:
     """The projection to the vocabulary."""
     tokens = (lengths.decoder or lengths.encoder) if config.is_encoder_only else decoder_tokens(config, lengths)
     return 2 * tokens * config.d_model * config.padded_vocab_size
+
+
+def read_pairs(config: ModelConfig, lengths: Lengths) -> int:
+    """(query, key) pairs of the decoder's self-attention in which the query may read the key. A prefix decoder reads its
+    prefix, which begins with the start token, in both directions."""
+    m = decoder_tokens(config, lengths)
+    prefix = min(lengths.encoder + 1, m) if config.architecture == "prefix_decoder" else 1
+    return prefix**2 + (m * (m + 1) - prefix * (prefix + 1)) // 2
+
+
+def unneeded(config: ModelConfig, lengths: Lengths, loss_positions: float) -> float:
+    """The part of the forward FLOPs that no loss needs: the head at positions without a loss, and products of scores and values
+    that a causal mask removes. `loss_positions` is the mean number of target tokens of a sequence; an encoder-only model
+    computes its head at those only."""
+    n, m, half_spectrum = lengths.encoder, decoder_tokens(config, lengths), config.d_model // 2 + 1
+    total = 0.0
+    if not config.is_encoder_only:
+        total += 2 * (m - loss_positions) * config.d_model * config.padded_vocab_size
+        width = config.inner_dim if config.decoder_mixing == "attention" else half_spectrum
+        total += 4 * config.num_decoder_layers * (m**2 - read_pairs(config, lengths)) * width
+    if config.mixing == "causal_fourier":
+        layers = sum(not config.encoder_layer_attends(layer) for layer in range(config.num_encoder_layers))
+        total += 4 * layers * (n**2 - n * (n + 1) // 2) * half_spectrum
+    return total
 
 
 def heads(config: ModelConfig, lengths: Lengths) -> float:

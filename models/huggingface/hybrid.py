@@ -6,7 +6,6 @@ modules of these names.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,8 +16,37 @@ from models.huggingface.mapping import Entry, entry, require
 
 _AUTO = {
     "AutoConfig": "configuration_fnet_t5.FNetT5Config",
+    "AutoModel": "modeling_fnet_t5.FNetT5Model",
+    "AutoModelForPreTraining": "modeling_fnet_t5.FNetT5ForConditionalGeneration",
     "AutoModelForSeq2SeqLM": "modeling_fnet_t5.FNetT5ForConditionalGeneration",
+    "AutoModelForTextEncoding": "modeling_fnet_t5.FNetT5EncoderModel",
 }
+_PIPELINES = {
+    "text-generation": {
+        "impl": "pipeline_fnet_t5.FNetT5TextGenerationPipeline",
+        "pt": ["AutoModelForSeq2SeqLM"],
+        "type": "text",
+    }
+}
+_SETTINGS = (
+    "d_ff",
+    "d_kv",
+    "num_encoder_layers",
+    "num_decoder_layers",
+    "mixing",
+    "num_attention_layers",
+    "attention_layout",
+    "feed_forward",
+    "num_buckets",
+    "max_distance",
+    "norm_eps",
+    "encoder_d_ff",
+    "fourier_norm",
+    "dropout",
+    "encoder_block",
+    "init_std",
+)
+"""The fields of ModelConfig that the exported code reads, under the same names (`FNetT5Config`)."""
 
 
 def entries(config: ModelConfig) -> list[Entry]:
@@ -30,17 +58,18 @@ def entries(config: ModelConfig) -> list[Entry]:
 
 def their_config(config: ModelConfig) -> dict[str, Any]:
     check(config)
-    ours = asdict(config)
-    del ours["encoder_positions"]  # always the default here, see `check`
-    shared = {"vocab_size": ours.pop("vocab_size"), "d_model": ours.pop("d_model"), "num_heads": ours.pop("num_heads")}
     return {
-        **shared,
+        "vocab_size": config.vocab_size,
+        "d_model": config.d_model,
+        "num_heads": config.num_heads,
         "model_type": "fnet_t5",
         "architectures": ["FNetT5ForConditionalGeneration"],
         "auto_map": _AUTO,
+        "custom_pipelines": _PIPELINES,
         "is_encoder_decoder": True,
         "tie_word_embeddings": config.tie_embeddings,
-        "fnet_t5": ours,
+        "scale_decoder_outputs": config.tie_embeddings and not config.init_std,
+        "fnet_t5": {**{name: getattr(config, name) for name in _SETTINGS}, "num_positions": config.max_length},
     }
 
 

@@ -13,26 +13,47 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_prep.files import atomic_write, fsync_folder, sha256_file, write_json_atomically
-from pipeline.checkpoint.load_check import check_logits, save_logits
+from data_prep.files import atomic_write, fsync_folder, write_json_atomically
+from pipeline.checkpoint.load_check import check_logits, selected_logits, write_logits
 from pipeline.checkpoint.optimizer_state import OPTIMIZER_FOLDER, load_optimizer_state, save_optimizer_state
 from pipeline.data.batches import PipelineBatch
 from pipeline.distributed.mesh import Mesh
-from pipeline.distributed.pipeline_stages import Stages
+from pipeline.distributed.pipeline_stages import CanonicalParameter, Stages
 from pipeline.distributed.tensor_parallel import gather_shards
 from pipeline.engine.engine import Engine
-from pipeline.run_folder import INDEX, LATEST, POSITION, STATE, WEIGHTS, check_file, checkpoints_of, checksums, step_name
+from pipeline.run_folder import (
+    CHECKPOINT_MANIFEST,
+    INDEX,
+    LATEST,
+    POSITION,
+    STATE,
+    WEIGHTS,
+    Report,
+    check_file,
+    checkpoints_of,
+    checksums,
+    hash_file,
+    no_report,
+    problem,
+    step_name,
+)
 from pipeline.tracking.metrics import Counters
+
+_SHARE_BYTES = 512 << 20
+"""Weights that one rank gathers in host memory and writes, at least, before another rank shares the work of a stage."""
+
+
+class NotFiniteError(ValueError):
+    """The weights are not finite, or give values that are not: a checkpoint of them would be useless."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,46 +77,118 @@ class Position:
         return cls(**{**values, "counters": Counters(**values["counters"])})
 
 
-def save(run: Path, engine: Engine, position: Position, check_batch: PipelineBatch) -> Path:
+@dataclass(kw_only=True)
+class _Written:
+    """What one rank wrote into a checkpoint."""
+
+    sums: dict[str, str] = field(default_factory=dict)
+    """The SHA-256 of each of its files by the path in the checkpoint."""
+    weight_map: dict[str, str] = field(default_factory=dict)
+    """The file of each parameter."""
+    num_bytes: int = 0
+    """Of weights."""
+    problem: str = ""
+    """Why it could not write."""
+
+
+def save(run: Path, engine: Engine, position: Position, check_batch: PipelineBatch, report: Report = no_report) -> Path:
     """Write a checkpoint and return its folder: a collective, called by every rank at the same step.
 
-    Logits of `check_batch` are stored for the load check. Raises OSError if a file cannot be written; earlier checkpoints are
-    then unchanged.
+    Each rank writes, hashes and syncs its own share. Logits of `check_batch` are stored for the load check. `report` is called
+    for every tensor and file. Raises OSError on every rank if one cannot write, and NotFiniteError if weights or logits are not
+    finite; nothing is then left of this checkpoint, and earlier ones are unchanged.
     """
     mesh = engine.mesh
-    folder = checkpoints_of(run)
-    final = folder / step_name(position.step)
-    partial = folder / f".{final.name}.partial"
+    final = checkpoints_of(run) / step_name(position.step)
+    partial = final.with_name(f".{final.name}.partial")
+    weights, part_name = gather_share(engine.stages, mesh, report)
+    logits = selected_logits(engine, check_batch)
+    tensors = [*weights.values(), *([] if logits is None else [logits])]
+    if any(mesh.any(not all(bool(tensor.isfinite().all()) for tensor in tensors))):
+        raise NotFiniteError(f"the model after step {position.step} has weights or outputs that are not finite")
     if mesh.is_main:
         shutil.rmtree(partial, ignore_errors=True)
-        (partial / WEIGHTS).mkdir(parents=True)
-        (partial / STATE / OPTIMIZER_FOLDER).mkdir(parents=True)
     torch.distributed.barrier()
+    written = _Written()
     try:
-        _save_weights(partial / WEIGHTS, engine.stages, mesh)
-        save_optimizer_state(partial / STATE / OPTIMIZER_FOLDER, engine.deepspeed, engine.fragments, mesh)
-        save_logits(partial / STATE, engine, check_batch)
+        _write_share(partial, engine, weights, part_name, logits, written, report)
     except (OSError, SafetensorError) as error:
+        written.problem = f"rank {mesh.rank}: {error}"
+    report("waiting for the other ranks to write their shares")
+    shares: list[Any] | None = [None] * mesh.world_size if mesh.is_main else None
+    torch.distributed.gather_object(written, shares)
+    failure = [_complete(partial, final, position, shares)] if shares is not None else [""]
+    torch.distributed.broadcast_object_list(failure)
+    if failure[0]:
         raise OSError(
-            f"checkpoint {final} could not be written ({error}): earlier ones are kept; free space or fix the disk, then rerun "
-            "the same command to resume"
-        ) from error
-    torch.distributed.barrier()
-    if mesh.is_main:
-        _finish_weights(partial / WEIGHTS, mesh)
-        finish(partial, final, position)
-    torch.distributed.barrier()
+            f"checkpoint {final} could not be written ({failure[0]}): earlier ones are kept; free space or fix the disk, then "
+            "rerun the same command to resume"
+        )
     return final
 
 
-def finish(partial: Path, final: Path, position: Position) -> None:
-    """Complete a checkpoint whose files are written: position, checksums, fsync, final name, and the pointer `latest`."""
-    write_json_atomically(partial / STATE / POSITION, asdict(position))
-    files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+def _write_share(
+    partial: Path,
+    engine: Engine,
+    weights: dict[str, Tensor],
+    part_name: str,
+    logits: Tensor | None,
+    written: _Written,
+    report: Report,
+) -> None:
+    """Write, sync and hash this rank's files. Every rank makes the folders: those of another node may be visible late."""
+    mesh, files = engine.mesh, []
+    for folder in (partial / WEIGHTS, partial / STATE / OPTIMIZER_FOLDER):
+        folder.mkdir(parents=True, exist_ok=True)
+    if weights:
+        files.append(partial / WEIGHTS / part_name)
+        report(f"writing {part_name}")
+        save_file(weights, files[-1])
+        written.weight_map = dict.fromkeys(weights, part_name)
+        written.num_bytes = files[-1].stat().st_size
+    weights.clear()
+    files.append(save_optimizer_state(partial / STATE / OPTIMIZER_FOLDER, engine.deepspeed, engine.fragments, mesh, report))
+    if logits is not None and mesh.tensor_rank == 0:
+        files.append(write_logits(partial / STATE, logits))
     for path in files:
+        report(f"syncing and hashing {path.name}")
         _fsync(path)  # a power cut must not leave a final name with empty files
-    sums = {str(path.relative_to(partial)): sha256_file(path) for path in files}
-    write_json_atomically(partial / STATE / "manifest.json", {"step": position.step, "sha256": sums})
+        written.sums[str(path.relative_to(partial))] = hash_file(path, report)
+
+
+def _complete(partial: Path, final: Path, position: Position, shares: list[_Written]) -> str:
+    """Complete a checkpoint from what every rank wrote. Returns why it could not be, after removing it, or ""."""
+    found = next((share.problem for share in shares if share.problem), "")
+    if not found:
+        sums = {name: value for share in shares for name, value in share.sums.items()}
+        weight_map = {name: part for share in shares for name, part in share.weight_map.items()}
+        index = {"metadata": {"total_size": sum(share.num_bytes for share in shares)}, "weight_map": weight_map}
+        try:
+            write_json_atomically(partial / WEIGHTS / INDEX, index)
+            sums[f"{WEIGHTS}/{INDEX}"] = hash_file(partial / WEIGHTS / INDEX)
+            finish(partial, final, position, sums)
+        except OSError as error:
+            found = str(error)
+    if found:
+        shutil.rmtree(partial, ignore_errors=True)
+    return found
+
+
+def finish(partial: Path, final: Path, position: Position, sums: dict[str, str] | None = None) -> None:
+    """Complete a checkpoint whose files are written: position, checksums, fsync, final name, and the pointer `latest`.
+
+    `sums`: the SHA-256 of the files that are synced to disk already. Default: all files are synced and hashed here.
+    """
+    if sums is None:
+        sums = {}
+        for path in [path for path in sorted(partial.rglob("*")) if path.is_file()]:
+            _fsync(path)
+            sums[str(path.relative_to(partial))] = hash_file(path)
+    write_json_atomically(partial / STATE / POSITION, asdict(position))
+    sums = {**sums, f"{STATE}/{POSITION}": hash_file(partial / STATE / POSITION)}
+    write_json_atomically(partial / STATE / CHECKPOINT_MANIFEST, {"step": position.step, "sha256": sums})
+    for folder in [partial, *(path for path in partial.rglob("*") if path.is_dir())]:
+        fsync_folder(folder)
     if final.exists():  # the same step was saved before, and the run restarted from an earlier one
         replaced = final.with_name(f".{final.name}.replaced")
         shutil.rmtree(replaced, ignore_errors=True)
@@ -109,50 +202,27 @@ def finish(partial: Path, final: Path, position: Position) -> None:
         file.write(final.name.encode() + b"\n")
 
 
-def prune(run: Path, keep_last: int | None, keep_every: int | None, keep: Collection[int] = ()) -> list[Path]:
-    """Remove all checkpoints but the newest `keep_last`, those at multiples of `keep_every`, and those of the steps in `keep`.
+def verify(checkpoint: Path, report: Report = no_report, share: tuple[int, int] = (0, 1)) -> None:
+    """Compare every file with the manifest of the checkpoint. Raises ValueError naming the first that differs.
 
-    Returns what was removed. None for `keep_last` keeps all. The newest is never removed.
+    `share` (number, of): only every `of`-th file, from `number` on, so that the ranks of a run read different ones.
     """
-    if keep_last is None:
-        return []
-    found = sorted(checkpoints_of(run).glob("step_*[0-9]"))
-    removed = []
-    for path in found[: -max(1, keep_last)]:
-        step = int(path.name.removeprefix("step_"))
-        if step in keep or (keep_every is not None and step % keep_every == 0):
-            continue
-        hidden = path.with_name(f".{path.name}.removed")  # a half-removed one must not look like a checkpoint
-        path.rename(hidden)
-        shutil.rmtree(hidden)
-        removed.append(path)
-    return removed
+    if (wrong := problem(checkpoint)) is not None:
+        raise ValueError(wrong)
+    number, of = share
+    for name, expected in list(checksums(checkpoint).items())[number::of]:
+        report(f"verifying {checkpoint.name}/{name}")
+        check_file(checkpoint / name, expected, report)
 
 
-def set_aside(checkpoint: Path) -> Path:
-    """Rename a corrupt checkpoint to `….damaged`, which nothing loads, and return the new path."""
-    number = 0
-    while (aside := checkpoint.with_name(f"{checkpoint.name}.damaged{number or ''}")).exists():
-        number += 1
-    checkpoint.rename(aside)
-    return aside
-
-
-def verify(checkpoint: Path) -> None:
-    """Compare every file with the manifest of the checkpoint. Raises ValueError naming the first that differs."""
-    sums = checksums(checkpoint)
-    if not sums:
-        raise ValueError(f"{checkpoint} has no {STATE}/manifest.json: not a checkpoint of fnet-t5, or an incomplete one")
-    for name, expected in sums.items():
-        check_file(checkpoint / name, expected)
-
-
-def load_state(checkpoint: Path, engine: Engine, check_batch: PipelineBatch) -> None:
+def load_state(checkpoint: Path, engine: Engine, check_batch: PipelineBatch, report: Report = no_report) -> None:
     """Load weights and optimizer state written by any mesh, then run the load check on `check_batch`: a collective.
 
     Raises ValueError if the checkpoint is one of another model, or if the stored logits do not come out again.
     """
-    load_optimizer_state(checkpoint / STATE / OPTIMIZER_FOLDER, engine.deepspeed, engine.stages, engine.fragments, engine.mesh)
+    folder = checkpoint / STATE / OPTIMIZER_FOLDER
+    load_optimizer_state(folder, engine.deepspeed, engine.stages, engine.fragments, engine.mesh, report)
+    report("comparing the logits of the loaded model")
     check_logits(checkpoint / STATE, engine, check_batch)
 
 
@@ -161,39 +231,39 @@ def mesh_shape(mesh: Mesh) -> dict[str, int]:
     return {"tensor": mesh.tensor_parallel, "pipeline": mesh.pipeline_parallel, "data": mesh.data_parallel}
 
 
-def gather_full(stages: Stages, mesh: Mesh) -> dict[str, Tensor]:
-    """The full tensors of the parameters that this stage owns, on the CPU: a collective over the tensor group."""
-    tensors = {}
-    for entry in stages.canonical_parameters():
-        if entry.is_copy:
-            continue
-        value = entry.parameter.detach()
-        if entry.shard_dim is not None and mesh.tensor_parallel > 1:
-            value = gather_shards(value, entry.shard_dim)
-        tensors[entry.name] = value.cpu().contiguous()
-    return tensors
+def gather_share(stages: Stages, mesh: Mesh, report: Report = no_report) -> tuple[dict[str, Tensor], str]:
+    """The full tensors that this rank writes, on the CPU, and the name of their file: a collective.
+
+    The parameters of a stage are divided among its ranks, from 512 MiB on: no rank holds more in host memory than its part.
+    """
+    entries = [entry for entry in stages.canonical_parameters() if not entry.is_copy]
+    sizes = [torch.Size(entry.full_shape).numel() * entry.parameter.element_size() for entry in entries]
+    totals = torch.zeros(mesh.pipeline_parallel, dtype=torch.int64, device=mesh.device)
+    if mesh.data_rank == mesh.tensor_rank == 0:
+        totals[mesh.pipeline_rank] = sum(sizes)
+    torch.distributed.all_reduce(totals)
+    ranks = mesh.data_parallel * mesh.tensor_parallel
+    num_parts = [max(1, min(ranks, total // _SHARE_BYTES)) for total in totals.tolist()]
+    mine, total = num_parts[mesh.pipeline_rank], max(1, sum(sizes))
+    tensors: dict[str, Tensor] = {}
+    part_of_rank = {part * ranks // mine: part for part in range(mine)}  # writers are spread over the nodes
+    own_part = part_of_rank.get(mesh.data_rank * mesh.tensor_parallel + mesh.tensor_rank)
+    begin = 0
+    for entry, size in zip(entries, sizes, strict=True):
+        part = begin * mine // total
+        begin += size
+        if part * ranks // mine // mesh.tensor_parallel == mesh.data_rank:  # the tensor group of the rank that writes it
+            report(f"gathering {entry.name}")
+            value = _full(entry, mesh)
+            if part == own_part:
+                tensors[entry.name] = value.cpu().contiguous()
+    number = sum(num_parts[: mesh.pipeline_rank]) + (own_part or 0)
+    return tensors, f"model-{number + 1:05d}-of-{sum(num_parts):05d}.safetensors"
 
 
-def _save_weights(folder: Path, stages: Stages, mesh: Mesh) -> None:
-    tensors = gather_full(stages, mesh)
-    if mesh.tensor_rank == 0 and mesh.data_rank == 0:
-        save_file(tensors, folder / _part_name(mesh.pipeline_rank, mesh.pipeline_parallel))
-
-
-def _finish_weights(folder: Path, mesh: Mesh) -> None:
-    """Write the index of parameters and files, in the layout of Hugging Face's sharded safetensors."""
-    weight_map: dict[str, Any] = {}
-    total_size = 0
-    for part in range(mesh.pipeline_parallel):
-        path = folder / _part_name(part, mesh.pipeline_parallel)
-        with safe_open(path, framework="pt") as file:
-            weight_map.update(dict.fromkeys(file.keys(), path.name))
-        total_size += path.stat().st_size
-    write_json_atomically(folder / INDEX, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
-
-
-def _part_name(part: int, num_parts: int) -> str:
-    return f"model-{part + 1:05d}-of-{num_parts:05d}.safetensors"
+def _full(entry: CanonicalParameter, mesh: Mesh) -> Tensor:
+    value = entry.parameter.detach()
+    return gather_shards(value, entry.shard_dim) if entry.shard_dim is not None and mesh.tensor_parallel > 1 else value
 
 
 def _fsync(path: Path) -> None:

@@ -23,7 +23,7 @@ _POSITIONS = 3
 _TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}
 
 
-def _selected_logits(engine: Engine, batch: PipelineBatch) -> Tensor | None:
+def selected_logits(engine: Engine, batch: PipelineBatch) -> Tensor | None:
     """Logits (_POSITIONS, V), fp32, of the first row of replica 0, on its last stage; None elsewhere. A collective."""
     logits = engine.logits(batch)
     mesh = engine.mesh
@@ -34,18 +34,29 @@ def _selected_logits(engine: Engine, batch: PipelineBatch) -> Tensor | None:
     return gather_shards(chosen, dim=-1).cpu()
 
 
-def save_logits(folder: Path, engine: Engine, batch: PipelineBatch) -> None:
-    """Store some logits of `batch` in the state folder of a checkpoint: a collective."""
-    logits = _selected_logits(engine, batch)
-    if logits is not None and engine.mesh.tensor_rank == 0:
-        save_file({"logits": logits.contiguous()}, folder / LOAD_CHECK_FILE)
+def write_logits(folder: Path, logits: Tensor) -> Path:
+    """Store the selected logits in the state folder of a checkpoint; returns the file."""
+    path = folder / LOAD_CHECK_FILE
+    save_file({"logits": logits.contiguous()}, path)
+    return path
+
+
+def holds_not_finite(folder: Path) -> bool:
+    """Whether the logits stored in a state folder are not finite: the run had diverged when it was saved."""
+    path = folder / LOAD_CHECK_FILE
+    return path.is_file() and not bool(load_file(path)["logits"].isfinite().all())
 
 
 def check_logits(folder: Path, engine: Engine, batch: PipelineBatch) -> None:
     """Compare the logits of `batch` with those stored: a collective. Raises ValueError on every rank if they differ."""
     if not (folder / LOAD_CHECK_FILE).is_file():
         return
-    logits = _selected_logits(engine, batch)
+    if holds_not_finite(folder):
+        raise ValueError(
+            f"{folder.parent} holds a model that computes values which are not finite: the run had diverged when it was saved; "
+            "take an earlier checkpoint"
+        )
+    logits = selected_logits(engine, batch)
     difference = torch.zeros(1, device=engine.mesh.device)
     if logits is not None:
         stored: Any = load_file(folder / LOAD_CHECK_FILE)["logits"]

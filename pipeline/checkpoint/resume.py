@@ -3,42 +3,86 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from pipeline.checkpoint.checkpoint import Position, set_aside, verify
+from pipeline.checkpoint.checkpoint import Position, verify
+from pipeline.checkpoint.load_check import holds_not_finite
+from pipeline.checkpoint.retention import remove_leftovers, set_aside, were_set_aside
 from pipeline.config import RunConfig
 from pipeline.distributed.mesh import Mesh
-from pipeline.run_folder import latest
+from pipeline.run_folder import STATE, Report, by_preference, problem
 
 _log = logging.getLogger(__name__)
 
 
-def newest_intact(run: Path, mesh: Mesh, keep_alive: Callable[[], None]) -> Path | None:
-    """The newest checkpoint whose files all match their checksums, or None where a run has none: a collective.
+@dataclass(frozen=True)
+class Found:
+    """The checkpoint that a run resumes from (None: it starts at step 0), and what a person should know about others."""
 
-    Corrupt ones are renamed and reported. `keep_alive` is called after each, because reading one may take minutes. Raises
-    ValueError where all are corrupt.
+    checkpoint: Path | None
+    notes: list[str]
+
+
+def newest_intact(run: Path, mesh: Mesh, report: Report) -> Found:
+    """The newest checkpoint whose files all match their checksums and whose values are finite: a collective.
+
+    What earlier starts left unfinished is removed first. Each rank reads a part of the files. A checkpoint that is incomplete
+    or differs from its checksums is renamed to `….damaged`, one that is not finite to `….diverged`. Raises ValueError where
+    there are checkpoints and none can be used.
     """
-    found: list[Path | None] = [None]
-    problem: list[str] = [""]
     if mesh.is_main:
-        while (checkpoint := latest(run)) is not None:
-            try:
-                verify(checkpoint)
-                found = [checkpoint]
-                break
-            except ValueError as error:
-                problem = [f"{error}; moved to {set_aside(checkpoint).name}"]
-                _log.warning("skipped corrupt checkpoint: %s", problem[0])
-                keep_alive()
-    torch.distributed.broadcast_object_list(found)
-    torch.distributed.broadcast_object_list(problem)
-    if found[0] is None and problem[0]:
-        raise ValueError(f"{run} has no intact checkpoint: {problem[0]}. Give another --output to start over")
-    return found[0]
+        for path in remove_leftovers(run):
+            _log.info("removed %s, left by an interrupted save", path)
+    notes: list[str] = []
+    while True:
+        candidates = [next(iter(by_preference(run)), None)] if mesh.is_main else [None]
+        torch.distributed.broadcast_object_list(candidates)
+        checkpoint = candidates[0]
+        if checkpoint is None:
+            break
+        why, text = _judge(checkpoint, mesh, report)
+        if not why:
+            return Found(checkpoint, notes)
+        if mesh.is_main:
+            notes.append(f"skipped checkpoint: {text}; moved to {set_aside(checkpoint, why).name}")
+            _log.warning(notes[-1])
+    if mesh.is_main and not notes and (aside := were_set_aside(run)):  # an earlier start: this one must not begin at step 0
+        notes.append(f"earlier starts have set aside {', '.join(path.name for path in aside)}")
+    broadcast = [notes]
+    torch.distributed.broadcast_object_list(broadcast)
+    if broadcast[0]:
+        raise ValueError(
+            f"{run} has no intact checkpoint: {broadcast[0][-1]}. To start over, give another --output, or delete the folders "
+            "that were set aside"
+        )
+    return Found(None, [])
+
+
+def _judge(checkpoint: Path, mesh: Mesh, report: Report) -> tuple[str, str]:
+    """("", "") for a checkpoint that can be resumed, else ("damaged" or "diverged", why): a collective."""
+    verdict = ("", "")
+    if mesh.is_main and (wrong := problem(checkpoint)) is not None:
+        verdict = ("damaged", wrong)
+    first = [verdict]
+    torch.distributed.broadcast_object_list(first)
+    if first[0][0]:
+        return first[0]
+    try:
+        verify(checkpoint, report, (mesh.rank, mesh.world_size))
+    except ValueError as error:
+        verdict = ("damaged", str(error))
+    report(f"waiting for the other ranks to verify {checkpoint.name}")
+    verdicts = [verdict] * mesh.world_size
+    torch.distributed.all_gather_object(verdicts, verdict)
+    found = next((one for one in verdicts if one[0]), ("", ""))
+    if not found[0] and mesh.is_main and holds_not_finite(checkpoint / STATE):
+        found = ("diverged", f"{checkpoint} holds a model whose outputs are not finite: the run had diverged when it was saved")
+    last = [found]
+    torch.distributed.broadcast_object_list(last)
+    return last[0]
 
 
 def validate_position(position: Position, config: RunConfig, fingerprint: str, run: Path) -> None:

@@ -18,6 +18,7 @@ from models.layers.initialization import initial_value
 from pipeline.distributed.batch_parallel_encoder import has_partial_gradient, shard_encoder
 from pipeline.distributed.mesh import Mesh
 from pipeline.distributed.tensor_parallel import MegatronLayers, shard_dim
+from pipeline.run_folder import Report, no_report
 
 _TIED_WEIGHT = "module.tokens.weight"
 
@@ -149,9 +150,12 @@ class Stages(PipelineModule):
 
 
 @torch.no_grad()
-def initialize(stages: Stages, mesh: Mesh, seed: int, given: Mapping[str, Tensor] | None = None) -> None:
+def initialize(
+    stages: Stages, mesh: Mesh, seed: int, given: Mapping[str, Tensor] | None = None, report: Report = no_report
+) -> None:
     """Fill the parameters of this stage: drawn from `seed`, the same on every mesh, or taken from `given` by name."""
     for entry in stages.canonical_parameters():
+        report(f"initializing {entry.name}")
         full = initial_value(entry.parameter, entry.name, entry.full_shape, seed) if given is None else given[entry.name]
         entry.parameter.copy_(entry.local_slice(full, mesh))
 

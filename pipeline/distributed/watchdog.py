@@ -1,9 +1,12 @@
 """The watchdog: prints stacks when a step hangs, and ends all ranks when one has died.
 
-Each rank runs a watchdog thread. When the training loop makes no progress for `hang_seconds`, the thread prints the stack of
-every thread of its rank and, shortly after, ends the rank. Ranks that wait for each other all hang, so the log of every rank
-shows where it was. The ranks also send heartbeats through the store of the process group: when a rank goes silent, or
-reports why it failed, all others end within a minute, each with the first reason.
+Each rank runs a watchdog thread. When no rank makes progress for `hang_seconds`, the thread prints the stack of every thread of
+its rank and, shortly after, ends the rank. Ranks that wait for each other all hang, so the log of every rank shows where it
+was. A rank that waits for one which still works (it writes a larger share of a checkpoint) is not hanging: the ranks count
+their progress in the store of the process group. They also send heartbeats there, and each watches one neighbour: when a rank
+goes silent, or reports why it failed, all others end within a minute, each with the first reason.
+
+What a rank asks of the store in a poll does not grow with the number of ranks: five requests.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -23,6 +27,10 @@ _log = logging.getLogger(__name__)
 
 FAILED_EXIT = 1
 _FAILURE = "fnet_t5/failure"
+_PROGRESS = "fnet_t5/progress"
+PROGRESS_PIPE = "FNET_T5_PROGRESS_PIPE"
+"""Environment variable with the file descriptor to which a local rank writes a byte when it makes progress."""
+_PIPE_SECONDS = 1.0
 _PEER_SECONDS = 40.0
 _POLL_SECONDS = 5.0
 _STACK_SECONDS = 15.0
@@ -41,10 +49,15 @@ class Watchdog:
         """`hang_seconds`, `peer_seconds`: how long this rank may make no progress, and another may send no heartbeat."""
         self._rank, self._world_size = rank, world_size
         self._hang_seconds, self._peer_seconds = hang_seconds, peer_seconds
-        self._activity, self._last_beat = "starting", time.monotonic()
+        self._activity, self._last_beat, self._num_beats = "starting", time.monotonic(), 0
+        self._pipe = int(os.environ.get(PROGRESS_PIPE, -1))
+        self._last_told = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._seen: dict[int, tuple[bytes, float]] = {}
+        self._neighbour = (rank + 1) % world_size
+        self._heard: tuple[bytes, float] = (b"", 0.0)
+        """The last heartbeat of the neighbour, and when it came."""
+        self._num_polls, self._counted, self._progress, self._last_progress = 0, 0, 0, 0.0
 
     def start(self) -> None:
         self._last_beat = time.monotonic()
@@ -54,6 +67,11 @@ class Watchdog:
 
     def beat(self, activity: str) -> None:
         self._activity, self._last_beat = activity, time.monotonic()
+        self._num_beats += 1
+        if self._pipe >= 0 and self._last_beat - self._last_told > _PIPE_SECONDS:
+            self._last_told = self._last_beat
+            with suppress(OSError):  # full, because the launcher is stopped; or closed, because it has ended
+                os.write(self._pipe, b".")
 
     def stop(self) -> None:
         """Stop watching, and tell the other ranks that this one has ended normally."""
@@ -76,20 +94,31 @@ class Watchdog:
             return None
 
     def _watch(self) -> None:
-        beats = 0
-        while not self._stopped.wait(min(_POLL_SECONDS, self._peer_seconds / 4)):
-            silent = time.monotonic() - self._last_beat
-            if silent > self._hang_seconds:
-                self._end_hang(silent)
-            beats += 1
-            try:
-                self._store.set(f"fnet_t5/alive/{self._rank}", str(beats))
-                reason = self.first_failure() or self._silent_peer()
-            except Exception:
-                reason = "rank 0, which holds the store of the process group, is gone"
-            if reason and not self._stopped.is_set():
-                _log.error("rank %d ends while %s: %s", self._rank, self._activity, reason)
-                _exit()
+        self._heard, self._last_progress = (b"", time.monotonic()), time.monotonic()
+        while not self._stopped.wait(min(_POLL_SECONDS, self._peer_seconds / 4, self._hang_seconds / 4)):
+            self._poll()
+
+    def _poll(self) -> None:
+        self._num_polls += 1
+        try:
+            self._store.set(f"fnet_t5/alive/{self._rank}", str(self._num_polls))
+            self._count_progress()
+            reason = self.first_failure() or self._silent_neighbour()
+        except Exception:
+            reason = "rank 0, which holds the store of the process group, is gone"
+        silent = time.monotonic() - max(self._last_beat, self._last_progress)
+        if not reason and silent > self._hang_seconds:
+            self._end_hang(silent)
+        if reason and not self._stopped.is_set():
+            _log.error("rank %d ends while %s: %s", self._rank, self._activity, reason)
+            _exit()
+
+    def _count_progress(self) -> None:
+        """Add this rank's progress since the last call to the common count, and see whether any rank made some."""
+        has_progress, self._counted = self._num_beats != self._counted, self._num_beats
+        progress = self._store.add(_PROGRESS, int(has_progress))
+        if progress != self._progress:
+            self._progress, self._last_progress = progress, time.monotonic()
 
     def _end_hang(self, silent: float) -> NoReturn:
         message = f"no progress for {silent:.0f} s while {self._activity}"
@@ -99,21 +128,20 @@ class Watchdog:
         self._publish(_FAILURE, f"rank {self._rank}: {message}", only_first=True)
         _exit()
 
-    def _silent_peer(self) -> str | None:
-        now = time.monotonic()
-        for peer in range(self._world_size):
-            key = f"fnet_t5/alive/{peer}"
-            if peer == self._rank or not self._store.check([key]):
-                continue
-            value = self._store.get(key)
-            if value == b"done":
-                continue
-            known, since = self._seen.get(peer, (b"", now))
-            if value != known:
-                self._seen[peer] = (value, now)
-            elif now - since > self._peer_seconds:
-                return f"rank {peer} has been silent for {now - since:.0f} s: it was killed, or its machine is gone"
-        return None
+    def _silent_neighbour(self) -> str | None:
+        now, key = time.monotonic(), f"fnet_t5/alive/{self._neighbour}"
+        if self._neighbour == self._rank or not self._store.check([key]):
+            return None
+        value = self._store.get(key)
+        known, since = self._heard
+        if value != known:
+            self._heard = (value, now)
+            return None
+        if value == b"done" or now - since <= self._peer_seconds:
+            return None
+        reason = f"rank {self._neighbour} has been silent for {now - since:.0f} s: it was killed, or its machine is gone"
+        self._publish(_FAILURE, reason, only_first=True)  # no other rank watches it
+        return reason
 
     def _publish(self, key: str, value: str, only_first: bool = False) -> None:
         try:

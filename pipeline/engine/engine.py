@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.config import RunConfig
 from pipeline.data.batches import DataShard, PipelineBatch
 from pipeline.distributed.batch_parallel_encoder import sum_partial_gradients
-from pipeline.distributed.mesh import Mesh
+from pipeline.distributed.mesh import Mesh, set_timeouts
 from pipeline.distributed.pipeline_stages import Stages, initialize
 from pipeline.distributed.tensor_parallel import MegatronLayers
 from pipeline.engine.deepspeed_config import deepspeed_config
@@ -23,13 +23,14 @@ from pipeline.optim.optimizer import RMSScaledAdamW, build_optimizer
 from pipeline.optim.skip_step import SkipStepGuard, SpikeDetector, StepResult
 from pipeline.optim.zero_fragments import fragments, mean_squares
 from pipeline.planner.partition import stage_bounds
-from pipeline.run_folder import load_weights
+from pipeline.run_folder import Report, load_weights, no_report
 
 
 class Engine:
     """Trains and evaluates micro-batches. Every method is a collective."""
 
-    def __init__(self, config: RunConfig, mesh: Mesh) -> None:
+    def __init__(self, config: RunConfig, mesh: Mesh, *, will_load: bool = False, report: Report = no_report) -> None:
+        """`will_load`: a checkpoint is loaded next, so no initial weights are drawn or read."""
         self.config, self.mesh = config, mesh
         self.accumulation_steps = config.train.accumulation_steps(mesh.data_parallel)
         self.shard = DataShard(config.train.micro_batch_size, mesh.data_parallel, mesh.data_rank)
@@ -47,11 +48,15 @@ class Engine:
                 recompute=train.recompute,
                 bounds=bounds,
             )
-            given_weights = None if train.initial_weights is None else load_weights(train.initial_weights)
-            initialize(self.stages, mesh, train.seed, given_weights)
-            del given_weights
+            if not will_load:
+                report("reading the initial weights")
+                given_weights = None if train.initial_weights is None else load_weights(train.initial_weights, report)
+                initialize(self.stages, mesh, train.seed, given_weights, report)
+                del given_weights
+            report("building the optimizer")
             optimizer = build_optimizer(self.stages.canonical_parameters(), config.optimizer)
             self.deepspeed, *_ = deepspeed.initialize(model=self.stages, optimizer=optimizer, config=settings)
+        set_timeouts()
         self.fragments = fragments(self.deepspeed, self.stages)
         if isinstance(optimizer, RMSScaledAdamW):
             optimizer.bind(self.fragments, *mean_squares(self.deepspeed, self.stages, self.fragments))

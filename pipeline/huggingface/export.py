@@ -1,7 +1,7 @@
 """A trained model as a Hugging Face folder: weights, configuration, tokenizer, model card, and code for the hybrid.
 
-T5, GPT-2, BERT and FNet become transformers' own classes. The hybrid has no class there: its folder has three files with code,
-which import nothing of this project.
+T5, GPT-2, BERT and FNet become transformers' own classes. The hybrid has no class there: its folder has four files with code,
+which import nothing of this project. `model_card.py` writes the card.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ import models.huggingface
 from data_prep.files import write_json_atomically
 from data_prep.tokenization.tokenizer import TOKENIZER_FILE, eos_id, load_tokenizer, start_id
 from models.config import ModelConfig
-from models.cost.parameters import num_parameters
 from models.huggingface import entries, their_config
 from models.huggingface.mapping import to_theirs
 from pipeline.config import RunConfig
 from pipeline.huggingface.folder import write_folder
+from pipeline.huggingface.model_card import model_card
+from pipeline.objectives.vocabulary import Vocabulary
 from pipeline.run_folder import METRICS, find, load_weights
 
-_CODE = ("configuration_fnet_t5.py", "layers_fnet_t5.py", "modeling_fnet_t5.py")
+_CODE = ("configuration_fnet_t5.py", "layers_fnet_t5.py", "modeling_fnet_t5.py", "pipeline_fnet_t5.py")
 
 
 def export_run(run: Path, output: Path, step: int | None = None) -> ModelConfig:
@@ -36,7 +37,7 @@ def export_run(run: Path, output: Path, step: int | None = None) -> ModelConfig:
     config = RunConfig.load(run)
     checkpoint = find(run, step)
     number = int(checkpoint.name.removeprefix("step_"))
-    card = model_card(config.model, output.name, _results(run, number, config))
+    card = model_card(config.model, run.resolve().name, _results(run, number, config))
     export_model(
         config.model,
         load_weights(checkpoint),
@@ -83,55 +84,9 @@ def export_model(
         for name in _CODE:
             shutil.copyfile(code / name, output / name)
     if tokenizer is not None:
-        if config.is_decoder_only:
-            _begin_with(loaded, special["bos_token_id"]).save(str(output / "tokenizer.json"))
-        else:
-            shutil.copyfile(tokenizer, output / "tokenizer.json")
-        write_json_atomically(output / "tokenizer_config.json", _tokenizer_config(tokenizer, special, encoder_length))
+        _write_tokenizer(config, tokenizer, output, special, encoder_length)
     if card:
         (output / "README.md").write_text(card, encoding="utf-8")
-
-
-def model_card(config: ModelConfig, name: str, results: Mapping[str, str]) -> str:
-    """The model card as Markdown: what the model is, its results and how to use it."""
-    is_writer = not config.is_encoder_only
-    auto = "AutoModelForCausalLM" if config.is_decoder_only else "AutoModelForSeq2SeqLM"
-    is_hybrid = config.architecture == "fnet_t5"
-    task = "text-generation" if config.is_decoder_only else "text2text-generation" if is_writer else "fill-mask"
-    kinds = {"fnet_t5": f"{config.mixing} encoder, attention decoder", "t5": "T5", "gpt2": "GPT-2"}
-    kind = kinds.get(config.architecture, config.architecture)
-    trust = ", trust_remote_code=True" if is_hybrid else ""
-    lines = [
-        "---",
-        "library_name: transformers",
-        f"pipeline_tag: {task}",
-        "---",
-        f"# {name}",
-        "",
-        f"{kind} of size {config.size}, {num_parameters(config):,} parameters, trained with FNet-T5.",
-        "",
-        "| | |",
-        "| --- | --- |",
-        *(f"| {key} | {value} |" for key, value in results.items()),
-    ]
-    if is_writer:
-        lines += [
-            "",
-            "```python",
-            f"from transformers import AutoTokenizer, {auto}",
-            "",
-            f'tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})',
-            f'model = {auto}.from_pretrained("{name}"{trust})',
-            'inputs = tokenizer(["The Fourier transform"], return_tensors="pt", padding=True)',
-            "print(tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=40), skip_special_tokens=True))",
-            "```",
-        ]
-    if is_hybrid:
-        lines += [
-            "",
-            "Pad on the right; longer inputs than the encoder length above are refused. The basis of the transform is fixed.",
-        ]
-    return "\n".join(lines) + "\n"
 
 
 def _results(run: Path, step: int, config: RunConfig) -> dict[str, str]:
@@ -151,24 +106,53 @@ def _results(run: Path, step: int, config: RunConfig) -> dict[str, str]:
     return results
 
 
-def _begin_with(tokenizer: Tokenizer, token_id: int) -> Tokenizer:
-    """The tokenizer with the token before every text, as in the training of decoder-only models."""
-    token = tokenizer.id_to_token(token_id)
-    tokenizer.post_processor = TemplateProcessing(single=f"{token} $A", special_tokens=[(token, token_id)])
-    return tokenizer
-
-
-def _tokenizer_config(tokenizer: Path, special: Mapping[str, int], length: int | None) -> dict[str, Any]:
+def _write_tokenizer(
+    config: ModelConfig, tokenizer: Path, output: Path, special: Mapping[str, int], length: int | None
+) -> None:
+    """tokenizer.json, which frames a text as the rows of training were, and tokenizer_config.json."""
     loaded = load_tokenizer(tokenizer)
-    names = {
-        "pad_token": loaded.id_to_token(special["pad_token_id"]),
-        "eos_token": loaded.id_to_token(special["eos_token_id"]),
-        "unk_token": "<unk>" if loaded.token_to_id("<unk>") is not None else None,
-    }
-    return {
-        **{key: value for key, value in names.items() if value is not None},
+    names = {"pad_token": loaded.id_to_token(special["pad_token_id"]), "eos_token": loaded.id_to_token(special["eos_token_id"])}
+    if loaded.token_to_id("<unk>") is not None:
+        names["unk_token"] = "<unk>"
+    named = Vocabulary.of(loaded).named if config.is_encoder_only else {}
+    is_framed = True
+    if config.is_decoder_only:
+        _frame(loaded, single=[special["bos_token_id"], "$A"])
+        names["bos_token"] = loaded.id_to_token(special["bos_token_id"])
+    elif {"[CLS]", "[SEP]", "[MASK]"} <= named.keys():
+        cls, sep = named["[CLS]"], named["[SEP]"]
+        _frame(loaded, single=[cls, "$A", sep], pair=[cls, "$A", sep, "$B:1", sep])
+        names |= {f"{name[1:-1].lower()}_token": loaded.id_to_token(named[name]) for name in ("[CLS]", "[SEP]", "[MASK]")}
+    else:
+        is_framed = False
+    if is_framed:
+        loaded.save(str(output / "tokenizer.json"))
+    else:
+        shutil.copyfile(tokenizer, output / "tokenizer.json")
+    values = {
+        **names,
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "padding_side": "right",
+        # transformers generates from the end of a row, so the padding of a decoder-only model stands before it
+        "padding_side": "left" if config.is_decoder_only else "right",
+        "model_input_names": ["input_ids", *_other_inputs(config)],
         "clean_up_tokenization_spaces": False,
         **({"model_max_length": length} if length else {}),
     }
+    write_json_atomically(output / "tokenizer_config.json", values)
+
+
+def _other_inputs(config: ModelConfig) -> list[str]:
+    """The inputs of the class beside input_ids that the tokenizer makes. FNet's class has no mask."""
+    types = ["token_type_ids"] if config.is_encoder_only else []
+    return types if config.architecture == "fnet" else [*types, "attention_mask"]
+
+
+def _frame(tokenizer: Tokenizer, **templates: list[int | str]) -> None:
+    """Put tokens, given by id, around every text. The second sequence and the token behind it have segment type 1."""
+    texts: dict[str, str] = {}
+    used = {part for template in templates.values() for part in template if isinstance(part, int)}
+    for kind, template in templates.items():
+        parts = [tokenizer.id_to_token(part) if isinstance(part, int) else part for part in template]
+        texts[kind] = " ".join(parts) + (":1" if kind == "pair" else "")
+    tokens = [(tokenizer.id_to_token(token_id), token_id) for token_id in sorted(used)]
+    tokenizer.post_processor = TemplateProcessing(special_tokens=tokens, **texts)

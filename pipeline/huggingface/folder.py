@@ -57,8 +57,11 @@ def write_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
     """Write config.json and model.safetensors; a tensor with several names is written under each."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{_SAFETENSORS}.partial"
+    partial.touch()
+    mode = partial.stat().st_mode  # as the umask says; save_file gives its file to the owner alone
     # safetensors refuses tensors that share memory, such as tied ones
     save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, partial, {"format": "pt"})
+    partial.chmod(mode)
     partial.replace(folder / _SAFETENSORS)
     write_json_atomically(folder / _CONFIG, dict(config))
 

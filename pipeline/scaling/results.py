@@ -116,8 +116,9 @@ def _of_ladder(place: Path, name: str, ladder: Ladder, run: PlannedRun, end: End
         rate = None
     planned = run_config(ladder, run, end, rate or 1.0, None).model_dump(mode="json")
     there = _config_of(folder / "config.json")
+    # places of data are the machine's; equal fingerprints show that the data are the same
     sections = ("model", "mesh", "train", "optimizer", "data")
-    own = {"data.path", *(() if rate else ("optimizer.learning_rate",))}
+    own = {"data.path", "data.blend", *(() if rate else ("optimizer.learning_rate",))}
     for key in (key for name in sections for key in _differences(planned[name], there.get(name, {}), f"{name}.")):
         if key not in own:
             return Excluded(str(folder), f"is not the run that was planned: its {key} differs")
@@ -221,6 +222,7 @@ def _read_result(folder: Path, arm: str, budget: float, size: str, by_suffix_bpb
         own_loss=own_loss,
         sources=sources,
         steps=int(config["train"]["steps"]),
+        warmup_steps=int(config["optimizer"]["warmup_steps"]),
         rows=int(config["train"]["global_batch_size"]),
         learning_rate=float(config["optimizer"]["learning_rate"]),
         encoder_tokens=float(last["encoder_tokens"]),

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.eval.measurements import Measurements
 from pipeline.scaling.curves import ValidationPoint
 from pipeline.scaling.fit.points import Point
+from pipeline.scaling.ladder.planned_runs import FEWEST_STEPS, FEWEST_TOKENS, FEWEST_WARMUP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class RunResult:
     sources: dict[str, float]
     """Bits per byte by source; empty if suffix bits per byte were not evaluated."""
     steps: int
+    warmup_steps: int | None
     rows: int
     learning_rate: float
     encoder_tokens: float
@@ -56,3 +58,13 @@ class RunResult:
         if self.measurements is not None:
             return self.measurements.text_loss
         return self.curve[-1].text_loss if self.curve else None
+
+    @property
+    def tokens_per_parameter(self) -> float:
+        return self.point.tokens / self.point.num_parameters
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it made less than 1,000 steps or 200 of warm-up, or read less than 3 raw tokens a parameter."""
+        warms_up_briefly = self.warmup_steps is not None and self.warmup_steps < FEWEST_WARMUP
+        return warms_up_briefly or self.steps < FEWEST_STEPS or self.tokens_per_parameter < FEWEST_TOKENS

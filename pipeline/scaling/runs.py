@@ -15,6 +15,8 @@ from models.cost.parameters import num_parameters
 from pipeline.scaling.fit.points import Excluded, Point
 from pipeline.tracking.metrics import read_metrics
 
+ARCHIVED_FILE = "archived.json"
+"""In a run folder of an archive: what the tokenizer and the data, which are not there, would say."""
 _CONFIG, _METRICS, _STATUS, _ALL = "config.json", "metrics.jsonl", "STATUS", "all"
 _RISEN = 1.05
 """A run that ends this much above its own lowest validation loss has diverged, even if its numbers are finite."""
@@ -34,9 +36,14 @@ def read_run(
         status = _read_status(folder)
         rows = _validations(folder)
         fingerprint = str(_read_json(_latest(folder) / "state" / "position.json")["dataset_fingerprint"])
-        tokenizer = sha256_file(_existing(folder / TOKENIZER_FILE))
-        last = rows[-1]
-        epochs = _epochs(config["data"], float(last["raw_tokens"]), train_tokens)
+        last, archived = rows[-1], folder / ARCHIVED_FILE
+        if archived.is_file():
+            stored = _read_json(archived)
+            tokenizer, distinct = str(stored["tokenizer_sha256"]), float(stored["distinct_tokens"])
+        else:
+            tokenizer = sha256_file(_existing(folder / TOKENIZER_FILE))
+            distinct = float(train_tokens or _distinct_tokens(config["data"]))
+        epochs = float(last["raw_tokens"]) / distinct
     except _MissingError as missing:
         return Excluded(str(folder), str(missing))
     loss = last.get("validation_loss")
@@ -117,18 +124,21 @@ def _problem(status: str, step: int, steps: int, rows: list[dict[str, Any]]) -> 
     return None
 
 
-def _epochs(data: Mapping[str, Any], tokens: float, train_tokens: int | None) -> float:
-    """Passes over the text that was repeated most, among a blend's folders and the sources that `prepare` repeated."""
-    if train_tokens is not None:
-        return tokens / train_tokens
+def _distinct_tokens(data: Mapping[str, Any]) -> float:
+    try:
+        return distinct_tokens(data)
+    except ManifestError as error:
+        raise _MissingError(f"how often it repeats its data is unknown ({error}); or give its train_tokens") from error
+
+
+def distinct_tokens(data: Mapping[str, Any]) -> float:
+    """Tokens after which a run of this `data` section has read a text once: the text that is repeated most often, among a
+    blend's folders and the sources that `prepare` repeated. Raises ManifestError if a folder is gone."""
     parts = [(part["path"], part["weight"]) for part in data["blend"]] or [(data["path"], 1.0)]
     total = sum(weight for _, weight in parts)
-    passes = []
+    found = []
     for path, weight in parts:
-        try:
-            manifest = load_manifest(path)
-        except ManifestError as error:
-            raise _MissingError(f"how often it repeats its data is unknown ({error}); or give its train_tokens") from error
-        repeated = max(manifest.epochs.values(), default=1.0)
-        passes.append(tokens * weight / total / manifest.splits["train"].total.tokens * max(1.0, repeated))
-    return max(passes)
+        manifest = load_manifest(path)
+        repeated = max([1.0, *manifest.epochs.values()])
+        found.append(manifest.splits["train"].total.tokens / repeated * total / weight)
+    return min(found)

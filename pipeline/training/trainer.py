@@ -7,16 +7,16 @@ The loop is here; what happens around a step (validation, tracking, checkpoints,
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from data_prep.files import only_writer
 from models.architectures.pieces import forward_flops
 from models.layers.factory import TorchLayers
-from pipeline.checkpoint.checkpoint import Position, load_state, mesh_shape, save
+from pipeline.checkpoint.checkpoint import NotFiniteError, Position, load_state, mesh_shape, save
 from pipeline.checkpoint.resume import newest_intact, validate_position
 from pipeline.config import RunConfig
 from pipeline.data.batches import PipelineBatch, TrainingBatches, objective_of, training_rows
@@ -27,7 +27,7 @@ from pipeline.distributed.watchdog import Watchdog
 from pipeline.engine.engine import Engine
 from pipeline.eval.validation import validation_sets
 from pipeline.optim.lr_schedule import learning_rate
-from pipeline.run_folder import write_status
+from pipeline.run_folder import hold, write_status
 from pipeline.tracking.metrics import Counters
 from pipeline.training.hooks.default import default_hooks
 from pipeline.training.hooks.hook import Hook, HookList, StepReport
@@ -56,7 +56,7 @@ def _train(run: Path, stop: StopSignal, hooks: Sequence[Hook]) -> str:
     mesh = join(config.mesh)
     watchdog = Watchdog(mesh.rank, mesh.world_size, 60 * config.train.hang_minutes)
     watchdog.start()
-    with only_writer(run) if mesh.is_main else nullcontext():
+    with hold(run) if mesh.is_main else nullcontext():
         try:
             trainer = Trainer(run, config, mesh, [*default_hooks(config, mesh, watchdog, stop), *hooks])
             status = trainer.run()
@@ -86,17 +86,24 @@ class Trainer:
         """
         self.run_folder, self.config, self.mesh, self.hooks = run, config, mesh, HookList(hooks)
         data, train = config.data, config.train
+        self.step = 0
+        self.has_pending_validation = False
+        """Set by a hook whose validation of the last step was interrupted: the run is then not finished."""
         self.objective = objective_of(config)
-        self.engine = Engine(config, mesh)
+        found = newest_intact(run, mesh, self.report)
+        self._start_notes = found.notes
+        self.engine = Engine(config, mesh, will_load=found.checkpoint is not None, report=self.report)
+        self.report("opening the data")
         rows, weights = training_rows(data)
         self.batches = TrainingBatches(
             rows, self.objective, self.engine.shard, train.global_batch_size, train.seed, weights, data.skip_ranges
         )
         self.validation_sets = validation_sets(config, self.engine.shard)
         self.flops_per_row = 3 * forward_flops(config.model, TorchLayers(), data.lengths)
-        self.counters, self.step = Counters(), 0
+        self.counters = Counters()
         self._stop_requested = self._checkpoint_requested = False
-        self._resume()
+        self._is_finite = self._is_saved = True
+        self._resume(found.checkpoint)
         self._prefetch = Prefetch(self._make_step, train.steps, data.prefetch_steps, data.loader_workers)
 
     def run(self) -> str:
@@ -104,8 +111,13 @@ class Trainer:
         status = "failed"
         try:
             self.hooks.on_start(self)
-            self._loop()
-            status = "finished" if self.step >= self.config.train.steps else "preempted"
+            for note in self._start_notes:
+                self.hooks.on_note(self, note)
+            self.hooks.on_ready(self)
+            if not self.has_pending_validation:
+                self._loop()
+            is_done = self.step >= self.config.train.steps and not self.has_pending_validation
+            status = "finished" if is_done else "preempted"
         finally:
             self.hooks.on_activity(self, "closing")
             self._prefetch.close()
@@ -121,6 +133,10 @@ class Trainer:
         """Save after this step. A request of any rank is enough."""
         self._checkpoint_requested = True
 
+    def report(self, activity: str) -> None:
+        """Report that something is about to be done which may take long: progress for the watchdog."""
+        self.hooks.on_activity(self, activity)
+
     def log(self, **values: float | str) -> None:
         """Log a row of metrics for the current step: `values`, and what the run has spent so far."""
         self.hooks.on_log(self, {"step": self.step, **values, **asdict(self.counters)})
@@ -129,10 +145,16 @@ class Trainer:
         num_steps, is_stopping = self.config.train.steps, False
         while self.step < num_steps and not is_stopping:
             report = self._train_step()
+            self._is_finite = math.isfinite(report.loss) and math.isfinite(report.grad_norm)  # equal on all ranks
             self.hooks.after_step(self, report)
             is_stopping, is_saving = self.mesh.any(self._stop_requested, self._checkpoint_requested)
             if is_stopping or is_saving or self.step == num_steps:
                 self._save()
+                if not self._is_saved and self.step == num_steps:
+                    raise ValueError(
+                        f"step {num_steps}, the last one, is not finite: it is not saved. Lower optimizer.learning_rate, or "
+                        "resume from an earlier checkpoint with train.skip_steps"
+                    )
 
     def _train_step(self) -> StepReport:
         train = self.config.train
@@ -177,6 +199,18 @@ class Trainer:
         return self.validation_sets[-1].batches[0]
 
     def _save(self) -> None:
+        """Save, unless the step is not finite: then the request stands, and the first finite step after it is saved."""
+        problem = "" if self._is_finite else f"loss or gradient of step {self.step} is not finite"
+        try:
+            if not problem:
+                self._write_checkpoint()
+        except NotFiniteError as error:
+            problem = str(error)
+        if problem and self._is_saved:
+            self.hooks.on_note(self, f"{problem}: no checkpoint is saved or removed until the run is finite again")
+        self._is_saved, self._checkpoint_requested = not problem, bool(problem)
+
+    def _write_checkpoint(self) -> None:
         position = Position(
             step=self.step,
             seed=self.config.train.seed,
@@ -186,22 +220,20 @@ class Trainer:
             next_sample=self.batches.position_after(self.step),
             guards=self.engine.skip_step.spikes.state(),
         )
-        self.hooks.on_activity(self, f"saving step {self.step}")
+        self.report(f"saving step {self.step}")
         started = time.perf_counter()
-        checkpoint = save(self.run_folder, self.engine, position, self._check_batch)
+        checkpoint = save(self.run_folder, self.engine, position, self._check_batch, self.report)
         _log.info("saved %s in %.1f s", checkpoint.name, time.perf_counter() - started)
-        self._checkpoint_requested = False
         self.hooks.on_checkpoint(self, checkpoint)
 
-    def _resume(self) -> None:
-        """Load the newest intact checkpoint, if there is one: a collective."""
-        checkpoint = newest_intact(self.run_folder, self.mesh, lambda: self.hooks.on_activity(self, "looking for a checkpoint"))
+    def _resume(self, checkpoint: Path | None) -> None:
+        """Load a checkpoint, if there is one: a collective."""
         if checkpoint is None:
             _log.info("starting at step 0")
             return
         position = Position.read(checkpoint)
         validate_position(position, self.config, self.batches.fingerprint, self.run_folder)
-        load_state(checkpoint, self.engine, self._check_batch)
+        load_state(checkpoint, self.engine, self._check_batch, self.report)
         self.engine.skip_step.spikes.restore(position.guards)
         self.step, self.counters = position.step, position.counters
         if position.next_sample is not None:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from data_prep.executor.ray_session import ray_session
 from data_prep.tokenization.tokenizer import save_tokenizer, train_tokenizer
+from data_prep.units import job_progress
 
 _TEXT = "the quick brown fox jumps over a lazy dog while seven wizards box on café tables in 東京 🙂"
 _WORDS = _TEXT.split()
@@ -77,3 +78,9 @@ def ray() -> Iterator[None]:
     """One Ray session with two CPUs for all tests that prepare data."""
     with ray_session(2):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _all_progress_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests act on single events, which a user is not told that often."""
+    monkeypatch.setattr(job_progress, "_SECONDS_BETWEEN", 0)

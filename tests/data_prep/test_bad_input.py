@@ -20,6 +20,7 @@ from data_prep.dataset.indexed_dataset import TokenFile
 from data_prep.dataset.manifest import Manifest
 from data_prep.prepare import PrepareError, prepare
 from data_prep.readers.input_files import InputError
+from data_prep.units import counts
 from data_prep.units.job_progress import Progress
 
 pytestmark = pytest.mark.usefixtures("ray")
@@ -124,6 +125,39 @@ def test_bad_lines_are_located_in_the_file_for_any_unit_size(raw: Path, tokenize
         prepare(_config(raw, tokenizer_file, max_record_bytes=5000, max_bad_share=0.001, output=raw.parent / "strict"))
 
 
+@pytest.mark.parametrize("unit_bytes", [1, 45, 100, 1_000_000])
+def test_a_byte_order_mark_is_one_only_at_the_start_of_a_file(raw: Path, tokenizer_file: Path, unit_bytes: int) -> None:
+    """Not at the start of a block: what a line is does not depend on the size of units."""
+    lines = [b"\xef\xbb\xbf" + orjson.dumps({"text": f"line {i}"}) + b"\n" for i in range(10)]
+    (raw / "a.jsonl").write_bytes(b"".join(lines))
+    (raw / "good.jsonl").unlink()
+    config = _config(raw, tokenizer_file, unit_bytes=unit_bytes, max_bad_share=1)
+    assert prepare(config).rejected == {"invalid JSON": 9}
+    assert [bad["line"] for bad in _quarantine(config)] == [*range(2, 11)]
+
+
+def test_two_records_on_one_line_are_counted_as_two(raw: Path, tokenizer_file: Path, tokenizer: Tokenizer) -> None:
+    (raw / "good.jsonl").write_bytes(b'{"text": "first"}{"text": "second"}{"no": "text"}\n\n{"text": "third"}')
+    config = _config(raw, tokenizer_file)
+    manifest = prepare(config)
+    assert (manifest.records, manifest.blank_lines, manifest.rejected) == (4, 1, {"no text key": 1})
+    assert _reconcile(manifest) == 3
+    data = TokenFile(config.output / "train")
+    assert [tokenizer.decode(data[i][:-1].tolist()) for i in range(3)] == ["first", "second", "third"]
+
+
+def test_too_many_sources_are_refused_before_all_work_is_done(
+    raw: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counts, "MAX_SOURCES", 20)
+    lines = [orjson.dumps({"text": "x", "meta": {"pile_set_name": f"https://page/{i}"}}) + b"\n" for i in range(1000)]
+    (raw / "a.jsonl").write_bytes(b"".join(lines))
+    config = _config(raw, tokenizer_file, unit_bytes=1000)
+    with pytest.raises(PrepareError, match=r"more than 20 sources, one of them 'https://page/\d+': meta\.pile_set_name"):
+        prepare(config)
+    assert len(list((config.output / ".work" / "units").glob("*.json"))) < 20
+
+
 def test_empty_files_are_named(raw: Path, tokenizer_file: Path) -> None:
     names = ["a.jsonl", "a.jsonl.gz", "a.jsonl.xz", "a.jsonl.zst", "a.txt"]
     for name in names:
@@ -187,16 +221,34 @@ def _only(spoil: Callable[[Progress], None], fault: str, path: Path) -> Callable
     return listener
 
 
-def test_a_file_that_changes_while_it_is_read_fails_the_job(raw: Path, tokenizer_file: Path) -> None:
-    path = raw / "a.jsonl"
-    path.write_bytes(b"".join(_LINES))
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst"])
+def test_a_touched_file_is_compared_and_only_other_bytes_fail_the_job(raw: Path, tokenizer_file: Path, name: str) -> None:
+    path = raw / name
+    data = b"".join(_LINES) if name.endswith("jsonl") else _PACKERS["zst"](b"".join(_LINES))
+    path.write_bytes(data)
 
-    def spoil(progress: Progress) -> None:
+    def touch(progress: Progress) -> None:
         if progress.units_done == 2:
             os.utime(path, ns=(1, 1))
 
-    with pytest.raises(PrepareError, match=r"a\.jsonl: changed during the job"):
-        prepare(_config(raw, tokenizer_file, unit_bytes=5000), spoil)
+    config = _config(raw, tokenizer_file, unit_bytes=5000)
+    assert _reconcile(prepare(config, touch)) == 4050
+    assert prepare(config).skipped_inputs == {}
+
+    def change(progress: Progress) -> None:
+        if progress.units_done == 2:
+            # What was read already; a change of what is read later is no contradiction.
+            path.write_bytes(bytes(byte ^ 1 for byte in data[:30]) + data[30:])
+
+    def fields(policy: str) -> dict[str, object]:
+        return {"unit_bytes": 5000, "output": raw.parent / policy, "on_unreadable": policy}
+
+    with pytest.raises(PrepareError, match=rf"{name}: (changed during the job, with the same size|unit \d+ has other)"):
+        prepare(_config(raw, tokenizer_file, **fields("fail")), change)
+    path.write_bytes(data)
+    manifest = prepare(_config(raw, tokenizer_file, **fields("skip")), change)
+    assert list(manifest.skipped_inputs) == [name]
+    assert _reconcile(manifest) == 50
 
 
 def test_a_folder_without_a_match_is_refused(tmp_path: Path, tokenizer_file: Path) -> None:

@@ -1,5 +1,9 @@
+import errno
+import fcntl
 import hashlib
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +85,46 @@ def test_a_folder_has_one_writer_and_dead_writers_are_ignored(tmp_path: Path) ->
     with only_writer(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(params=[errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def no_flock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without flock, as Lustre without the option, FUSE and some NFS."""
+
+    def flock(file: object, operation: int) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.usefixtures("no_flock")
+def test_without_flock_a_folder_has_one_writer(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock.owner"
+    with only_writer(tmp_path):
+        assert lock.read_text().split()[:2] == [socket.gethostname(), str(os.getpid())]
+        with pytest.raises(FolderInUseError, match=rf"process {os.getpid()} on host .*{lock}"), only_writer(tmp_path):
+            pass
+    assert not list(tmp_path.iterdir())
+    lock.write_text("another-host 12 1.0")
+    with pytest.raises(FolderInUseError, match=rf"process 12 on host another-host .*delete {lock}"), only_writer(tmp_path):
+        pass
+    assert lock.read_text() == "another-host 12 1.0"
+
+
+@pytest.mark.usefixtures("no_flock")
+@pytest.mark.parametrize("owner", ["{host} 4194303 1.0", "{host} {pid} 1.0"])
+def test_without_flock_the_lock_of_a_dead_process_is_replaced(tmp_path: Path, owner: str) -> None:
+    """Also if its number was given to another process since."""
+    (tmp_path / ".lock.owner").write_text(owner.format(host=socket.gethostname(), pid=os.getpid()))
+    with only_writer(tmp_path):
+        assert (tmp_path / ".lock.owner").read_text().split()[1] == str(os.getpid())
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_error_of_a_lock_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match=rf"Input/output error: '{tmp_path}/\.lock'"), only_writer(tmp_path):
+        pass

@@ -33,7 +33,7 @@ def test_every_key_has_a_description(script: ModuleType) -> None:
     assert missing == [], f"{len(missing)} keys lack a description: write a docstring under the field"
 
 
-@pytest.mark.parametrize("kind", ["train", "data", "scaling", "cluster"])
+@pytest.mark.parametrize("kind", ["train", "data", "scaling", "battery", "cluster"])
 def test_every_key_of_the_shipped_files_is_on_the_page(repository: Path, page: str, kind: str) -> None:
     """The keys come from the files, not from the classes."""
     described = set(re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE))

@@ -19,7 +19,7 @@ import torch
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
-from pipeline.checkpoint.checkpoint import gather_full
+from pipeline.checkpoint.checkpoint import gather_share
 from pipeline.distributed.mesh import join
 from pipeline.distributed.pipeline_stages import clone_stage_gradients
 from pipeline.engine.engine import Engine
@@ -68,7 +68,7 @@ def main() -> None:
             losses.append(result.loss)
             norms.append(result.grad_norm)
         validation = engine.evaluate(micro_batches(1000, engine.shard, task))
-        parameters = gather_full(engine.stages, mesh)
+        parameters, _ = gather_share(engine.stages, mesh)
         stages: list[Any] = [None] * mesh.world_size
         torch.distributed.all_gather_object(stages, parameters)
         if mesh.is_main:

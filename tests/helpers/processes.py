@@ -20,7 +20,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_processes(num_processes: int, script: Path | str, *arguments: object, timeout: float = 480) -> None:
+def start_processes(num_processes: int, script: Path | str, *arguments: object, timeout: float = 1200) -> None:
     """Run a script in `num_processes` gloo processes and wait, at most `timeout` seconds for each.
 
     `script` is a path, or the name of a file in `tests/helpers`. It can import this checkout and `tests.helpers`. Raises

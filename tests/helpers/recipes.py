@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from data_prep.files import sha256_file
 from data_prep.tokenization.tokenizer import load_tokenizer, num_ids
 from models.architectures.build import build_model
 from models.architectures.single_process import SingleProcessModel
@@ -49,9 +50,10 @@ def write_checkpoint(folder: Path, config: RunConfig) -> None:
     checkpoint = folder / "checkpoints" / "step_00000001"
     (checkpoint / "weights").mkdir(parents=True)
     (checkpoint / "state").mkdir()
-    (checkpoint / "state" / "manifest.json").write_text('{"sha256": {}}')
     weights = {name: value.contiguous() for name, value in random_model(config).state_dict().items()}
     save_file(weights, checkpoint / "weights" / "model.safetensors")
     index = {"weight_map": dict.fromkeys(weights, "model.safetensors")}
     (checkpoint / "weights" / "model.safetensors.index.json").write_text(json.dumps(index))
+    sums = {f"weights/{path.name}": sha256_file(path) for path in (checkpoint / "weights").iterdir()}
+    (checkpoint / "state" / "manifest.json").write_text(json.dumps({"sha256": sums}))
     (folder / "tokenizer.json").write_bytes((config.data.path / "tokenizer.json").read_bytes())

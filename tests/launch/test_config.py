@@ -14,6 +14,7 @@ from launch.config import check_same_run, load_config, load_run_config, write_re
 from launch.config_errors import ConfigError, all_keys
 from launch.recipes import packaged_recipes
 from pipeline.config import RunConfig
+from pipeline.scaling.battery.settings import BatteryRecipe
 from pipeline.scaling.ladder.recipe import LadderRecipe
 
 DEMO = "configs/train/demo.yaml"
@@ -43,6 +44,8 @@ def test_every_shipped_recipe_loads(name: str, tmp_path: Path, monkeypatch: pyte
         load_config(launch_spec_class(), name)
     elif kind == "scaling":
         load_config(LadderRecipe, name)
+    elif kind == "battery":
+        load_config(BatteryRecipe, name)
     else:
         assert kind == "train", f"add the configuration class of the recipes in configs/{kind} here"
         load_run_config(name)

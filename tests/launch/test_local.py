@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.local import run_local
+from launch.local import ProgressPipe, run_local
+from pipeline.distributed.watchdog import Watchdog
 
 # A rank writes its pid, then runs its part of the script.
 WORKER = """
@@ -239,3 +240,45 @@ def test_ranks_that_do_not_stop_are_killed(
         process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
     assert process.returncode == 130
+
+
+def test_a_save_that_reports_progress_is_not_killed_and_one_that_does_not_is(
+    run: Path, worker: Callable[[str], Path], launcher: Callable[..., list[str]], environment: dict[str, str]
+) -> None:
+    """After SIGTERM rank 0 works ten times as long as the grace, with reports; then rank 1 hangs."""
+    body = """
+def save(number, frame):
+    for _ in range(40 if rank == 0 else 0):
+        os.write(int(os.environ["FNET_T5_PROGRESS_PIPE"]), b".")
+        time.sleep(0.5)
+    note("saved", "")
+    if not (run / "hang").exists():
+        sys.exit(0)
+    time.sleep(1000)
+
+signal.signal(signal.SIGTERM, save)
+"""
+    script = worker(body + READY + "time.sleep(1000)")
+    for hangs in (False, True):
+        for path in run.glob("*_[01]"):
+            path.unlink()
+        if hangs:
+            (run / "hang").touch()
+        process = subprocess.Popen(launcher(script, stop_grace=2.0), env=environment, stderr=subprocess.PIPE)
+        assert eventually(lambda: len(pids(run)) == 2, 120)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 143
+        assert (run / "saved_0").exists()
+        assert b"while they report progress (limit without it: 2 s)" in errors
+
+
+def test_a_full_pipe_does_not_block_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ProgressPipe() as pipe:
+        monkeypatch.setenv("FNET_T5_PROGRESS_PIPE", str(pipe.write_end))
+        monkeypatch.setattr("pipeline.distributed.watchdog._PIPE_SECONDS", -1.0)
+        watchdog = Watchdog(0, 1, 10)
+        assert not pipe.has_news()
+        for _ in range(70_000):  # a pipe holds 65,536 bytes
+            watchdog.beat("saving")
+        assert pipe.has_news()

@@ -49,7 +49,7 @@ class FakeProcesses:
         """Names of run folders that are trained to their end before one ends as the test says."""
         self.folders: list[Path] = []
 
-    def __call__(self, run_dir: Path, num_processes: int, *, then: Sequence[Path] = ()) -> int:
+    def __call__(self, run_dir: Path, num_processes: int, *, then: Sequence[Path] = (), stop_grace: float = 0) -> int:
         self.folders = [run_dir, *then]
         for folder in self.folders:
             if folder.name not in self.finish_before:
@@ -219,6 +219,7 @@ def ladder(prepared: Path) -> Ladder:
         "budgets": [4e9],
         "learning_rate": {"values": [0.001, 0.002, 0.004], "sizes": ["s", "m"], "budget": 2e9},
         "batch": {"tokens": 256, "exponent": 0},
+        "schedule": {"warmup": 0.1, "allow_short": True},
         "device": {"flops_per_second": 1e9},
     }
     return make_ladder(LadderRecipe.model_validate(values))

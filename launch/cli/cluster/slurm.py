@@ -95,13 +95,18 @@ def scaling(
     folder = check_plain(ladder, "LADDER")
     planned = read_ladder(folder)
     note = check_ladder(spec, cluster, planned)
-    paths = {"LADDER": folder, "data.path of the ladder": planned.recipe.data.path}
+    paths = {"LADDER": folder, "data.path of the ladder": planned.data_path}
     check_in_container(spec, cluster, paths, frozenset({"LADDER"}))
+    phases = {
+        "sweep": tuple(run.name for run in planned.runs if run.phase == "sweep"),
+        "main": tuple(run.name for run in planned.runs if run.phase == "main"),
+        "check": tuple(run.name for run in planned.runs if run.phase == "check"),
+    }
     job = ScalingJob(
         cluster=spec,
         folder=folder,
         record_folder=folder,
-        phases={phase: tuple(run.name for run in planned.runs if run.phase == phase) for phase in ("sweep", "main")},
+        phases={phase: names for phase, names in phases.items() if names},
         max_concurrent=max_concurrent or spec.section(SlurmSection).max_concurrent,
     )
     launch_job(job, dry_run=dry_run, note=note)

@@ -54,14 +54,9 @@ def prepare(
 
     Rerun the same command to resume an unfinished folder from its committed units. A finished folder is left as it is.
     """
-    from rich.console import Console
-
     from data_prep.config import PrepareConfig
-    from data_prep.dataset.manifest import MANIFEST_FILE
-    from data_prep.prepare import prepare as run
     from launch.config import load_config
-    from launch.prepare.peak_memory import PeakMemory
-    from launch.prepare.progress_bar import preparation_bar
+    from launch.prepare.ending import output_may_be_closed
 
     options = {
         "input": input or None,
@@ -74,17 +69,30 @@ def prepare(
         "ray_address": ray_address,
     }
     resolved = load_config(PrepareConfig, config, overrides or [], options, kind="data")
-    _print_plan(resolved)
+    with output_may_be_closed():
+        _run(resolved)
+
+
+def _run(config: PrepareConfig) -> None:
+    from rich.console import Console
+
+    from data_prep.dataset.manifest import MANIFEST_FILE
+    from data_prep.prepare import prepare as run
+    from launch.prepare.ending import one_line_when_interrupted, one_line_when_killed
+    from launch.prepare.peak_memory import PeakMemory
+    from launch.prepare.progress_bar import preparation_bar
+
+    _print_plan(config)
     console = Console()
-    finished_before = (resolved.output / MANIFEST_FILE).exists()
-    with PeakMemory() as memory, preparation_bar(console) as listener:
-        manifest = run(resolved, listener, shlex.join(["fnet-t5", *sys.argv[1:]]))
+    finished_before = (config.output / MANIFEST_FILE).exists()
+    with one_line_when_killed(), one_line_when_interrupted(), PeakMemory() as memory, preparation_bar(console) as listener:
+        manifest = run(config, listener, shlex.join(["fnet-t5", *sys.argv[1:]]))
     if finished_before:
-        typer.echo(f"{resolved.output} was already made from this input with these settings: nothing to do.")
-    _print_result(resolved, manifest, console)
+        typer.echo(f"{config.output} was already made from this input with these settings: nothing to do.")
+    _print_result(config, manifest, console)
     if not finished_before and "resume" not in manifest.stage_seconds:
         _print_speed(manifest, memory.peak_bytes)
-    typer.echo(f"Look inside: fnet-t5 data inspect {resolved.output}")
+    typer.echo(f"Look inside: fnet-t5 data inspect {config.output}")
 
 
 def _print_plan(config: PrepareConfig) -> None:

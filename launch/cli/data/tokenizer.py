@@ -32,12 +32,13 @@ def train(
     from rich.console import Console
 
     from data_prep.tokenization.tokenizer import num_ids, train_tokenizer_on_files
+    from launch.prepare.ending import one_line_when_interrupted
 
     _check_new(output)
     typer.echo(f"Training a byte-level BPE of {vocab_size:,} ids on {listed(input)}")
     output.parent.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    with Console().status("reading text and training"):
+    with one_line_when_interrupted(), Console().status("reading text and training"):
         made = train_tokenizer_on_files(input, vocab_size, output)
     seconds = time.perf_counter() - begin
     typer.echo(f"{output}: {num_ids(made):,} ids in {seconds:.1f} s")

@@ -17,6 +17,11 @@ fnet_t5_top2_learned_only fnet_t5_top2 with them, in place of the relative bias
 t5_positions              the T5 with them, beside its relative bias
 t5_learned_only           the T5 with them, in place of the relative bias of its encoder
 t5_no_positions           the T5 without any positions in its encoder; its decoder keeps its own
+t5_deep_encoder           the T5 with half of its decoder layers (rounded up) moved to its encoder: 4 + 1 for 3 + 2, 6 + 2 for
+                          4 + 4. An encoder layer has no cross-attention, so each moved layer makes the model 4 d_model x heads'
+                          width smaller; and it may run on more or on fewer tokens than before
+fnet_t5_deep_encoder      the hybrid of that T5
+fnet_t5_deep_encoder_positions  … with learnt positions
 
 What mixes tokens in the encoder, and the positions that it has:
 
@@ -26,7 +31,10 @@ Fourier     fnet_t5                                                 fnet_t5_posi
 attention   t5_no_positions; t5, which has a relative bias instead  t5_learned_only; t5_positions, which has the bias too
 
 Fourier mixing is not blind to order by itself: its sums over tokens have weights by position. No arm is a model without a
-prefix: that is a change of the data, not of the model.
+prefix: that is a change of the data, in training and in every evaluation, not of the model.
+
+A size is given by its T5. A decoder-only arm has about the parameters of that T5 and spends more FLOPs a token, so its best
+size at a budget is smaller: `arms.gpt2.sizes` names its own sizes, at least four, with smaller ones than the T5's.
 """
 
 from __future__ import annotations
@@ -97,6 +105,17 @@ def _ff_only(t5: ModelConfig) -> ModelConfig:
     return replace(t5, architecture="fnet_t5", mixing="identity")
 
 
+def _deep(t5: ModelConfig) -> ModelConfig:
+    moved = (t5.num_decoder_layers + 1) // 2
+    if moved == t5.num_decoder_layers:
+        raise ValueError(
+            f"deep_encoder moves half of the decoder's layers, and {t5.size} has {t5.num_decoder_layers}: leave the size out "
+            "of the arm's sizes"
+        )
+    encoder, decoder = t5.num_encoder_layers + moved, t5.num_decoder_layers - moved
+    return replace(t5, size="custom", num_encoder_layers=encoder, num_decoder_layers=decoder)
+
+
 def _matched(matching: str) -> ArmModel:
     return lambda t5, lengths: compute_matched(t5, lengths)[matching].config  # type: ignore[index]
 
@@ -117,5 +136,8 @@ ARM_MODELS: dict[str, ArmModel] = {
     "fnet_t5_top2_learned_only": lambda t5, lengths: _with_positions(_top2(t5, lengths), lengths, "learned_only"),
     "t5_positions": _with_positions,
     "t5_learned_only": lambda t5, lengths: _with_positions(t5, lengths, "learned_only"),
+    "t5_deep_encoder": lambda t5, lengths: _deep(t5),
+    "fnet_t5_deep_encoder": lambda t5, lengths: _hybrid(_deep(t5)),
+    "fnet_t5_deep_encoder_positions": lambda t5, lengths: _with_positions(_hybrid(_deep(t5)), lengths),
     "t5_no_positions": lambda t5, lengths: replace(t5, encoder_positions="none"),
 }

@@ -2,36 +2,34 @@
 
     ladder.json     the recipe, the runs, the pairs that will be compared, the smallest difference that the design can detect,
                     the rules by which runs are excluded, the data's fingerprint, and the SHA-256 over all of it
+    data_path.txt   where the data are on this machine, which is no part of the plan
 
-A sweep run tries learning rates. A main run is one plateau of a warm-up, plateau, decay schedule, with one end for each budget:
-the largest is the run itself, the others are branches with a decay of their own (Hägele et al. 2024, arXiv:2405.18392). Names
-and folders follow from the recipe alone, so any process can find its work in the file.
+Names and folders of runs follow from the recipe alone, so any process can find its work in the file. A ladder can be extended:
+ladder.json then holds the extensions after the plan, each with its time and the SHA-256 of what it extends.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data_prep.dataset.manifest import MANIFEST_FILE, load_manifest
 from data_prep.files import atomic_write, canonical_json, sha256_bytes, sha256_file
 from data_prep.tokenization.tokenizer import TOKENIZER_FILE, load_tokenizer, num_ids
-from models.architectures.pieces import forward_flops
-from models.config import ModelConfig
-from models.cost.parameters import num_parameters
-from models.layers.factory import TorchLayers
 from pipeline.objectives.catalogue import AnyObjective
-from pipeline.objectives.causal_lm import CausalLMConfig
-from pipeline.scaling.ladder.arm_models import DECODER_ONLY_ARMS, arm_model
+from pipeline.scaling.ladder.planned_runs import End, PlannedRun, objective_for, plan_runs
 from pipeline.scaling.ladder.power import detectable
-from pipeline.scaling.ladder.recipe import LadderRecipe, SizeConfig
+from pipeline.scaling.ladder.recipe import LadderRecipe
 
-LADDER_FILE = "ladder.json"
+__all__ = ["End", "Extension", "Ladder", "Pair", "PlannedRun", "make_ladder", "read_ladder", "write_ladder"]
+
+LADDER_FILE, DATA_PATH_FILE = "ladder.json", "data_path.txt"
 SCHEMA = 1
+_UNHASHED = ("sha256", "planned_at", "archived_sha256")
 EQUAL_PARAMETERS = 0.03
 """Largest relative difference of "equal" parameters. Feed-forward widths are multiples of 64, so small models differ."""
 
@@ -43,56 +41,6 @@ EXCLUSION_RULES = (
     "all runs, if tokenizers, training data or measures of loss are mixed, or if two results claim one place",
     "nothing is left out for its loss being high, low or unexpected",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class End:
-    """The end of one budget, with its own run folder."""
-
-    label: str
-    budget: float
-    steps: int
-    decay_begin: int
-    flops: float
-    """Training FLOPs of whole steps."""
-    tokens: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedRun:
-    """A sweep, or a main run with an end for each budget."""
-
-    name: str
-    phase: Literal["sweep", "main"]
-    objective: int
-    """Index into the recipe's objectives."""
-    arm: str
-    size: str
-    seed: int
-    rates: tuple[float, ...]
-    """The learning rates of a sweep; a main run's follows from the sweeps."""
-    model: dict[str, Any]
-    num_parameters: int
-    flops_per_row: float
-    """Training FLOPs of a row: 3 x forward."""
-    rows: int
-    """Rows of one step."""
-    warmup_steps: int
-    ends: tuple[End, ...]
-    """By ascending budget."""
-
-    def folders(self) -> Iterator[tuple[End, str]]:
-        """Each end of a main run with the name of its run folder."""
-        for end in self.ends:
-            yield end, f"{self.name}-{end.label}"
-
-    @property
-    def flops(self) -> float:
-        """Training FLOPs of all its ends; the shared plateau counts once."""
-        if self.phase == "sweep":
-            return len(self.rates) * self.ends[0].flops
-        step = self.rows * self.flops_per_row
-        return self.ends[-1].flops + sum(step * (end.steps - end.decay_begin) for end in self.ends[:-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,19 +57,70 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Extension:
+    """What was added to a plan later."""
+
+    added_at: str
+    """ISO 8601 in UTC."""
+    previous_sha256: str
+    """Of the plan before."""
+    recipe: LadderRecipe
+    """The recipe of the whole ladder, from then on."""
+    runs: tuple[PlannedRun, ...]
+    pairs: tuple[Pair, ...]
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return {
+            "added_at": self.added_at,
+            "previous_sha256": self.previous_sha256,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "runs": [asdict(run) for run in self.runs],
+            "pairs": [asdict(pair) for pair in self.pairs],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ladder:
     """A planned comparison."""
 
-    recipe: LadderRecipe
+    planned: LadderRecipe
+    """The recipe as it was first planned."""
     vocab_size: int
     data_sha256: str | None
     """Of the data folder's manifest; None if it did not exist yet."""
     tokenizer_sha256: str | None
     train_tokens: float | None
-    runs: tuple[PlannedRun, ...]
-    pairs: tuple[Pair, ...]
+    planned_runs: tuple[PlannedRun, ...]
+    planned_pairs: tuple[Pair, ...]
     detectable: float | None
     """The smallest advantage, as a compute multiplier below 1, that the first objective's ladder shows with a power of 80 %."""
+    extensions: tuple[Extension, ...] = ()
+    data_fingerprint: str | None = field(default=None, compare=False)
+    """Of all that training reads in the data folder; None in plans of earlier versions, and without data."""
+    data_folder: Path | None = field(default=None, compare=False)
+    """Where the data are on this machine, from data_path.txt."""
+    stored: str | None = field(default=None, compare=False)
+    """The SHA-256 in ladder.json. It covers the file as it was written, perhaps by an earlier version."""
+
+    @property
+    def recipe(self) -> LadderRecipe:
+        """The recipe with all extensions."""
+        return self.extensions[-1].recipe if self.extensions else self.planned
+
+    @property
+    def runs(self) -> tuple[PlannedRun, ...]:
+        """All runs, those of extensions last."""
+        return (*self.planned_runs, *(run for extension in self.extensions for run in extension.runs))
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        return (*self.planned_pairs, *(pair for extension in self.extensions for pair in extension.pairs))
+
+    @property
+    def data_path(self) -> Path:
+        """Where the data are: as planned, or where they were moved to."""
+        return self.data_folder or self.planned.data.path
 
     def run(self, name: str) -> PlannedRun:
         """The run of a name. Raises ValueError, with similar names, if it is not in the plan."""
@@ -142,26 +141,30 @@ class Ladder:
 
     @property
     def content(self) -> dict[str, Any]:
+        extensions = [one.content for one in self.extensions]
         return {
             "schema": SCHEMA,
-            "recipe": self.recipe.model_dump(mode="json"),
+            "recipe": self.planned.model_dump(mode="json"),
             "vocab_size": self.vocab_size,
             "data_sha256": self.data_sha256,
             "tokenizer_sha256": self.tokenizer_sha256,
+            **({"data_fingerprint": self.data_fingerprint} if self.data_fingerprint else {}),
             "train_tokens": self.train_tokens,
             "exclusion_rules": list(EXCLUSION_RULES),
             "detectable_multiplier": self.detectable,
-            "runs": [asdict(run) for run in self.runs],
-            "pairs": [asdict(pair) for pair in self.pairs],
+            "runs": [asdict(run) for run in self.planned_runs],
+            "pairs": [asdict(pair) for pair in self.planned_pairs],
+            **({"extensions": extensions} if extensions else {}),
         }
 
     @property
     def sha256(self) -> str:
-        return sha256_bytes(canonical_json(json.loads(json.dumps(self.content))))
+        """The SHA-256 of the plan."""
+        return self.stored or sha256_bytes(canonical_json(json.loads(json.dumps(self.content))))
 
 
 def make_ladder(recipe: LadderRecipe) -> Ladder:
-    """Plan every run of a recipe. Raises ValueError if an arm, a size or a budget is impossible."""
+    """Plan every run of a recipe. Raises ValueError if an arm, a size or a budget is impossible, or if runs are too short."""
     data = recipe.data.path
     is_there = (data / MANIFEST_FILE).is_file()
     if not is_there and not recipe.vocab_size:
@@ -173,34 +176,76 @@ def make_ladder(recipe: LadderRecipe) -> Ladder:
     vocab_size = num_ids(load_tokenizer(data / TOKENIZER_FILE)) if is_there else recipe.vocab_size
     if recipe.vocab_size and recipe.vocab_size != vocab_size:
         raise ValueError(f"vocab_size is {recipe.vocab_size}, {data / TOKENIZER_FILE} has {vocab_size} ids: leave it out")
-    runs = tuple(_runs(recipe, vocab_size))
+    runs = plan_runs(recipe, vocab_size)
     return Ladder(
-        recipe=recipe,
+        planned=recipe,
         vocab_size=vocab_size,
         data_sha256=sha256_file(data / MANIFEST_FILE) if is_there else None,
         tokenizer_sha256=sha256_file(data / TOKENIZER_FILE) if is_there else None,
         train_tokens=float(manifest.splits["train"].total.tokens) if manifest else recipe.train_tokens,
-        runs=runs,
-        pairs=tuple(_pairs(recipe, runs)),
+        planned_runs=runs,
+        planned_pairs=tuple(make_pairs(recipe, runs)),
         detectable=_detectable(recipe, runs),
+        data_fingerprint=manifest.fingerprint() if manifest else None,
+        data_folder=data.resolve() if is_there else None,
     )
+
+
+def make_pairs(recipe: LadderRecipe, runs: Sequence[PlannedRun]) -> Iterator[Pair]:
+    """Each end of another arm with the baseline's at the same size, budget and seed, where there is one."""
+    ends = [(run, end) for run in runs if run.phase == "main" for end in run.ends]
+    baselines = {(run.objective, run.size, run.seed, end.budget): run for run, end in ends if run.arm == recipe.baseline}
+    for run, end in ends:
+        other = baselines.get((run.objective, run.size, run.seed, end.budget))
+        if run.arm != recipe.baseline and other is not None:
+            yield Pair(
+                objective=run.objective,
+                arm=run.arm,
+                size=run.size,
+                budget=end.budget,
+                seed=run.seed,
+                equal_parameters=abs(run.num_parameters / other.num_parameters - 1) <= EQUAL_PARAMETERS,
+            )
 
 
 def write_ladder(ladder: Ladder, folder: Path) -> Path:
     """Write ladder.json once; the same ladder is not written again. Raises ValueError if the folder has another one."""
     path = folder / LADDER_FILE
     if path.is_file():
-        if read_ladder(folder).sha256 != ladder.sha256:
-            raise ValueError(f"{folder} holds another ladder, and a plan cannot be changed: give another --output")
+        if replace(read_ladder(folder), extensions=()) != ladder:
+            raise ValueError(
+                f"{folder} holds another ladder, and a plan cannot be changed: give another --output, or extend it with "
+                "`fnet-t5 scaling add`"
+            )
         return path
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} holds other files and no ladder: give another --output")
     folder.mkdir(parents=True, exist_ok=True)
-    planned = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    values = {**ladder.content, "planned_at": planned, "sha256": ladder.sha256}
-    with atomic_write(path) as file:
-        file.write(json.dumps(values, indent=1).encode() + b"\n")
+    _write(folder, ladder, now())
+    if ladder.data_folder is not None:
+        write_data_path(folder, ladder.data_folder)
     return path
+
+
+def write_extension(folder: Path, ladder: Ladder) -> None:
+    """Replace ladder.json by the one of an extended ladder. The plan before stays in it as it was."""
+    values = dict(json.loads((folder / LADDER_FILE).read_bytes()))
+    stored = {key: value for key, value in values.items() if key not in _UNHASHED}
+    stored["extensions"] = [*stored.get("extensions", []), json.loads(json.dumps(ladder.extensions[-1].content))]
+    sha256 = sha256_bytes(canonical_json(stored))
+    archived = {"archived_sha256": [*values["archived_sha256"], sha256]} if "archived_sha256" in values else {}
+    _write_values(folder, {**stored, "planned_at": values["planned_at"], "sha256": sha256, **archived})
+
+
+def write_data_path(folder: Path, data: Path) -> None:
+    """Note where the data are on this machine."""
+    with atomic_write(folder / DATA_PATH_FILE) as file:
+        file.write(f"{data.resolve()}\n".encode())
+
+
+def now() -> str:
+    """The time, ISO 8601 in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def read_ladder(folder: Path) -> Ladder:
@@ -214,23 +259,63 @@ def read_ladder(folder: Path) -> Ladder:
         raise ValueError(f"{path} is damaged ({error}): restore it, or plan again into another folder") from error
     if values.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {values.get('schema')}, this version reads {SCHEMA}: plan again")
-    stored = {key: value for key, value in values.items() if key not in ("sha256", "planned_at")}
-    if sha256_bytes(canonical_json(stored)) != values["sha256"]:
+    if _hashes(values) != values.get("archived_sha256", chain(values)):
         raise ValueError(f"{path} was changed after it was planned: restore it, or plan again into another folder")
-    runs = tuple(
-        PlannedRun(**{**run, "rates": tuple(run["rates"]), "ends": tuple(End(**end) for end in run["ends"])})
-        for run in values["runs"]
-    )
+    moved = folder / DATA_PATH_FILE
     return Ladder(
-        recipe=LadderRecipe.model_validate(values["recipe"]),
+        planned=LadderRecipe.model_validate(values["recipe"]),
         vocab_size=values["vocab_size"],
         data_sha256=values["data_sha256"],
         tokenizer_sha256=values["tokenizer_sha256"],
         train_tokens=values["train_tokens"],
-        runs=runs,
-        pairs=tuple(Pair(**pair) for pair in values["pairs"]),
+        planned_runs=_read_runs(values),
+        planned_pairs=_read_pairs(values),
         detectable=values["detectable_multiplier"],
+        extensions=tuple(
+            Extension(
+                added_at=one["added_at"],
+                previous_sha256=one["previous_sha256"],
+                recipe=LadderRecipe.model_validate(one["recipe"]),
+                runs=_read_runs(one),
+                pairs=_read_pairs(one),
+            )
+            for one in values.get("extensions", [])
+        ),
+        data_fingerprint=values.get("data_fingerprint"),
+        data_folder=Path(moved.read_text().strip()) if moved.is_file() else None,
+        stored=values["sha256"],
     )
+
+
+def chain(values: Mapping[str, Any]) -> list[str]:
+    """The SHA-256 of the plan in a ladder.json, then those with its first extension, its second, …, as they were stored."""
+    return [*(one["previous_sha256"] for one in values.get("extensions", [])), values["sha256"]]
+
+
+def without_absolute_path(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A ladder.json whose data's absolute path is cut to its last part, to be published.
+
+    It keeps its hashes, and holds those of what it became as `archived_sha256`.
+    """
+    path = Path(values["recipe"]["data"]["path"])
+    if not path.is_absolute():
+        return dict(values)
+
+    def cut(part: Mapping[str, Any]) -> dict[str, Any]:
+        recipe = part["recipe"]
+        return {**part, "recipe": {**recipe, "data": {**recipe["data"], "path": path.name}}}
+
+    extensions = [cut(one) for one in values.get("extensions", [])]
+    changed = {**cut(values), **({"extensions": extensions} if extensions else {})}
+    return {**changed, "archived_sha256": _hashes(changed)}
+
+
+def _hashes(values: Mapping[str, Any]) -> list[str]:
+    """`chain`, computed."""
+    content = {key: value for key, value in values.items() if key not in (*_UNHASHED, "extensions")}
+    extensions = values.get("extensions", [])
+    parts = [content, *({**content, "extensions": extensions[:number]} for number in range(1, len(extensions) + 1))]
+    return [sha256_bytes(canonical_json(part)) for part in parts]
 
 
 def planned_at(folder: Path) -> str:
@@ -243,117 +328,27 @@ def stored_sha256(folder: Path) -> str:
     return str(json.loads((folder / LADDER_FILE).read_bytes())["sha256"])
 
 
-def objective_for(recipe: LadderRecipe, number: int, architecture: str) -> AnyObjective:
-    """The objective of an arm under the recipe's objective `number`: gpt2 and causal read prefix_lm's text as causal_lm."""
-    objective = recipe.objectives[number]
-    return CausalLMConfig() if architecture == "gpt2" and objective.name == "prefix_lm" else objective
+def _write(folder: Path, ladder: Ladder, time: str) -> None:
+    _write_values(folder, {**ladder.content, "planned_at": time, "sha256": ladder.sha256})
 
 
-def _runs(recipe: LadderRecipe, vocab_size: int) -> Iterator[PlannedRun]:
-    sweep = recipe.learning_rate
-    for phase in ("sweep", "main") if sweep else ("main",):
-        for number, objective in enumerate(recipe.objectives):
-            for arm in recipe.arms:
-                if objective.name != "prefix_lm" and arm in DECODER_ONLY_ARMS:
-                    continue  # other objectives compare encoder-decoders only
-                sizes = sweep.sizes if sweep and phase == "sweep" else recipe.sizes_of(arm)
-                for size in sizes:
-                    for seed in [0] if phase == "sweep" else _seeds(recipe, arm, size):
-                        yield _run(recipe, vocab_size, phase, number, arm, size, seed)
+def _write_values(folder: Path, values: Mapping[str, Any]) -> None:
+    with atomic_write(folder / LADDER_FILE) as file:
+        file.write(json.dumps(values, indent=1).encode() + b"\n")
 
 
-def _run(recipe: LadderRecipe, vocab_size: int, phase: str, number: int, arm: str, size: str, seed: int) -> PlannedRun:
-    section = recipe.sizes[size].model
-    lengths = recipe.lengths(recipe.objectives[number])
-    try:
-        model = arm_model(arm, section, vocab_size, lengths)
-        baseline = arm_model("t5", section, vocab_size, lengths)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"sizes.{size}: {error}") from error
-    objective = objective_for(recipe, number, model.architecture)
-    own = recipe.lengths(objective)
-    flops_per_row = 3 * forward_flops(model, TorchLayers(), own)
-    row_length = objective.row_length(recipe.data.encoder_length, recipe.data.decoder_length)
-    rows = _rows(recipe, recipe.sizes[size], num_parameters(baseline), row_length)
-    sweep = recipe.learning_rate if phase == "sweep" else None
-    budgets = [sweep.budget] if sweep else list(recipe.budgets)
-    if phase == "main" and seed and recipe.seeds:
-        budgets = budgets[: recipe.seeds.budgets]
-    ends = tuple(_end(recipe, label, budget, rows, flops_per_row, row_length) for label, budget in enumerate(budgets, start=1))
-    if ends[0].steps < 10:
-        raise ValueError(
-            f"arm {arm} at size {size} makes {ends[0].steps} steps of {rows} rows within {budgets[0]:.3g} FLOPs: raise the "
-            "budget, or lower batch.tokens"
-        )
-    prefix = "" if number == 0 else f"{objective.name}-"
-    name = f"{prefix}sweep-{arm}-{size}" if phase == "sweep" else f"{prefix}{arm}-{size}-seed{seed}"
-    return PlannedRun(
-        name=name,
-        phase=phase,  # type: ignore[arg-type]
-        objective=number,
-        arm=arm,
-        size=size,
-        seed=seed,
-        rates=sweep.values if sweep else (),
-        model=_section(model),
-        num_parameters=num_parameters(model),
-        flops_per_row=flops_per_row,
-        rows=rows,
-        warmup_steps=max(1, round(recipe.schedule.warmup * ends[0].steps)),
-        ends=ends,
+def _read_runs(values: Mapping[str, Any]) -> tuple[PlannedRun, ...]:
+    return tuple(
+        PlannedRun(**{**run, "rates": tuple(run["rates"]), "ends": tuple(End(**end) for end in run["ends"])})
+        for run in values["runs"]
     )
 
 
-def _section(model: ModelConfig) -> dict[str, Any]:
-    """The `model` section of a run, as JSON gives it back. A key that came after the first plans is left out at its default:
-    otherwise the checksum of a plan would change with the version."""
-    section: dict[str, Any] = json.loads(json.dumps(asdict(model)))
-    if model.encoder_positions == "default":
-        del section["encoder_positions"]
-    return section
+def _read_pairs(values: Mapping[str, Any]) -> tuple[Pair, ...]:
+    return tuple(Pair(**pair) for pair in values["pairs"])
 
 
-def _end(recipe: LadderRecipe, label: int, budget: float, rows: int, flops_per_row: float, row_length: int) -> End:
-    steps = round(budget / (rows * flops_per_row))
-    decay = max(1, round(recipe.schedule.decay * steps))
-    return End(
-        label=f"b{label}",
-        budget=budget,
-        steps=steps,
-        decay_begin=steps - decay,
-        flops=steps * rows * flops_per_row,
-        tokens=float(steps * rows * row_length),
-    )
-
-
-def _rows(recipe: LadderRecipe, size: SizeConfig, parameters: int, row_length: int) -> int:
-    batch = recipe.batch
-    tokens = batch.tokens * (parameters / batch.at_parameters) ** batch.exponent
-    together = size.micro_batch_size * size.mesh.data_parallel(size.num_processes)
-    return max(1, round(tokens / row_length / together)) * together
-
-
-def _seeds(recipe: LadderRecipe, arm: str, size: str) -> range:
-    seeds = recipe.seeds
-    is_anchor = seeds is not None and size == seeds.size and (not seeds.arms or arm in seeds.arms)
-    return range(seeds.count) if seeds is not None and is_anchor else range(1)
-
-
-def _pairs(recipe: LadderRecipe, runs: tuple[PlannedRun, ...]) -> Iterator[Pair]:
-    main = [run for run in runs if run.phase == "main"]
-    baselines = {(run.objective, run.size, run.seed): run for run in main if run.arm == recipe.baseline}
-    for run in main:
-        other = baselines.get((run.objective, run.size, run.seed))
-        if run.arm == recipe.baseline or other is None:
-            continue
-        is_equal = abs(run.num_parameters / other.num_parameters - 1) <= EQUAL_PARAMETERS
-        for end, _ in zip(run.ends, other.ends, strict=False):
-            yield Pair(
-                objective=run.objective, arm=run.arm, size=run.size, budget=end.budget, seed=run.seed, equal_parameters=is_equal
-            )
-
-
-def _detectable(recipe: LadderRecipe, runs: tuple[PlannedRun, ...]) -> float | None:
+def _detectable(recipe: LadderRecipe, runs: Sequence[PlannedRun]) -> float | None:
     if recipe.assumed is None:
         return None
     chosen = [run for run in runs if run.phase == "main" and run.objective == 0 and run.arm == recipe.baseline]

@@ -12,6 +12,9 @@ from pipeline.objectives.catalogue import AnyObjective, ObjectiveField
 from pipeline.planner.hardware import GPUS
 from pipeline.scaling.ladder.arm_models import ARM_MODELS
 
+FEWEST_SWEPT = 3
+"""Sizes at which learning rates are swept, at least, where there are as many: two leave no residual of the power law."""
+
 
 class SizeConfig(Section):
     """One size of the ladder: the T5 from which all its arms are made."""
@@ -30,7 +33,7 @@ class ArmConfig(Section):
     """One arm of the comparison."""
 
     sizes: tuple[str, ...] = ()
-    """Sizes at which this arm is trained. Default: all."""
+    """Sizes at which this arm is trained, at least four for its best size at a budget. Default: all."""
 
 
 class SeedsConfig(Section):
@@ -47,18 +50,24 @@ class SeedsConfig(Section):
 
 
 class SweepConfig(Section):
-    """Learning-rate sweeps of every arm at two sizes. Other sizes take the power law through the two optima."""
+    """Learning-rate sweeps of every arm. Its runs take the power law through the optima, by least squares."""
 
     values: tuple[PositiveFloat, ...] = Field(min_length=3)
     """Learning rates to try, at least 3."""
-    sizes: tuple[str, ...] = Field(min_length=2, max_length=2)
-    """The two sizes at which every arm is swept."""
+    sizes: tuple[str, ...] = Field(min_length=1)
+    """The sizes at which arms are swept: at least 3, or all of a ladder with fewer. An arm that is trained at one or two sizes
+    is swept at these instead."""
     budget: PositiveFloat
-    """Training FLOPs of each try."""
+    """Training FLOPs of each try: enough for 1,000 steps."""
     factor: float = Field(default=2.0, gt=1)
     """Ratio of the next value to the first or last one, if the best value is at that edge."""
     most: PositiveInt = 7
     """Most tries of one arm at one size. If the best value is still at an edge then, the search fails."""
+    check_size: str = ""
+    """Size at which an arm also tries twice and half the rate of its power law, at the largest budget. Default: the middle one
+    of `sizes`, or the middle one of the arm's sizes if it is not trained there."""
+    check_arms: tuple[str, ...] | None = None
+    """Arms whose rates are checked so; []: none. Default: all."""
 
 
 class BatchConfig(Section):
@@ -75,10 +84,25 @@ class BatchConfig(Section):
 class ScheduleConfig(Section):
     """Warm-up, plateau, decay (wsd). All budgets share one plateau; each is a branch with a decay of its own."""
 
-    warmup: float = Field(default=0.1, gt=0, lt=1)
-    """Length of the warm-up as a share of the smallest budget's steps."""
+    warmup_steps: PositiveInt = 200
+    """Steps of the warm-up, of sweeps too. At least 200, unless `allow_short` is true."""
+    warmup: float | None = Field(default=None, gt=0, lt=1)
+    """Length of the warm-up as a share of the smallest budget's steps, in the place of `warmup_steps`: the rule of earlier
+    versions. Short runs then have short warm-ups, which cost some arms more than others."""
     decay: float = Field(default=0.2, gt=0, lt=1)
     """Length of the decay as a share of each budget's steps."""
+    allow_short: bool = False
+    """Allow runs too short to compare arms: under 1,000 steps, 3 tokens a parameter, or 200 steps of warm-up. Reports name
+    them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_warmup(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("warmup") is not None and "warmup_steps" in values:
+            default = cls.model_fields["warmup_steps"].default
+            if values["warmup_steps"] != default:  # the file of a plan holds every key
+                raise ValueError("schedule.warmup_steps and schedule.warmup are both given: leave warmup out")
+        return values
 
 
 class SuffixBPBConfig(Section):
@@ -155,13 +179,16 @@ class LadderRecipe(Section):
     arms: dict[str, ArmConfig]
     """The arms by name: t5, fnet_t5, fnet_t5_equal_parameters, fnet_t5_equal_flops, fnet_t5_top2, ff_only, gpt2,
     prefix_decoder, causal, fnet_t5_positions, fnet_t5_top2_positions, fnet_t5_top2_learned_only, ff_only_positions,
-    t5_positions, t5_learned_only or t5_no_positions."""
+    t5_positions, t5_learned_only, t5_no_positions, t5_deep_encoder, fnet_t5_deep_encoder or fnet_t5_deep_encoder_positions."""
     baseline: str = "t5"
     """The arm that the others are compared with."""
     budgets: tuple[PositiveFloat, ...] = Field(min_length=1)
     """Training FLOPs of one run, in ascending order."""
     learning_rate: SweepConfig | None = None
     """The learning-rate sweeps. Give them or `fixed_learning_rate`."""
+    equivalence_margin: PositiveFloat | None = None
+    """Relative difference of the loss up to which two arms count as equivalent: 0.005 for half a percent. Reports test it by
+    two one-sided tests. Default: equivalence is not tested."""
     fixed_learning_rate: PositiveFloat | None = None
     """One learning rate for all runs, in place of sweeps: for a first look, not for a comparison of arms."""
     seeds: SeedsConfig | None = None
@@ -219,6 +246,7 @@ class LadderRecipe(Section):
         seeds = self.seeds
         places = {
             **({"learning_rate.sizes": self.learning_rate.sizes} if self.learning_rate else {}),
+            **({"learning_rate.check_size": _given(self.learning_rate.check_size)} if self.learning_rate else {}),
             **{f"arms.{name}.sizes": arm.sizes for name, arm in self.arms.items()},
             **({"seeds.size": (seeds.size,)} if seeds else {}),
         }
@@ -226,18 +254,40 @@ class LadderRecipe(Section):
             for size in named:
                 if size not in self.sizes:
                     raise ValueError(f"{key} names {size!r}, which is none of the sizes: {', '.join(self.sizes)}")
-        if seeds and not set(seeds.arms) <= set(self.arms):
-            raise ValueError(f"seeds.arms {list(seeds.arms)} are not all among the arms: {', '.join(self.arms)}")
+        checked = (self.learning_rate.check_arms if self.learning_rate else None) or ()
+        for key, arms in (("seeds.arms", seeds.arms if seeds else ()), ("learning_rate.check_arms", checked)):
+            if not set(arms) <= set(self.arms):
+                raise ValueError(f"{key} {list(arms)} are not all among the arms: {', '.join(self.arms)}")
         if list(self.budgets) != sorted(set(self.budgets)):
             raise ValueError(f"budgets {list(self.budgets)} are not in ascending order: sort them")
         if (self.learning_rate is None) == (self.fixed_learning_rate is None):
             raise ValueError("give learning_rate, the sweeps of every arm, or fixed_learning_rate")
-        if self.learning_rate and len(set(self.learning_rate.sizes)) < 2:
-            raise ValueError("learning_rate.sizes has one size twice: the rates of the others need two sizes")
+        if self.learning_rate and len(set(self.learning_rate.sizes)) < len(self.learning_rate.sizes):
+            raise ValueError("learning_rate.sizes has one size twice: the rates of the others need different sizes")
         return self
 
     def sizes_of(self, arm: str) -> tuple[str, ...]:
         return self.arms[arm].sizes or tuple(self.sizes)
 
+    def swept_sizes(self, arm: str) -> tuple[str, ...]:
+        """Where an arm's learning rate is swept: at one or two sizes of its own, else at `learning_rate.sizes`."""
+        if self.learning_rate is None:
+            return ()
+        own = self.sizes_of(arm)
+        return own if len(own) < FEWEST_SWEPT else self.learning_rate.sizes
+
+    def checked_size(self, arm: str) -> str | None:
+        """Where the rate of an arm's power law is checked at the largest budget; None if it is not."""
+        search = self.learning_rate
+        if search is None or (search.check_arms is not None and arm not in search.check_arms):
+            return None
+        own = self.sizes_of(arm)
+        wanted = search.check_size or search.sizes[len(search.sizes) // 2]
+        return wanted if wanted in own else own[len(own) // 2]
+
     def lengths(self, objective: AnyObjective) -> Lengths:
         return objective.lengths(self.data.encoder_length, self.data.decoder_length)
+
+
+def _given(name: str) -> tuple[str, ...]:
+    return (name,) if name else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from data_prep.tokenization.tokenizer import TOKENIZER_FILE
 from pipeline.config import RunConfig
 from pipeline.scaling.ladder.ladder import End, Ladder, PlannedRun
 
@@ -41,16 +42,22 @@ def run_config(ladder: Ladder, run: PlannedRun, end: End, rate: float, parent: s
         "warmup_steps": run.warmup_steps,
         "decay_begin": end.decay_begin,
     }
-    return RunConfig.model_validate(
+    config = RunConfig.model_validate(
         {
             "model": run.model,
-            "data": {**recipe.data.model_dump(mode="json"), "objective": ladder.objective_of(run).model_dump(mode="json")},
+            "data": {
+                **recipe.data.model_dump(mode="json"),
+                "path": str(ladder.data_path),
+                "objective": ladder.objective_of(run).model_dump(mode="json"),
+            },
             "mesh": size.mesh.model_dump(mode="json"),
             "train": train,
             "optimizer": optimizer,
             "tracking": {**recipe.tracking.model_dump(mode="json"), "parent_run": parent},
         }
-    ).resolved()
+    )
+    # an archive is read without the data; the vocabulary size stands in the plan
+    return config.resolved() if (ladder.data_path / TOKENIZER_FILE).is_file() else config
 
 
 def runs_of(folder: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Literal
 from pipeline.eval.suffix_bpb import ALL, read_suffix_bpb, suffix_bpb_file
 from pipeline.run_folder import METRICS, read_status
 from pipeline.scaling.ladder.ladder import Ladder, PlannedRun
-from pipeline.scaling.ladder.learning_rates import read_optimum
+from pipeline.scaling.ladder.learning_rates import checked_end, read_check, read_optimum
 from pipeline.scaling.ladder.run_configs import runs_of
 from pipeline.tracking.metrics import read_metrics
 
@@ -26,8 +26,11 @@ class RunState:
 def state_of(folder: Path, ladder: Ladder, run: PlannedRun) -> RunState:
     """The state of a run of the ladder in `folder`.
 
-    A waiting run needs a learning rate from sweeps that are not done. A failed run is tried again by the next `scaling run`.
+    A waiting run needs a learning rate from sweeps that are not done, or is a check whose main run is not done. A failed run is
+    tried again by the next `scaling run`.
     """
+    if run.phase == "check":
+        return _state_of_check(folder, ladder, run)
     if run.phase == "sweep":
         found = read_optimum(folder, run)
         if found is not None:
@@ -39,6 +42,16 @@ def state_of(folder: Path, ladder: Ladder, run: PlannedRun) -> RunState:
         bits = read_suffix_bpb(runs_of(folder) / names[-1])[ALL]["bits_per_byte"]
         return RunState(run, "complete", f"{bits:.4f} bits per byte at its largest budget")
     return _unfinished(folder, run, names, "ready" if sweeps_done(folder, ladder, run) else "waiting")
+
+
+def _state_of_check(folder: Path, ladder: Ladder, run: PlannedRun) -> RunState:
+    found = read_check(folder, run)
+    if found is not None:
+        words = "is the best of three" if not found.cost else f"costs {found.cost:.2%} against {found.optimum:.3g}"
+        return RunState(run, "complete", f"learning rate {found.rate:.3g} {words}")
+    names = [path.name for path in runs_of(folder).glob(f"{run.name}-lr*")]
+    can_start = sweeps_done(folder, ladder, run) and read_status(checked_end(folder, ladder, run)) == "finished"
+    return _unfinished(folder, run, names, "ready" if can_start else "waiting")
 
 
 def sweeps_done(folder: Path, ladder: Ladder, run: PlannedRun) -> bool:

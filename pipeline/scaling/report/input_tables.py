@@ -48,7 +48,7 @@ def _probe_table(results: ResultSet) -> Iterator[Table]:
         costs = [f"{np.mean([getattr(use, name) for use in uses]) - loss:+.4f}" if uses else "" for name in names]
         floors = [one.floors for one in found if one.floors is not None]
         above = [f"{np.mean([getattr(floor, name) for floor in floors]):.3f}" if floors else "" for name in _FLOORS]
-        rows.append((arm, size, f"{budget:.3g} ({len(here)})", f"{loss:.4f}", *costs, *above))
+        rows.append((arm, size, here[0].shape, f"{budget:.3g} ({len(here)})", f"{loss:.4f}", *costs, *above))
     if not rows:
         return
     note = (
@@ -57,7 +57,7 @@ def _probe_table(results: ResultSet) -> Iterator[Table]:
         "change."
     )
     columns = (
-        *("arm", "size", "budget (seeds)", "loss", "another row's input", "input shuffled", "its first half shuffled"),
+        *("arm", "size", "shape", "budget (seeds)", "loss", "another row's input", "input shuffled", "its first half shuffled"),
         *("no input", "unigram floor", "bigram floor", "trigram floor"),
     )
     yield Table(title="Use of the input, and floors", note=note, columns=columns, rows=tuple(rows))
@@ -116,7 +116,7 @@ def _slice_table(results: ResultSet, baseline: str) -> Iterator[Table]:
                 cells.append(f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f})")
             except ValueError:
                 cells.append(f"{(losses.nats[chosen].mean() - base.nats[chosen].mean()):+.4f}")
-        label = name if kind != "text" else "all text"
+        label = {"text": "all text", "source": f"source {name}"}.get(kind, name)
         rows.append((label, f"{int(chosen.sum()):,}", f"{base.nats[chosen].mean(dtype=np.float64):.4f}", *cells))
     place = pairs[0][0].point
     note = (

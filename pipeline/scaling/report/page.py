@@ -26,6 +26,7 @@ from pipeline.scaling.report.tables import (
     comparison_table,
     excluded_table,
     fit_tables,
+    length_table,
     pair_tables,
     run_table,
     source_table,
@@ -140,6 +141,7 @@ def _set_sections(one: ReportedSet, where: str) -> Iterator[ReportSection]:
         *joint_tables(analysis, withheld),
         *pair_tables(results, analysis, withheld),
         *fit_tables(analysis),
+        length_table(results),
         speed_table(results),
     ]
     yield ReportSection(

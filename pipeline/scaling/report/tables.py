@@ -11,6 +11,7 @@ from pipeline.scaling.analysis import HYBRID, Analysis, ArmFit, PairView, Refuse
 from pipeline.scaling.fit.points import Excluded
 from pipeline.scaling.ladder.ladder import Ladder
 from pipeline.scaling.ladder.learning_rates import read_optimum
+from pipeline.scaling.ladder.planned_runs import FEWEST_STEPS, FEWEST_TOKENS, FEWEST_WARMUP
 from pipeline.scaling.report.words import WITHHELD, at_anchor, percent, shown, verdict, why_withheld
 from pipeline.scaling.results import ResultSet
 
@@ -235,6 +236,24 @@ def _pair_rows(pairs: Sequence[PairView], shapes: Shapes, withheld: str | None) 
     return rows
 
 
+def length_table(results: ResultSet) -> Table:
+    """How long each arm trained, by size and budget."""
+    rows = []
+    for arm, size in dict.fromkeys((one.point.arm, one.point.size) for one in results.results):
+        here = [one for one in results.results if (one.point.arm, one.point.size) == (arm, size) and one.point.seed == 0]
+        for one in here:
+            warmup = "" if one.warmup_steps is None else f"{one.warmup_steps:,}"
+            cells = f"{one.point.budget:.3g}", f"{one.steps:,}", warmup, f"{one.point.tokens / 1e6:,.2f}"
+            ratio, short = f"{one.tokens_per_parameter:,.1f}", "short" if one.is_short else ""
+            rows.append((arm, size, one.shape, *cells, ratio, short))
+    note = (
+        f"Seed 0. At equal FLOPs an arm that is cheaper a token reads more text. Short: under {FEWEST_STEPS:,} steps, "
+        f"{FEWEST_WARMUP} steps of warm-up, or {FEWEST_TOKENS:g} raw tokens a parameter."
+    )
+    columns = ("arm", "size", "shape", "budget", "steps", "of warm-up", "M raw tokens", "raw tokens a parameter", "")
+    return Table(title="Length of training", note=note, columns=columns, rows=tuple(rows))
+
+
 def speed_table(results: ResultSet) -> Table:
     rows = []
     for arm, size in dict.fromkeys((one.point.arm, one.point.size) for one in results.results):
@@ -296,7 +315,7 @@ def sweep_table(ladders: Sequence[tuple[Path, Ladder]]) -> Table | None:
         return None
     note = (
         "Last validation loss by learning rate; the optimum is the vertex of the parabola through the best and its neighbours. "
-        "Every best one lies inside. Other sizes take the power law through the two."
+        "Every best one lies inside. Runs take the power law through the optima of their arm."
     )
     return Table(title="Learning rates", note=note, columns=("arm", "size", "shape", "optimum", "tries"), rows=tuple(rows))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pipeline.scaling.analysis import HYBRID, NO_MIXING, Analysis, Comparison, PairView, Refused
 from pipeline.scaling.fit.intervals import Interval
 from pipeline.scaling.input_checks import InputChecks, before_order
+from pipeline.scaling.ladder.planned_runs import FEWEST_STEPS, FEWEST_TOKENS, FEWEST_WARMUP
 from pipeline.scaling.results import ResultSet
 
 WITHHELD = "withheld"
@@ -17,8 +18,10 @@ def answer(results: ResultSet, analysis: Analysis, checks: InputChecks) -> list[
     sentences = [check.sentence for check in checks.all]
     reason = checks.withheld
     if reason is not None:
-        return [*sentences, f"{why_withheld(reason)} The tables below are a record of what was run.", _scope(results)]
-    return [*sentences, *_comparisons(analysis), *_left_out(results), _scope(results)]
+        sentences.append(f"{why_withheld(reason)} The tables below are a record of what was run.")
+    else:
+        sentences += [*_comparisons(analysis), *_left_out(results)]
+    return [*sentences, *_short(results), _scope(results)]
 
 
 def why_withheld(reason: str) -> str:
@@ -148,6 +151,18 @@ def _left_out(results: ResultSet) -> list[str]:
     return [
         f"{len(early)} of {len(results.results)} results ({', '.join(arms)}) were taken before their model read the order of "
         "its input, and are left out of all fits."
+    ]
+
+
+def _short(results: ResultSet) -> list[str]:
+    short = [one for one in results.results if one.is_short]
+    if not short:
+        return []
+    arms = list(dict.fromkeys(f"{one.point.arm} {one.point.size}" for one in short))
+    return [
+        f"{len(short)} of {len(results.results)} results are of short runs, with under {FEWEST_STEPS:,} steps, "
+        f"{FEWEST_WARMUP} steps of warm-up or {FEWEST_TOKENS:g} raw tokens a parameter ({', '.join(arms)}): they say little "
+        "about what an arm can do."
     ]
 
 

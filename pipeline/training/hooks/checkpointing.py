@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.checkpoint.checkpoint import prune
+from pipeline.checkpoint.retention import prune
 from pipeline.training.hooks.hook import Hook, StepReport
 
 if TYPE_CHECKING:
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class Checkpointing(Hook):
-    """Requests a checkpoint by step and by time, and removes old ones after each. The end of a run is always saved."""
+    """Requests a checkpoint by step and by time, and removes old ones after each.
+
+    The end of a run is always saved. While steps are not finite nothing is saved, and so nothing is removed.
+    """
 
     def __init__(
         self,

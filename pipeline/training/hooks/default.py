@@ -41,7 +41,7 @@ def default_hooks(config: RunConfig, mesh: Mesh, watchdog: Watchdog, stop: StopS
         ReplicaConsistency(train.consistency_check_every),
         StepMetrics(train.log_every),
         SkippedSteps(train.max_skips),
-        Validation(train.validate_every),
+        Validation(train.validate_every, stop),
     ]
     if train.samples:
         hooks.append(Samples(train.samples, train.sample_tokens))

@@ -1,6 +1,6 @@
 """The base class of hooks: named events in the life of a training run, as OLMo-core's callbacks.
 
-    on_start
+    on_start   on_ready
       repeated:   before_step   the step   after_step   [on_validate]   [on_checkpoint]
     on_end        also after a failure
 
@@ -48,6 +48,9 @@ class Hook:
     def on_start(self, trainer: Trainer) -> None:
         """The model is built and resumed, the first step comes next. `trainer.step` is the last step already done."""
 
+    def on_ready(self, trainer: Trainer) -> None:
+        """Every hook has started: events may be sent."""
+
     def on_activity(self, trainer: Trainer, activity: str) -> None:
         """This rank is about to do something that may take long ("training step 7"). The first calls precede `on_start`."""
 
@@ -64,7 +67,10 @@ class Hook:
         """Something out of the ordinary that a person should read."""
 
     def on_validate(self, trainer: Trainer, losses: dict[str, float]) -> None:
-        """A validation has ended. Losses in nats per target token by source; `all` is that of the whole split."""
+        """A validation has ended. Losses in nats per target token by source; `all` is that of the whole split.
+
+        A source without a target token is missing.
+        """
 
     def on_artifact(self, trainer: Trainer, path: Path, folder: str) -> None:
         """A file was written that belongs to the results of the run; `folder` is where a tracker shows it."""
@@ -87,6 +93,10 @@ class HookList(Hook):
         for hook in self._hooks:
             hook.on_start(trainer)
             self._started.append(hook)
+
+    def on_ready(self, trainer: Trainer) -> None:
+        for hook in self._hooks:
+            hook.on_ready(trainer)
 
     def on_activity(self, trainer: Trainer, activity: str) -> None:
         for hook in self._hooks:

@@ -9,7 +9,7 @@ from data_prep.dataset.manifest import MANIFEST_FILE
 from pipeline.config import flatten
 from pipeline.tracking.mlflow_tracker import MlflowTracker
 from pipeline.tracking.provenance import PROVENANCE, read_provenance
-from pipeline.training.hooks.hook import Hook
+from pipeline.training.hooks.hook import Hook, StepReport
 
 if TYPE_CHECKING:
     from pipeline.training.trainer import Trainer
@@ -26,6 +26,13 @@ class MlflowTracking(Hook):
     def on_log(self, trainer: Trainer, row: dict[str, Any]) -> None:
         self._tracker.log(trainer.step, row)
 
+    def after_step(self, trainer: Trainer, report: StepReport) -> None:
+        self._tell(trainer)
+
+    def _tell(self, trainer: Trainer) -> None:
+        for line in self._tracker.take_notes():
+            trainer.hooks.on_note(trainer, line)
+
     def on_artifact(self, trainer: Trainer, path: Path, folder: str) -> None:
         self._tracker.artifact(path, folder)
 
@@ -33,6 +40,7 @@ class MlflowTracking(Hook):
         run = trainer.run_folder
         kept = (run / "config.yaml", run / PROVENANCE, trainer.config.data.path / MANIFEST_FILE)
         self._tracker.close(status, tuple(path for path in kept if path.is_file()))
+        self._tell(trainer)
 
 
 def _tags(trainer: Trainer) -> dict[str, str]:

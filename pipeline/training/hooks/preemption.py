@@ -20,6 +20,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.received = False
+        """Set at any time by the signal: hooks that take long look at it in between."""
 
     def install(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):

@@ -43,7 +43,8 @@ class TrainingProgress(Hook):
             self._console.print(f"step {step}/{self._num_steps}  loss {loss}  {rate} tokens/s")
 
     def on_validate(self, trainer: Trainer, losses: dict[str, float]) -> None:
-        self._console.print(f"step {trainer.step}: validation loss {losses[ALL]:.4f}", highlight=False)
+        found = f"validation loss {losses[ALL]:.4f}" if ALL in losses else "no validation loss: its rows have no target"
+        self._console.print(f"step {trainer.step}: {found}", highlight=False)
 
     def on_note(self, trainer: Trainer, line: str) -> None:
         self._console.print(line, highlight=False)

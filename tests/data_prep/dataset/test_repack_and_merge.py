@@ -45,7 +45,11 @@ def test_an_added_length_equals_a_prepared_one(corpus: Path, whole: Path, tokeni
         pack_folder(tmp_path / "data", [64], "concatenate")
 
 
-def test_merged_folders_equal_the_folder_of_all_files(corpus: Path, whole: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("block_documents", [7, 1 << 16])
+def test_merged_folders_equal_the_folder_of_all_files(
+    corpus: Path, whole: Path, tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_documents: int
+) -> None:
+    monkeypatch.setattr("data_prep.dataset.merge._BLOCK_DOCUMENTS", block_documents)
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder, pattern in zip(folders, ("0*", "[12]*"), strict=True):
         prepare(_config(corpus, folder, tokenizer_file, input=[f"{corpus}/{pattern}"]))

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -111,6 +113,23 @@ def test_a_worker_above_its_memory_limit_is_restarted(tmp_path: Path) -> None:
         assert small == large
         assert after != large
         assert pool.num_recycled == 1
+
+
+def test_a_busy_cluster_is_told_and_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker ever starts, because other jobs have the CPUs."""
+    import ray
+
+    monkeypatch.setattr(ray, "wait", lambda references, num_returns, timeout: ([], references))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr(ray, "available_resources", dict)
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("data_prep.executor.workers.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(ray, "remote", lambda **options: lambda kind: MagicMock())
+    told: list[str] = []
+    pool = WorkerPool(2, on_wait=told.append, max_wait_seconds=60)
+    with pytest.raises(WorkerError, match=r"no worker started in 70 s: 0 of 8 CPUs of Ray are free; wait for other jobs"):
+        pool.wait(pool.awaited)
+    assert told == ["waiting for a worker to start (0 of 8 CPUs of Ray are free), at most 60 s"] * 6
 
 
 @pytest.mark.parametrize(("address", "expected"), [("nonsense", "not HOST:PORT"), ("127.0.0.1:9", "no Ray cluster answers")])

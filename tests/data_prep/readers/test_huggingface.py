@@ -179,5 +179,17 @@ def test_errors_name_the_dataset_and_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no split 'dev'; there are train, test"):
         expand([f"datasets://{tmp_path}/saved?split=dev&text=content"])
     (tmp_path / "raw" / "train-1.jsonl").write_bytes(b'{"content": "a", "domain": "b"}\n{broken\n')
+    (found,) = expand([f"datasets://{tmp_path}/raw?text=content"])
     with pytest.raises(DatasetError, match=r"raw\?text=content: JSON parse error"):
-        expand([f"datasets://{tmp_path}/raw?text=content"])
+        list(found.lines())  # type: ignore[union-attr]
+
+
+def test_text_as_bytes_and_sources_of_other_types_are_read(tmp_path: Path) -> None:
+    table = pa.table({"body": [b"caf\xc3\xa9", b"\xff"], "day": pa.array([2**62, 0], pa.timestamp("us"))})
+    pq.write_table(table, tmp_path / "x.parquet")
+    (found,) = expand([f"datasets://{tmp_path}?text=body&source=day"])
+    first, second = b"".join(found.lines()).splitlines()  # type: ignore[union-attr]
+    assert orjson.loads(first) == {"text": "café", "meta": {"pile_set_name": str(2**62)}}
+    assert b"\xff" in second
+    with pytest.raises(DatasetError, match=r"column 'day' has values of type timestamp\[us\], not text: set .text=…"):
+        expand([f"datasets://{tmp_path}?text=day"])

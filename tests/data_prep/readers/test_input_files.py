@@ -1,9 +1,11 @@
+import shutil
 from pathlib import Path
 
 import pytest
 
 from data_prep.config import PrepareConfig
-from data_prep.readers.input_files import HashSplit, InputError, expand, plan
+from data_prep.dataset.output_files import is_own_output
+from data_prep.readers.input_files import HashSplit, InputError, expand, make_plan, plan
 
 
 def _config(folder: Path, **kwargs: object) -> PrepareConfig:
@@ -69,3 +71,58 @@ def test_folders_and_broken_links_are_named(tmp_path: Path) -> None:
     (tmp_path / "gone.jsonl").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"gone\.jsonl: a broken link"):
         expand([f"{tmp_path}/*.jsonl"])
+
+
+def test_a_file_is_read_once_whatever_its_names(tmp_path: Path) -> None:
+    raw = tmp_path / "train"
+    raw.mkdir()
+    (raw / "b.jsonl").write_text('{"text": "b"}')
+    (raw / "a.jsonl").symlink_to(raw / "b.jsonl")
+    (raw / "hard.jsonl").hardlink_to(raw / "b.jsonl")
+    (raw / "again").symlink_to(raw)
+    found = make_plan(_config(tmp_path, input=[f"{raw}/**/*.jsonl"]))
+    assert [file.path for file in found.files] == [raw / "b.jsonl"]
+    (note,) = found.notes
+    assert "names are links to other inputs" in note
+    assert expand([f"{raw}/a.jsonl"]) == [raw / "a.jsonl"]
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "folder", "copy"])
+def test_validation_is_not_training_under_another_name(tmp_path: Path, kind: str) -> None:
+    raw = tmp_path / "train"
+    raw.mkdir()
+    (raw / "a.jsonl").write_text('{"text": "a"}' * 10_000)
+    (raw / "c.jsonl").write_text('{"text": "c"}' * 10_000)
+    val = tmp_path / "val.jsonl"
+    if kind == "link":
+        val.symlink_to(raw / "a.jsonl")
+    elif kind == "hard link":
+        val.hardlink_to(raw / "a.jsonl")
+    elif kind == "folder":
+        (tmp_path / "other").symlink_to(raw)
+        val = tmp_path / "other" / "a.jsonl"
+    else:
+        shutil.copy(raw / "a.jsonl", val)
+    words = "has the same bytes as" if kind == "copy" else "is the same file as"
+    with pytest.raises(InputError, match=rf"{val}, matched for val, {words} {raw}/a\.jsonl of train; remove one"):
+        plan(_config(tmp_path, val=[str(val)]))
+    (raw / "a.jsonl").unlink()
+    if kind == "copy":
+        assert len(plan(_config(tmp_path, val=[str(val)]))) == 2
+
+
+def test_a_name_that_exists_is_no_glob(tmp_path: Path) -> None:
+    (tmp_path / "data[1].jsonl").touch()
+    (tmp_path / "data1.jsonl").touch()
+    assert expand([f"{tmp_path}/data[1].jsonl"]) == [tmp_path / "data[1].jsonl"]
+    assert expand([f"{tmp_path}/data[12].jsonl"]) == [tmp_path / "data1.jsonl"]
+
+
+def test_outputs_of_prepare_are_no_inputs(tmp_path: Path) -> None:
+    for name in ("raw.jsonl", "out/quarantine.jsonl", "out/manifest.json", "out/train.bin", "out/own.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    config = _config(tmp_path, input=[f"{tmp_path}/raw.jsonl", f"{tmp_path}/out/*"])
+    assert [file.name for file in make_plan(config, is_own_output).files] == ["out/own.jsonl", "raw.jsonl"]
+    with pytest.raises(InputError, match="matches only files of a finished or begun dataset"):
+        make_plan(_config(tmp_path, input=[f"{tmp_path}/out/q*"]), is_own_output)

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.readers.blocks import read_lines
-from data_prep.readers.records import BadRecordError, Document, Rejected, parse_record, read_record, read_records
+from data_prep.readers.records import BadRecordError, Document, Rejected, parse_record, read_records, records_of_line
 
 
 def _read(path: Path, data: bytes, limit: int = 1 << 20) -> tuple[list[Document], list[Rejected], int]:
     path.write_bytes(data)
     records = list(read_records(path, "name", limit))
     documents = [record for record in records if isinstance(record, Document)]
-    num_blank = sum(read_record(line, "name") is None for line in read_lines(path, limit))
+    num_blank = sum(not records_of_line(line, "name") for line in read_lines(path, limit))
     return documents, [record for record in records if isinstance(record, Rejected)], num_blank
 
 

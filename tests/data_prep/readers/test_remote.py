@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pyarrow as pa
@@ -30,12 +31,16 @@ from data_prep.readers.input_files import InputError, expand, plan
 from data_prep.readers.locations import names, sha256_location
 from data_prep.readers.remote import RemoteError, RemoteFile, expand_url, public_url
 from data_prep.readers.streams import read_chunks
+from data_prep.retry import RetryPolicy
 from data_prep.units.job_progress import Progress
 
 
 @dataclass
 class Web:
-    """A running server over a folder. `cuts`: how many of the next responses end early, after `cut_after` bytes."""
+    """A running server over a folder. `cuts`: how many of the next responses end early, after `cut_after` bytes.
+
+    `failures`: status and headers of the next answers. `gzipped`: files are sent compressed, whatever the client accepts.
+    """
 
     folder: Path
     ranges: bool = True
@@ -44,6 +49,8 @@ class Web:
     silent_seconds: float = 0
     sizes: bool = True
     encoding: str | None = None
+    gzipped: bool = False
+    failures: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     url: str = ""
     requests: Counter[str] = field(default_factory=Counter)
 
@@ -64,6 +71,13 @@ def serve(web: Web) -> Iterator[Web]:
         def _answer(self, body: bool) -> None:
             path = web.folder / self.path.partition("?")[0].lstrip("/")
             time.sleep(web.silent_seconds)
+            if web.failures:
+                status, answer = web.failures.pop(0)
+                return self._send(status, b"", answer, body)
+            if self.path.startswith("/circle"):
+                return self._send(302, b"", {"Location": self.path}, body)
+            if path.name.startswith("login"):
+                return self._send(200, b"<!DOCTYPE html><html>Sign in</html>", {"Content-Type": "text/html"}, body)
             if path.is_dir():
                 links = "".join(f'<a href="{entry.name}">{entry.name}</a>\n' for entry in sorted(path.iterdir()))
                 return self._send(200, links.encode(), {"Content-Type": "text/html"}, body)
@@ -71,8 +85,10 @@ def serve(web: Web) -> Iterator[Web]:
                 return self._send(403, b"", {}, body)
             if not path.is_file():
                 return self._send(404, b"", {}, body)
-            data = path.read_bytes()
+            data = gzip.compress(path.read_bytes()) if web.gzipped else path.read_bytes()
             headers = {"ETag": f'"{hashlib.md5(data).hexdigest()}"'}
+            if web.gzipped:
+                headers["Content-Encoding"] = "gzip"
             if web.encoding:
                 headers["Content-Encoding"] = web.encoding
             wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
@@ -137,7 +153,7 @@ def web(tmp_path: Path, corpus: Path) -> Iterator[Web]:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(remote, "_POLICY", RetryPolicy(patience_seconds=0.5, first_wait=0.01, min_tries=6))
 
 
 def _config(pattern: str, output: Path, tokenizer_file: Path, **kwargs: object) -> PrepareConfig:
@@ -285,6 +301,46 @@ def test_errors_name_the_url_and_the_remedy(web: Web, monkeypatch: pytest.Monkey
     assert "abc" not in str(remote._as_error("https://h/x?key=abc", OSError("500, url='https://h/x%20?key=abc'")))
     with pytest.raises(RemoteError, match=rf"{web.url}/raw/2\.jsonl: no answer in time"):
         expand([f"{web.url}/raw/2.jsonl"])
+
+
+def test_a_busy_server_is_asked_again_when_it_says(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("data_prep.retry.time", SimpleNamespace(monotonic=time.monotonic, sleep=waits.append))
+    # Each twice, because the driver asks for the file if it was refused its description.
+    web.failures = [answer for answer in ((429, {"Retry-After": "7"}), (503, {"Retry-After": "11"}), (500, {})) for _ in "12"]
+    (file,) = expand([f"{web.url}/raw/2.jsonl"])
+    assert sha256_location(file) == sha256_file(web.folder / "raw" / "2.jsonl")
+    assert waits[:2] == [7, 11]
+    assert len(waits) == 3
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (429, r"the server refuses so many requests \(429\); wait, or use fewer workers"),
+        (503, r"the server has a fault \(503\)"),
+        (400, r"the server refuses the request \(400\)"),
+    ],
+)
+def test_the_error_says_what_the_server_answered(web: Web, failure: int, words: str) -> None:
+    web.failures = [(failure, {})] * 1000
+    with pytest.raises(RemoteError, match=rf"^{web.url}/raw/2\.jsonl: {words}"):
+        expand([f"{web.url}/raw/2.jsonl"])
+    assert (len(web.failures) >= 998) == (failure == 400)
+
+
+def test_a_page_in_place_of_a_file_and_a_circle_are_named(web: Web) -> None:
+    with pytest.raises(RemoteError, match=r"login\.jsonl\.zst: the server answered with an HTML page"):
+        expand([f"{web.url}/login.jsonl.zst"])
+    with pytest.raises(RemoteError, match=r"circle/2\.jsonl: the server redirects in a circle; check the URL in a browser"):
+        expand([f"{web.url}/circle/2.jsonl"])
+
+
+def test_a_file_that_the_server_compresses_on_the_way_is_read(web: Web) -> None:
+    web.gzipped = True
+    (file,) = expand([f"{web.url}/raw/2.jsonl"])
+    assert not file.ranges  # type: ignore[union-attr]
+    assert b"".join(read_chunks(file)) == (web.folder / "raw" / "2.jsonl").read_bytes()
 
 
 def test_other_schemes(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.readers.blocks import Line, LostTail, read_lines
-from data_prep.readers.streams import UnknownFormatError, read_chunks
+from data_prep.readers.formats import WrongFormatError
+from data_prep.readers.streams import read_chunks
 
 _SKIPPABLE = struct.pack("<II", 0x184D2A50, 5) + b"hello"
 
@@ -83,5 +84,5 @@ def test_a_line_over_the_limit_is_skipped(tmp_path: Path) -> None:
 
 def test_an_unknown_ending_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("a")
-    with pytest.raises(UnknownFormatError, match=r"x\.csv.*\.jsonl\.zst"):
+    with pytest.raises(WrongFormatError, match=r"x\.csv.*\.jsonl\.zst"):
         list(read_chunks(tmp_path / "x.csv"))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from data_prep.tokenization.tokenizer import (
+    LONGEST_WORD,
     TokenizerError,
     eos_id,
     load_tokenizer,
@@ -17,6 +18,7 @@ from data_prep.tokenization.tokenizer import (
     padded_vocab_size,
     token_byte_lengths,
     train_tokenizer,
+    without_long_words,
 )
 
 # Characters of 1 to 4 bytes, spaces and special tokens next to each other, where round trips usually fail.
@@ -103,3 +105,27 @@ def test_errors_name_the_file_and_the_problem(tmp_path: Path) -> None:
         eos_id(word_level)
     with pytest.raises(TokenizerError, match="byte-level"):
         token_byte_lengths(word_level)
+
+
+@pytest.mark.parametrize("letter", ["a", "語", "7", "=", " ", "é", "_"])
+def test_words_of_a_megabyte_are_cut_for_training(letter: str) -> None:
+    """Base64, DNA, logs, CJK: the time of BPE training grows with the square of a word's length."""
+    word = letter * 1_000_000
+    pieces = list(without_long_words(f"before {word} after"))
+    assert "".join(pieces) == f"before {word} after"
+    assert max(map(len, pieces)) <= LONGEST_WORD + len(" before ")
+    assert num_ids(train_tokenizer([word, "some text, some text"], 400)) <= 400
+
+
+@given(st.text(), st.integers(0, 3 * LONGEST_WORD))
+def test_cutting_keeps_the_text_and_leaves_ordinary_words_alone(text: str, length: int) -> None:
+    assert "".join(without_long_words(text + "x" * length + text)) == text + "x" * length + text
+    short = " ".join(text.split()[:5])
+    assert list(without_long_words(short)) == [short]
+
+
+def test_a_tokenizer_trained_on_ordinary_text_is_not_changed_by_the_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"word{i % 50} and {'long' * (i % 60)} {'x' * (i % 250)}" for i in range(300)]
+    trained = train_tokenizer(texts, 500).to_str()
+    monkeypatch.setattr("data_prep.tokenization.tokenizer.without_long_words", lambda text: [text])
+    assert train_tokenizer(texts, 500).to_str() == trained

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,11 @@ import pytest
 from data_prep.tokenization.tokenizer import train_tokenizer
 from launch.config import write_resolved
 from launch.local import PREEMPTED_EXIT
+from pipeline.eval.measurements import read_measurements
+from pipeline.eval.row_losses import read_losses
 from pipeline.eval.suffix_bpb import read_suffix_bpb
 from pipeline.scaling.ladder.ladder import read_ladder
-from pipeline.scaling.ladder.learning_rates import rate_for, read_optimum
+from pipeline.scaling.ladder.learning_rates import rate_for, read_check, read_optimum, regrets
 from pipeline.scaling.ladder.run_configs import run_config, runs_of
 from pipeline.tracking.metrics import read_metrics
 from tests.helpers.datasets import write_text_dataset
@@ -31,8 +34,9 @@ sizes:
 arms: {t5: {sizes: [m]}, fnet_t5: {sizes: [m]}}
 budgets: [4.0e+9, 8.0e+9]
 # far apart, so that the middle one is best after any number of steps
-learning_rate: {values: [1.0e-6, 0.003, 2.0], sizes: [s, m], budget: 2.0e+9}
+learning_rate: {values: [1.0e-6, 0.003, 2.0], sizes: [s, m], budget: 2.0e+9, check_arms: [fnet_t5]}
 batch: {tokens: 96, exponent: 0}
+schedule: {warmup: 0.1, allow_short: true}
 train: {precision: fp32, spike_sigma: 0}
 suffix_bpb: {rows_per_source: 8}
 device: {flops_per_second: 1.0e+9}
@@ -113,6 +117,26 @@ def test_every_end_is_measured_on_the_same_text(ladder: Path) -> None:
     assert len({one["text_sha256"] for one in measured}) == 1
 
 
+def test_every_end_is_measured_and_n_grams_are_counted_once(
+    ladder: Path, place: Path, module_environment: dict[str, str]
+) -> None:
+    plan = read_ladder(ladder)
+    ends = [runs_of(ladder) / name for run in plan.runs if run.phase == "main" for _, name in run.folders()]
+    found = [read_measurements(run) for run in ends]
+    losses = [read_losses(run) for run in ends]
+    assert all(one is not None and one.input_use is not None for one in found)
+    assert len({one.floors for one in found if one is not None}) == 1
+    assert len(list((ladder / "floors").iterdir())) == 1
+    assert all(one is not None and losses[0] is not None and losses[0].is_on_rows_of(one) for one in losses)
+    # a run of an earlier version has no such file; its checkpoint gives the same one
+    before = (ends[0] / "measurements.json").read_bytes()
+    (ends[0] / "measurements.json").unlink()
+    again = fnet_t5(place, module_environment, "scaling", "measure", "ladder")
+    assert again.returncode == 0, again.stderr
+    assert "1 of 4 finished runs were measured now" in again.stdout
+    assert (ends[0] / "measurements.json").read_bytes() == before
+
+
 def test_runs_have_one_mlflow_parent(ladder: Path, place: Path) -> None:
     from mlflow.tracking import MlflowClient
 
@@ -131,10 +155,10 @@ def test_complete_runs_are_skipped_and_a_report_is_written(
     ladder: Path, place: Path, module_environment: dict[str, str]
 ) -> None:
     shown = fnet_t5(place, module_environment, "scaling", "status", "ladder")
-    assert "6 complete" in shown.stdout
+    assert "5 complete" in shown.stdout
     before = {path: path.stat().st_mtime_ns for path in runs_of(ladder).rglob("metrics.jsonl")}
     again = fnet_t5(place, module_environment, "scaling", "run", "ladder")
-    assert "6 of 6 runs are complete" in again.stdout
+    assert "5 of 5 runs are complete" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
     made = fnet_t5(place, module_environment, "scaling", "report", "ladder", "--output", "report")
     assert made.returncode == 0, made.stderr
@@ -167,3 +191,43 @@ def test_two_runs_are_compared_on_the_same_text(ladder: Path, place: Path, modul
     bits = [read_suffix_bpb(place / run)["all"]["bits_per_byte"] for run in runs]
     line = next(line for line in shown.stdout.splitlines() if "all together" in line)
     assert line.split()[-3:] == [f"{bits[0]:.4f}", f"{bits[1]:.4f}", f"{float(bits[1]) - float(bits[0]):+.4f}"]
+
+
+def test_a_check_compares_the_rate_of_the_law_at_the_largest_budget(ladder: Path) -> None:
+    plan = read_ladder(ladder)
+    check = plan.run("check-fnet_t5-m")
+    found = read_check(ladder, check)
+    assert found is not None
+    assert found.rate == rate_for(ladder, plan, plan.run("fnet_t5-m-seed0"))
+    assert [float(rate) / found.rate for rate in found.tries] == pytest.approx([0.5, 1.0, 2.0], rel=1e-4)
+    own = read_metrics(runs_of(ladder) / "fnet_t5-m-seed0-b2" / "metrics.jsonl")
+    assert found.tries[f"{found.rate:.6g}"] == [row["validation_loss"] for row in own if row.get("source") == "all"][-1]
+    trained = [json.loads((path / "config.json").read_bytes()) for path in runs_of(ladder).glob("check-*-lr*")]
+    assert {config["train"]["steps"] for config in trained} == {check.ends[0].steps}
+    assert set(regrets(ladder, plan)) == {"t5-m-seed0", "fnet_t5-m-seed0"}
+
+
+@pytest.mark.slow
+def test_an_archive_goes_on_in_another_place_with_moved_data(
+    ladder: Path, place: Path, module_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The run that it lacks is trained again, to the bit."""
+    done = fnet_t5(place, module_environment, "scaling", "archive", "ladder", "--output", tmp_path / "archive")
+    assert done.returncode == 0, done.stderr
+    names = [name for _, name in read_ladder(ladder).run("fnet_t5-m-seed0").folders()]
+    for name in names:
+        shutil.rmtree(runs_of(tmp_path / "archive") / name)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "archive").rename(tmp_path / "other" / "ladder")
+    shutil.copytree(place / "data", tmp_path / "other" / "text")
+    lost = fnet_t5(tmp_path, module_environment, "scaling", "run", "other/ladder")
+    assert "the data of the ladder are not in" in lost.stdout
+    words = ["scaling", "run", "other/ladder", "--jobs", "auto", "--nice", 1]
+    stopped = fnet_t5(tmp_path, module_environment, *words, "--data", "other/text", "--minutes", 0.4)
+    assert "4 of 5 runs are complete" in stopped.stdout, stopped.stderr
+    (tmp_path / "other").rename(tmp_path / "third")  # the folder moves while a run is unfinished
+    ended = fnet_t5(tmp_path, module_environment, "scaling", "run", "third/ladder", "--data", "third/text")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    for name in names:
+        assert losses(runs_of(tmp_path / "third" / "ladder") / name) == losses(runs_of(ladder) / name)
+        assert read_suffix_bpb(runs_of(tmp_path / "third" / "ladder") / name) == read_suffix_bpb(runs_of(ladder) / name)

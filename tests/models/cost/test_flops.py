@@ -11,11 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.architectures.build import build_model
 from models.architectures.encoder_only import encoder_inputs
-from models.architectures.pieces import Inputs, TextInputs, executed_flops, forward_flops, pieces
+from models.architectures.pieces import Inputs, TextInputs, executed_flops, forward_flops, needed_flops, pieces
 from models.config import ModelConfig, expand_size
 from models.cost.flops import Lengths, encoder_mixing
 from models.cost.parameters import num_parameters, parameter_counts
 from models.layers.factory import TorchLayers
+from models.layers.initialization import initialize
 
 N, M = 48, 20
 
@@ -80,6 +81,61 @@ def test_flops_equal_torch_counts(name: str) -> None:
                 lengths = Lengths(N, M)
     found = forward_flops(config, TorchLayers(), lengths)
     assert found == pytest.approx(counter.get_total_flops() + transforms(config), rel=1e-12)
+
+
+NEEDED = ("hybrid", "t5", "identity", "causal fourier decoder", "gpt2", "prefix decoder", "t5, no encoder positions")
+
+
+def read_places(config: ModelConfig, prefix: int, suffix: int) -> int:
+    """(place, other place) pairs of the decoder in which the output of the one changes with the token at the other."""
+    torch.manual_seed(0)
+    model = build_model(config).eval()
+    initialize(model, seed=0)
+    total = prefix + suffix if config.is_decoder_only else suffix
+    ids, encoder_ids = torch.randint(3, 250, (1, total)), torch.randint(3, 250, (1, prefix))
+    mask = torch.ones_like(ids)
+    if config.architecture == "prefix_decoder":
+        mask[:, : prefix + 1] = 2  # the start token, then the prefix
+
+    def logits(decoder_ids: torch.Tensor) -> torch.Tensor:
+        if config.is_decoder_only:
+            return model(TextInputs(decoder_ids, mask))[0]
+        return model(Inputs(encoder_ids, torch.ones_like(encoder_ids), decoder_ids))[0]
+
+    before, found = logits(ids), 0
+    for place in range(total):
+        changed = ids.clone()
+        changed[0, place] = 2
+        found += int((logits(changed) != before).any(1).sum())
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NEEDED)
+def test_needed_flops_are_those_of_places_that_are_read_and_have_a_loss(name: str) -> None:
+    """Pairs are found by changing tokens of a model with one decoder layer; the head is a matrix product that torch counts."""
+    prefix, suffix, losses = 7, 5, 4
+    config = ModelConfig(**expand_size({"size": "nano", "vocab_size": 250, "num_decoder_layers": 1, **SECTIONS[name]}))
+    lengths = Lengths(prefix, suffix)
+    total = prefix + suffix if config.is_decoder_only else suffix
+    pairs = read_places(config, prefix, suffix)
+    assert total < pairs < total**2
+    width = config.inner_dim if config.decoder_mixing == "attention" else config.d_model // 2 + 1
+    with FlopCounterMode(display=False) as counter:
+        torch.zeros(total - losses, config.d_model) @ torch.zeros(config.d_model, config.padded_vocab_size)
+    whole = forward_flops(config, TorchLayers(), lengths)
+    expected = whole - counter.get_total_flops() - 4 * (total**2 - pairs) * width
+    assert needed_flops(config, TorchLayers(), lengths, losses) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_causal_encoder_needs_half_of_its_products_and_an_encoder_alone_all() -> None:
+    lengths = Lengths(N, M)
+    for name, layers in (("causal fourier encoder", 2), ("fnet", 0), ("bert", 0)):
+        config = ModelConfig(**expand_size({"size": "nano", "vocab_size": 250, "num_encoder_layers": 2, **SECTIONS[name]}))
+        decoder = 0 if config.is_encoder_only else 4 * config.num_decoder_layers * config.inner_dim * M * (M - 1) / 2
+        encoder = 4 * layers * (config.d_model // 2 + 1) * N * (N - 1) / 2
+        found = needed_flops(config, TorchLayers(), lengths, M)
+        assert found == pytest.approx(forward_flops(config, TorchLayers(), lengths) - decoder - encoder, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", SECTIONS)

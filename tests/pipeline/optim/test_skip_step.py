@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from data_prep.files import write_json_atomically
-from pipeline.checkpoint.checkpoint import prune
+from pipeline.checkpoint.retention import prune
 from pipeline.optim.skip_step import SpikeDetector
 from pipeline.run_folder import LATEST, STATE, checkpoints_of, latest, step_name
 from tests.helpers.processes import free_port

@@ -14,6 +14,8 @@ import pytest
 from launch.cli import _GlobalOptions, build_app
 from pipeline.scaling.analysis import analyse
 from pipeline.scaling.input_checks import before_order, input_checks, seed_noise
+from pipeline.scaling.ladder.ladder import read_ladder
+from pipeline.scaling.ladder.planned_runs import End, PlannedRun
 from pipeline.scaling.ladder.run_configs import runs_of
 from pipeline.scaling.report.page import ReportedSet, opening, write_report
 from pipeline.scaling.results import Collected, collect
@@ -112,7 +114,7 @@ def test_statements_are_withheld_where_a_check_does_not_hold(
     assert any(sentence in line for line in said[:3]), said
     assert said[3].startswith("Every statement about mixing and every compute multiplier is withheld, because ")
     assert reason in said[3]
-    assert len(said) == 5
+    assert len(said) == 6  # the last two are about short runs, and the scope
     for name in ("index.html", "report.md"):
         text = (tmp_path / "page" / name).read_text()
         assert not CLAIMS.search(text), CLAIMS.search(text)
@@ -193,7 +195,26 @@ def test_results_before_the_jump_are_named(planted: Path) -> None:
     arms = {one.point.arm for one in results.results if one.point.run in early}
     assert arms == {"fnet_t5", "ff_only"}
     assert len(early) == len([one for one in results.results if one.point.arm in arms])
-    assert "shuffling costs 0.0190 nats, less than 0.0" in next(reason for run, reason in early.items() if "fnet_t5" in run)
+    assert "shuffling costs 0.0190 nats, less than 0." in next(reason for run, reason in early.items() if "fnet_t5" in run)
+
+
+def test_short_runs_are_named(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under 1,000 steps, 200 of warm-up or 3 tokens a parameter, computed from the plan and not from the results."""
+
+    def is_short(run: PlannedRun, end: End) -> bool:
+        return run.warmup_steps < 200 or end.steps < 1000 or end.tokens < 3 * run.num_parameters
+
+    main = [run for run in read_ladder(planted).runs if run.phase == "main"]
+    short = [end for run in main for end in run.ends if is_short(run, end)]
+    said = quick_report(collect([planted]), tmp_path / "page", monkeypatch)
+    total = sum(len(run.ends) for run in main)
+    assert 0 < len(short) < total
+    assert said[-2].startswith(
+        f"{len(short)} of {total} results are of short runs, with under 1,000 steps, 200 steps of warm-up"
+    )
+    markdown = (tmp_path / "page" / "report.md").read_text()
+    of_seed_0 = sum(is_short(run, end) for run in main if run.seed == 0 for end in run.ends)
+    assert markdown.count("| short |") == of_seed_0
 
 
 def test_the_command_prints_the_reason(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

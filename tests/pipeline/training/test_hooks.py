@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from models.config import expand_size
+from pipeline.checkpoint.checkpoint import NotFiniteError
 from pipeline.config import RunConfig
 from pipeline.run_folder import latest
 from pipeline.tracking.metrics import read_metrics
@@ -18,6 +19,8 @@ from pipeline.training.hooks.checkpointing import Checkpointing
 from pipeline.training.hooks.default import default_hooks
 from pipeline.training.hooks.hook import Hook, HookList, StepReport
 from pipeline.training.hooks.skipped_steps import SkippedSteps
+from pipeline.training.hooks.validation import Validation
+from pipeline.training.trainer import Trainer
 from tests.helpers.processes import start_processes
 
 DOCS = Path(__file__).parents[3] / "docs" / "train.md"
@@ -241,3 +244,89 @@ def test_checkpoints_are_requested_by_step_and_by_the_main_ranks_clock(
             hook.on_checkpoint(trainer, tmp_path)
     # steps 3, 4 and 8 by step; step 7 by time, 75 s after the checkpoint of step 4
     assert requested == ([3, 4, 7, 8] if is_main else [3, 4, 8])
+
+
+class Evaluating:
+    """A trainer that evaluates micro-batches, each a number, and keeps what is reported."""
+
+    def __init__(self, run: Path, step: int, batches: list[float], target_tokens: int = 5) -> None:
+        part = SimpleNamespace(
+            source="all",
+            batches=batches,
+            target_tokens=target_tokens,
+            bits_per_byte=lambda loss: loss if target_tokens else None,
+        )
+        self.run_folder, self.step, self.validation_sets = run, step, [part]
+        self.config = SimpleNamespace(train=SimpleNamespace(steps=10), model=SimpleNamespace(is_encoder_only=False))
+        self.mesh = SimpleNamespace(is_main=True, any=lambda *flags: tuple(map(bool, flags)))
+        self.engine = SimpleNamespace(evaluate=self.evaluate)
+        self.hooks = SimpleNamespace(on_validate=lambda trainer, losses: self.losses.append(losses))
+        self.evaluated: list[int] = []
+        self.losses: list[dict[str, float]] = []
+        self.rows: list[dict[str, Any]] = []
+        self.activities: list[str] = []
+        self.report, self.has_pending_validation = self.activities.append, False
+        self.stop_after = math.inf
+        self.stop = SimpleNamespace(received=False)
+
+    def evaluate(self, batches: list[float]) -> float:
+        self.evaluated.append(len(batches))
+        self.stop.received = len(self.evaluated) >= self.stop_after
+        return sum(batches) / len(batches)
+
+    def log(self, **row: Any) -> None:
+        self.rows.append(row)
+
+
+def test_a_stop_is_seen_between_validation_batches_and_the_validation_is_done_at_the_next_start(tmp_path: Path) -> None:
+    batches = [float(number) for number in range(100)]
+    trainer: Any = Evaluating(tmp_path, 10, batches)
+    trainer.stop_after = 2
+    hook = Validation(5, trainer.stop)
+    hook.after_step(trainer, report())
+    assert trainer.evaluated == [32, 32]
+    assert trainer.rows == trainer.losses == []
+    assert trainer.has_pending_validation  # so that the run is not finished at its last step
+    resumed: Any = Evaluating(tmp_path, 10, batches)
+    hook = Validation(5, resumed.stop)
+    hook.on_ready(resumed)
+    assert resumed.evaluated == [32, 32, 32, 4]
+    assert len(resumed.activities) >= 4  # each portion is progress
+    assert resumed.rows[0]["validation_loss"] == resumed.losses[0]["all"] == pytest.approx(49.5, abs=1e-12)
+    assert not resumed.has_pending_validation
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "source": "all", "validation_loss": 49.5}\n')
+    again: Any = Evaluating(tmp_path, 10, batches)
+    Validation(5, again.stop).on_ready(again)
+    assert again.evaluated == []
+
+
+def test_a_validation_without_targets_has_no_loss(tmp_path: Path) -> None:
+    trainer: Any = Evaluating(tmp_path, 5, [0.0, 0.0], target_tokens=0)
+    Validation(5, trainer.stop).after_step(trainer, report())
+    assert trainer.rows == [{"validation_loss": None, "source": "all", "validation_target_tokens": 0}]
+    assert trainer.losses == [{}]
+
+
+def test_nothing_is_saved_while_steps_are_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request for a checkpoint stands until the run is finite again; a person is told once."""
+    notes: list[str] = []
+    saved: list[int] = []
+    trainer = Trainer.__new__(Trainer)
+    trainer.hooks = HookList([])
+    monkeypatch.setattr(trainer.hooks, "on_note", lambda trainer, line: notes.append(line))
+    trainer._is_saved, trainer._checkpoint_requested = True, True
+    bad_weights = {6}
+
+    def write() -> None:
+        if trainer.step in bad_weights:
+            raise NotFiniteError("the weights are not finite")
+        saved.append(trainer.step)
+
+    monkeypatch.setattr(trainer, "_write_checkpoint", write)
+    for step in range(1, 9):
+        trainer.step, trainer._is_finite = step, step not in (3, 4, 5)
+        if trainer._checkpoint_requested or step == 3:
+            trainer._save()
+    assert saved == [1, 7]
+    assert len(notes) == 1
+    assert notes[0].startswith("loss or gradient of step 3 is not finite: no checkpoint is saved or removed until")

@@ -77,10 +77,10 @@ def test_a_ladder_is_an_array_of_sweeps_followed_by_an_array_of_runs(
     ladder = tmp_path / "ladder"
     recipe = tmp_path / "recipe.yaml"
     shipped = yaml.safe_load(find_recipe("scaling/cpu-smoke", "scaling").read_text())
-    recipe.write_text(yaml.safe_dump({**shipped, "arms": {"t5": {"sizes": ["d32"]}}, "seeds": None}))
+    recipe.write_text(yaml.safe_dump({**shipped, "arms": {"t5": {"sizes": ["d32", "d64"]}}, "seeds": None}))
     assert command("scaling", "plan", recipe, "--output", ladder, "vocab_size=1024", "train_tokens=6e7") == 0
     names = [run.name for run in read_ladder(ladder).runs]
-    assert names == ["sweep-t5-d32", "sweep-t5-d64", "t5-d32-seed0"]
+    assert names == ["sweep-t5-d32", "sweep-t5-d64", "t5-d32-seed0", "t5-d64-seed0"]
     # A fake `fnet-t5 scaling run`: the first start of the sweep saves and exits; no run may start before the sweep ends.
     stand_in = tmp_path / "fnet-t5"
     stand_in.write_text(
@@ -99,8 +99,8 @@ def test_a_ladder_is_an_array_of_sweeps_followed_by_an_array_of_runs(
     assert command("launch", "slurm", "scaling", ladder, "--cluster", file, "--max-concurrent", "2") == 0
     record = read_record(ladder)
     sweeps, mains = record.job_id.split(",")
-    assert "--array=0-0%2" in record.file.read_text()
-    for job, task in ((sweeps, 0), (sweeps, 1), (mains, 0)):
+    assert "--array=0-1%2" in record.file.read_text()
+    for job, task in ((sweeps, 0), (sweeps, 1), (mains, 0), (mains, 1)):
         log = ladder / "logs" / f"slurm-{job}_{task}.out"
         assert jobs.ended(f"{job}_{task}", log) == "COMPLETED", log.read_text()
     assert sorted(path.stem for path in ladder.glob("*.done")) == sorted(names)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import linregress
 
 from data_prep.files import canonical_json, sha256_bytes
 from launch.config import load_config
@@ -19,8 +21,10 @@ from models.architectures.build import build_model
 from models.architectures.pieces import TextInputs
 from models.config import ModelConfig
 from models.cost.flops import Lengths
+from models.cost.parameters import num_parameters
 from models.layers.initialization import initialize
 from pipeline.optim.lr_schedule import learning_rate
+from pipeline.run_folder import write_status
 from pipeline.scaling.ladder.arm_models import arm_model
 from pipeline.scaling.ladder.costs import costs_of
 from pipeline.scaling.ladder.ladder import (
@@ -31,12 +35,25 @@ from pipeline.scaling.ladder.ladder import (
     stored_sha256,
     write_ladder,
 )
-from pipeline.scaling.ladder.learning_rates import next_rate, power_law, rate_for, vertex
+from pipeline.scaling.ladder.learning_rates import (
+    checked_end,
+    next_rate,
+    power_law,
+    rate_for,
+    read_check,
+    regrets,
+    vertex,
+    write_check,
+    write_optimum,
+)
+from pipeline.scaling.ladder.planned_runs import PlannedRun, short_ends
 from pipeline.scaling.ladder.recipe import LadderRecipe, SweepConfig
-from pipeline.scaling.ladder.run_configs import run_config
+from pipeline.scaling.ladder.run_configs import run_config, runs_of, sweep_folder
+from pipeline.scaling.ladder.states import state_of
 from pipeline.scaling.results import _arm_of
 from tests.helpers.datasets import write_dataset
 
+LENGTHS = Lengths(27, 5)
 MakeLadder = Callable[..., Ladder]
 
 
@@ -58,6 +75,7 @@ def recipe(data: Path, **changes: Any) -> LadderRecipe:
         "learning_rate": {"values": [0.001, 0.002, 0.004], "sizes": ["s", "m"], "budget": 2e9},
         "seeds": {"size": "m", "count": 3, "arms": ["t5", "fnet_t5"]},
         "batch": {"tokens": 96, "exponent": 0},
+        "schedule": {"warmup": 0.1, "allow_short": True},
         "device": {"flops_per_second": 1e9},
         **changes,
     }
@@ -74,7 +92,7 @@ def make(tmp_path: Path) -> MakeLadder:
 def test_every_run_spends_its_budget_within_one_step(make: MakeLadder) -> None:
     ladder = make()
     for run in ladder.runs:
-        budgets = [2e9] if run.phase == "sweep" else [4e9, 8e9][: len(run.ends)]
+        budgets = {"sweep": [2e9], "check": [8e9], "main": [4e9, 8e9][: len(run.ends)]}[run.phase]
         for end, budget in zip(run.ends, budgets, strict=True):
             step = run.rows * run.flops_per_row
             assert abs(end.flops - budget) <= step / 2
@@ -125,6 +143,22 @@ def test_arms_with_positions_differ_from_their_arm_in_one_table() -> None:
     causal, prefix = shapes("causal"), shapes("prefix_decoder")
     assert causal == prefix
     assert not any("cross" in name or name.startswith("encoder") for name in causal)
+
+
+def test_a_deep_encoder_takes_half_of_the_decoders_layers() -> None:
+    def shape(arm: str, encoder: int, decoder: int) -> tuple[int, int]:
+        model = arm_model(arm, {"size": "nano", "num_encoder_layers": encoder, "num_decoder_layers": decoder}, 300, LENGTHS)
+        return model.num_encoder_layers, model.num_decoder_layers
+
+    for arm in ("t5_deep_encoder", "fnet_t5_deep_encoder", "fnet_t5_deep_encoder_positions"):
+        assert [shape(arm, *layers) for layers in ((3, 2), (4, 4), (3, 3))] == [(4, 1), (6, 2), (5, 1)]
+        with pytest.raises(ValueError, match="moves half of the decoder's layers, and nano has 1: leave the size out"):
+            shape(arm, 3, 1)
+    balanced, deep = (arm_model(arm, {"size": "nano"}, 300, LENGTHS) for arm in ("t5", "t5_deep_encoder"))
+    cross_attention = 4 * balanced.d_model * balanced.inner_dim + balanced.d_model  # and its norm
+    moved = balanced.num_decoder_layers - deep.num_decoder_layers
+    assert num_parameters(balanced) - num_parameters(deep) == moved * cross_attention
+    assert arm_model("fnet_t5_deep_encoder_positions", {"size": "nano"}, 300, LENGTHS).encoder_positions == "learned"
 
 
 def test_causal_reads_nothing_to_the_right_and_is_refused_where_its_block_would_differ() -> None:
@@ -276,6 +310,16 @@ def test_recipes_and_plans_with_the_earlier_key_are_read(make: MakeLadder, tmp_p
         ({"budgets": [1e7]}, "raise the budget"),
         ({"learning_rate": {"values": [1e-3, 2e-3], "sizes": ["s", "m"], "budget": 1e9}}, "at least 3"),
         ({"learning_rate": {"values": [1e-3, 2e-3, 4e-3], "sizes": ["s", "s"], "budget": 1e9}}, "one size twice"),
+        (
+            {"learning_rate": {"values": [1e-3, 2e-3, 4e-3], "sizes": ["s"], "budget": 1e9}},
+            "names 1 of 2 sizes: name at least 2",
+        ),
+        (
+            {"learning_rate": {"values": [1e-3, 2e-3, 4e-3], "sizes": ["s", "m"], "budget": 1e9, "check_arms": ["bert"]}},
+            r"learning_rate.check_arms \['bert'\] are not all among the arms",
+        ),
+        ({"schedule": {"warmup": 0.1, "warmup_steps": 300}}, "are both given: leave warmup out"),
+        ({"schedule": {"warmup_steps": 500, "allow_short": True}}, "its warm-up of 500 steps is not over"),
         ({"device": {"gpu": "h900"}}, "choose one of"),
         ({"vocab_size": 77}, "leave it out"),
     ],
@@ -337,7 +381,122 @@ def test_the_optimum_is_the_vertex_of_the_parabola_in_log_rate() -> None:
     assert vertex({0.001: 3.0, 0.002: 2.0, 0.004: math.inf}) == 0.002
 
 
-def test_other_sizes_lie_on_the_power_law_through_two_optima() -> None:
-    optima = [(1_000_000, 0.01), (100_000_000, 0.001)]
-    assert power_law(optima, 10_000_000) == pytest.approx(np.sqrt(0.01 * 0.001))
-    assert power_law(optima, 1_000_000) == pytest.approx(0.01)
+def test_rates_lie_on_the_power_law_of_least_squares() -> None:
+    law = power_law([(1_000_000, 0.01), (100_000_000, 0.001)])
+    assert law.rate(10_000_000) == pytest.approx(np.sqrt(0.01 * 0.001))
+    assert law.rate(1_000_000) == pytest.approx(0.01)
+    assert law.residual is None
+    assert power_law([(1_000_000, 0.01)]).rate(5_000_000) == pytest.approx(0.01)
+    optima = [(1_000_000, 0.011), (8_000_000, 0.004), (100_000_000, 0.0012), (300_000_000, 0.0004)]
+    x, y = np.log(np.array(optima)).T
+    found, expected = power_law(optima), linregress(x, y)
+    assert found.exponent == pytest.approx(expected.slope)
+    assert found.rate(5_000_000) == pytest.approx(np.exp(expected.intercept + expected.slope * np.log(5e6)))
+    spread = np.sqrt(((x - x.mean()) ** 2).sum())
+    assert found.residual == pytest.approx(expected.stderr * spread)
+
+
+def bowl(optimum: float, curvature: float, rates: tuple[float, ...]) -> dict[float, float]:
+    return {rate: 2.5 * math.exp(curvature * math.log(rate / optimum) ** 2) for rate in rates}
+
+
+def test_regret_is_what_the_rate_of_the_law_costs_by_the_parabolas(make: MakeLadder, tmp_path: Path) -> None:
+    ladder = make()
+    folder = tmp_path / "ladder"
+    (folder / "runs").mkdir(parents=True)
+    assert regrets(folder, ladder) == {}
+    sweeps = {run.size: run for run in ladder.runs if run.phase == "sweep" and run.arm == "t5"}
+    for size, optimum in (("s", 0.003), ("m", 0.0015)):
+        found = write_optimum(folder, sweeps[size], bowl(optimum, 0.05, (0.001, 0.002, 0.004, 0.008)))
+        assert found.curvature == pytest.approx(0.05)
+    # two optima lie on the law: nothing is lost at the swept sizes
+    assert set(regrets(folder, ladder)) == {run.name for run in ladder.runs if run.phase == "main" and run.arm == "t5"}
+    assert regrets(folder, ladder)["t5-m-seed0"] < 1e-6  # the vertex is that of the loss, the curvature that of its logarithm
+    check = ladder.run("check-t5-m")
+    rate = rate_for(folder, ladder, check)
+    tried = bowl(1.2 * rate, 0.05, (rate / 2, rate, 2 * rate))
+    write_ends(folder, ladder, check, rate, tried)
+    result = write_check(folder, ladder, check)
+    assert result == read_check(folder, check)
+    assert result is not None
+    assert result.optimum == pytest.approx(1.2 * rate, rel=1e-4)
+    assert result.cost == 0  # 1.2 is nearer to the law's rate than to twice it
+    assert regrets(folder, ladder)["t5-s-seed0"] == pytest.approx(0.05 * math.log(1.2) ** 2, rel=1e-3)
+    assert state_of(folder, ladder, check).detail == f"learning rate {rate:.3g} is the best of three"
+
+
+def write_ends(folder: Path, ladder: Ladder, check: PlannedRun, rate: float, losses: dict[float, float]) -> None:
+    """Finished run folders of a check's tries, and of the run that it is compared with."""
+    names = {value: runs_of(folder) / sweep_folder(check, value) for value in losses}
+    for value, path in {**names, rate: checked_end(folder, ladder, check)}.items():
+        path.mkdir()
+        (path / "metrics.jsonl").write_text(json.dumps({"step": 5, "source": "all", "validation_loss": losses[value]}) + "\n")
+        write_status(path, "finished")
+
+
+def test_a_check_is_planned_for_each_arm_where_it_is_trained(make: MakeLadder) -> None:
+    ladder = make()
+    checks = {run.arm: run for run in ladder.runs if run.phase == "check"}
+    assert set(checks) == set(ladder.recipe.arms)
+    assert {run.size for run in checks.values()} == {"m"}
+    for run in checks.values():
+        (end,) = run.ends
+        main_run = ladder.run(f"{run.arm}-m-seed0")
+        assert replace(end, label="b2") == main_run.ends[-1]
+        assert (run.warmup_steps, run.rows, run.seed) == (main_run.warmup_steps, main_run.rows, 0)
+        assert run.flops == pytest.approx(2 * end.flops)
+    few = make(learning_rate={"values": [1e-3, 2e-3, 4e-3], "sizes": ["s", "m"], "budget": 2e9, "check_arms": []})
+    assert not [run for run in few.runs if run.phase == "check"]
+
+
+def test_arms_of_one_size_are_swept_there(make: MakeLadder) -> None:
+    sweeps = [run for run in make().runs if run.phase == "sweep"]
+    places = {arm: {run.size for run in sweeps if run.arm == arm} for arm in ("t5", "ff_only")}
+    assert places == {"t5": {"s", "m"}, "ff_only": {"m"}}
+
+
+def test_short_runs_are_refused_unless_a_key_allows_them(make: MakeLadder) -> None:
+    with pytest.raises(ValueError, match=r"sweep-t5-s at 2e\+09 FLOPs: \d+ steps .* set schedule.allow_short=true"):
+        make(schedule={"warmup": 0.1})
+    long = {
+        "budgets": [6e11, 1.2e12],
+        "learning_rate": {"values": [1e-3, 2e-3, 4e-3], "sizes": ["s", "m"], "budget": 8e10},
+        "arms": {"t5": {}, "fnet_t5": {}},
+    }
+    ladder = make(**long, schedule={})
+    assert {run.warmup_steps for run in ladder.runs} == {200}
+    assert short_ends(ladder.runs) == []
+    fewest = min(end.tokens / run.num_parameters for run in ladder.runs for end in run.ends if run.phase == "main")
+    with pytest.raises(ValueError, match="199 of warm-up"):
+        make(**long, schedule={"warmup_steps": 199})
+    short = make(**long, schedule={"warmup_steps": 199, "allow_short": True})
+    assert len(short_ends(short.runs)) == sum(len(run.ends) for run in short.runs)
+    assert fewest > 3
+
+
+def test_a_plan_of_an_earlier_version_is_read_with_its_hash(tmp_path: Path) -> None:
+    """Written by the version that took the warm-up as a share and swept every arm at two sizes."""
+    (tmp_path / "ladder").mkdir()
+    text = (Path(__file__).parent / "plans" / "two_sizes_share_of_warmup.json").read_bytes()
+    (tmp_path / "ladder" / "ladder.json").write_bytes(text)
+    ladder = read_ladder(tmp_path / "ladder")
+    values = json.loads(text)
+    assert ladder.sha256 == values["sha256"]
+    assert ladder.recipe.schedule.warmup == 0.1
+    assert [run.warmup_steps for run in ladder.runs] == [run["warmup_steps"] for run in values["runs"]]
+    run = ladder.run("t5-m-seed0")
+    assert [sweep.name for sweep in ladder.sweeps_of(run)] == ["sweep-t5-s", "sweep-t5-m"]
+    assert run_config(ladder, run, run.ends[0], 0.003, None).optimizer.warmup_steps == run.warmup_steps
+    assert {one.run.name for one in short_ends(ladder.runs)} == {run.name for run in ladder.runs}
+
+
+def test_flops_as_needed_leave_out_the_head_without_loss_and_half_of_causal_attention(make: MakeLadder) -> None:
+    """n = 16 and m = 8 tokens, d = 64 wide in all, 3 + 2 layers, 24 tokens of causal_lm that all have a loss."""
+    runs = {run.arm: run for run in make().runs if run.phase == "main" and run.size == "m"}
+    saved = {arm: run.flops_per_row - (run.needed_flops_per_row or 0) for arm, run in runs.items()}
+    assert saved["t5"] == saved["fnet_t5"] == 3 * 2 * 4 * 64 * (8 * 7 / 2)
+    gpt2, prefix = (ModelConfig(**runs[arm].model) for arm in ("gpt2", "prefix_decoder"))
+    assert saved["gpt2"] == 3 * gpt2.num_decoder_layers * 4 * gpt2.inner_dim * (24 * 23 / 2)
+    removed = 24 * 23 / 2 - 17 * 16 / 2  # the start token and the prefix are read in both directions
+    head = 2 * 16 * prefix.d_model * prefix.padded_vocab_size
+    assert saved["prefix_decoder"] == 3 * (prefix.num_decoder_layers * 4 * prefix.inner_dim * removed + head)

@@ -1,0 +1,1 @@
+"""The synthetic battery: small models trained on tasks whose answers need the order of the input."""

@@ -1,0 +1,1 @@
+"""The tasks of the battery, one file for each family; `by_name.py` has them by name."""
