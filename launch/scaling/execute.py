@@ -241,9 +241,7 @@ def measure_ladder(folder: Path, log: Log) -> None:
     todo = [run for run in lacking if latest(run) is not None]
     for run in todo:
         log(f"{run}: {measure_run(run, extent_of(ladder), folder / FLOORS).bits_per_byte:.4f} bits per byte")
-    gone = (
-        f"; {len(lacking) - len(todo)} cannot be measured, because their checkpoints are gone"
-        if len(lacking) > len(todo)
-        else ""
-    )
-    log(f"{folder}: {len(todo)} of {len(finished)} finished runs were measured now{gone}")
+    log(f"{folder}: {len(todo)} of {len(finished)} finished runs were measured now")
+    gone = len(lacking) - len(todo)
+    if gone:
+        log(f"{folder}: {gone} runs cannot be measured, because their checkpoints are gone")

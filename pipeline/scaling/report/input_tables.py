@@ -116,7 +116,7 @@ def _slice_table(results: ResultSet, baseline: str) -> Iterator[Table]:
                 cells.append(f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f})")
             except ValueError:
                 cells.append(f"{(losses.nats[chosen].mean() - base.nats[chosen].mean()):+.4f}")
-        label = name if kind != "text" else "all text"
+        label = {"text": "all text", "source": f"source {name}"}.get(kind, name)
         rows.append((label, f"{int(chosen.sum()):,}", f"{base.nats[chosen].mean(dtype=np.float64):.4f}", *cells))
     place = pairs[0][0].point
     note = (

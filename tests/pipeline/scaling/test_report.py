@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from data_prep.files import write_json_atomically
+from launch.scaling.execute import measure_ladder
 from launch.scaling.report import make_report
 from pipeline.eval.suffix_bpb import read_suffix_bpb
 from pipeline.run_folder import write_status
@@ -308,6 +309,20 @@ def test_other_objectives_are_compared_by_their_text_alone(damaged: Path) -> Non
     (results,) = collect(runs).sets
     assert results.measure.startswith("nats per target token of ")
     assert [one.point.loss for one in results.results] == [one.own_loss for one in results.results] != written
+
+
+def test_runs_without_checkpoints_are_counted_not_measured(damaged: Path) -> None:
+    """The made-up runs have no weights. Those that were measured before are left alone."""
+    names = ("t5-d64-seed0-b1", "fnet_t5-d64-seed0-b1")
+    for name in names:
+        (runs_of(damaged) / name / "measurements.json").unlink()
+    said: list[str] = []
+    measure_ladder(damaged, said.append)
+    total = len(list(runs_of(damaged).iterdir()))
+    assert said == [
+        f"{damaged}: 0 of {total} finished runs were measured now",
+        f"{damaged}: 2 runs cannot be measured, because their checkpoints are gone",
+    ]
 
 
 def test_the_noise_floor_uses_one_end_of_each_run(whole: tuple[Path, list[str], dict[str, Any]]) -> None:

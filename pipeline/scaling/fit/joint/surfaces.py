@@ -148,7 +148,7 @@ class JointModel:
     @cached_property
     def hold(self) -> Floats:
         """Rows (H, K) that are added to the regression, one for each E and each kappa: see `_HOLD`."""
-        of_kappa = self.index[1:, _KAPPA] if self.with_kappa else []
+        of_kappa: list[int] = self.index[1:, _KAPPA].tolist() if self.with_kappa else []
         return _HOLD * np.eye(self.num_coefficients)[[*np.unique(self.index[:, _NUMBER["E"]]), *of_kappa]]
 
     def held_at(self, log_losses: Floats) -> Floats:
