@@ -5,9 +5,11 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
+
+import psutil
 
 from data_prep.executor.session_folder import plasma_folder, session_folder
 
@@ -15,6 +17,7 @@ from data_prep.executor.session_folder import plasma_folder, session_folder
 MIN_OBJECT_STORE_BYTES = 200 * 2**20
 
 _CONNECT_SECONDS = 20
+_START_TRIES = 3
 
 # PYTHONSAFEPATH and the empty folder below: the current folder may contain another package called `data_prep`, and Ray
 # puts the driver's current folder first on its workers' path. Each worker uses one core, so the tokenizer must not start
@@ -23,7 +26,21 @@ _WORKER_ENVIRONMENT = {"PYTHONSAFEPATH": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class RaySessionError(ValueError):
-    """Ray that cannot be started or joined."""
+    """Ray that cannot be started or joined, or whose processes were killed."""
+
+
+# The raylet of the session that this process has started: without it no call ever ends.
+_raylets: list[psutil.Process] = []
+
+
+def validate_session() -> None:
+    """Raise RaySessionError if the raylet of the session that `ray_session` has started here was killed."""
+    for raylet in _raylets:
+        if not raylet.is_running() or raylet.status() == psutil.STATUS_ZOMBIE:
+            raise RaySessionError(
+                "Ray's raylet was killed, usually because memory ran out: use fewer workers or smaller unit_bytes, and rerun "
+                "the same command to resume"
+            )
 
 
 @contextmanager
@@ -67,15 +84,31 @@ def ray_session(
             if not address:
                 starting.enter_context(_environment(_embedded_environment()))
                 starting.enter_context(_current_folder(str(folder / "empty")))
-            try:
-                start(log_to_driver=False, logging_level="ERROR")
-            except Exception as error:  # Ray raises bare Exceptions, some of many lines
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise RaySessionError(
-                    f"Ray did not start ({reason.rstrip('. ')}): the machine may be overloaded or out of memory or processes; "
-                    "rerun the same command"
-                ) from error
+            _start(start, tries=1 if address else _START_TRIES)
+        if not address:
+            stack.callback(_raylets.clear)
+            children = psutil.Process().children(recursive=True)
+            _raylets.extend(child for child in children if child.name() == "raylet")
         yield
+
+
+def _start(start: Callable[..., object], tries: int) -> None:
+    """Start Ray, again if it gives up: it waits only half a minute for its processes, which a busy machine may exceed."""
+    import ray
+
+    for number in range(1, tries + 1):
+        try:
+            start(log_to_driver=False, logging_level="ERROR")
+            return
+        except Exception as error:  # Ray raises bare Exceptions, some of many lines
+            if number < tries:
+                ray.shutdown()
+                continue
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise RaySessionError(
+                f"Ray did not start ({reason.rstrip('. ')}): the machine may be overloaded or out of memory or processes; "
+                "rerun the same command"
+            ) from error
 
 
 def _validate_loopback() -> None:

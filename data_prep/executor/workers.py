@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from data_prep.executor.ray_session import RaySessionError, validate_session
+
 # Retries of a call whose worker died; a call that raised is not retried. So calls must be safe to repeat.
 _RETRIES = 2
 # So many workers in a row that die while starting make the job fail.
 _FAILED_STARTS = 5
 _DEFAULT_MAX_BYTES = 2 * 2**30
 _DEFAULT_MAX_WAIT_SECONDS = 1800
-# How often a wait for the first worker is told.
+# How often a wait looks after Ray's processes, and how often the wait for the first worker is told.
+_POLL_SECONDS = 2
 _TELL_SECONDS = 10
 
 
@@ -114,17 +117,23 @@ class WorkerPool:
         self._running[worker.call.remote(call.function, *call.arguments)] = (worker, call)
 
     def wait(self, references: Sequence[Any]) -> list[Any]:
-        """Those of `references` that are ready, at least one. Raises WorkerError if no worker starts for too long."""
+        """Those of `references` that are ready, at least one.
+
+        Raises WorkerError if no worker starts for too long, and RaySessionError if Ray's own process was killed.
+        """
         import ray
 
         begin = time.monotonic()
+        told = 0
         while True:
-            ready: list[Any] = ray.wait(references, num_returns=1, timeout=_TELL_SECONDS)[0]
+            ready: list[Any] = ray.wait(references, num_returns=1, timeout=_POLL_SECONDS)[0]
             if ready:
                 return ready
-            if self._running or self._idle or not self._starting:
-                continue
+            validate_session()
             waited = time.monotonic() - begin
+            if self._running or self._idle or not self._starting or waited < (told + 1) * _TELL_SECONDS:
+                continue
+            told += 1
             total, free = (int(found().get("CPU", 0)) for found in (ray.cluster_resources, ray.available_resources))
             state = f"{free} of {total} CPUs of Ray are free"
             if waited > self._max_wait_seconds:
@@ -229,6 +238,8 @@ class WorkerPool:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         import ray
 
+        if kind is not None and issubclass(kind, RaySessionError):
+            return  # nothing answers any more
         for worker in [*self._idle, *self._starting.values(), *(worker for worker, _ in self._running.values())]:
             ray.kill(worker)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from data_prep.executor.ray_session import RaySessionError
 from data_prep.executor.workers import Call, LostInputError, WorkerError, WorkerPool
 from data_prep.readers.blocks import num_ranges
 from data_prep.readers.input_files import InputFile
@@ -88,6 +89,9 @@ class _Scheduler:
                         self._ready = deque(call for call in self._ready if call.arguments[0].index != event.file)
                     if event:
                         yield event
+        except RaySessionError:
+            self._idle_readers, self._readers = [], {}  # nothing answers any more
+            raise
         finally:
             for reader in [*self._idle_readers, *self._readers.values()]:
                 ray.kill(reader.actor)

@@ -8,9 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
+import psutil
 import pytest
 
-from data_prep.executor.ray_session import _validate_address
+from data_prep.executor.ray_session import RaySessionError, _validate_address
 from data_prep.executor.workers import Call, DiskFullError, WorkerError, WorkerPool
 
 _PROGRAM = """
@@ -130,6 +131,32 @@ def test_a_busy_cluster_is_told_and_waited_for_only_so_long(monkeypatch: pytest.
     with pytest.raises(WorkerError, match=r"no worker started in 70 s: 0 of 8 CPUs of Ray are free; wait for other jobs"):
         pool.wait(pool.awaited)
     assert told == ["waiting for a worker to start (0 of 8 CPUs of Ray are free), at most 60 s"] * 6
+
+
+def test_a_killed_raylet_ends_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own calls would wait for ever."""
+    import ray
+
+    process = psutil.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    monkeypatch.setattr("data_prep.executor.ray_session._raylets", [process])
+    monkeypatch.setattr(ray, "remote", lambda **options: lambda kind: MagicMock())
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    waits: list[int] = []
+
+    def wait(references: list[object], num_returns: int, timeout: float) -> tuple[list[object], list[object]]:
+        waits.append(1)
+        if len(waits) == 3:
+            process.kill()  # a zombie until it is waited for
+            while process.status() != psutil.STATUS_ZOMBIE:
+                pass
+        return [], references
+
+    monkeypatch.setattr(ray, "wait", wait)
+    pool = WorkerPool(1)
+    with pytest.raises(RaySessionError, match=r"raylet was killed.*memory ran out.*rerun the same command to resume"):
+        pool.wait(pool.awaited)
+    assert len(waits) == 3
+    process.wait()
 
 
 @pytest.mark.parametrize(("address", "expected"), [("nonsense", "not HOST:PORT"), ("127.0.0.1:9", "no Ray cluster answers")])

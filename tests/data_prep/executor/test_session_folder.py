@@ -85,6 +85,20 @@ def test_the_object_store_goes_where_the_space_is(tmp_path: Path, monkeypatch: p
         plasma_folder(tmp_path, 1_000_000_000)
 
 
+def test_a_start_that_fails_is_tried_again_and_named_at_last() -> None:
+    answers = [Exception("The node timed out.\nMore lines"), Exception("again"), None, *[Exception("The node timed out.")] * 3]
+
+    def start(**kwargs: object) -> None:
+        answer = answers.pop(0)
+        if answer is not None:
+            raise answer
+
+    ray_session._start(start, tries=3)
+    assert len(answers) == 3
+    with pytest.raises(RaySessionError, match=r"^Ray did not start \(The node timed out\): the machine may be overloaded"):
+        ray_session._start(start, tries=3)
+
+
 def test_a_machine_without_a_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*arguments: object, **kwargs: object) -> None:
         raise OSError(101, "Network is unreachable")
