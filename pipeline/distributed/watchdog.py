@@ -14,6 +14,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import stat
 import sys
 import threading
 import time
@@ -50,7 +51,7 @@ class Watchdog:
         self._rank, self._world_size = rank, world_size
         self._hang_seconds, self._peer_seconds = hang_seconds, peer_seconds
         self._activity, self._last_beat, self._num_beats = "starting", time.monotonic(), 0
-        self._pipe = int(os.environ.get(PROGRESS_PIPE, -1))
+        self._pipe = _progress_pipe()
         self._last_told = 0.0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -151,6 +152,15 @@ class Watchdog:
                 self._store.set(key, value)
         except Exception as error:  # the store is gone
             _log.warning("rank %d could not reach the other ranks (%s)", self._rank, type(error).__name__)
+
+
+def _progress_pipe() -> int:
+    """The descriptor of the launcher's pipe, or -1: a process that only inherited the variable may have another file there."""
+    descriptor = int(os.environ.get(PROGRESS_PIPE, -1))
+    try:
+        return descriptor if descriptor >= 0 and stat.S_ISFIFO(os.fstat(descriptor).st_mode) else -1
+    except OSError:
+        return -1
 
 
 def _store() -> Any:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 
+from pipeline.checkpoint import checkpoint as checkpoints
 from pipeline.checkpoint.checkpoint import Position, load_state, mesh_shape
 from pipeline.checkpoint.checkpoint import save as save_checkpoint
 from pipeline.config import RunConfig
@@ -80,6 +81,7 @@ def save(run: Path, engine: Engine, mesh: Mesh) -> None:
 
 
 def resharding(output: Path, world_size: int, results: dict[str, Any]) -> None:
+    checkpoints._SHARE_BYTES = 1  # every rank writes a part of the weights, as those of a large model do
     for setting in SETTINGS:
         run = output / setting
         checkpoint = checkpoints_of(run) / "step_00000003"

@@ -282,3 +282,10 @@ def test_a_full_pipe_does_not_block_a_rank(monkeypatch: pytest.MonkeyPatch) -> N
         for _ in range(70_000):  # a pipe holds 65,536 bytes
             watchdog.beat("saving")
         assert pipe.has_news()
+
+
+def test_a_variable_that_names_another_file_is_not_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "other").open("w") as file:
+        monkeypatch.setenv("FNET_T5_PROGRESS_PIPE", str(file.fileno()))
+        Watchdog(0, 1, 10).beat("saving")
+    assert (tmp_path / "other").read_bytes() == b""

@@ -47,7 +47,7 @@ class TrainingProgress(Hook):
         self._console.print(f"step {trainer.step}: {found}", highlight=False)
 
     def on_note(self, trainer: Trainer, line: str) -> None:
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)  # brackets and paths as they are
 
     def on_end(self, trainer: Trainer, status: str) -> None:
         self._bar.stop()
