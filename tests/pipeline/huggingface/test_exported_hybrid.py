@@ -7,6 +7,7 @@ transformers' documentation of a method promises.
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,53 @@ def test_a_setting_of_the_configuration_is_honoured_under_either_name(tied_folde
     assert len(type(model)(config).decoder.layers) == 3
     with pytest.raises(ValueError, match=r"fnet_t5\.colour is not known"):
         type(config)(fnet_t5={"colour": 1})
+
+
+def test_the_configuration_has_the_names_that_transformers_reads(tied_folder: Path, load: Load, tmp_path: Path) -> None:
+    model = load(tied_folder)
+    kind = type(model.config)
+    config = kind(hidden_size=48, num_attention_heads=3, num_hidden_layers=5, vocab_size=99, tie_word_embeddings=False)
+    assert (config.d_model, config.num_heads, config.num_decoder_layers, config.vocab_size) == (48, 3, 5, 99)
+    assert not config.scale_decoder_outputs
+    for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "head_dim", "vocab_size"):
+        setattr(config, name, 7)
+        assert getattr(config, name) == 7
+    config.save_pretrained(tmp_path)
+    assert kind.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    assert copy.deepcopy(config).to_dict() == config.to_dict()
+    assert kind().to_dict()["fnet_t5"]["num_encoder_layers"] == 8
+    with torch.device("meta"):
+        assert all(parameter.is_meta for parameter in type(model)(model.config).parameters())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="a device map needs accelerate")
+def test_stacks_can_be_on_different_devices(folder: Path, load: Load, batch: Batch, tmp_path: Path) -> None:
+    model = load(folder)
+    places = {"embedding": "cpu", "relative_bias": "disk", "encoder": "disk", "decoder": "cpu", "head": "cpu"}
+    for name in ("encoder", "decoder"):
+        apart = load(folder, device_map={**places, name: "cpu"}, offload_folder=str(tmp_path / name))
+        with torch.no_grad():
+            close(apart(**batch).logits, model(**batch).logits)
+        options = {"max_new_tokens": 4, "do_sample": False}
+        assert torch.equal(apart.generate(batch["input_ids"], **options), model.generate(batch["input_ids"], **options))
+
+
+def test_a_copy_shares_nothing_with_its_model(tied_folder: Path, load: Load, batch: Batch) -> None:
+    """The encoder refers to the embedding of its own model, when it is called by itself too."""
+    model = load(tied_folder)
+    expected = model.get_encoder()(batch["input_ids"])[0]
+    other = copy.deepcopy(model)
+    other.get_input_embeddings().weight.data.mul_(2)
+    assert not torch.equal(other.get_encoder()(batch["input_ids"])[0], expected)
+    assert torch.equal(model.get_encoder()(batch["input_ids"])[0], expected)
+    assert torch.equal(model(**batch).encoder_last_hidden_state, expected)
+
+
+@pytest.mark.slow
+def test_it_can_be_exported_as_a_graph(model: Any, batch: Batch) -> None:
+    inputs = {**batch, "attention_mask": torch.ones_like(batch["input_ids"]), "use_cache": False}
+    graph = torch.export.export(model, (), inputs, strict=False).module()
+    close(graph(**inputs).logits, model(**inputs).logits)
 
 
 # --- tied weights and the vocabulary ---
