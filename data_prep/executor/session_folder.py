@@ -18,6 +18,7 @@ _NAME_BYTES = len("fnt5-4194304-") + 8
 _OTHER_BASES = ("/tmp", "/var/tmp", "/dev/shm")
 # A younger folder may belong to a process that has not locked it yet.
 _MIN_AGE_SECONDS = 60
+_DELETE_TRIES = 25
 
 
 @contextmanager
@@ -35,7 +36,12 @@ def session_folder() -> Iterator[Path]:
                 fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        # Processes of Ray that are just ending may still write a file.
+        for _ in range(_DELETE_TRIES):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+            time.sleep(0.2)
 
 
 def plasma_folder(session: Path, num_bytes: int) -> Path:
