@@ -152,7 +152,7 @@ def _frame(tokenizer: Tokenizer, **templates: list[int | str]) -> None:
     texts: dict[str, str] = {}
     used = {part for template in templates.values() for part in template if isinstance(part, int)}
     for kind, template in templates.items():
-        parts = [tokenizer.id_to_token(part) if isinstance(part, int) else part for part in template]
+        parts = [str(tokenizer.id_to_token(part)) if isinstance(part, int) else part for part in template]
         texts[kind] = " ".join(parts) + (":1" if kind == "pair" else "")
     tokens = [(tokenizer.id_to_token(token_id), token_id) for token_id in sorted(used)]
     tokenizer.post_processor = TemplateProcessing(special_tokens=tokens, **texts)

@@ -18,12 +18,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .configuration_fnet_t5 import FNetT5Config
 
 FNET_TYPES, FNET_EPS = 4, 1e-12  # of google/fnet-base
+INIT_STD = "init_std"
 
 
 def linear(config: FNetT5Config, d_in: int, d_out: int, std: float | None = None, bias: bool = False) -> nn.Linear:
     """A linear layer that remembers the standard deviation of its initial weights (default: by fan-in)."""
     layer = nn.Linear(d_in, d_out, bias=bias)
-    layer.init_std = config.std(d_in**-0.5 if std is None else std)
+    setattr(layer, INIT_STD, config.std(d_in**-0.5 if std is None else std))
     return layer
 
 

@@ -27,6 +27,7 @@ from transformers.utils import logging
 
 from .configuration_fnet_t5 import FNetT5Config
 from .layers_fnet_t5 import (
+    INIT_STD,
     DecoderLayer,
     Embedding,
     EncoderLayer,
@@ -212,7 +213,8 @@ def hide_padding(mask: Tensor | None, encoder: Tensor) -> Tensor | None:
 def decoder_bias(relative_bias: RelativeBias, x: Tensor, mask: Tensor | None, cache: EncoderDecoderCache | None) -> Tensor:
     """(1 or B, H, M, K) of self-attention: the relative bias, and the lowest number at the future and at padding. The mask is
     (B, tokens in the cache + M), or of four dimensions as `generate` prepares it."""
-    num_new, past, num_keys = x.shape[1], 0, x.shape[1]
+    num_new, num_keys = x.shape[1], x.shape[1]
+    past: Any = 0
     if cache is not None:
         past = cache.get_seq_length()
         past = past.clone() if isinstance(past, Tensor) else past  # a static cache counts it up in place
@@ -263,7 +265,7 @@ class FNetT5PreTrainedModel(PreTrainedModel):
         return self.embedding.tokens
 
     def set_input_embeddings(self, new: nn.Module) -> None:
-        self.embedding.tokens = new
+        self.embedding.tokens = new  # type: ignore[assignment]
 
     def _add_stacks(self, config: FNetT5Config, has_decoder: bool = True) -> None:
         self.embedding, self.relative_bias = Embedding(config), RelativeBias(config, has_decoder)
@@ -278,7 +280,7 @@ class FNetT5PreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.std(1.0))
         elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=getattr(module, "init_std", std))
+            nn.init.normal_(module.weight, std=getattr(module, INIT_STD, std))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, RMSNorm | nn.LayerNorm):
@@ -450,7 +452,7 @@ class FNetT5ForConditionalGeneration(FNetT5PreTrainedModel, GenerationMixin):
         return self.head.projection
 
     def set_output_embeddings(self, new: nn.Module) -> None:
-        self.head.projection = new
+        self.head.projection = new  # type: ignore[assignment]
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """The labels shifted right by one, after the start token; padding where the loss is not taken (-100)."""
