@@ -8,7 +8,7 @@ r is the cost of a token of the arm, divided by that of the first arm at the sam
 over the sizes of cpu-smoke the hybrid's rises by a fifth. With kappa = 0, as for the first arm, this is Chinchilla's surface:
 arms that differ in A and B alone learn alike from equal tokens at all sizes. With kappa = beta they learn alike from equal
 compute. Which holds is not known, so kappa is fitted. Without it, a multiplier that is the same at every size and compute was
-found 4 to 6 % too low at small budgets.
+found 3 to 6 % too low at small budgets.
 
 The fit is least squares on log losses, one observation a place (arm, size, budget): the mean over its seeds. Seeds of a place
 share the lack of fit of its surface, which is larger than their own noise, so they do not count as further observations
