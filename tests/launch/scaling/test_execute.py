@@ -173,13 +173,16 @@ def test_a_run_outside_of_the_plan_is_named(ladder: Path, place: Path, module_en
 
 
 def test_a_ladder_refuses_changed_data(ladder: Path, place: Path, module_environment: dict[str, str]) -> None:
-    manifest = place / "data" / "manifest.json"
+    """A run that still has something to do; a complete one needs no data."""
+    manifest, measured = place / "data" / "manifest.json", ladder / "runs" / "t5-m-seed0-b1" / "suffix_bpb.json"
     before = manifest.read_bytes()
     manifest.write_bytes(before + b" ")
+    measured.rename(measured.with_suffix(".aside"))
     try:
         refused = fnet_t5(place, module_environment, "scaling", "run", "ladder", "--only", "t5-m-seed0")
     finally:
         manifest.write_bytes(before)
+        measured.with_suffix(".aside").rename(measured)
     assert refused.returncode == 1
     assert "is not the data that the ladder was planned on" in refused.stderr
 
