@@ -139,8 +139,10 @@ def test_the_loss_with_a_shuffled_input_is_logged_as_one_process_computes_it(str
     model, config, _ = load_model(straight, 10)
     tokenizer = load_tokenizer(dataset / "tokenizer.json")
     special = {tokenizer.token_to_id(name) for name in ("<pad>", "</s>", "<unk>")}
-    ids, lengths = Rows(dataset, "val", 24).read(np.arange(21))
-    batch = objective_of(config)(ids, lengths, np.arange(21))
+    source = Rows(dataset, "val", 24)
+    chosen = np.arange(min(config.train.input_use_rows, len(source)))
+    ids, lengths = source.read(chosen)
+    batch = objective_of(config)(ids, lengths, chosen)
     encoder, mask, *rest = map(torch.from_numpy, batch.inputs)
     targets, taken = map(torch.from_numpy, batch.losses[0])
     is_text = taken.bool() & torch.tensor([[one not in special for one in row] for row in targets.tolist()])
