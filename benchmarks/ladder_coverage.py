@@ -37,6 +37,7 @@ from pipeline.scaling.fit.joint.surfaces import JointFit, Places, fit_jointly
 from pipeline.scaling.fit.multiplier import compute_multiplier
 from pipeline.scaling.fit.points import Columns, Floats
 from pipeline.scaling.ladder.ladder import make_ladder
+from pipeline.scaling.ladder.power import planned_results
 from pipeline.scaling.ladder.recipe import LadderRecipe
 
 TRUE, ARMS, DRAWS = 0.7, ("t5", "fnet_t5"), 200
@@ -196,20 +197,7 @@ _EVERYWHERE = ("chosen",)
 def design(recipe: str, overrides: list[str]) -> list[PlannedResult]:
     """The ends of the main runs of the two arms under the first objective."""
     ladder = make_ladder(load_config(LadderRecipe, str(RECIPES / f"{recipe}.yaml"), overrides, kind="scaling"))
-    return [
-        PlannedResult(
-            arm=run.arm,
-            size=run.size,
-            budget=end.budget,
-            seed=run.seed,
-            num_parameters=run.num_parameters,
-            tokens=end.tokens,
-            flops=end.flops,
-        )
-        for run in ladder.runs
-        if (run.phase, run.objective) == ("main", 0) and run.arm in ARMS
-        for end in run.ends
-    ]
+    return planned_results(ladder.runs, ARMS)
 
 
 def measure(drawn: Sequence[Drawn], estimator: Callable[[Drawn], Bounds]) -> tuple[int, int, float]:

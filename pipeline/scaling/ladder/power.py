@@ -18,11 +18,9 @@ from pipeline.scaling.ladder.recipe import AssumedConfig, LadderRecipe
 _SEED, _DRAWS = 0, 1000
 
 
-def predicted(recipe: LadderRecipe, runs: Sequence[PlannedRun], arm: str) -> PredictedInterval:
-    """The interval that the first objective's ladder is expected to give for an arm against the baseline, whose surface the
-    recipe assumes. Raises ValueError if the runs give no multiplier."""
-    assert recipe.assumed is not None
-    ends = [
+def planned_results(runs: Sequence[PlannedRun], arms: Sequence[str]) -> list[PlannedResult]:
+    """The ends of the main runs of `arms`, in their order, under the first objective."""
+    return [
         PlannedResult(
             arm=run.arm,
             size=run.size,
@@ -32,11 +30,18 @@ def predicted(recipe: LadderRecipe, runs: Sequence[PlannedRun], arm: str) -> Pre
             tokens=end.tokens,
             flops=end.flops,
         )
-        for name in (recipe.baseline, arm)
+        for arm in arms
         for run in runs
-        if (run.phase, run.objective, run.arm) == ("main", 0, name)
+        if (run.phase, run.objective, run.arm) == ("main", 0, arm)
         for end in run.ends
     ]
+
+
+def predicted(recipe: LadderRecipe, runs: Sequence[PlannedRun], arm: str) -> PredictedInterval:
+    """The interval that the first objective's ladder is expected to give for an arm against the baseline, whose surface the
+    recipe assumes. Raises ValueError if the runs give no multiplier."""
+    assert recipe.assumed is not None
+    ends = planned_results(runs, (recipe.baseline, arm))
     return predicted_interval(ends, _coefficients(recipe.assumed))
 
 
