@@ -24,6 +24,8 @@ from pipeline.objectives.loss import losses_of
 from pipeline.objectives.vocabulary import Vocabulary
 
 Bools = NDArray[np.bool_]
+Change = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Other ids and mask (B, N) for the encoder ids and mask of a batch whose first row has this number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,31 +99,37 @@ def constant_input(ids: Tensor, mask: Tensor, token: int) -> tuple[Tensor, Tenso
     return constant, kept
 
 
+def changes(is_text: Bools, end: int) -> dict[str, Change]:
+    """The manipulations by the field of `InputUse` that has their loss. is_text (V,); `end` is the id of the end token."""
+
+    def shuffled(first_row: int, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return shuffle(ids, text_places(ids, mask, is_text), first_row), mask
+
+    def far_half_shuffled(first_row: int, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return shuffle(ids, first_half(text_places(ids, mask, is_text)), first_row), mask
+
+    def no_input(first_row: int, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return constant_input(ids, mask, end)
+
+    return {"shuffled_loss": shuffled, "far_half_shuffled_loss": far_half_shuffled, "no_input_loss": no_input}
+
+
 @torch.no_grad()
 def input_use(model: SingleProcessModel, batches: Sequence[PipelineBatch], vocabulary: Vocabulary) -> InputUse:
     """The losses of an encoder-decoder on `batches`, by one pass for each manipulation.
 
     Raises ValueError if the batches have no target.
     """
-    is_text = text_ids(vocabulary, model.config.vocab_size)
 
-    def shuffled(index: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        ids, mask, *rest = inputs
-        return shuffle(ids, text_places(ids, mask, is_text), index * len(ids)), mask, *rest
+    def loss(change: Change) -> float:
+        def changed(index: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            ids, mask, *rest = inputs
+            return *change(index * len(ids), ids, mask), *rest
 
-    def far_half_shuffled(index: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        ids, mask, *rest = inputs
-        return shuffle(ids, first_half(text_places(ids, mask, is_text)), index * len(ids)), mask, *rest
+        return mean_loss(model, batches, changed)
 
-    def no_input(index: int, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        ids, mask, *rest = inputs
-        return *constant_input(ids, mask, vocabulary.end), *rest
-
-    return InputUse(
-        shuffled_loss=mean_loss(model, batches, shuffled),
-        far_half_shuffled_loss=mean_loss(model, batches, far_half_shuffled),
-        no_input_loss=mean_loss(model, batches, no_input),
-    )
+    found = changes(text_ids(vocabulary, model.config.vocab_size), vocabulary.end)
+    return InputUse(**{name: loss(change) for name, change in found.items()})
 
 
 @torch.no_grad()

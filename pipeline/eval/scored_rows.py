@@ -21,7 +21,8 @@ from data_prep.dataset.indexed_dataset import TokenFile, sequence_offsets
 from pipeline.config import DataConfig
 from pipeline.data.rows import ChosenRows
 from pipeline.eval.floors import Pairs, join, target_contexts
-from pipeline.eval.input_probes import Swap, constant_input, first_half, shuffle, text_places
+from pipeline.eval.input_probes import Change as EncoderChange
+from pipeline.eval.input_probes import Swap, changes
 from pipeline.eval.row_losses import RowLosses
 from pipeline.eval.suffix_bpb import Nll
 from pipeline.objectives.causal_lm import DecoderOnlyAdapter
@@ -168,21 +169,15 @@ def probe_losses(rows: ScoredRows, nll: Nll, end: int) -> ProbeLosses:
         ids, mask, *_ = swap(index, batches[index][0])
         return ids.numpy(), mask.numpy()
 
-    def shuffled(first: int, batch: Batch, half: bool = False) -> tuple[Ints, Ints]:
-        ids, mask = torch.from_numpy(batch.encoder_ids), torch.from_numpy(batch.encoder_mask)
-        places = text_places(ids, mask, rows.is_text_id)
-        return shuffle(ids, first_half(places) if half else places, first).numpy(), batch.encoder_mask
+    def loss(change: EncoderChange) -> float:
+        def changed(first: int, batch: Batch) -> tuple[Ints, Ints]:
+            ids, mask = change(first, torch.from_numpy(batch.encoder_ids), torch.from_numpy(batch.encoder_mask))
+            return ids.numpy(), mask.numpy()
 
-    def no_input(first: int, batch: Batch) -> tuple[Ints, Ints]:
-        ids, mask = constant_input(torch.from_numpy(batch.encoder_ids), torch.from_numpy(batch.encoder_mask), end)
-        return ids.numpy(), mask.numpy()
+        return _text_loss(rows, nll, changed)
 
-    return ProbeLosses(
-        swapped_loss=_text_loss(rows, nll, swapped),
-        shuffled_loss=_text_loss(rows, nll, shuffled),
-        far_half_shuffled_loss=_text_loss(rows, nll, lambda first, batch: shuffled(first, batch, half=True)),
-        no_input_loss=_text_loss(rows, nll, no_input),
-    )
+    others = {name: loss(change) for name, change in changes(rows.is_text_id, end).items()}
+    return ProbeLosses(swapped_loss=_text_loss(rows, nll, swapped), **others)
 
 
 def _text_loss(rows: ScoredRows, nll: Nll, change: Change) -> float:
