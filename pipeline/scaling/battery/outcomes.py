@@ -1,7 +1,7 @@
 """The results of the battery: one JSON file a run, in a folder that may move to another machine.
 
     DIR/RUN.json           settings and their hash, the hash of the test rows, scores, and the validations in training
-    DIR/results.parquet    the same of many runs, as a report writes them: a folder that holds a copy of it goes on from there
+    DIR/results.parquet    the same of many runs, as a report writes them: a folder that holds a copy of it resumes from there
 
 A file is written when its run is complete, and never changed. It holds no path and nothing of the machine's state.
 """
