@@ -111,6 +111,23 @@ def test_a_run_resumes_after_its_driver_was_killed(
 
 
 @pytest.mark.slow
+def test_an_addition_that_is_killed_leaves_its_base_and_has_the_bytes_of_one_run(
+    real_ray: None, big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    base = _config(big_corpus, tokenizer_file, tmp_path / "base", input=[f"{big_corpus}/a.jsonl.zst"])
+    prepare(base)
+    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in base.output.iterdir()}
+    config = _config(big_corpus, tokenizer_file, tmp_path / "data", base=base.output)
+    for num_units in (3, 15):
+        _kill_driver_at(config, num_units)
+        assert not (config.output / "manifest.json").exists()
+    manifest = prepare(config)
+    assert manifest.retokenized_units <= 2 * 2 * _WORKERS
+    assert _hashes(config.output) == expected
+    assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in base.output.iterdir()} == before
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_drivers_killed_at_random_moments(
     real_ray: None, big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path, seed: int

@@ -85,7 +85,11 @@ def test_the_object_store_goes_where_the_space_is(tmp_path: Path, monkeypatch: p
         plasma_folder(tmp_path, 1_000_000_000)
 
 
-def test_a_start_that_fails_is_tried_again_and_named_at_last() -> None:
+def test_a_start_that_fails_is_tried_again_and_named_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    shutdowns: list[int] = []
+    monkeypatch.setattr(ray, "shutdown", lambda: shutdowns.append(1))  # not the session of all tests
     answers = [Exception("The node timed out.\nMore lines"), Exception("again"), None, *[Exception("The node timed out.")] * 3]
 
     def start(**kwargs: object) -> None:
@@ -95,6 +99,7 @@ def test_a_start_that_fails_is_tried_again_and_named_at_last() -> None:
 
     ray_session._start(start, tries=3)
     assert len(answers) == 3
+    assert len(shutdowns) == 2
     with pytest.raises(RaySessionError, match=r"^Ray did not start \(The node timed out\): the machine may be overloaded"):
         ray_session._start(start, tries=3)
 
