@@ -87,8 +87,8 @@ def _kill_driver_at(config: PrepareConfig, num_units: int, seconds: float = 0) -
             children = psutil.Process(process.pid).children(recursive=True)
             process.kill()
             break
-    process.communicate()
-    assert process.returncode == -9, "the run ended before it could be killed"
+    _, errors = process.communicate()
+    assert process.returncode == -9, f"the run ended before it could be killed: {errors.decode()}"
     # Workers die with the driver; two of Ray's agents would stay alive.
     for child in psutil.wait_procs(children, timeout=3)[1]:
         child.kill()
