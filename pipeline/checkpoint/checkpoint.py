@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data_prep.files import VISIBLE_SECONDS, atomic_write, await_visible, fsync_folder, write_json_atomically
-from pipeline.checkpoint.load_check import check_logits, selected_logits, write_logits
+from pipeline.checkpoint.load_check import check_logits, holds_not_finite, selected_logits, write_logits
 from pipeline.checkpoint.optimizer_state import OPTIMIZER_FOLDER, load_optimizer_state, save_optimizer_state
 from pipeline.checkpoint.retention import remove_folder
 from pipeline.data.batches import PipelineBatch
@@ -246,6 +246,20 @@ def load_state(checkpoint: Path, engine: Engine, check_batch: PipelineBatch, rep
     load_optimizer_state(folder, engine.deepspeed, engine.stages, engine.fragments, engine.mesh, report)
     report("comparing the logits of the loaded model")
     check_logits(checkpoint / STATE, engine, check_batch)
+
+
+def load_initial_state(checkpoint: Path, engine: Engine, report: Report = no_report) -> None:
+    """Begin a new run with the weights, the moments and the number of updates of a checkpoint of any mesh: a collective.
+
+    Each rank verifies a part of the files. There is no load check: its rows belong to the data of the other run.
+    Raises ValueError if the checkpoint is damaged, not finite or another model's.
+    """
+    mesh = engine.mesh
+    verify(checkpoint, report, (mesh.rank, mesh.world_size))
+    if holds_not_finite(checkpoint / STATE):
+        raise ValueError(f"{checkpoint} holds a model whose outputs are not finite: give an earlier checkpoint")
+    folder = checkpoint / STATE / OPTIMIZER_FOLDER
+    load_optimizer_state(folder, engine.deepspeed, engine.stages, engine.fragments, mesh, report)
 
 
 def mesh_shape(mesh: Mesh) -> dict[str, int]:
