@@ -199,3 +199,35 @@ def test_a_job_of_which_one_rank_is_stopped_during_its_start_is_preempted(job: C
     assert codes == [1, 75]
     assert read_status(tmp_path / "run") == "preempted"
     assert "rank 1: stopped by SIGTERM before the first step" in (tmp_path / "rank_0.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_torchrun_that_is_stopped_during_the_start_leaves_the_run_preempted(
+    number: signal.Signals, dataset: Path, tmp_path: Path, environment: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    """STATUS is `running` already, as the script of a SLURM job writes it. The ranks import DeepSpeed when the signal comes."""
+    recipe, run, script = tmp_path / "nano.yaml", tmp_path / "run", tmp_path / "train.py"
+    recipe.write_text(yaml.safe_dump(nano_recipe(dataset, train={"steps": 10**6, "checkpoint_every": 10**6})))
+    script.write_text("from launch.cli import main\nmain()\n")
+    run.mkdir()
+    (run / "STATUS").write_text("running\n")
+    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    job = subprocess.Popen(
+        [*program, str(script), "train", str(recipe), "--output", str(run)],
+        env={**environment, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=_handle_all_signals,
+    )
+    request.addfinalizer(job.kill)
+    while not (run / "config.json").exists():
+        assert job.poll() is None, job.communicate()[0]
+        time.sleep(0.05)
+    job.send_signal(number)
+    printed, _ = job.communicate(timeout=600)
+    assert read_status(run) == "preempted", printed
+    assert printed.count(f"stopped by {number.name} before the first step") == 2
+    assert not (run / "checkpoints").exists()
