@@ -16,7 +16,7 @@ def test_validation_does_not_depend_on_the_seed_of_training(dataset: Path) -> No
     """Span corruption draws its spans at random."""
 
     def tensors(seed: int) -> list[torch.Tensor]:
-        data = {"objective": "span_corruption", "encoder_length": 22, "decoder_length": 6, "layout": "stream"}
+        data = {"objective": "span_corruption", "encoder_length": 48, "decoder_length": 40, "layout": "stream"}
         sections = nano_recipe(dataset, data=data, train={"steps": 1, "seed": seed})
         config = RunConfig.model_validate(sections)
         sets = validation_sets(config, DataShard(2))

@@ -133,9 +133,11 @@ def test_old_checkpoints_are_removed_and_permanent_ones_kept(tmp_path: Path) -> 
     for step in range(5, 45, 5):
         checkpoint(tmp_path, step)
     assert prune(tmp_path, None, None) == []
-    prune(tmp_path, keep_last=2, keep_every=20)
+    prune(tmp_path, keep_last=2, keep_every=20, keep=(10, 15))
     left = sorted(int(path.name[5:]) for path in checkpoints_of(tmp_path).iterdir())
-    assert left == [20, 35, 40]
+    assert left == [10, 15, 20, 35, 40]
+    prune(tmp_path, keep_last=1, keep_every=None)
+    assert [path.name for path in checkpoints_of(tmp_path).iterdir()] == ["step_00000040"]
 
 
 _RANKS = """
