@@ -7,7 +7,8 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,6 +44,25 @@ def fsync_folder(folder: Path | str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+VISIBLE_SECONDS = 90.0
+"""How long a file that another node has written may take to be seen here: NFS keeps what it knows of a folder for a minute."""
+_VISIBLE_POLL_SECONDS = 0.5
+
+
+def await_visible(folder: Path, problem: Callable[[], str | None], seconds: float = VISIBLE_SECONDS) -> str | None:
+    """Wait until `problem` finds no fault with what another node has written below `folder`; returns what it found last.
+
+    Network file systems (NFS, Lustre, FUSE) may show new files and new names late on other nodes.
+    """
+    deadline = time.monotonic() + seconds
+    while (found := problem()) is not None and time.monotonic() < deadline:
+        time.sleep(_VISIBLE_POLL_SECONDS)
+        for place in (folder.parent, folder):
+            with suppress(OSError):
+                os.listdir(place)  # opening a folder makes NFS ask its server again
+    return found
 
 
 class FolderInUseError(ValueError):

@@ -30,12 +30,24 @@ _MAY_CHANGE = {
     *("data.path", "data.validation_rows", "train.input_use_rows", "tracking.enabled", "tracking.experiment"),
     *("mesh.tensor_parallel", "mesh.pipeline_parallel", "mesh.stage_memory_gb"),
     *("data.skip_ranges", "data.prefetch_steps", "data.loader_workers", "data.validation_rows_per_source"),
-    *("train.steps", "train.skip_steps", "train.micro_batch_size", "train.zero_stage", "train.recompute"),
+    *(
+        "train.steps",
+        "train.tokens",
+        "train.epochs",
+        "train.skip_steps",
+        "train.micro_batch_size",
+        "train.zero_stage",
+        "train.recompute",
+    ),
     *("tracking.parent_run", "train.log_every", "train.validate_every", "train.samples", "train.sample_tokens"),
     *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_last", "train.keep_every", "train.checkpoint_steps"),
     *("train.spike_sigma", "train.spike_window", "train.max_skips", "train.consistency_check_every", "train.hang_minutes"),
     "train.stop_minutes",
 }
+_ONLY_AT_THE_START = {"train.initial_weights", "train.initial_moments"}
+"""Not read once there is a checkpoint."""
+_ONE_OF = ({"train.steps", "train.tokens", "train.epochs"},)
+"""Keys of which a recipe gives one: an override of one takes the place of another one in the file."""
 
 
 def load_run_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -130,7 +142,7 @@ def check_same_run(config: BaseModel, run_dir: Path, *, has_checkpoint: bool = F
 
 def _identity(values: dict[str, Any], has_checkpoint: bool) -> dict[str, Any]:
     """The values of a run's keys that decide its numbers: of a blend the weights, because its folders may move."""
-    kept = {key: value for key, value in values.items() if not (has_checkpoint and key == "train.initial_weights")}
+    kept = {key: value for key, value in values.items() if not (has_checkpoint and key in _ONLY_AT_THE_START)}
     if kept.get("data.blend"):
         kept["data.blend"] = [part["weight"] for part in kept["data.blend"]]
     return kept
@@ -168,12 +180,20 @@ def _key_lines(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, 
             yield from _key_lines(value, f"{name}.")
 
 
+def _remove(merged: DictConfig, key: str) -> None:
+    section, _, name = key.rpartition(".")
+    if isinstance(found := OmegaConf.select(merged, section), DictConfig):
+        found.pop(name, None)
+
+
 def _override(merged: DictConfig, text: str, origins: Origins) -> DictConfig:
     key, equals, _ = text.partition("=")
     if not equals:
         raise ConfigError(f"override {text!r} has no '=': write key=value, for example train.steps=100")
     if not _KEY.fullmatch(key):
         raise ConfigError(f"override {text!r}: {key!r} is not a dotted key such as train.steps")
+    for other in {name for keys in _ONE_OF if key in keys for name in keys - {key} if name not in origins.given}:
+        _remove(merged, other)
     origins.given.pop(key, None)  # re-inserted last: in `given`, later entries win
     origins.given[key] = f"override {text!r}"
     section = key.rpartition(".")[0]

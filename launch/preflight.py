@@ -9,10 +9,16 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_prep.dataset.manifest import MANIFEST_FILE, Manifest
+from data_prep.files import sha256_file
+from data_prep.tokenization.tokenizer import TOKENIZER_FILE
 from pipeline.config import RunConfig
-from pipeline.run_folder import POSITION, STATE, hold
+from pipeline.run_folder import POSITION, STATE, hold, problem
+
+if TYPE_CHECKING:  # imports torch
+    from pipeline.data.batches import TrainingBatches
 
 # What a launch on a cluster puts into a run folder before the run's own processes start.
 _BEFORE_THE_START = {"launch", "logs", "STATUS"}
@@ -88,21 +94,28 @@ def check_resume(config: RunConfig, checkpoint: Path, fingerprint: str, *, is_br
     except (OSError, ValueError, KeyError, TypeError):
         return
     whose = f"--branch {checkpoint}" if is_branch else f"{checkpoint}"
-    remedy = "a branch goes on with the data and seed of its parent" if is_branch else "or give another --output"
+    remedy = "or give another --output"
+    if is_branch:
+        remedy = (
+            "a branch goes on with the data and seed of its parent; to change them and keep weights and moments, give "
+            f"train.initial_weights={checkpoint} train.initial_moments=true in place of --branch"
+        )
     if known != fingerprint:
         raise ValueError(f"{whose} was trained on other data than {config.data.path} holds: give the same data; {remedy}")
     if seed != config.train.seed:
         raise ValueError(f"{whose} was trained with train.seed {seed}, not {config.train.seed}: give the same seed; {remedy}")
+    key = config.train.length_key
     if config.train.steps < step:
+        at_least = step if key == "steps" else f"{step} steps by train.{key}"
         remedy = (
-            "give a larger train.steps, or an earlier --branch-step"
+            f"give a larger train.{key}, or an earlier --branch-step"
             if is_branch
             else (
-                f"give at least {step}, or branch off an earlier one: --branch {checkpoint.parent.parent} --branch-step N "
+                f"give at least {at_least}, or branch off an earlier one: --branch {checkpoint.parent.parent} --branch-step N "
                 "and another --output"
             )
         )
-        raise ValueError(f"train.steps {config.train.steps} is less than the {step} steps that {whose} has done: {remedy}")
+        raise ValueError(f"{config.train.length} is less than the {step} steps that {whose} has done: {remedy}")
 
 
 def schedule_warnings(config: RunConfig) -> list[str]:
@@ -111,21 +124,51 @@ def schedule_warnings(config: RunConfig) -> list[str]:
     if warmup < steps:
         return []
     return [
-        f"warning: optimizer.warmup_steps {warmup} is not less than train.steps {steps}: the learning rate never reaches "
+        f"warning: optimizer.warmup_steps {warmup} is not less than {config.train.length}: the learning rate never reaches "
         f"{config.optimizer.learning_rate}"
     ]
 
 
-def check_initial_weights(config: RunConfig) -> None:
-    """Raise ValueError if train.initial_weights is given and holds no weights of this model."""
+def check_initial_weights(config: RunConfig) -> list[str]:
+    """Raise ValueError if train.initial_weights is given and lacks weights of this model, or the moments that are wanted.
+
+    Returns a warning if they were trained with another tokenizer.
+    """
     folder = config.train.initial_weights
     if folder is None:
-        return
+        return []
     if (folder / "checkpoints").is_dir():
         raise ValueError(
             f"train.initial_weights {folder} is a run folder: give one of its checkpoints, {folder}/checkpoints/step_…"
         )
+    if config.train.initial_moments:
+        _check_moments(folder)
     check_weights(config, folder, f"train.initial_weights {folder} does not fit the recipe's model section")
+    trained, needed = folder.parent.parent / TOKENIZER_FILE, config.data.path / TOKENIZER_FILE
+    if folder.parent.name != "checkpoints" or not trained.is_file() or sha256_file(trained) == sha256_file(needed):
+        return []
+    return [
+        f"warning: train.initial_weights {folder} was trained with another tokenizer ({trained}) than that of data.path: its "
+        f"ids mean other text; prepare the data with --tokenizer {trained}"
+    ]
+
+
+def _check_moments(folder: Path) -> None:
+    """Raise ValueError if a folder is no checkpoint with the state of an optimizer."""
+    from pipeline.checkpoint.load_check import holds_not_finite
+    from pipeline.checkpoint.optimizer_state import OPTIMIZER_FOLDER
+
+    if not (folder / STATE / OPTIMIZER_FOLDER).is_dir():
+        raise ValueError(
+            f"train.initial_moments: {folder} has weights alone, no {STATE}/{OPTIMIZER_FOLDER} with moments: give a checkpoint "
+            "of a run as train.initial_weights, or leave train.initial_moments out"
+        )
+    if (wrong := problem(folder)) is not None:
+        raise ValueError(f"train.initial_weights: {wrong}")
+    if holds_not_finite(folder / STATE):
+        raise ValueError(
+            f"train.initial_weights {folder} holds a model whose outputs are not finite: give an earlier checkpoint"
+        )
 
 
 def check_weights(config: RunConfig, folder: Path, problem: str) -> None:
@@ -141,11 +184,11 @@ def check_weights(config: RunConfig, folder: Path, problem: str) -> None:
     check_fits(model, weight_shapes(folder), problem)
 
 
-def check_data(config: RunConfig, manifest: Manifest) -> str:
+def check_data(config: RunConfig, manifest: Manifest) -> TrainingBatches:
     """Raise ValueError if the dataset lacks what the run reads, or its files differ in size from its manifest's records.
 
-    `manifest` is that of `config.data.path`. Returns the fingerprint of the training data. The objective is made too: it may
-    need ids that the tokenizer does not have.
+    `manifest` is that of `config.data.path`. Returns the training data. The objective is made too: it may need ids that the
+    tokenizer does not have.
     """
     from pipeline.data.batches import DataShard, TrainingBatches, objective_of, open_rows, training_rows
     from pipeline.data.rows import check_size
@@ -157,4 +200,4 @@ def check_data(config: RunConfig, manifest: Manifest) -> str:
     open_rows(config.data, folder, "val", manifest)
     for name in manifest.files:
         check_size(folder, manifest, name)
-    return batches.fingerprint
+    return batches

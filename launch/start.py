@@ -27,6 +27,7 @@ from launch.preflight import (
     schedule_warnings,
 )
 from pipeline.config import RunConfig, flatten
+from pipeline.data.run_length import describe_length, repetition_warnings, with_steps
 from pipeline.run_folder import (
     STATUS,
     by_preference,
@@ -101,6 +102,8 @@ class PreparedRun:
     """The checkpoint that it will resume from, if its files are intact."""
     notes: tuple[str, ...] = ()
     """What a person should know before it starts."""
+    length: str = ""
+    """How much data the whole run reads, and how often each row; empty on ranks after the first of a job."""
 
     @property
     def is_finished(self) -> bool:
@@ -134,20 +137,26 @@ def check_run(
         config.train.accumulation_steps(config.mesh.data_parallel(processes.number))
     checkpoint = latest(folder)
     notes: list[str] = []
-    if processes is None or processes.is_first:
+    length = ""
+    is_first = processes is None or processes.is_first
+    if is_first:
         check_folder(folder)
-        fingerprint = check_data(config, manifest)
+    if is_first or config.train.length_key != "steps":  # every rank writes the same config.json
+        batches = check_data(config, manifest)
+        config = with_steps(config, batches)
+    if is_first:
+        length = describe_length(config, batches)
         notes += [f"warning: skipped checkpoint {wrong}" for wrong in _unusable(folder, checkpoint)]
         if checkpoint is not None:
             check_same_run(config, folder, has_checkpoint=True)
-            check_resume(config, checkpoint, fingerprint, is_branch=False)
+            check_resume(config, checkpoint, batches.fingerprint, is_branch=False)
         elif branch is not None:
             begin = find(branch.parent, branch.step)
-            check_resume(config, begin, fingerprint, is_branch=True)
+            check_resume(config, begin, batches.fingerprint, is_branch=True)
             check_weights(config, begin, f"--branch {begin} does not fit the recipe's model section")
         else:  # otherwise they are not read: they may be gone
-            check_initial_weights(config)
-        notes += [*check_disk(config, folder), *schedule_warnings(config)]
+            notes += check_initial_weights(config)
+        notes += [*check_disk(config, folder), *schedule_warnings(config), *repetition_warnings(config, batches)]
     is_restart = check_same_run(config, folder, has_checkpoint=checkpoint is not None)
     return PreparedRun(
         config=config,
@@ -158,6 +167,7 @@ def check_run(
         is_restart=is_restart,
         checkpoint=checkpoint,
         notes=tuple(notes),
+        length=length,
     )
 
 

@@ -122,8 +122,14 @@ class MeshConfig(Section):
 class TrainConfig(Section):
     """Length, batch sizes, checkpoints and checks of a run."""
 
-    steps: PositiveInt
-    """Optimizer steps of the whole run."""
+    steps: int = Field(default=0, ge=0)
+    """Optimizer steps of the whole run. Give `steps`, `tokens` or `epochs`; the config.json of a run has the steps that follow
+    from the other two."""
+    tokens: PositiveInt | None = None
+    """Length of the run in tokens of the corpus, in place of steps: as many steps as read at least these on average."""
+    epochs: PositiveFloat | None = None
+    """Length of the run in passes over the training rows, in place of steps; with a blend, over as many rows as all its folders
+    have together."""
     global_batch_size: PositiveInt = 128
     """Rows of one optimizer step, over all replicas."""
     micro_batch_size: PositiveInt = 8
@@ -154,6 +160,9 @@ class TrainConfig(Section):
     initial_weights: Path | None = None
     """Folder with the initial weights: one made by `fnet-t5 import`, or a checkpoint of a run. Default: random weights from
     `seed`."""
+    initial_moments: bool = False
+    """Also take the moments of the optimizer and the number of their updates from `initial_weights`, which is then a checkpoint
+    of a run. The data, the steps, the schedule and the seed begin anew."""
     recompute: bool = False
     """Keep only the state between layers and compute the rest again in the backward pass: a third more compute, less memory."""
     checkpoint_minutes: PositiveFloat | None = None
@@ -183,6 +192,19 @@ class TrainConfig(Section):
     progress has no limit. Default: hang_minutes."""
 
     @property
+    def length_key(self) -> str:
+        """The key that gives the length of the run: steps, tokens or epochs."""
+        return "steps" if self.tokens is None and self.epochs is None else "epochs" if self.tokens is None else "tokens"
+
+    @property
+    def length(self) -> str:
+        """The length of the run as it was given, for messages."""
+        key = self.length_key
+        return f"train.{key} {getattr(self, key)}" + (
+            f" ({self.steps} step{'s' * (self.steps != 1)})" if key != "steps" else ""
+        )
+
+    @property
     def stop_grace(self) -> float:
         """stop_minutes, or its default."""
         return self.hang_minutes if self.stop_minutes is None else self.stop_minutes
@@ -205,6 +227,25 @@ class TrainConfig(Section):
                 "precision fp16 is refused: every fp16 pretraining run of T5 that we know of diverged; use bf16 or fp32"
             )
         return values
+
+    @model_validator(mode="after")
+    def _check_moments(self) -> TrainConfig:
+        if self.initial_moments and self.initial_weights is None:
+            raise ValueError(
+                "train.initial_moments true takes the moments from a checkpoint: give it as train.initial_weights, or leave "
+                "train.initial_moments out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_length(self) -> TrainConfig:
+        if self.tokens is not None and self.epochs is not None:
+            raise ValueError(
+                f"train.tokens {self.tokens} and train.epochs {self.epochs} both give the length of the run: keep one of them"
+            )
+        if not (self.steps or self.tokens or self.epochs):
+            raise ValueError("the run has no length: give train.steps, train.tokens or train.epochs")
+        return self
 
     def accumulation_steps(self, data_parallel: int) -> int:
         """Micro-batches of one replica in one step. Raises ValueError if the batch does not divide."""
@@ -377,7 +418,10 @@ class RunConfig(Section):
         path = run / "config.json"
         if not path.is_file():
             raise ValueError(f"{run} is no run folder: it holds no config.json. Give the --output of a `fnet-t5 train`")
-        return cls.model_validate_json(path.read_bytes())
+        config = cls.model_validate_json(path.read_bytes())
+        if not config.train.steps:
+            raise ValueError(f"{path} has no train.steps: start the run by `fnet-t5 train`, which computes them from its data")
+        return config
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

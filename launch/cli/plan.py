@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: fnet-t5 plan configs/train/demo.yaml --gpus 64 --gpu h100 model.size=t5-v1.1-base --tokens 100e9"
 _T5_VOCABULARY = 32128
+_TOKENS = 100e9
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +34,9 @@ def plan(
         int | None, typer.Option(min=1, help="Number of GPUs. Default: tensor_parallel × pipeline_parallel.")
     ] = None,
     gpu: Annotated[str, typer.Option(help="GPU type: a100, a100-40g, h100 or h200.")] = "h100",
-    tokens: Annotated[float, typer.Option(help="Token budget for the estimate of time.")] = 100e9,
+    tokens: Annotated[
+        float | None, typer.Option(help="Token budget for the estimate of time. Default: train.tokens, or 100e9.")
+    ] = None,
 ) -> None:
     """Estimate parameters, FLOPs, stages, memory, communication and time of a recipe, and propose a mesh. Nothing is run.
 
@@ -54,7 +57,7 @@ def plan(
         typer.echo(f"{run_config.data.path} is not prepared yet: a vocabulary of {run_config.model.vocab_size:,} is assumed.")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     asked = make_plan(run_config, mesh.data_parallel(num_gpus), device)
-    _show(console, run_config, asked, device, tokens)
+    _show(console, run_config, asked, device, tokens or run_config.train.tokens or _TOKENS)
     proposed = propose(run_config, num_gpus, device)
     if proposed.mesh == asked.mesh:
         console.print(f"No other mesh of {num_gpus} {device.name} is estimated to be faster.")

@@ -31,7 +31,9 @@ def train(
         int | None, typer.Option(help="Local processes. Default: mesh.tensor_parallel × mesh.pipeline_parallel.", min=1)
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/<name of the recipe>.")] = None,
-    branch: Annotated[Path | None, typer.Option(help="Start a new run from a checkpoint of this run.")] = None,
+    branch: Annotated[
+        Path | None, typer.Option(help="Start a new run from a checkpoint of this run: on its data, after its steps.")
+    ] = None,
     branch_step: Annotated[int | None, typer.Option(help="Step of the checkpoint of --branch. Default: its latest.")] = None,
 ) -> None:
     """Train a model. Rerun the same command to resume from the latest checkpoint of its run folder.
@@ -53,7 +55,8 @@ def train(
     )
     if processes.rank is None and run.is_finished:
         typer.echo(
-            f"{run.folder} is finished at step {run.config.train.steps:,}: raise train.steps to train on, or evaluate it"
+            f"{run.folder} is finished at step {run.config.train.steps:,}: raise "
+            f"train.{run.config.train.length_key} to train on, or evaluate it"
         )
         for line in send_pending(run):
             typer.echo(line)
@@ -72,16 +75,22 @@ def train(
 
 
 def describe(run: PreparedRun, processes: Processes) -> list[str]:
-    """What a start of this run will do, in two lines."""
+    """What a start of this run will do, in a few lines."""
     config, folder = run.config, run.folder
     model, mesh, data = config.model, config.mesh, config.data
     noun = "process" if processes.number == 1 else "processes"
     verb, begin = "Training", ""
     if run.checkpoint is not None:
         verb, begin = "Resuming", f"from step {int(run.checkpoint.name.removeprefix('step_')):,} "
+    start = config.train.initial_weights
+    is_new = run.checkpoint is None and run.branch is None
+    what = "weights and moments" if config.train.initial_moments else "weights"
+    begins = [f"Begins with the {what} of {start}; data, steps, schedule and seed begin anew"] if start and is_new else []
     return [
         f"{verb} {model.architecture} {model.size} on {data.path}: {data.objective.name}, {_lengths(config)}, {begin}to "
         f"step {config.train.steps:,} of {config.train.global_batch_size} rows each",
+        run.length,
+        *begins,
         f"{processes.number} {noun} (tensor {mesh.tensor_parallel} × pipeline {mesh.pipeline_parallel} × data "
         f"{mesh.data_parallel(processes.number)}); run folder {folder}, logs in {folder / 'logs'}",
     ]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_prep.files import atomic_write, fsync_folder, write_json_atomically
-from pipeline.checkpoint.load_check import check_logits, selected_logits, write_logits
+from data_prep.files import VISIBLE_SECONDS, atomic_write, await_visible, fsync_folder, write_json_atomically
+from pipeline.checkpoint.load_check import check_logits, holds_not_finite, selected_logits, write_logits
 from pipeline.checkpoint.optimizer_state import OPTIMIZER_FOLDER, load_optimizer_state, save_optimizer_state
+from pipeline.checkpoint.retention import remove_folder
 from pipeline.data.batches import PipelineBatch
 from pipeline.distributed.mesh import Mesh
 from pipeline.distributed.pipeline_stages import CanonicalParameter, Stages
@@ -48,6 +50,7 @@ from pipeline.run_folder import (
 )
 from pipeline.tracking.metrics import Counters
 
+_VISIBLE_SECONDS = VISIBLE_SECONDS
 _SHARE_BYTES = 512 << 20
 """Weights that one rank gathers in host memory and writes, at least, before another rank shares the work of a stage."""
 
@@ -89,6 +92,7 @@ class _Written:
     """Of weights."""
     problem: str = ""
     """Why it could not write."""
+    host: str = field(default_factory=socket.gethostname)
 
 
 def save(run: Path, engine: Engine, position: Position, check_batch: PipelineBatch, report: Report = no_report) -> Path:
@@ -159,6 +163,7 @@ def _write_share(
 def _complete(partial: Path, final: Path, position: Position, shares: list[_Written]) -> str:
     """Complete a checkpoint from what every rank wrote. Returns why it could not be, after removing it, or ""."""
     found = next((share.problem for share in shares if share.problem), "")
+    found = found or await_visible(partial, lambda: _not_visible(partial, shares), _VISIBLE_SECONDS) or ""
     if not found:
         sums = {name: value for share in shares for name, value in share.sums.items()}
         weight_map = {name: part for share in shares for name, part in share.weight_map.items()}
@@ -172,6 +177,18 @@ def _complete(partial: Path, final: Path, position: Position, shares: list[_Writ
     if found:
         shutil.rmtree(partial, ignore_errors=True)
     return found
+
+
+def _not_visible(partial: Path, shares: list[_Written]) -> str | None:
+    """The first file of other ranks that is not here: a checkpoint without it must not get its final name."""
+    for rank, share in enumerate(shares):
+        for name in share.sums:
+            if not (partial / name).is_file():
+                return (
+                    f"{name}, which rank {rank} has written on {share.host}, cannot be seen on {socket.gethostname()} after "
+                    f"{_VISIBLE_SECONDS:.0f} s: the run folder must be on a file system that all nodes share"
+                )
+    return None
 
 
 def finish(partial: Path, final: Path, position: Position, sums: dict[str, str] | None = None) -> None:
@@ -194,7 +211,7 @@ def finish(partial: Path, final: Path, position: Position, sums: dict[str, str] 
         shutil.rmtree(replaced, ignore_errors=True)
         final.rename(replaced)
         partial.rename(final)
-        shutil.rmtree(replaced)
+        remove_folder(replaced)
     else:
         partial.rename(final)
     fsync_folder(final.parent)
@@ -209,6 +226,11 @@ def verify(checkpoint: Path, report: Report = no_report, share: tuple[int, int] 
     """
     if (wrong := problem(checkpoint)) is not None:
         raise ValueError(wrong)
+    check_share(checkpoint, report, share)
+
+
+def check_share(checkpoint: Path, report: Report, share: tuple[int, int]) -> None:
+    """`verify` for a checkpoint whose files are all there."""
     number, of = share
     for name, expected in list(checksums(checkpoint).items())[number::of]:
         report(f"verifying {checkpoint.name}/{name}")
@@ -224,6 +246,20 @@ def load_state(checkpoint: Path, engine: Engine, check_batch: PipelineBatch, rep
     load_optimizer_state(folder, engine.deepspeed, engine.stages, engine.fragments, engine.mesh, report)
     report("comparing the logits of the loaded model")
     check_logits(checkpoint / STATE, engine, check_batch)
+
+
+def load_initial_state(checkpoint: Path, engine: Engine, report: Report = no_report) -> None:
+    """Begin a new run with the weights, the moments and the number of updates of a checkpoint of any mesh: a collective.
+
+    Each rank verifies a part of the files. There is no load check: its rows belong to the data of the other run.
+    Raises ValueError if the checkpoint is damaged, not finite or another model's.
+    """
+    mesh = engine.mesh
+    verify(checkpoint, report, (mesh.rank, mesh.world_size))
+    if holds_not_finite(checkpoint / STATE):
+        raise ValueError(f"{checkpoint} holds a model whose outputs are not finite: give an earlier checkpoint")
+    folder = checkpoint / STATE / OPTIMIZER_FOLDER
+    load_optimizer_state(folder, engine.deepspeed, engine.stages, engine.fragments, mesh, report)
 
 
 def mesh_shape(mesh: Mesh) -> dict[str, int]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from pipeline.distributed.mesh import Mesh
 from pipeline.distributed.pipeline_stages import CanonicalParameter, Stages
 from pipeline.optim.zero_fragments import STATE_NAMES, Fragment, inner_optimizer, optimizer_states
-from pipeline.run_folder import INDEX, WEIGHTS, Report, no_report
+from pipeline.run_folder import INDEX, WEIGHTS, Report, checksums, no_report
 
 OPTIMIZER_FOLDER = "engine"
 KINDS = ("master", *STATE_NAMES)
@@ -110,7 +110,7 @@ class StoredState:
         self.step = self.tensor_parallel = 0
         self._files = _OpenFiles()
         self._segments: dict[tuple[str, int, str], list[_Segment]] = defaultdict(list)
-        files = sorted(folder.glob("rank_*.safetensors"))
+        files = _files_of(folder)
         if not files:
             raise ValueError(f"{folder} holds no optimizer state: resume from another checkpoint by editing `latest`")
         for path in files:
@@ -167,6 +167,15 @@ class StoredState:
                 "files are missing; resume from an earlier checkpoint by editing `latest`"
             )
         return flat
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """The files that the manifest of the checkpoint lists: a listing of the folder may lack new ones, or have others.
+
+    All that are there, if there is no manifest.
+    """
+    listed = [Path(name).name for name in checksums(folder.parents[1]) if Path(name).parts[1:2] == (folder.name,)]
+    return [folder / name for name in sorted(listed)] or sorted(folder.glob("rank_*.safetensors"))
 
 
 class StoredWeights:

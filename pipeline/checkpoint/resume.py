@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from pipeline.checkpoint.checkpoint import Position, verify
+from data_prep.files import VISIBLE_SECONDS, await_visible
+from pipeline.checkpoint.checkpoint import Position, check_share
 from pipeline.checkpoint.load_check import holds_not_finite
 from pipeline.checkpoint.retention import remove_leftovers, set_aside, were_set_aside
 from pipeline.config import RunConfig
@@ -16,6 +19,8 @@ from pipeline.distributed.mesh import Mesh
 from pipeline.run_folder import STATE, Report, by_preference, problem
 
 _log = logging.getLogger(__name__)
+
+_VISIBLE_SECONDS = VISIBLE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -62,27 +67,52 @@ def newest_intact(run: Path, mesh: Mesh, report: Report) -> Found:
 
 
 def _judge(checkpoint: Path, mesh: Mesh, report: Report) -> tuple[str, str]:
-    """("", "") for a checkpoint that can be resumed, else ("damaged" or "diverged", why): a collective."""
+    """("", "") for a checkpoint that can be resumed, else ("damaged" or "diverged", why): a collective.
+
+    What no rank can see is damaged. What only some see is there: the others wait for it.
+    """
+    views = _gathered((socket.gethostname(), problem(checkpoint)), mesh)
+    seen_on = next((host for host, wrong in views if wrong is None), None)
+    if seen_on is None:
+        return "damaged", views[0][1]
+    if any(wrong for _, wrong in views):
+        _await_visible(checkpoint, seen_on, mesh, report)
     verdict = ("", "")
-    if mesh.is_main and (wrong := problem(checkpoint)) is not None:
-        verdict = ("damaged", wrong)
-    first = [verdict]
-    torch.distributed.broadcast_object_list(first)
-    if first[0][0]:
-        return first[0]
     try:
-        verify(checkpoint, report, (mesh.rank, mesh.world_size))
+        check_share(checkpoint, report, (mesh.rank, mesh.world_size))
     except ValueError as error:
         verdict = ("damaged", str(error))
     report(f"waiting for the other ranks to verify {checkpoint.name}")
-    verdicts = [verdict] * mesh.world_size
-    torch.distributed.all_gather_object(verdicts, verdict)
-    found = next((one for one in verdicts if one[0]), ("", ""))
+    found = next((one for one in _gathered(verdict, mesh) if one[0]), ("", ""))
     if not found[0] and mesh.is_main and holds_not_finite(checkpoint / STATE):
         found = ("diverged", f"{checkpoint} holds a model whose outputs are not finite: the run had diverged when it was saved")
     last = [found]
     torch.distributed.broadcast_object_list(last)
     return last[0]
+
+
+def _await_visible(checkpoint: Path, host: str, mesh: Mesh, report: Report) -> None:
+    """Wait until every rank sees what `host` sees of a checkpoint: a collective. Raises ValueError on all if one does not."""
+
+    def unseen() -> str | None:
+        report(f"waiting until {checkpoint.name} can be seen here")
+        return problem(checkpoint)
+
+    wrong = await_visible(checkpoint, unseen, _VISIBLE_SECONDS)
+    text = wrong and (
+        f"rank {mesh.rank} on {socket.gethostname()} does not see all of {checkpoint} after {_VISIBLE_SECONDS:.0f} s, and "
+        f"{host} does ({wrong.partition(': ')[0]}): the run folder must be on a file system that all nodes share; check how it "
+        "is mounted, or rerun the same command"
+    )
+    if (first := next(filter(None, _gathered(text, mesh)), None)) is not None:
+        raise ValueError(first)
+
+
+def _gathered(value: Any, mesh: Mesh) -> list[Any]:
+    """The values of all ranks: a collective."""
+    values = [value] * mesh.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def validate_position(position: Position, config: RunConfig, fingerprint: str, run: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
+import time
 from collections.abc import Collection
 from pathlib import Path
 
 from pipeline.run_folder import checkpoints_of, problem
+
+_log = logging.getLogger(__name__)
 
 _LEFTOVER = re.compile(r"\.(?P<name>step_\d{8})\.(?P<kind>partial|removed|replaced)")
 # Of `atomic_write`, in files that only the holder of the run's lock writes.
@@ -30,9 +34,27 @@ def prune(run: Path, keep_last: int | None, keep_every: int | None, keep: Collec
             continue
         hidden = path.with_name(f".{path.name}.removed")  # a half-removed one must not look like a checkpoint
         path.rename(hidden)
-        shutil.rmtree(hidden)
+        remove_folder(hidden)
         removed.append(path)
     return removed
+
+
+def remove_folder(hidden: Path) -> bool:
+    """Remove a folder that nothing loads; returns whether it is gone. If not, a warning is logged and the run goes on.
+
+    On a network file system a file that another process has open, or that is seen late, keeps its folder for a while.
+    """
+    error: OSError | None = None
+    for wait in (0.1, 0.5, 0.0):
+        try:
+            shutil.rmtree(hidden)
+        except OSError as failure:
+            error = failure
+        if not hidden.exists():
+            return True
+        time.sleep(wait)
+    _log.warning("%s could not be removed (%s): the next start tries it again", hidden, error)
+    return False
 
 
 def set_aside(checkpoint: Path, why: str = "damaged") -> Path:
@@ -67,8 +89,8 @@ def remove_leftovers(run: Path) -> list[Path]:
         if match["kind"] == "replaced" and not original.exists():
             path.rename(original)
             continue
-        shutil.rmtree(path)
-        removed.append(path)
+        if remove_folder(path):
+            removed.append(path)
     for parent in (run, folder):
         for path in parent.iterdir() if parent.is_dir() else ():
             if _TEMPORARY.fullmatch(path.name) and path.is_file():

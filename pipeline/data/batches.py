@@ -76,6 +76,7 @@ class TrainingBatches:
             raise ValueError(
                 f"rows of {sources[0].row_length} tokens, but the objective takes {objective.row_length}: pack again"
             )
+        self.sources = tuple(sources)
         self.rows = sources[0] if len(sources) == 1 else JoinedRows(sources)
         self.order = SampleOrder([len(source) for source in sources], weights, seed)
         self.objective, self.share, self.global_batch_size = objective, share, global_batch_size

@@ -38,6 +38,11 @@ class Blend:
         sources = self._source[places]
         return sources, periods * self.shares[sources] + self._before[places]
 
+    def taken(self, position: int) -> Ints:
+        """How many of the samples before `position` each source has (D,)."""
+        periods, rest = divmod(position, self.period)
+        return periods * self.shares + np.bincount(self._source[:rest], minlength=len(self.shares))
+
 
 def whole_shares(weights: Sequence[float]) -> list[int]:
     """Whole numbers in proportion to the weights: exact if they add up to at most PERIOD, else rounded by largest remainder.

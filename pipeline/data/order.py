@@ -42,6 +42,14 @@ class SampleOrder:
             rows[chosen] = self.first_row[source] + permute(places[chosen], int(self.num_rows[source]), key)
         return rows
 
+    def epochs(self, position: int) -> NDArray[np.float64]:
+        """How often the samples before `position` pass over the rows of each source (D,)."""
+        return self.blend.taken(position) / self.num_rows
+
+    def repeated_rows(self, position: int) -> int:
+        """How many of the samples before `position` read a row that an earlier one has read."""
+        return int(np.maximum(self.blend.taken(position) - self.num_rows, 0).sum())
+
 
 class Skipping:
     """Consecutive samples without the skipped ranges, on which a run diverged before."""

@@ -35,6 +35,11 @@ class RowSource(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
+    @property
+    @abstractmethod
+    def num_tokens(self) -> int:
+        """Tokens of all rows together."""
+
     @abstractmethod
     def lengths(self, rows: Ints) -> Ints:
         """Tokens in each row (B,) int64; 0 for NO_ROW."""
@@ -65,6 +70,10 @@ class Rows(RowSource):
     def __len__(self) -> int:
         return int(self.packed.num_rows)
 
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)  # every token is in exactly one row
+
     def lengths(self, rows: Ints) -> Ints:
         return np.where(rows == NO_ROW, 0, self.packed.lengths_of(np.maximum(rows, 0)))
 
@@ -86,6 +95,10 @@ class StreamRows(RowSource):
 
     def __len__(self) -> int:
         return -(-len(self.tokens) // self.row_length)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
 
     def lengths(self, rows: Ints) -> Ints:
         return np.where(rows == NO_ROW, 0, np.clip(len(self.tokens) - rows * self.row_length, 0, self.row_length))
@@ -113,6 +126,10 @@ class JoinedRows(RowSource):
 
     def __len__(self) -> int:
         return int(self.first_row[-1])
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(source.num_tokens for source in self.sources)
 
     def lengths(self, rows: Ints) -> Ints:
         result = np.zeros(len(rows), dtype=np.int64)
@@ -148,6 +165,10 @@ class ChosenRows(RowSource):
 
     def __len__(self) -> int:
         return int(self.packed.num_rows)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.packed.length.sum())
 
     def lengths(self, rows: Ints) -> Ints:
         return np.where(rows == NO_ROW, 0, self.packed.length[np.maximum(rows, 0)])

@@ -46,8 +46,10 @@ def column_dft2(x: Tensor, norm: str, group: Any) -> Tensor:
     first = min(group.rank() * width, num_half)
     wide = x if x.dtype == torch.float64 else x.float()
     spectrum = torch.fft.rfft(wide, dim=-1, norm=norm)[..., first : min(first + width, num_half)]  # (B, N, C) complex
-    columns = torch.fft.fft(spectrum, dim=-2, norm=norm).real.to(x.dtype)
-    columns = F.pad(columns, (0, width - columns.shape[-1])).contiguous()  # the last ranks may have fewer columns
+    if spectrum.shape[-1]:  # the last ranks may have fewer columns or none, and there is no transform of nothing
+        spectrum = torch.fft.fft(spectrum, dim=-2, norm=norm)
+    columns = spectrum.real.to(x.dtype)
+    columns = F.pad(columns, (0, width - columns.shape[-1])).contiguous()
     parts = columns.new_empty((group.size() * columns.shape[0], *columns.shape[1:]))
     torch.distributed.all_gather_into_tensor(parts, columns, group=group)
     half = torch.cat(parts.chunk(group.size()), dim=-1)[..., :num_half]  # (B, N, D/2 + 1)

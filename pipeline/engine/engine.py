@@ -8,6 +8,7 @@ from typing import Any
 
 import deepspeed
 from deepspeed.runtime.pipe.schedule import OptimizerStep, ReduceGrads, ReduceTiedGrads
+from deepspeed.utils.timer import NoopTimer
 from megatron.core import parallel_state
 from torch import Tensor
 
@@ -56,6 +57,8 @@ class Engine:
             report("building the optimizer")
             optimizer = build_optimizer(self.stages.canonical_parameters(), config.optimizer)
             self.deepspeed, *_ = deepspeed.initialize(model=self.stages, optimizer=optimizer, config=settings)
+        # DeepSpeed times every step, reads the times only for steps_per_print, and otherwise keeps two CUDA events of each
+        self.deepspeed.timers = NoopTimer()
         set_timeouts()
         self.fragments = fragments(self.deepspeed, self.stages)
         if isinstance(optimizer, RMSScaledAdamW):

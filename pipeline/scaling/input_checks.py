@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.scaling.curves import TIMES_NOISE, threshold
+from pipeline.scaling.equal_text import lead
 from pipeline.scaling.fit.noise import noise_floor
 from pipeline.scaling.fit.points import Point
 from pipeline.scaling.results import ResultSet
@@ -169,15 +170,15 @@ def _control(results: ResultSet, top: dict[str, list[RunResult]], noise: float |
     name = control if control == CONTROLS[0] else f"{control} (without positions: {CONTROLS[0]} was not trained)"
     if noise is None:
         return InputCheck(None, f"{question}: the noise is not known, because no place has two seeds.")
-    least = math.expm1(TIMES_NOISE * noise)
     shown, verdicts = [], {}
     for size, here in top.items():
-        theirs = [one.point for one in results.results if (one.point.arm, one.point.size) == (control, size)]
+        theirs = [one for one in results.results if (one.point.arm, one.point.size) == (control, size)]
         if theirs:
-            lead = _lead([one.point for one in here], theirs)
-            verdicts[size] = lead.is_above(TIMES_NOISE * noise)
-            shown.append(f"{100 * math.expm1(lead.log_lead):+.2f} % at {size}{lead.note}")
-    ahead = f"the loss of {name}, relative to T5's, is {'; '.join(shown)} ({TIMES_NOISE:g} x the noise is {100 * least:.2f} %)."
+            found = lead(here, theirs, noise, TIMES_NOISE)
+            verdicts[size] = found.is_above(TIMES_NOISE)
+            least = f"{TIMES_NOISE:g} x the noise is {100 * math.expm1(TIMES_NOISE * found.noise):.2f} %"
+            shown.append(f"{100 * math.expm1(found.log_lead):+.2f} % at {size}{found.note} ({least})")
+    ahead = f"the loss of {name}, relative to T5's, is {'; '.join(shown)}."
     failing = [size for size, holds in verdicts.items() if holds is False]
     if failing:
         return InputCheck(False, f"T5 is not ahead of an encoder without mixing at equal text{_at(failing, verdicts)}: {ahead}")
@@ -185,40 +186,6 @@ def _control(results: ResultSet, top: dict[str, list[RunResult]], noise: float |
         reason = ahead if verdicts else f"{control} was trained at no size of T5."
         return InputCheck(None, f"{question}: {reason}")
     return InputCheck(True, f"T5 is ahead of an encoder without mixing at equal text: {ahead}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Lead:
-    log_lead: float
-    """Log loss of the control minus that of T5."""
-    text_of_control: float
-    """Its raw tokens over those of T5; 1 if read at equal text between two budgets."""
-
-    @property
-    def note(self) -> str:
-        if self.text_of_control == 1:
-            return ""
-        return f" (not at equal text: the control had read {self.text_of_control:.2f} times as much)"
-
-    def is_above(self, least: float) -> bool | None:
-        """None if the side with less text is behind: equal text could turn that."""
-        if self.log_lead > least:
-            return True if self.text_of_control >= 1 else None
-        return False if self.text_of_control <= 1 else None
-
-
-def _lead(ours: Sequence[Point], theirs: Sequence[Point]) -> _Lead:
-    """T5's lead at its own text, means over seeds, read between the control's budgets in logarithms, never beyond them."""
-    at, ours_loss = math.log(ours[0].tokens), float(np.mean([math.log(point.loss) for point in ours]))
-    places = sorted({point.budget for point in theirs})
-    grouped = [[point for point in theirs if point.budget == budget] for budget in places]
-    tokens = [math.log(group[0].tokens) for group in grouped]
-    losses = [float(np.mean([math.log(point.loss) for point in group])) for group in grouped]
-    nearest = min(max(at, tokens[0]), tokens[-1])
-    share = math.exp(nearest - at)
-    is_equal = math.isclose(share, 1, rel_tol=0.01)
-    log_lead = float(np.interp(nearest, tokens, losses)) - ours_loss
-    return _Lead(log_lead=log_lead, text_of_control=1.0 if is_equal else share)
 
 
 def _at(failing: Sequence[str], sizes: Mapping[str, object]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from models.architectures.pieces import forward_flops
 from models.layers.factory import TorchLayers
-from pipeline.checkpoint.checkpoint import NotFiniteError, Position, load_state, mesh_shape, save
+from pipeline.checkpoint.checkpoint import NotFiniteError, Position, load_initial_state, load_state, mesh_shape, save
 from pipeline.checkpoint.resume import newest_intact, validate_position
 from pipeline.config import RunConfig
 from pipeline.data.batches import PipelineBatch, TrainingBatches, objective_of, training_rows
@@ -92,7 +92,8 @@ class Trainer:
         self.objective = objective_of(config)
         found = newest_intact(run, mesh, self.report)
         self._start_notes = found.notes
-        self.engine = Engine(config, mesh, will_load=found.checkpoint is not None, report=self.report)
+        will_load = found.checkpoint is not None or train.initial_moments
+        self.engine = Engine(config, mesh, will_load=will_load, report=self.report)
         self.report("opening the data")
         rows, weights = training_rows(data)
         self.batches = TrainingBatches(
@@ -229,7 +230,13 @@ class Trainer:
     def _resume(self, checkpoint: Path | None) -> None:
         """Load a checkpoint, if there is one: a collective."""
         if checkpoint is None:
-            _log.info("starting at step 0")
+            train = self.config.train
+            if train.initial_moments:
+                assert train.initial_weights is not None
+                load_initial_state(train.initial_weights, self.engine, self.report)
+                _log.info("starting at step 0 with the weights and moments of %s", train.initial_weights)
+            else:
+                _log.info("starting at step 0")
             return
         position = Position.read(checkpoint)
         validate_position(position, self.config, self.batches.fingerprint, self.run_folder)

@@ -1,4 +1,4 @@
-"""Fixtures of data preparation: a small corpus with every irregularity that it must handle, and a shared Ray session."""
+"""Fixtures of data preparation: a small corpus with every irregularity that it must handle, and where it is prepared."""
 
 import gzip
 import json
@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from data_prep.executor.ray_session import ray_session
 from data_prep.tokenization.tokenizer import save_tokenizer, train_tokenizer
 from data_prep.units import job_progress
+from tests.helpers.inline_ray import inline_ray
 
 _TEXT = "the quick brown fox jumps over a lazy dog while seven wizards box on café tables in 東京 🙂"
 _WORDS = _TEXT.split()
@@ -74,10 +75,21 @@ def tokenizer_file(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def ray() -> Iterator[None]:
-    """One Ray session with two CPUs for all tests that prepare data."""
+def real_ray() -> Iterator[None]:
+    """One Ray session with two CPUs for all tests that need processes."""
     with ray_session(2):
         yield
+
+
+@pytest.fixture(scope="module", params=["inline", pytest.param("processes", marks=pytest.mark.slow)])
+def ray(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For tests that prepare data: in this process, and in the slow tests on Ray's processes too."""
+    if request.param == "processes":
+        request.getfixturevalue("real_ray")
+        yield
+    else:
+        with inline_ray(tmp_path_factory.mktemp("empty")):
+            yield
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import load_manifest, verify
 from data_prep.files import sha256_file
 from data_prep.prepare import prepare
+from tests.helpers.inline_ray import inline_ray
 
 _PROGRAM = """
 import sys
@@ -44,10 +45,11 @@ def _config(corpus: Path, tokenizer_file: Path, output: Path, **kwargs: object) 
 
 
 @pytest.fixture(scope="module")
-def expected(ray: None, big_corpus: Path, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The output of an undisturbed run with one worker and whole files as units."""
+def expected(big_corpus: Path, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The output of an undisturbed run in this process, with whole files as units."""
     output = tmp_path_factory.mktemp("peace") / "data"
-    prepare(_config(big_corpus, tokenizer_file, output, workers=1, unit_bytes=100_000_000))
+    with inline_ray(output.parent):
+        prepare(_config(big_corpus, tokenizer_file, output, workers=1, unit_bytes=100_000_000))
     return _hashes(output)
 
 
@@ -111,7 +113,7 @@ def test_a_run_resumes_after_its_driver_was_killed(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_drivers_killed_at_random_moments(
-    ray: None, big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path, seed: int
+    real_ray: None, big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path, seed: int
 ) -> None:
     moments = random.Random(seed)
     config = _config(big_corpus, tokenizer_file, tmp_path / "data")

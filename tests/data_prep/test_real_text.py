@@ -27,7 +27,7 @@ _WORKERS = 2
 
 
 @pytest.fixture(scope="module")
-def minipile(test_data: Path, ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def minipile(test_data: Path, real_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All of `minipile`, prepared with GPT-2's tokenizer and minipile's own validation file."""
     output = tmp_path_factory.mktemp("minipile") / "data"
     fields = {"input": [f"{test_data}/minipile/train/*.zst"], "val": [f"{test_data}/minipile/val.jsonl.zst"]}
@@ -70,7 +70,7 @@ def test_every_document_equals_the_reference_tokenization(minipile: Path, test_d
     assert verify(minipile) == []
 
 
-def test_every_dropped_record_is_accounted_for(minipile: Path, test_data: Path, ray: None, tmp_path: Path) -> None:
+def test_every_dropped_record_is_accounted_for(minipile: Path, test_data: Path, real_ray: None, tmp_path: Path) -> None:
     fields = {"input": [f"{test_data}/minipile/*/*.zst", f"{test_data}/minipile/*.zst"], "output": tmp_path / "data"}
     fields |= {"tokenizer": test_data / "tokenizers" / "gpt2.json", "deduplicate": True, "exclude_sources": ["IMDB"]}
     manifest = prepare(PrepareConfig.model_validate(fields))
@@ -103,7 +103,7 @@ def one_frame(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_a_run_on_a_one_gigabyte_frame_resumes_after_a_kill_at_80_percent(
-    ray: None, one_frame: Path, test_data: Path, tmp_path: Path
+    real_ray: None, one_frame: Path, test_data: Path, tmp_path: Path
 ) -> None:
     def arguments(output: Path, workers: int) -> dict[str, object]:
         fields = {"input": [str(one_frame)], "output": output, "workers": workers}

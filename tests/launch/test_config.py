@@ -97,7 +97,9 @@ def test_any_key_with_a_doubled_letter_gets_a_suggestion(key: str) -> None:
     [
         ("train.steps=many", "train.steps is 'many'; expected a whole number"),
         ("train.steps=1.5", "train.steps is 1.5; expected a whole number"),
-        ("train.steps=-4", "train.steps is -4; expected a number greater than 0"),
+        ("train.steps=-4", "train.steps is -4; expected a number greater than or equal to 0"),
+        ("train.tokens=0", "train.tokens is 0; expected a number greater than 0"),
+        ("train.epochs=-1", "train.epochs is -1; expected a number greater than 0"),
         ("train.steps=", "train.steps is empty; expected a whole number"),
         ("train=3", "train is 3; expected a section"),
         ("data.path=3", "data.path is 3; expected a path"),
@@ -144,7 +146,28 @@ def test_a_check_of_two_keys_names_the_one_in_the_file(recipe: Path) -> None:
 
 def test_a_missing_key_is_named(recipe: Path) -> None:
     recipe.write_text("model: {size: nano}\ndata: {path: x}\ntrain: {seed: 3}\n")
-    assert message_of(recipe=recipe) == f"{recipe}:3: train.steps is missing; give it there, or train.steps=VALUE"
+    assert message_of(recipe=recipe) == f"{recipe}:3: the run has no length: give train.steps, train.tokens or train.epochs"
+    recipe.write_text("model: {size: nano}\ndata: {}\ntrain: {steps: 3}\n")
+    assert message_of(recipe=recipe) == f"{recipe}:2: data.path is missing; give it there, or data.path=VALUE"
+
+
+def test_an_override_of_the_length_takes_the_place_of_the_recipes(recipe: Path) -> None:
+    assert load_run_config(DEMO, ["train.tokens=2e9"]).train.model_dump(include={"steps", "tokens", "epochs"}) == {
+        "steps": 0,
+        "tokens": 2_000_000_000,
+        "epochs": None,
+    }
+    assert load_run_config(DEMO, ["train.epochs=0.5"]).train.length == "train.epochs 0.5 (0 steps)"
+    recipe.write_text("model: {size: nano}\ndata: {path: x}\ntrain:\n  tokens: 1000\n")
+    assert load_run_config(recipe, ["train.steps=5"]).train.length == "train.steps 5"
+    assert load_run_config(recipe).train.tokens == 1000
+    both = ["train.tokens=5", "train.epochs=2"]
+    assert message_of(*both) == (
+        "override 'train.tokens=5', override 'train.epochs=2': train.tokens 5 and train.epochs 2.0 both give the length of the "
+        "run: keep one of them"
+    )
+    recipe.write_text("model: {size: nano}\ndata: {path: x}\ntrain:\n  tokens: 1000\n  epochs: 3\n")
+    assert message_of(recipe=recipe).startswith(f"{recipe}:4: train.tokens 1000 and train.epochs 3.0 both give")
 
 
 @pytest.mark.parametrize(

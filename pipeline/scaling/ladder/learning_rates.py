@@ -143,8 +143,8 @@ def has_diverged(run_folder: Path) -> bool:
         return False
     rows = read_metrics(run_folder / METRICS)
     steps = [row for row in rows if "source" not in row]
-    validated = [row["validation_loss"] for row in rows if row.get("source") == "all"]
-    has_bad_end = bool(validated) and validated[-1] is None  # weights that the last update made infinite
+    validated = [row for row in rows if row.get("source") == "all" and row.get("validation_target_tokens") != 0]
+    has_bad_end = bool(validated) and validated[-1]["validation_loss"] is None  # weights that the last update made infinite
     return bool(steps) and (has_bad_end or steps[-1].get("skipped") in ("not finite", "spike"))
 
 

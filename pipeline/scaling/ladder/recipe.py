@@ -260,6 +260,9 @@ class LadderRecipe(Section):
                 raise ValueError(f"{key} {list(arms)} are not all among the arms: {', '.join(self.arms)}")
         if list(self.budgets) != sorted(set(self.budgets)):
             raise ValueError(f"budgets {list(self.budgets)} are not in ascending order: sort them")
+        lengths = [f"train.{key}" for key in ("steps", "tokens", "epochs") if key in self.train]
+        if lengths:
+            raise ValueError(f"{' and '.join(lengths)}: the length of a run of a ladder follows from budgets; leave it out")
         if (self.learning_rate is None) == (self.fixed_learning_rate is None):
             raise ValueError("give learning_rate, the sweeps of every arm, or fixed_learning_rate")
         if self.learning_rate and len(set(self.learning_rate.sizes)) < len(self.learning_rate.sizes):

@@ -8,6 +8,7 @@ from pipeline.distributed.watchdog import Watchdog
 from pipeline.training.hooks.activity import Activity
 from pipeline.training.hooks.checkpointing import Checkpointing
 from pipeline.training.hooks.consistency import ReplicaConsistency
+from pipeline.training.hooks.epochs import Epochs
 from pipeline.training.hooks.hook import Hook
 from pipeline.training.hooks.metrics import MetricsWriter, StepMetrics
 from pipeline.training.hooks.mlflow_tracking import MlflowTracking
@@ -34,7 +35,7 @@ def default_hooks(config: RunConfig, mesh: Mesh, watchdog: Watchdog, stop: StopS
     train = config.train
     hooks: list[Hook] = [Activity(watchdog)]
     if mesh.is_main:
-        hooks += [TrainingProgress(), RunFiles(), MetricsWriter()]
+        hooks += [TrainingProgress(), RunFiles(), MetricsWriter(), Epochs()]
     if mesh.is_main and config.tracking.enabled:
         hooks.append(MlflowTracking())
     hooks += [

@@ -33,6 +33,10 @@ class StepMetrics(Hook):
         row: dict[str, Any] = {name: value for name, value in values.items() if math.isfinite(value)}
         if report.skipped is not None:
             row["skipped"] = report.skipped
+        batches = trainer.batches
+        position = batches.position_after(trainer.step)
+        row["epoch"] = float(batches.order.epochs(position).max())
+        row["repeated_rows"] = batches.order.repeated_rows(position)
         row["tokens_per_second"] = report.tokens_per_second
         trainer.log(**row, **self._throughput.step(report.seconds, report.wait_seconds))
 

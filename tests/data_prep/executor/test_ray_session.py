@@ -61,7 +61,7 @@ def _results(function: Callable[..., object], argument: object, pool: WorkerPool
     return [result for _, result in pool.map([Call(function=function, arguments=(argument,), name=str(argument))])]
 
 
-@pytest.mark.usefixtures("ray")
+@pytest.mark.usefixtures("real_ray")
 def test_an_error_on_a_worker_names_the_argument(tmp_path: Path) -> None:
     from data_prep.files import sha256_file
 
@@ -69,7 +69,7 @@ def test_an_error_on_a_worker_names_the_argument(tmp_path: Path) -> None:
         _results(sha256_file, tmp_path / "missing", pool)
 
 
-@pytest.mark.usefixtures("ray")
+@pytest.mark.usefixtures("real_ray")
 def test_a_full_disk_has_its_own_error(tmp_path: Path) -> None:
     def write(path: Path) -> None:
         Path("/dev/full").write_bytes(b"x")
@@ -78,7 +78,7 @@ def test_a_full_disk_has_its_own_error(tmp_path: Path) -> None:
         _results(write, tmp_path, pool)
 
 
-@pytest.mark.usefixtures("ray")
+@pytest.mark.usefixtures("real_ray")
 def test_a_dead_worker_is_replaced_and_repeated_deaths_are_an_error(tmp_path: Path) -> None:
     def die_unless(file: Path) -> str:
         import os
@@ -100,7 +100,7 @@ def test_a_dead_worker_is_replaced_and_repeated_deaths_are_an_error(tmp_path: Pa
             _results(die_unless, tmp_path / "always", pool)
 
 
-@pytest.mark.usefixtures("ray")
+@pytest.mark.usefixtures("real_ray")
 def test_a_worker_above_its_memory_limit_is_restarted(tmp_path: Path) -> None:
     def hoard(size: int) -> int:
         import builtins

@@ -89,7 +89,7 @@ def test_any_frames_read_in_any_chunks_give_their_bytes(
     [
         ("x.jsonl.zst", b'{"text": "plain"}\n', "begins like plain text"),
         ("x.jsonl.gz", _HTML, "begins like an HTML page"),
-        ("x.jsonl.xz", gzip.compress(b"{}"), "begins like gzip data"),
+        ("x.jsonl.xz", gzip.compress(b"{}", mtime=0), "begins like gzip data"),
         ("x.jsonl.zst", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         ("x.parquet", _HTML, "begins like an HTML page"),
     ],
@@ -116,7 +116,7 @@ def test_a_frame_with_a_dictionary_is_described(tmp_path: Path) -> None:
     assert "ictionary" in last.detail
 
 
-@pytest.mark.parametrize("data", [gzip.compress(b"{}"), _HTML, b"PK\x03\x04zip", "{}".encode("utf-16")])
+@pytest.mark.parametrize("data", [gzip.compress(b"{}", mtime=0), _HTML, b"PK\x03\x04zip", "{}".encode("utf-16")])
 def test_a_file_of_lines_that_is_something_else_is_refused(data: bytes) -> None:
     with pytest.raises(WrongFormatError, match=rf"a\.jsonl: named \.jsonl, but it is {looks_like(data)}"):
         validate_lines("a.jsonl", data)

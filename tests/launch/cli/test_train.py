@@ -1,5 +1,6 @@
 """Tests of the runs that `fnet-t5 train` starts, resumes and refuses."""
 
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import launch.start
 from data_prep.dataset.manifest import load_manifest
@@ -18,6 +20,7 @@ from data_prep.files import only_writer
 from launch.config import load_run_config, write_resolved
 from launch.preflight import check_data, checkpoint_bytes
 from pipeline.run_folder import hold
+from tests.helpers.datasets import tales, write_text_dataset
 
 DEMO = "configs/train/demo.yaml"
 Command = Callable[..., int]
@@ -56,9 +59,10 @@ def test_train_starts_one_replica_in_a_folder_named_after_the_recipe(
     assert command("train", DEMO, f"data.path={prepared}") == 0
     assert started.calls == [(Path("runs/demo"), 4)]
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert lines[0].startswith("Training fnet_t5 demo on ")
-    assert lines[1].startswith("4 processes (tensor 2 × pipeline 2 × data 1); run folder runs/demo")
+    assert lines[1] == "400 steps read 320.00 epochs of the 20 rows: every row is seen about 320.0 times"
+    assert lines[2].startswith("4 processes (tensor 2 × pipeline 2 × data 1); run folder runs/demo")
 
 
 def test_train_uses_nproc_and_output_and_returns_the_exit_code(
@@ -130,7 +134,7 @@ def test_train_joins_the_job_of_an_outer_launcher(
     assert command("train", DEMO, f"data.path={prepared}") == 0
     assert trained == [Path("runs/demo")]
     assert started.calls == []
-    assert len(capsys.readouterr().out.splitlines()) == (2 if rank == 0 else 0)
+    assert len(capsys.readouterr().out.splitlines()) == (3 if rank == 0 else 0)
     assert command("train", DEMO, f"data.path={prepared}", "--nproc", 8) == 1
     assert "leave it out" in error_line()
     monkeypatch.delenv("WORLD_SIZE")
@@ -204,7 +208,7 @@ def test_a_stopped_run_prints_how_to_resume(
 def saved(run: Path, step: int, config: Any, data: str = "") -> None:
     """A checkpoint whose position has the data's fingerprint, or another one."""
     path = empty_checkpoint(run / f"checkpoints/step_{step:08d}")
-    fingerprint = data or check_data(config, load_manifest(config.data.path))
+    fingerprint = data or check_data(config, load_manifest(config.data.path)).fingerprint
     position = {"dataset_fingerprint": fingerprint, "seed": config.train.seed, "step": step}
     (path / "state" / "position.json").write_text(json.dumps(position))
 
@@ -245,6 +249,14 @@ def test_what_a_checkpoint_cannot_continue_is_refused_before_anything_is_written
     assert "was trained with train.seed 0, not 3" in message
     assert "a branch goes on with the data and seed of its parent" in message
     assert "another --output" not in message
+    assert f"give train.initial_weights={run}/checkpoints/step_00000200 train.initial_moments=true in place of --bra" in message
+    saved(run, 250, config, data="other")
+    assert command(*arguments, tmp_path / "branch", "--branch", run, "--branch-step", 250) == 1
+    message = error_line()
+    assert f"step_00000250 was trained on other data than {prepared} holds" in message
+    assert "another --output" not in message
+    assert command(*arguments, tmp_path / "branch", "--branch", run, "--branch-step", 200, "train.steps=150") == 1
+    assert "give a larger train.steps, or an earlier --branch-step" in error_line()
     saved(run, 300, config, data="other")
     assert command(*arguments, run) == 1
     assert "was trained on other data than" in error_line()
@@ -328,8 +340,113 @@ def test_a_run_folder_in_use_is_refused_with_the_holders_name(
     assert command("train", DEMO, f"data.path={prepared}") == 0
 
 
-def test_text_that_is_not_utf8_is_named(tmp_path: Path, command: Command, error_line: ErrorLine) -> None:
+@pytest.mark.parametrize("lines", [(), ("--lines",)])
+def test_text_that_is_not_utf8_is_named(
+    lines: tuple[str, ...], tmp_path: Path, command: Command, error_line: ErrorLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "text"
     file.write_bytes(b"caf\xe9")
-    assert command("generate", tmp_path, "--file", file) == 1
-    assert f"{file} is not UTF-8 (byte 0xe9 at position 3)" in error_line()
+    remedy = "is not UTF-8 (byte 0xe9 at position 3): convert it, for example by `iconv -f latin1 -t utf-8`"
+    assert command("generate", tmp_path, "--file", file, *lines) == 1
+    assert error_line() == f"error: {file} {remedy}"
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"caf\xe9")))
+    assert command("generate", tmp_path, *lines) == 1
+    assert error_line() == f"error: standard input {remedy}"
+
+
+def test_an_objective_without_its_sentinels_is_refused_before_processes_start(
+    started: Started, command: Command, error_line: ErrorLine, tmp_path: Path
+) -> None:
+    """A tokenizer of another library has none. prefix_lm needs none."""
+    plain = Tokenizer(models.BPE())
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.decoder = decoders.ByteLevel()
+    specials = [AddedToken(name, special=True, normalized=False) for name in ("<pad>", "</s>", "<unk>")]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    plain.train_from_iterator([text for text, _ in tales(0)], trainer)
+    data = write_text_dataset(tmp_path / "data", {"train": tales(0), "val": tales(1)}, [568, 640], tokenizer=plain)
+    spans = "data.objective=span_corruption"
+    assert command("train", DEMO, f"data.path={data}", spans) == 1
+    message = error_line()
+    assert "span_corruption marks spans by sentinels, and the tokenizer has none (<extra_id_0>, …)" in message
+    assert "prepare the data with one made by `fnet-t5 tokenizer train`" in message
+    assert not Path("runs").exists()
+    assert command("train", DEMO, f"data.path={data}") == 0
+    assert len(started.calls) == 1
+
+
+@pytest.mark.parametrize(("warmup", "told"), [(399, False), (400, True), (1000, True)])
+def test_a_warm_up_that_never_ends_is_told(
+    warmup: int, told: bool, started: Started, prepared: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("train", DEMO, f"data.path={prepared}", f"optimizer.warmup_steps={warmup}") == 0
+    line = f"warning: optimizer.warmup_steps {warmup} is not less than train.steps 400: the learning rate never reaches 0.004"
+    assert (line in capsys.readouterr().out.splitlines()) is told
+
+
+def test_what_a_new_run_begins_with_is_told(
+    started: Started, prepared: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch.start, "check_initial_weights", lambda config: ["warning: of the weights"])
+    weights = Path("runs/old/checkpoints/step_00000004").absolute()
+    for moments, what in ((False, "weights"), (True, "weights and moments")):
+        given = [f"train.initial_weights={weights}", f"train.initial_moments={str(moments).lower()}"]
+        assert command("train", DEMO, f"data.path={prepared}", "--output", f"runs/{moments}", *given) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert "warning: of the weights" in lines
+        assert f"Begins with the {what} of {weights}; data, steps, schedule and seed begin anew" in lines
+        recorded = json.loads(Path(f"runs/{moments}/config.json").read_text())["train"]
+        assert (recorded["initial_weights"], recorded["initial_moments"]) == (str(weights), moments)
+    saved(Path("runs/True"), 100, load_run_config(DEMO, [f"data.path={prepared}"]).resolved())
+    assert command("train", DEMO, f"data.path={prepared}", "--output", "runs/True") == 0  # neither is read any more
+    assert "Begins with" not in capsys.readouterr().out
+
+
+def test_a_length_in_tokens_is_told_and_recorded_in_steps_and_resumed(
+    started: Started, prepared: Path, command: Command, capsys: pytest.CaptureFixture[str], error_line: ErrorLine
+) -> None:
+    corpus = sum(split.tokens for split in load_manifest(prepared).splits["train"].sources.values())
+    length = f"train.tokens={3 * corpus}"
+    assert command("train", DEMO, f"data.path={prepared}", length) == 0
+    steps = -(-3 * 20 // 16)  # three epochs of 20 rows
+    first = capsys.readouterr().out
+    assert (
+        f"{steps} steps (train.tokens {3 * corpus:,}, at {corpus / 20:.1f} tokens a row on average) read 3.20 epochs" in first
+    )
+    config = Path("runs/demo/config.json")
+    recorded = json.loads(config.read_text())["train"]
+    assert (recorded["steps"], recorded["tokens"]) == (steps, 3 * corpus)
+    saved(Path("runs/demo"), 2, load_run_config(DEMO, [f"data.path={prepared}", length]).resolved())
+    before = config.read_bytes()
+    assert command("train", DEMO, f"data.path={prepared}", length) == 0  # the same run
+    assert f"from step 2 to step {steps} of 16 rows" in capsys.readouterr().out
+    assert config.read_bytes() == before
+    assert command("train", "runs/demo/config.yaml", "--output", "runs/demo") == 0  # with steps and tokens, which agree
+    assert command("train", DEMO, f"data.path={prepared}", f"train.tokens={6 * corpus}") == 0  # made longer
+    assert json.loads(config.read_text())["train"]["steps"] == 8
+    capsys.readouterr()
+    assert command("train", DEMO, f"data.path={prepared}", "train.tokens=99") == 1
+    assert "train.tokens 99 (1 step) is less than the 2 steps that " in (message := error_line())
+    assert "give at least 2 steps by train.tokens, or branch off" in message
+    assert command("train", "runs/demo/config.yaml", "--output", "runs/other", "train.global_batch_size=32") == 1
+    assert f"train.steps 8 and train.tokens {6 * corpus} (which is 4 steps of 32 rows) both give" in error_line()
+    assert len(started.calls) == 4
+
+
+@pytest.mark.parametrize("rank", [0, 5])
+def test_every_rank_of_a_job_computes_the_same_steps(rank: int, prepared: Path, tmp_path: Path) -> None:
+    config = load_run_config(DEMO, [f"data.path={prepared}", "train.epochs=2.5"])
+    run = launch.start.check_run(config, tmp_path, processes=launch.start.Processes(8, rank))
+    assert run.config.train.steps == 4  # 50 rows in batches of 16
+
+
+def test_rows_repeated_in_every_batch_are_told_before_the_start(
+    started: Started, prepared: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("train", DEMO, f"data.path={prepared}", "train.global_batch_size=40") == 0
+    assert (
+        f"warning: a step reads 40 rows of {prepared}, which has 20: each row is about 2.0 times in every batch; give a "
+        "smaller train.global_batch_size or more text"
+    ) in capsys.readouterr().out

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
+import os
+import shutil
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +20,7 @@ from safetensors.torch import save_file
 
 from launch.cli import _GlobalOptions, build_app
 from pipeline.checkpoint import checkpoint as saving
+from pipeline.checkpoint import resume as resuming
 from pipeline.checkpoint.checkpoint import NotFiniteError, Position, finish, save, verify
 from pipeline.checkpoint.resume import newest_intact
 from pipeline.checkpoint.retention import prune, remove_leftovers
@@ -234,3 +240,127 @@ def test_values_that_are_not_finite_are_not_saved(where: str, tmp_path: Path, en
     with pytest.raises(NotFiniteError, match="after step 4 has weights or outputs that are not finite"):
         save(tmp_path, engine, position(4), batch)
     assert sorted(path.name for path in checkpoints_of(tmp_path).iterdir()) == ["latest", "step_00000002"]
+
+
+def written(partial: Path, name: str, host: str) -> saving._Written:
+    """What a rank on another node reports. Its file is there already."""
+    path = partial / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"w": torch.ones(2)}, path)
+    share = saving._Written(host=host)
+    share.sums[name] = saving.hash_file(path)
+    return share
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_checkpoint_is_completed_when_the_files_of_other_nodes_can_be_seen(
+    comes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that shows another node's file late, or not at all, because it is not shared."""
+    monkeypatch.setattr(saving, "_VISIBLE_SECONDS", 30.0 if comes else 0.0)
+    monkeypatch.setattr("data_prep.files._VISIBLE_POLL_SECONDS", 0.01)
+    final = checkpoints_of(tmp_path) / "step_00000004"
+    partial = final.with_name(".step_00000004.partial")
+    names = [f"state/engine/rank_0000{rank}.safetensors" for rank in range(2)]
+    shares = [written(partial, "weights/model-00001-of-00001.safetensors", "alpha")]
+    shares += [written(partial, name, host) for name, host in zip(names, ("alpha", "beta"), strict=True)]
+    late = partial / names[1]
+    unseen = late.rename(tmp_path / "unseen")
+    listed: list[str] = []
+    real = os.listdir
+
+    def listdir(folder: Path) -> list[str]:  # the second look at the folder shows the file
+        listed.append(Path(folder).name)
+        if comes and listed.count(partial.name) == 2:
+            unseen.rename(late)
+        return real(folder)
+
+    monkeypatch.setattr("data_prep.files.os.listdir", listdir)
+    why = saving._complete(partial, final, position(4), shares)
+    if comes:
+        assert why == ""
+        verify(final)
+    else:
+        assert why.startswith(
+            f"{names[1]}, which rank 2 has written on beta, cannot be seen on {socket.gethostname()} after 0 s"
+        )
+        assert "a file system that all nodes share" in why
+        assert list(checkpoints_of(tmp_path).iterdir()) == []
+
+
+def judge_as(rank: int, views: Path) -> None:
+    """One of two ranks. Each sees the run folder in its own working folder, as another node would."""
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(str(views / "store"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    mesh: Any = SimpleNamespace(is_main=rank == 0, rank=rank, world_size=2)
+
+    def judge(case: str, seconds: float) -> tuple[str, list[str]]:
+        resuming._VISIBLE_SECONDS = seconds
+        os.chdir(views / case / str(rank))
+        if case == "comes" and rank == 1:
+            late = Path("late").absolute()
+            threading.Timer(0.7, late.rename, [checkpoints_of(Path("run").absolute()) / "step_00000004"]).start()
+        activities: list[str] = []
+        try:
+            found = str(newest_intact(Path("run"), mesh, activities.append).checkpoint)
+        except ValueError as error:
+            found = str(error)
+        return found, [text for text in activities if text == "waiting until step_00000004 can be seen here"]
+
+    found, waits = judge("comes", 60.0)
+    assert found == "run/checkpoints/step_00000004", found
+    assert len(waits) > 1 if rank == 1 else len(waits) == 1
+    found, waits = judge("never", 0.3)
+    assert found.startswith(f"rank 1 on {socket.gethostname()} does not see all of run/checkpoints/step_00000004 after 0 s")
+    assert "a file system that all nodes share" in found
+    found, waits = judge("nobody", 60.0)
+    assert found == "run/checkpoints/step_00000002", found
+    assert not waits
+
+
+def test_a_checkpoint_that_one_node_sees_late_is_waited_for_and_not_set_aside(tmp_path: Path) -> None:
+    for case in ("comes", "never", "nobody"):
+        for rank in range(2):
+            view = tmp_path / case / str(rank)
+            for step in (2, 4):
+                checkpoint = make(view / "run", step)
+            if case == "nobody":
+                next((checkpoint / "weights").iterdir()).unlink()
+            elif rank == 1:
+                checkpoint.rename(view / "late")
+    fork = multiprocessing.get_context("fork")  # everything is imported here already
+    ranks = [fork.Process(target=judge_as, args=(rank, tmp_path)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    for case, last in (("comes", "step_00000004"), ("never", "step_00000004"), ("nobody", "step_00000004.damaged")):
+        names = sorted(path.name for path in (tmp_path / case / "0/run/checkpoints").glob("step_*"))
+        assert names == ["step_00000002", last]
+
+
+@pytest.mark.parametrize("failures", [1, 100])
+def test_a_folder_that_cannot_be_removed_now_does_not_end_the_run(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """NFS keeps a folder while another process has one of its files open."""
+    real, left = shutil.rmtree, [failures]
+
+    def rmtree(path: Path, **options: Any) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(39, "Directory not empty", str(path))
+        real(path, **options)
+
+    monkeypatch.setattr("pipeline.checkpoint.retention.shutil.rmtree", rmtree)
+    for step in (2, 4):
+        make(tmp_path, step)
+    folder = checkpoints_of(tmp_path)
+    assert prune(tmp_path, 1, None) == [folder / "step_00000002"]
+    assert (folder / ".step_00000002.removed").exists() == (failures == 100)
+    assert ("could not be removed ([Errno 39] Directory not empty" in caplog.text) == (failures == 100)
+    left[0] = 0
+    assert remove_leftovers(tmp_path) == [folder / ".step_00000002.removed"] * (failures == 100)
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", "step_00000004"]

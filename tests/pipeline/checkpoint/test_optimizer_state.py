@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,6 +76,20 @@ def test_a_part_that_no_file_holds_is_named(full: torch.Tensor, tmp_path: Path) 
     assert torch.equal(stored.part("w", "exp_avg", 0, TENSOR, 6, 3), full.chunk(TENSOR)[0].reshape(-1)[6:9])
     with pytest.raises(ValueError, match="has elements 2 to 5 in sequence, not 9: files are missing"):
         stored.part("w", "exp_avg", 0, TENSOR, 2, 7)
+
+
+def test_only_the_files_of_the_manifest_are_read(tmp_path: Path) -> None:
+    """An interrupted save on another mesh may leave a file, and a network file system may list files late."""
+    checkpoint, folder = tmp_path, tmp_path / "state" / "engine"
+    folder.mkdir(parents=True)
+    for rank, numel in ((0, 6), (1, 4)):
+        tensors = {tensor_key("w", 0, 0, "master"): torch.full((numel,), float(rank))}
+        write_rank(folder, rank, tensors, {"w": [[numel], None]}, 3, 1)
+    sums = {"state/engine/rank_00000.safetensors": "0", "weights/rank_00001.safetensors": "0"}
+    (checkpoint / "state" / "manifest.json").write_text(json.dumps({"sha256": sums}))
+    stored = StoredState(folder)
+    assert stored.layouts["w"].shape == (6,)
+    assert torch.equal(stored.shard("w", "master", 0, 1), torch.zeros(6))
 
 
 @pytest.mark.parametrize("dim", [None, 0, 1])

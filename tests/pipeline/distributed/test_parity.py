@@ -173,6 +173,11 @@ def test_the_loss_falls_and_gradients_are_clipped(results: dict[str, Result], na
     assert sorted(record["norms"])[len(record["norms"]) // 2] > 0.5  # gradients are clipped
 
 
+def test_deepspeed_keeps_no_time_of_any_step(results: dict[str, Result]) -> None:
+    """It keeps one for each step where nobody reads them: on a GPU two CUDA events, until the run ends."""
+    assert {record["timings"] for record, _ in results.values()} == {0}
+
+
 @pytest.mark.parametrize("name", compared(QUICK))
 def test_mesh_equals_one_process(results: dict[str, Result], name: str) -> None:
     check_equal(results, name)

@@ -7,7 +7,6 @@ transformers' documentation of a method promises.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -96,7 +95,6 @@ def test_the_configuration_has_the_names_that_transformers_reads(tied_folder: Pa
         assert all(parameter.is_meta for parameter in type(model)(model.config).parameters())
 
 
-@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="a device map needs accelerate")
 def test_stacks_can_be_on_different_devices(folder: Path, load: Load, batch: Batch, tmp_path: Path) -> None:
     model = load(folder)
     places = {"embedding": "cpu", "relative_bias": "disk", "encoder": "disk", "decoder": "cpu", "head": "cpu"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,6 @@ def test_the_loss_is_the_mean_over_all_labels_however_the_batch_is_divided(folde
         compare(gradients(model), expected)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="transformers' Trainer needs accelerate")
 @pytest.mark.parametrize("architecture", ["fnet_t5", "gpt2"])
 def test_trainer_takes_the_same_step_with_gradient_accumulation(
     exported: Callable[..., Path], load: Load, rows: list[Batch], tmp_path: Path, architecture: str
@@ -205,7 +203,6 @@ def test_named_linear_layers_can_be_adapted(folder: Path, load: Load, rows: list
     )
 
 
-@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs peft")
 def test_peft_trains_and_merges_an_adapter(folder: Path, load: Load, rows: list[Batch], tmp_path: Path) -> None:
     import peft  # type: ignore[import-not-found]
 

@@ -198,6 +198,30 @@ def test_a_control_with_more_text_shows_a_lead_only_if_it_is_behind(planted: Pat
     assert input_checks(results).control.holds is True
 
 
+@pytest.mark.parametrize(("factor", "holds"), [(1.07, True), (0.98, False)])
+def test_with_one_budget_the_curves_before_the_decay_are_compared(planted: Path, factor: float, holds: bool) -> None:
+    """Both arms' curves are the same power of the text, times a factor; at its end the control has read more, and is ahead."""
+    remove(planted, "ff_only-*")
+    remove(planted, "t5-d64-*-b[13]")
+    remove(planted, "ff_only_positions-d64-*-b[13]")
+    for arm, scale in (("t5", 1.0), ("ff_only_positions", factor)):
+        for path in runs_of(planted).glob(f"{arm}-d64-*/metrics.jsonl"):
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            for row in rows:
+                is_decayed = row is rows[-1]
+                row["text_loss"] = 0.1 if is_decayed else 10 * scale * row["raw_tokens"] ** -0.1
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for path in runs_of(planted).glob("ff_only_positions-d64-*/suffix_bpb.json"):
+        values = json.loads(path.read_bytes())
+        for part in values["sources"].values():
+            part.update(bits_per_byte=0.1, nll=0.1 * 0.6931471805599453)
+        path.write_text(json.dumps(values))
+    (results,) = collect([planted]).sets
+    found = input_checks(results).control
+    assert found.holds is holds
+    assert f"{100 * (factor - 1):+.2f} % at d64 (before the learning rate decays)" in found.sentence
+
+
 def test_results_before_the_jump_are_named(planted: Path) -> None:
     edit(planted, "fnet_t5", lambda found: found["input_use"].update(shuffled_loss=found["text_loss"] + 0.019))
     (results,) = collect([planted]).sets

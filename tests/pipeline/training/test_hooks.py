@@ -13,11 +13,15 @@ import pytest
 from models.config import expand_size
 from pipeline.checkpoint.checkpoint import NotFiniteError
 from pipeline.config import RunConfig
+from pipeline.data.order import SampleOrder
 from pipeline.run_folder import latest
 from pipeline.tracking.metrics import read_metrics
 from pipeline.training.hooks.checkpointing import Checkpointing
+from pipeline.training.hooks.consistency import ReplicaConsistency
 from pipeline.training.hooks.default import default_hooks
+from pipeline.training.hooks.epochs import Epochs
 from pipeline.training.hooks.hook import Hook, HookList, StepReport
+from pipeline.training.hooks.metrics import StepMetrics
 from pipeline.training.hooks.skipped_steps import SkippedSteps
 from pipeline.training.hooks.validation import Validation
 from pipeline.training.trainer import Trainer
@@ -185,8 +189,69 @@ def test_the_default_hooks_of_a_rank(tmp_path: Path, dataset: Path) -> None:
         mesh: Any = SimpleNamespace(is_main=is_main)
         nothing: Any = None
         hooks = default_hooks(RunConfig.model_validate(values), mesh, nothing, nothing)
-        writers = ["TrainingProgress", "RunFiles", "MetricsWriter"] * is_main + ["MlflowTracking"] * (is_main and tracked)
+        writers = ["TrainingProgress", "RunFiles", "MetricsWriter", "Epochs"] * is_main + ["MlflowTracking"] * (
+            is_main and tracked
+        )
         assert [type(hook).__name__ for hook in hooks] == ["Activity", *writers, *common]
+
+
+def test_every_key_reaches_its_hook() -> None:
+    keys = {
+        **{"consistency_check_every": 11, "log_every": 12, "max_skips": 13, "validate_every": 14, "samples": 15},
+        **{"sample_tokens": 16, "checkpoint_every": 17, "checkpoint_steps": [18], "checkpoint_minutes": 19.5},
+        **{"keep_last": 20, "keep_every": 21, "steps": 22},
+    }
+    config = RunConfig.model_validate(
+        {"model": expand_size({"size": "nano", "vocab_size": 600}), "data": {"path": "x"}, "train": keys}
+    )
+    mesh: Any = SimpleNamespace(is_main=False)
+    nothing: Any = None
+    hooks = {type(hook).__name__: vars(hook) for hook in default_hooks(config, mesh, nothing, nothing)}
+    assert hooks["ReplicaConsistency"]["_every"] == 11
+    assert hooks["StepMetrics"]["_every"] == 12
+    assert hooks["SkippedSteps"]["_max_skips"] == 13
+    assert hooks["Validation"]["_every"] == 14
+    assert (hooks["Samples"]["_num_samples"], hooks["Samples"]["_num_tokens"]) == (15, 16)
+    saving = [hooks["Checkpointing"][f"_{name}"] for name in ("every", "steps", "minutes", "keep_last", "keep_every")]
+    assert saving == [17, (18,), 19.5, 20, 21]
+
+
+def test_replicas_are_compared_before_every_nth_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("pipeline.training.hooks.consistency.check_replica_consistency", lambda *what: compared.append(what))
+    trainer: Any = SimpleNamespace(
+        step=0, mesh="mesh", engine=SimpleNamespace(stages="stages"), batches=SimpleNamespace(sample_rows=lambda step: [step])
+    )
+    hook = ReplicaConsistency(3)
+    for trainer.step in range(1, 8):
+        hook.before_step(trainer)
+    assert compared == [("stages", "mesh", [3]), ("stages", "mesh", [6])]
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_metrics_are_logged_at_the_first_each_nth_the_last_and_every_skipped_step(
+    every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[dict[str, Any]] = []
+    order = SampleOrder([20], [1], seed=0)
+    trainer: Any = SimpleNamespace(
+        step=0,
+        config=SimpleNamespace(train=SimpleNamespace(steps=10, global_batch_size=8)),
+        batches=SimpleNamespace(order=order, position_after=lambda step: 8 * step),
+        log=lambda **row: rows.append({"step": trainer.step, **row}),
+    )
+    hook = StepMetrics(every)
+    monkeypatch.setattr(hook, "_throughput", SimpleNamespace(step=lambda seconds, waited: {}), raising=False)
+    for trainer.step in range(1, 11):
+        hook.after_step(trainer, report("spike" if trainer.step == 7 else None))
+    assert [row["step"] for row in rows] == (list(range(1, 11)) if every == 1 else [1, 4, 7, 8, 10])
+    assert rows[-1]["epoch"] == 4.0
+    assert rows[-1]["repeated_rows"] == 60
+    assert rows[0]["epoch"] == 0.4
+    assert rows[0]["repeated_rows"] == 0
+    (skipped,) = [row for row in rows if row["step"] == 7]
+    assert skipped["skipped"] == "spike"
+    assert "loss" not in skipped  # it is not finite
 
 
 def report(skipped: str | None = None) -> StepReport:
@@ -222,6 +287,31 @@ def test_too_many_skipped_steps_in_a_row_fail_the_run() -> None:
     trainer.step = 7
     with pytest.raises(ValueError, match=r"3 steps in a row were skipped \(spike at step 7\): the run has diverged"):
         hook.after_step(trainer, report("spike"))
+
+
+def test_epochs_are_told_each_time_that_their_number_doubles_and_at_the_end() -> None:
+    """Batches of 8 from a blend of 20 and 100 rows, half each, after a resume at step 3."""
+    notes: list[str] = []
+    order = SampleOrder([20, 100], [1, 1], seed=0)
+    batches = SimpleNamespace(order=order, position_after=lambda step: 8 * step, sources=[range(20), range(100)])
+    folders = [SimpleNamespace(path=Path("small")), SimpleNamespace(path=Path("large"))]
+    trainer: Any = SimpleNamespace(
+        step=0,
+        batches=batches,
+        config=SimpleNamespace(data=SimpleNamespace(blend=folders), train=SimpleNamespace(steps=60)),
+        hooks=SimpleNamespace(on_note=lambda trainer, line: notes.append(line)),
+    )
+    hook = Epochs()
+    for trainer.step in range(4, 61):
+        hook.after_step(trainer, report())
+    # 4 rows of a step are of each folder: the small one has been read 1, 2, 4 and 8 times after 5, 10, 20 and 40 steps
+    assert [int(line.split(":")[0].removeprefix("step ")) for line in notes] == [5, 10, 20, 25, 40, 50, 60]
+    assert notes[-1] == (
+        "step 60: read 12.00 epochs of the 20 rows of small: every row is seen about 12.0 times; 2.40 epochs of the 100 rows "
+        "of large: every row is seen about 2.4 times"
+    )
+    assert notes[0].endswith("1.00 epochs of the 20 rows of small: no row is seen twice; 0.20 epochs of the 100 rows of large: "
+                             "no row is seen twice")  # fmt: skip
 
 
 @pytest.mark.parametrize("is_main", [True, False])

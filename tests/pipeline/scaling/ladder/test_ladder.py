@@ -37,6 +37,7 @@ from pipeline.scaling.ladder.ladder import (
 )
 from pipeline.scaling.ladder.learning_rates import (
     checked_end,
+    has_diverged,
     next_rate,
     power_law,
     rate_for,
@@ -371,6 +372,38 @@ def test_a_sweep_is_widened_until_its_best_rate_is_inside(losses: dict[float, fl
 def test_a_search_without_an_optimum_fails() -> None:
     with pytest.raises(ValueError, match="still lies at the edge"):
         next_rate({2.0**power: -power for power in range(7)}, SWEEP)
+
+
+TRAINED = {"step": 5, "loss": 3.0}
+SKIPPED = {"step": 5, "skipped": "not finite"}
+VALIDATED = {"step": 5, "source": "all", "validation_loss": 2.0, "validation_target_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("status", "rows", "expected"),
+    [
+        ("failed", [TRAINED, SKIPPED], True),
+        ("failed", [TRAINED, {**SKIPPED, "skipped": "spike"}], True),
+        # the last update made the weights infinite: its loss and gradient were finite, the outputs after it are not
+        ("failed", [TRAINED, {**VALIDATED, "validation_loss": None}], True),
+        ("failed", [TRAINED, {**VALIDATED, "source": "Wikipedia", "validation_loss": None}, VALIDATED], False),
+        ("failed", [TRAINED, {**VALIDATED, "validation_loss": None}, {**VALIDATED, "step": 9}], False),
+        # no loss because there was nothing to predict
+        ("failed", [TRAINED, {**VALIDATED, "validation_loss": None, "validation_target_tokens": 0}], False),
+        ("failed", [SKIPPED, TRAINED, VALIDATED], False),  # a full disk, long after a skipped step
+        ("failed", [TRAINED, {**SKIPPED, "skipped": "train.skip_steps"}], False),
+        ("failed", [], False),
+        ("preempted", [TRAINED, SKIPPED], False),
+        ("finished", [TRAINED, {**VALIDATED, "validation_loss": None}], False),
+    ],
+)
+def test_a_run_that_failed_has_diverged_if_its_last_step_or_its_outputs_are_not_finite(
+    status: str, rows: list[dict[str, Any]], expected: bool, tmp_path: Path
+) -> None:
+    """Other failures may be removed by another start: such a try of a sweep is done again."""
+    write_status(tmp_path, status)
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert has_diverged(tmp_path) is expected
 
 
 def test_the_optimum_is_the_vertex_of_the_parabola_in_log_rate() -> None:
