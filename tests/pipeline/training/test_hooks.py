@@ -234,7 +234,7 @@ def test_metrics_are_logged_at_the_first_each_nth_the_last_and_every_skipped_ste
     every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[dict[str, Any]] = []
-    order = SampleOrder([20], [1], seed=0)
+    order = SampleOrder([10, 100], [1, 1], seed=0)
     trainer: Any = SimpleNamespace(
         step=0,
         config=SimpleNamespace(train=SimpleNamespace(steps=10, global_batch_size=8)),
@@ -246,8 +246,8 @@ def test_metrics_are_logged_at_the_first_each_nth_the_last_and_every_skipped_ste
     for trainer.step in range(1, 11):
         hook.after_step(trainer, report("spike" if trainer.step == 7 else None))
     assert [row["step"] for row in rows] == (list(range(1, 11)) if every == 1 else [1, 4, 7, 8, 10])
-    assert rows[-1]["epoch"] == 4.0
-    assert rows[-1]["repeated_rows"] == 60
+    assert rows[-1]["epoch"] == 4.0  # of the folder that was read most often
+    assert rows[-1]["repeated_rows"] == 30  # 40 reads of 10 rows, and 40 of 100
     assert rows[0]["epoch"] == 0.4
     assert rows[0]["repeated_rows"] == 0
     (skipped,) = [row for row in rows if row["step"] == 7]
