@@ -13,7 +13,8 @@ from pipeline.scaling.input_checks import before_order
 from pipeline.scaling.ladder.ladder import LADDER_FILE
 from pipeline.scaling.ladder.learning_rates import regrets
 from pipeline.scaling.ladder.run_configs import runs_of
-from pipeline.scaling.report.page import ReportedSet, ReportSection, opening, write_report
+from pipeline.scaling.report.page import ReportedSet, opening, write_report
+from pipeline.scaling.report.render_page import ReportSection
 from pipeline.scaling.report.tables import Table
 from pipeline.scaling.results import Collected, ResultSet, collect
 from pipeline.tracking.mlflow_session import RUN_ID_FILE, tracking_uri

@@ -16,12 +16,12 @@ from pipeline.scaling.analysis.outcome import (
     Refused,
     SurfaceFit,
 )
-from pipeline.scaling.analysis.size_pairs import CONTROLS, HYBRID, NO_MIXING
+from pipeline.scaling.analysis.size_pairs import CONTROLS, HYBRIDS, NO_MIXING
 from pipeline.scaling.analysis.whole import AnalysisOptions, analyse
 
 __all__ = [
     "CONTROLS",
-    "HYBRID",
+    "HYBRIDS",
     "NO_MIXING",
     "Analysis",
     "AnalysisOptions",

@@ -117,9 +117,11 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class PairView:
-    """An arm against the baseline at one size: relative difference of the measure, below 0 if the arm is better."""
+    """An arm against another at one size: relative difference of the measure, below 0 if the arm is better."""
 
     arm: str
+    against: str
+    """The baseline, or the hybrid that the arm is a control of."""
     size: str
     parameters_ratio: float
     by_budget: tuple[tuple[float, float, int], ...]
@@ -184,7 +186,7 @@ class Analysis:
     comparisons: tuple[Comparison, ...]
     pairs: tuple[PairView, ...]
     controls: tuple[PairView, ...]
-    """The controls against the hybrid: the effect of mixing, and of attention on top. Empty if the hybrid is the baseline."""
+    """The controls against their hybrids: the effect of mixing, and of attention on top. Empty if a hybrid is the baseline."""
 
 
 def attempt(compute: Callable[[], T]) -> T | Refused:

@@ -14,9 +14,14 @@ from pipeline.scaling.fit.intervals import Interval
 from pipeline.scaling.fit.noise import NoiseFloor
 from pipeline.scaling.fit.points import Point
 
-HYBRID, NO_MIXING = "fnet_t5", "ff_only"
-CONTROLS = (NO_MIXING, "fnet_t5_top2")
-"""Arms that differ from the hybrid in one thing: the differences from them show the effect of that thing."""
+HYBRIDS = ("fnet_t5_positions", "fnet_t5")
+NO_MIXING = ("ff_only_positions", "ff_only")
+CONTROLS = {
+    "fnet_t5_positions": ("ff_only_positions", "fnet_t5_top2_positions"),
+    "fnet_t5": ("ff_only_positions", "ff_only", "fnet_t5_top2"),
+}
+"""Arms that differ from a hybrid in one thing: the differences from them show the effect of that thing. Fourier mixing brings
+positions, which `ff_only` has not, so the hybrid without learnt positions is compared with `ff_only_positions`, too."""
 
 
 def size_pairs(
@@ -35,6 +40,7 @@ def size_pairs(
         view = (
             PairView(
                 arm=arm,
+                against=baseline,
                 size=size,
                 parameters_ratio=ours[0].num_parameters / theirs[0].num_parameters,
                 by_budget=by_budget,
@@ -63,9 +69,12 @@ def _by_budget(ours: Sequence[Point], theirs: Sequence[Point]) -> tuple[tuple[fl
 def controls(
     points: Sequence[Point], noise: NoiseFloor | Refused, regrets: Mapping[str, float]
 ) -> list[tuple[PairView, Effect | None]]:
-    """The controls against the hybrid."""
-    found = size_pairs([point for point in points if point.arm in (HYBRID, *CONTROLS)], HYBRID, noise, regrets)
-    return sorted(found, key=lambda entry: CONTROLS.index(entry[0].arm))
+    """The controls against their hybrids."""
+    found = []
+    for hybrid, arms in CONTROLS.items():
+        own = size_pairs([point for point in points if point.arm in (hybrid, *arms)], hybrid, noise, regrets)
+        found += sorted(own, key=lambda entry: arms.index(entry[0].arm))
+    return found
 
 
 def _effect(entry: tuple[float, float, int], noise: NoiseFloor | Refused, ours: float, theirs: float) -> Effect | None:

@@ -12,7 +12,7 @@ from pipeline.scaling.analysis.arm_fits import fit_all
 from pipeline.scaling.analysis.comparisons import compare
 from pipeline.scaling.analysis.joint_fit import fit_arms_jointly
 from pipeline.scaling.analysis.outcome import Analysis, Comparison, PairView, Refused, attempt
-from pipeline.scaling.analysis.size_pairs import HYBRID, controls, size_pairs
+from pipeline.scaling.analysis.size_pairs import HYBRIDS, controls, size_pairs
 from pipeline.scaling.fit.bootstrap import fit_arm
 from pipeline.scaling.fit.equivalence import Effect, EffectTest, judge
 from pipeline.scaling.fit.intervals import NUM_DRAWS
@@ -55,7 +55,7 @@ def analyse(results: ResultSet, baseline: str, options: AnalysisOptions | None =
         if arm != baseline and by_arm[arm] and by_arm.get(baseline)
     ]
     pairs = size_pairs(every, baseline, noise, options.regrets)
-    against_hybrid = [] if baseline == HYBRID else controls(every, noise, options.regrets)
+    against_hybrid = [] if baseline in HYBRIDS else controls(every, noise, options.regrets)
     tests = _judged([effect for _, effect in (*compared, *pairs, *against_hybrid)], options.margin)
     return Analysis(
         name=results.name,

@@ -1,142 +1,123 @@
-"""The figures of a report as SVG text, readable in print and for the colour-blind.
-
-Colours are Okabe & Ito's palette; every arm also has a marker and a dash of its own.
-"""
+"""The figures of losses, fits and costs. Panels that compare arms have the same axes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from io import StringIO
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.scaling.analysis import Analysis, MinimaFit, Refused, SurfaceFit
-from pipeline.scaling.report.words import at_anchor
+from pipeline.scaling.analysis import Analysis, ArmFit, Band, MinimaFit, Refused, SurfaceFit
+from pipeline.scaling.report.drawing import SMALL, WIDE, Figure, Plot, draw, legend_below, logarithmic
+from pipeline.scaling.report.palette import MARKERS, Look
+from pipeline.scaling.report.words import flops
 from pipeline.scaling.results import ResultSet
 from pipeline.scaling.run_result import RunResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00", "#7F7F7F")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+_OTHERS: dict[str, Any] = {"color": "0.8", "linewidth": 0.9, "zorder": 0}
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A figure with its caption."""
-
-    title: str
-    caption: str
-    svg: str
-
-
-class Look:
-    """One colour, marker and dash an arm, the same in every figure."""
-
-    def __init__(self, arms: Sequence[str]) -> None:
-        self._number = {arm: number for number, arm in enumerate(arms)}
-
-    def of(self, arm: str, *, marker: bool = True, dash: bool = True) -> dict[str, Any]:
-        number = self._number[arm] % len(_COLOURS)
-        look: dict[str, Any] = {"color": _COLOURS[number]}
-        if marker:
-            look |= {"marker": _MARKERS[number], "markersize": 4}
-        look["linestyle"] = _DASHES[number] if dash else "none"
-        return look
-
-
-def figures(results: ResultSet, analysis: Analysis, withheld: str | None) -> list[Figure]:
-    """All figures that the results allow; without that of the differences where statements about them are withheld."""
+def figures(results: ResultSet, analysis: Analysis) -> list[Figure]:
+    """All figures of losses, fits and costs that the results allow."""
     look = Look([fit.arm for fit in analysis.fits])
-    made = [*_loss_curves(results, look), *_isoflops(results, analysis, look), *_optima(analysis, look)]
     return [
-        *made,
+        *loss_curves(results, analysis.baseline, look),
+        *_isoflops(results, analysis, look),
+        *_optima(analysis, look),
         *_residuals(results, analysis, look),
-        *(() if withheld else _differences(analysis, look)),
-        *_seconds(results, look),
+        *_seconds(results, analysis.baseline, look),
+        _throughput(results, look),
     ]
 
 
-def draw(width: float, height: float, columns: int, rows: int, paint: Callable[[Any], None]) -> str:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "fnet-t5", "font.size": 9, "axes.spines.top": False}
-    style |= {"axes.spines.right": False, "font.family": "sans-serif", "legend.frameon": False, "axes.titlesize": 9}
-    with pyplot.rc_context(style):
-        figure, axes = pyplot.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
-        paint(axes)
-        out = StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-        pyplot.close(figure)
-    text = out.getvalue()
-    return text[text.index("<svg") :]
+def sizes_of(results: Sequence[RunResult]) -> list[str]:
+    """Names of sizes by ascending parameters."""
+    return list(dict.fromkeys(one.point.size for one in sorted(results, key=lambda one: one.point.num_parameters)))
 
 
-def _loss_curves(results: ResultSet, look: Look) -> list[Figure]:
-    """One panel per objective, because their losses are not comparable."""
-    with_curves = [one for one in results.results if one.curve]
-    objectives = list(dict.fromkeys(one.objective for one in with_curves))
-    longest: dict[tuple[str, str], RunResult] = {}
-    for one in with_curves:
-        place = (one.point.arm, one.point.size)
-        if one.point.seed == 0 and (place not in longest or one.steps > longest[place].steps):
+def line_width(size: str, sizes: Sequence[str]) -> float:
+    """Larger models have wider lines."""
+    return 0.7 + 1.8 * (sizes.index(size) + 1) / len(sizes)
+
+
+def loss_curves(results: ResultSet, baseline: str, look: Look) -> list[Figure]:
+    """One figure an objective, because losses of different objectives are not comparable; one panel an arm."""
+    longest: dict[tuple[str, str, str], RunResult] = {}
+    for one in results.results:
+        place = one.objective, one.point.arm, one.point.size
+        if one.curve and one.point.seed == 0 and (place not in longest or one.steps > longest[place].steps):
             longest[place] = one
-    if not longest:
-        return []
+    made = []
+    for objective in dict.fromkeys(objective for objective, _, _ in longest):
+        runs = [one for (name, _, _), one in longest.items() if name == objective]
+        sizes = sizes_of(runs)
+        arms = list(dict.fromkeys(one.point.arm for one in runs))
+        paint = partial(_arm_losses, runs=runs, baseline=baseline, look=look, sizes=sizes)
+        plots = [Plot(paint=partial(paint, arm=arm), alt=_lowest(runs, arm)) for arm in arms]
+        grey = f", those of {baseline} in grey for comparison" if baseline in arms and len(arms) > 1 else ""
+        caption = (
+            f"Validation loss in nats per target token of {objective}, of the longest run of each size, seed 0{grey}; larger "
+            "models have wider lines. All panels have the same axes. The drop at the end is the decay of the learning rate."
+        )
+        made.append(Figure(title=f"Loss during training, {objective}", caption=caption, panels=draw(plots, SMALL, "xy")))
+    return made
 
-    sizes = list(dict.fromkeys(size for _, size in sorted(longest, key=lambda place: longest[place].point.num_parameters)))
-    width = {size: 0.6 + 1.8 * (rank + 1) / len(sizes) for rank, size in enumerate(sizes)}
 
-    def paint(axes: Any) -> None:
-        for axis, objective in zip(axes[0], objectives, strict=True):
-            for (arm, size), one in longest.items():
-                if one.objective == objective:
-                    rows = [point for point in one.curve if point.validation_loss is not None]
-                    values = [point.flops for point in rows], [point.validation_loss for point in rows]
-                    axis.plot(*values, **look.of(arm, marker=False), linewidth=width[size], label=f"{arm} {size}")
-            logarithmic(axis, "x")
-            axis.set(xlabel="training FLOPs", ylabel=f"validation loss, nats per target token, {objective}")
-            axis.legend(fontsize=6, ncols=2)
+def _arm_losses(axis: Axes, *, runs: Sequence[RunResult], arm: str, baseline: str, look: Look, sizes: Sequence[str]) -> None:
+    for one in runs:
+        found = [(point.flops, point.validation_loss) for point in one.curve if point.validation_loss is not None]
+        places, losses = [place for place, _ in found], [loss for _, loss in found]
+        width = line_width(one.point.size, sizes)
+        if one.point.arm == arm:
+            axis.plot(places, losses, **look.of(arm, marker=False), linewidth=width, label=one.point.size)
+        elif one.point.arm == baseline:
+            axis.plot(places, losses, **{**_OTHERS, "linewidth": width})
+    logarithmic(axis, "x")
+    axis.set(xlabel="training FLOPs", ylabel="validation loss, nats", title=arm)
+    legend_below(axis, 5)
 
-    caption = (
-        "Validation loss of the longest run of each arm and size, seed 0; larger models have wider lines. The drop at the end "
-        "is the decay of the learning rate. Losses of different objectives are not comparable and have separate panels."
-    )
-    return [Figure("Loss curves", caption, draw(5.2 * len(objectives), 4.2, len(objectives), 1, paint))]
+
+def _lowest(runs: Sequence[RunResult], arm: str) -> str:
+    ends = [f"{one.own_loss:.3f} at {one.point.size}" for one in runs if one.point.arm == arm]
+    return f"{arm}: validation loss falls with training FLOPs to {', '.join(ends)}."
 
 
 def _isoflops(results: ResultSet, analysis: Analysis, look: Look) -> list[Figure]:
     arms = [fit for fit in analysis.fits if _num_sizes(results, fit.arm) >= 3]
     if not arms:
         return []
-
-    def paint(axes: Any) -> None:
-        for axis, fit in zip(axes[0], arms, strict=True):
-            points = [point for point in results.checked.points if point.arm == fit.arm]
-            budgets = sorted({point.budget for point in points})
-            for number, budget in enumerate(budgets):
-                shade = 0.35 + 0.65 * (number + 1) / len(budgets)
-                here = sorted((p for p in points if p.budget == budget), key=lambda p: p.num_parameters)
-                sizes = [p.num_parameters for p in here], [p.loss for p in here]
-                axis.plot(*sizes, **look.of(fit.arm, dash=False), alpha=shade, label=f"{budget:.2g} FLOPs")
-                if isinstance(fit.minima, MinimaFit):
-                    _parabola(axis, fit.minima, number, [p.num_parameters for p in here], look.of(fit.arm)["color"], shade)
-            logarithmic(axis, "x")
-            axis.set(xlabel="parameters", ylabel=_short(analysis.measure), title=fit.arm)
-            axis.legend(fontsize=7)
-
+    plots = [
+        Plot(
+            paint=partial(_isoflop_panel, results=results, measure=short(analysis.measure), fit=fit, look=look),
+            alt=f"{fit.arm}: {short(analysis.measure)} by parameters, one line for each budget.",
+        )
+        for fit in arms
+    ]
     caption = (
-        "Every run by size at each budget, the parabola through them and its minimum (cross). If there is no parabola, the fit "
-        "was refused; the table of fits has the reason."
+        "Every run by size at each budget (darker: larger), the parabola through them and its minimum (cross). If there is no "
+        "parabola, the fit was refused; the table of exponents has the reason. All panels have the same axes."
     )
-    return [Figure("isoFLOP curves", caption, draw(4.6 * len(arms), 3.8, len(arms), 1, paint))]
+    return [Figure(title="isoFLOP curves", caption=caption, panels=draw(plots, SMALL, "xy"))]
+
+
+def _isoflop_panel(axis: Axes, *, results: ResultSet, measure: str, fit: ArmFit, look: Look) -> None:
+    points = [point for point in results.checked.points if point.arm == fit.arm]
+    budgets = sorted({point.budget for point in points})
+    for number, budget in enumerate(budgets):
+        shade = 0.35 + 0.65 * (number + 1) / len(budgets)
+        here = sorted((p for p in points if p.budget == budget), key=lambda p: p.num_parameters)
+        sizes = [p.num_parameters for p in here], [p.loss for p in here]
+        style = {**look.of(fit.arm, dash=False), "marker": MARKERS[number % len(MARKERS)]}
+        axis.plot(*sizes, **style, alpha=shade, label=f"{flops(budget)} FLOPs")
+        if isinstance(fit.minima, MinimaFit):
+            _parabola(axis, fit.minima, number, [p.num_parameters for p in here], style["color"], shade)
+    logarithmic(axis, "x")
+    axis.set(xlabel="parameters", ylabel=measure, title=fit.arm)
+    legend_below(axis, 2)
 
 
 def _parabola(axis: Axes, fit: MinimaFit, number: int, sizes: list[int], colour: str, shade: float) -> None:
@@ -150,28 +131,27 @@ def _optima(analysis: Analysis, look: Look) -> list[Figure]:
     fitted = [(fit, fit.surface) for fit in analysis.fits if isinstance(fit.surface, SurfaceFit)]
     if not fitted:
         return []
+    names = "best parameters", "best tokens", short(analysis.measure)
 
-    def paint(axes: Any) -> None:
+    def paint(axis: Axes, which: int) -> None:
         for fit, surface in fitted:
-            bands = (surface.best_size, surface.best_tokens, surface.best_loss)
-            minima = fit.minima
-            marks = ((), (), ()) if isinstance(minima, Refused) else (minima.sizes, minima.tokens, minima.losses)
-            for axis, band, mark in zip(axes[0], bands, marks, strict=True):
-                style = look.of(fit.arm, marker=False)
-                axis.plot(band.flops, band.value, **style, label=fit.arm)
-                axis.fill_between(band.flops, band.low, band.high, color=style["color"], alpha=0.15, linewidth=0)
-                if mark and not isinstance(minima, Refused):
-                    axis.plot(minima.budgets, mark, **look.of(fit.arm, dash=False))
-        for axis, name in zip(axes[0], ("best parameters", "best tokens", _short(analysis.measure)), strict=True):
-            logarithmic(axis, *("x" if axis is axes[0][2] else "xy"))
-            axis.set(xlabel="training FLOPs", ylabel=name)
-        axes[0][0].legend(fontsize=7)
+            band: Band = (surface.best_size, surface.best_tokens, surface.best_loss)[which]
+            style = look.of(fit.arm, marker=False)
+            axis.plot(band.flops, band.value, **style, label=fit.arm)
+            axis.fill_between(band.flops, band.low, band.high, color=style["color"], alpha=0.15, linewidth=0)
+            if not isinstance(fit.minima, Refused):
+                marks = (fit.minima.sizes, fit.minima.tokens, fit.minima.losses)[which]
+                axis.plot(fit.minima.budgets, marks, **look.of(fit.arm, dash=False))
+        logarithmic(axis, *("x" if which == 2 else "xy"))
+        axis.set(xlabel="training FLOPs", ylabel=names[which])
+        legend_below(axis, 2)
 
+    plots = [Plot(paint=partial(paint, which=which), alt=f"{name} by training FLOPs.") for which, name in enumerate(names)]
     caption = (
         "Best size, tokens and loss by compute: lines and 95 % bands from the loss surface (approach 3), marks from the "
         "isoFLOP minima (approach 2). Two bands may overlap although the difference is clear: part of the noise is shared."
     )
-    return [Figure("Best size, tokens and loss by compute", caption, draw(11, 3.6, 3, 1, paint))]
+    return [Figure(title="Best size, tokens and loss by compute", caption=caption, panels=draw(plots, SMALL, "x"))]
 
 
 def _residuals(results: ResultSet, analysis: Analysis, look: Look) -> list[Figure]:
@@ -180,98 +160,73 @@ def _residuals(results: ResultSet, analysis: Analysis, look: Look) -> list[Figur
         return []
     points = {point.run: point for point in results.checked.points}
 
-    def paint(axes: Any) -> None:
+    def paint(axis: Axes, name: str, label: str) -> None:
         for fit, surface in fitted:
             runs = [points[run] for run, _ in surface.residuals]
             values = [100 * value for _, value in surface.residuals]
-            for axis, name in zip(axes[0], ("num_parameters", "tokens"), strict=True):
-                axis.plot([getattr(run, name) for run in runs], values, **look.of(fit.arm, dash=False), label=fit.arm)
-        for axis, name in zip(axes[0], ("parameters", "tokens"), strict=True):
-            axis.axhline(0, color="0.6", linewidth=0.8)
-            logarithmic(axis, "x")
-            axis.set(xlabel=name, ylabel="measured / fitted - 1 (%)")
-        axes[0][0].legend(fontsize=7)
+            axis.plot([getattr(run, name) for run in runs], values, **look.of(fit.arm, dash=False), label=fit.arm)
+        axis.axhline(0, color="0.6", linewidth=0.8)
+        logarithmic(axis, "x")
+        axis.set(xlabel=label, ylabel="measured / fitted - 1 (%)")
+        legend_below(axis, 3)
 
+    largest = max(abs(value) for _, surface in fitted for _, value in surface.residuals)
+    plots = [
+        Plot(paint=partial(paint, name=name, label=label), alt=f"Residuals by {label}, up to {100 * largest:.1f} %.")
+        for name, label in (("num_parameters", "parameters"), ("tokens", "raw tokens"))
+    ]
     caption = "Residuals of the loss surfaces. A trend or a curve means that the form of the surface is wrong there."
-    return [Figure("Residuals", caption, draw(8.6, 3.2, 2, 1, paint))]
+    return [Figure(title="Residuals", caption=caption, panels=draw(plots, WIDE, "y"))]
 
 
-def _differences(analysis: Analysis, look: Look) -> list[Figure]:
-    pairs = at_anchor(analysis.pairs)
-    if not pairs:
-        return []
-
-    def paint(axes: Any) -> None:
-        axis = axes[0][0]
-        for number, pair in enumerate(pairs):
-            style = look.of(pair.arm, dash=False)
-            if pair.difference is not None:
-                ends = [
-                    [100 * (pair.difference.value - pair.difference.low)],
-                    [100 * (pair.difference.high - pair.difference.value)],
-                ]
-                axis.errorbar([100 * pair.difference.value], [-number], xerr=ends, capsize=3, **style)
-            for budget, value, _ in pair.by_budget:
-                if budget != pair.budget or pair.difference is None:
-                    axis.plot([100 * value], [-number], **{**style, "alpha": 0.35})
-        axis.axvline(0, color="0.6", linewidth=0.8)
-        axis.set_yticks([-number for number in range(len(pairs))], [pair.arm for pair in pairs])
-        axis.set_xlabel(f"difference from {analysis.baseline} at {pairs[0].size} and equal FLOPs (%); left is better")
-
+def _seconds(results: ResultSet, baseline: str, look: Look) -> list[Figure]:
+    arms = list(dict.fromkeys(point.arm for point in results.checked.points))
+    paint = partial(_arm_seconds, results=results, baseline=baseline, look=look)
+    name = short(results.measure)
+    plots = [Plot(paint=partial(paint, arm=arm), alt=f"{arm}: {name} by seconds of training.") for arm in arms]
+    grey = f", those of {baseline} in grey for comparison" if len(arms) > 1 else ""
     caption = (
-        "Each arm against the baseline at one size. Whiskers: 95 % intervals from the noise floor, at the budget with the most "
-        "seeds. Faint marks: the other budgets."
+        f"The measure by seconds of training: a line for each size, a mark for each budget, seed 0{grey}; larger models have "
+        "wider lines. All panels have the same axes. Seconds are those of the machine of the runs."
     )
-    return [Figure("Differences at equal FLOPs", caption, draw(7.5, 0.8 + 0.38 * len(pairs), 1, 1, paint))]
+    return [Figure(title="Loss by wall-clock time", caption=caption, panels=draw(plots, SMALL, "xy"))]
 
 
-def _seconds(results: ResultSet, look: Look) -> list[Figure]:
-    def paint(axes: Any) -> None:
-        left, right = axes[0]
-        for arm in dict.fromkeys(point.arm for point in results.checked.points):
-            chosen = [one for one in results.results if one.point.arm == arm and one.point.seed == 0]
-            for number, size in enumerate(dict.fromkeys(one.point.size for one in chosen)):
-                here = sorted((one.point for one in chosen if one.point.size == size), key=lambda point: point.seconds)
-                label = arm if number == 0 else None
-                left.plot([p.seconds for p in here], [p.loss for p in here], **look.of(arm), linewidth=1, label=label)
-                right.plot(
-                    [here[-1].num_parameters], [here[-1].tokens / here[-1].seconds], **look.of(arm, dash=False), label=label
-                )
-        logarithmic(left, "x")
-        logarithmic(right, "x", "y")
-        left.set(xlabel="seconds of training", ylabel=_short(results.measure), title="equal wall-clock")
-        right.set(xlabel="parameters", ylabel="raw tokens per second", title="throughput")
-        left.legend(fontsize=6)
-
-    caption = (
-        "The measure by seconds of training (a line for each size, a mark for each budget), and raw tokens per second. Seconds "
-        "are those of the machine of the runs."
-    )
-    return [Figure("Wall-clock and throughput", caption, draw(9.6, 3.8, 2, 1, paint))]
+def _arm_seconds(axis: Axes, *, results: ResultSet, arm: str, baseline: str, look: Look) -> None:
+    chosen = [one for one in results.results if one.point.seed == 0]
+    sizes = sizes_of(chosen)
+    for name in dict.fromkeys((baseline, arm)):
+        for size in sizes:
+            here = [one.point for one in chosen if (one.point.arm, one.point.size) == (name, size)]
+            here.sort(key=lambda point: point.seconds)
+            style = look.of(arm) if name == arm else _OTHERS
+            values = [point.seconds for point in here], [point.loss for point in here]
+            axis.plot(*values, **{**style, "linewidth": line_width(size, sizes)})
+    logarithmic(axis, "x")
+    axis.set(xlabel="seconds of training", ylabel=short(results.measure), title=arm)
 
 
-def logarithmic(axis: Axes, *names: str) -> None:
-    """Logarithmic axes with few, plain tick labels."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def _throughput(results: ResultSet, look: Look) -> Figure:
+    def paint(axis: Axes) -> None:
+        for arm in dict.fromkeys(one.point.arm for one in results.results):
+            points = [one.point for one in results.results if one.point.arm == arm and one.point.seed == 0]
+            by_size = {size: [p for p in points if p.size == size] for size in dict.fromkeys(p.size for p in points)}
+            longest = [max(group, key=lambda p: p.seconds) for group in by_size.values()]
+            speeds = [point.tokens / point.seconds for point in longest]
+            axis.plot([point.num_parameters for point in longest], speeds, **look.of(arm, dash=False), label=arm)
+        logarithmic(axis, "x", "y")
+        axis.set(xlabel="parameters", ylabel="raw tokens per second")
+        legend_below(axis, 3)
 
-    for name in names:
-        getattr(axis, f"set_{name}scale")("log")
-        scale = getattr(axis, f"{name}axis")
-        scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        scale.set_major_formatter(FuncFormatter(_tick))
-        scale.set_minor_formatter(NullFormatter())
-
-
-def _tick(value: float, position: int) -> str:
-    if 1 <= value < 1e4:
-        return f"{value:g}"
-    digits, power = f"{value:.1e}".split("e")
-    return f"{float(digits):g}e{int(power)}"
+    caption = "Raw tokens per second of the longest run of each arm and size, seed 0, on the machine of the runs."
+    plot = Plot(paint=paint, alt="Raw tokens per second by parameters; the table of throughput has the values.")
+    return Figure(title="Throughput", caption=caption, panels=draw([plot], (WIDE[0], 3.6)))
 
 
 def _num_sizes(results: ResultSet, arm: str) -> int:
     return len({point.size for point in results.checked.points if point.arm == arm})
 
 
-def _short(measure: str) -> str:
+def short(measure: str) -> str:
+    """A measure without its rows and text."""
     return measure.split(" of ")[0]

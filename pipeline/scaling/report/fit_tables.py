@@ -84,8 +84,7 @@ def _verdicts(analysis: Analysis) -> Table:
         if one.test is not None and not isinstance(one.loss_difference, Refused):
             place = f"{one.arm} against {analysis.baseline}, best sizes, joint fit"
             rows.append((place, percent(one.loss_difference), *_tested(one.test)))
-    for against, pairs in ((analysis.baseline, analysis.pairs), ("the hybrid", analysis.controls)):
-        rows += [row for pair in pairs if (row := _pair(pair, against)) is not None]
+    rows += [row for pair in (*analysis.pairs, *analysis.controls) if (row := _pair(pair)) is not None]
     margin = (
         "The plan states no margin of equivalence (`equivalence_margin`), so no pair can be called equivalent."
         if analysis.margin is None
@@ -100,10 +99,10 @@ def _verdicts(analysis: Analysis) -> Table:
     return Table(title="Different, equivalent or undecided", note=note, columns=columns, rows=tuple(rows))
 
 
-def _pair(pair: PairView, against: str) -> tuple[str, ...] | None:
+def _pair(pair: PairView) -> tuple[str, ...] | None:
     if pair.test is None:
         return None
-    return f"{pair.arm} against {against}, {pair.size}, {pair.budget:.2g}", percent(pair.difference), *_tested(pair.test)
+    return f"{pair.arm} against {pair.against}, {pair.size}, {pair.budget:.2g}", percent(pair.difference), *_tested(pair.test)
 
 
 def _tested(test: EffectTest) -> tuple[str, ...]:

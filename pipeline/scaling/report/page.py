@@ -14,13 +14,16 @@ import numpy as np
 
 from data_prep.files import atomic_write
 from pipeline.scaling.analysis import Analysis
+from pipeline.scaling.fit.points import Excluded
 from pipeline.scaling.input_checks import InputChecks, input_checks
 from pipeline.scaling.ladder.ladder import EXCLUSION_RULES, Ladder, planned_at, stored_sha256
-from pipeline.scaling.report.figures import Figure, figures
-from pipeline.scaling.report.fit_figures import joint_figures
+from pipeline.scaling.report.figures import figures
 from pipeline.scaling.report.fit_tables import joint_tables
-from pipeline.scaling.report.input_figures import input_figures
+from pipeline.scaling.report.headline import carrying_figure, question, short_answer
+from pipeline.scaling.report.honesty import honesty_box
+from pipeline.scaling.report.input_figures import check_figure, input_figures
 from pipeline.scaling.report.input_tables import input_tables
+from pipeline.scaling.report.render_page import Opening, ReportPage, ReportSection, html_page, markdown_page
 from pipeline.scaling.report.tables import (
     Table,
     comparison_table,
@@ -33,21 +36,11 @@ from pipeline.scaling.report.tables import (
     speed_table,
     sweep_table,
 )
-from pipeline.scaling.report.words import answer, limits
+from pipeline.scaling.report.words import answer, findings, left_out, limits
 from pipeline.scaling.results import Collected, ResultSet
 from pipeline.scaling.run_table import CURVES, curves_parquet, table_csv, table_parquet
 
 PAGE, MARKDOWN, RUNS, FITS, TABLE = "index.html", "report.md", "runs.csv", "fits.json", "runs.parquet"
-_TEMPLATE = Path(__file__).with_name("page.html.j2")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportSection:
-    title: str
-    texts: tuple[str, ...] = ()
-    tables: tuple[Table, ...] = ()
-    figures: tuple[Figure, ...] = ()
-    code: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class ReportedSet:
 
 
 def opening(reported: Sequence[ReportedSet]) -> list[str]:
-    """The answer of every set; with several, each begins with the name of its objective."""
+    """The checks and the statements of every set; with several sets, each begins with the name of its objective."""
     sentences = []
     for one in reported:
         found = answer(one.results, one.analysis, one.checks)
@@ -80,15 +73,15 @@ def write_report(
     extra: Sequence[ReportSection] = (),
 ) -> list[Path]:
     """Write the files into `output` and return them. `extra` sections come before the excluded runs."""
-    said = opening(reported)
-    sections = list(_sections(collected, reported, command, extra))
     names = ", ".join(ladder.recipe.name for _, ladder in collected.ladders)
     title = "Compute-matched comparison" + (f": {names}" if names else "")
+    openings = tuple(_opening(one, collected.excluded, len(reported) > 1) for one in reported)
+    page = ReportPage(title=title, openings=openings, sections=tuple(_sections(collected, reported, command, extra)))
     output.mkdir(parents=True, exist_ok=True)
     sets = [(one.name, one.measure, one.results) for one in collected.sets]
     texts = {
-        PAGE: _html(title, said, sections).encode(),
-        MARKDOWN: _markdown(title, said, sections).encode(),
+        PAGE: html_page(page).encode(),
+        MARKDOWN: markdown_page(page).encode(),
         RUNS: table_csv(sets).encode(),
         TABLE: table_parquet(sets),
         CURVES: curves_parquet(sets),
@@ -100,11 +93,26 @@ def write_report(
     return [output / name for name in texts]
 
 
+def _opening(one: ReportedSet, excluded: Sequence[Excluded], is_named: bool) -> Opening:
+    results, analysis, checks = one.results, one.analysis, one.checks
+    return Opening(
+        name=results.name if is_named else "",
+        question=question(analysis),
+        answer=tuple(short_answer(analysis, checks)),
+        figure=carrying_figure(results, analysis, checks),
+        box=honesty_box(results, analysis, checks, excluded),
+    )
+
+
 def _fits(one: ReportedSet) -> dict[str, Any]:
     """All numbers of a set, and what is said of them. `withheld` is why they say nothing about mixing; null if they do."""
     plain: dict[str, Any] = _plain(one.analysis)
-    said = answer(one.results, one.analysis, one.checks)
-    return {**plain, "input_checks": _plain(one.checks), "withheld": one.checks.withheld, "answer": said}
+    said = {
+        "question": question(one.analysis),
+        "short_answer": short_answer(one.analysis, one.checks),
+        "answer": answer(one.results, one.analysis, one.checks),
+    }
+    return {**plain, "input_checks": _plain(one.checks), "withheld": one.checks.withheld, **said}
 
 
 def _sections(
@@ -144,19 +152,21 @@ def _set_sections(one: ReportedSet, where: str) -> Iterator[ReportSection]:
         length_table(results),
         speed_table(results),
     ]
+    if withheld is None:
+        yield ReportSection(title=f"Findings{where}", texts=(*findings(analysis), *left_out(results)))
+    checked = None if withheld else check_figure(results, one.checks)
     yield ReportSection(
         title=f"Is the input used?{where}",
         texts=tuple(check.sentence for check in one.checks.all),
         tables=tuple(input_tables(results, analysis.baseline)),
-        figures=tuple(input_figures(results)),
+        figures=(*([checked] if checked else []), *input_figures(results)),
     )
+    yield ReportSection(title=f"Losses, fits and costs{where}", figures=tuple(figures(results, analysis)))
     yield ReportSection(
-        title=f"Results{where}",
+        title=f"Tables{where}",
         texts=(f"Measure: {results.measure}.",),
         tables=tuple(tables + ([sources] if sources else [])),
     )
-    shown = (*joint_figures(analysis, withheld), *figures(results, analysis, withheld))
-    yield ReportSection(title=f"Figures{where}", figures=shown)
     yield ReportSection(title=f"Limits{where}", texts=tuple(limits(results, analysis)))
 
 
@@ -206,31 +216,6 @@ def _portable(ladder: Ladder) -> dict[str, Any]:
     recipe: dict[str, Any] = ladder.recipe.model_dump(mode="json")
     recipe["data"]["path"] = Path(recipe["data"]["path"]).name
     return recipe
-
-
-def _html(title: str, said: Sequence[str], sections: Sequence[ReportSection]) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    template = environment.from_string(_TEMPLATE.read_text())
-    return template.render(title=title, answer=said, sections=sections)
-
-
-def _markdown(title: str, said: Sequence[str], sections: Sequence[ReportSection]) -> str:
-    lines = [f"# {title}", "", *(line for sentence in said for line in (sentence, ""))]
-    for section in sections:
-        lines += [f"## {section.title}", "", *(line for text in section.texts for line in (text, ""))]
-        for table in section.tables:
-            lines += [f"### {table.title}", "", table.note, ""]
-            if table.rows:
-                lines += [_row(table.columns), "|" + " --- |" * len(table.columns), *map(_row, table.rows), ""]
-        lines += [line for figure in section.figures for line in (f"Figure: {figure.title}. {figure.caption}", "")]
-        lines += [line for block in section.code for line in ("```", block, "```", "")]
-    return "\n".join(lines)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _plain(value: Any) -> Any:

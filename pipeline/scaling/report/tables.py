@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.sizes import shape_of
-from pipeline.scaling.analysis import HYBRID, Analysis, ArmFit, PairView, Refused, SurfaceFit
+from pipeline.scaling.analysis import Analysis, ArmFit, PairView, Refused, SurfaceFit
 from pipeline.scaling.fit.points import Excluded
 from pipeline.scaling.ladder.ladder import Ladder
 from pipeline.scaling.ladder.learning_rates import Check, read_check, read_optimum
@@ -170,7 +170,7 @@ def pair_tables(results: ResultSet, analysis: Analysis, withheld: str | None) ->
         f"runs of two arms show {100 * analysis.smallest:.2f} % and more 4 times in 5"
     )
     note = f"Difference of the measure from {analysis.baseline} at the same size, FLOPs and seeds, below 0 is better; {floor}."
-    columns = ("arm", "size", "shape", "parameters, of the baseline's", "by budget (seeds)", "95 % interval", "verdict")
+    columns = ("arm", "size", "shape", "ratio of parameters", "by budget (seeds)", "95 % interval", "verdict")
     yield Table(title="Equal FLOPs", note=note, columns=columns, rows=tuple(rows))
     equal = tuple(row for row, pair in zip(rows, analysis.pairs, strict=True) if pair.has_equal_parameters)
     if equal:
@@ -181,11 +181,16 @@ def pair_tables(results: ResultSet, analysis: Analysis, withheld: str | None) ->
             rows=equal,
         )
     if analysis.controls:
-        note = f"The same from {HYBRID}: ff_only has no mixing in its encoder, fnet_t5_top2 attention in its two last layers."
-        found = tuple(_pair_rows(analysis.controls, shapes, withheld))
+        note = (
+            "The same from a hybrid: ff_only has no mixing in its encoder, fnet_t5_top2 attention in its two last layers; arms "
+            "with `positions` have learnt positions. Fourier mixing brings positions, so ff_only differs from fnet_t5 in "
+            "positions, too."
+        )
+        listed = zip(analysis.controls, _pair_rows(analysis.controls, shapes, withheld), strict=True)
+        found = tuple((row[0], pair.against, *row[1:]) for pair, row in listed)
         if withheld is not None:
             note, found = why_withheld(withheld), ()
-        yield Table(title="What mixing is worth", note=note, columns=columns, rows=found)
+        yield Table(title="What mixing is worth", note=note, columns=("arm", "against", *columns[1:]), rows=found)
     note = (
         f"At the seconds that {analysis.baseline}'s runs took, read between the arm's own budgets (in logarithms); nothing "
         "is extrapolated. On a machine with other load they are unreliable."

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.scaling.analysis import HYBRID, NO_MIXING, Analysis, Comparison, PairView, Refused
+from pipeline.scaling.analysis import NO_MIXING, Analysis, Comparison, PairView, Refused
 from pipeline.scaling.fit.intervals import Interval
 from pipeline.scaling.input_checks import InputChecks, before_order
 from pipeline.scaling.ladder.planned_runs import FEWEST_STEPS, FEWEST_TOKENS, FEWEST_WARMUP
 from pipeline.scaling.results import ResultSet
 
 WITHHELD = "withheld"
+_ENCODERS = {
+    "fnet_t5": "Fourier encoder, attention decoder",
+    "ff_only": "encoder without mixing, attention decoder",
+    "t5": "attention encoder and decoder",
+    "gpt2": "GPT-2's block, no encoder",
+    "prefix_decoder": "T5's block without an encoder, the prefix seen in both directions",
+    "causal": "T5's block without an encoder, causal everywhere",
+}
+_VARIANTS = {
+    "top2": "attention in its two last encoder layers",
+    "equal_parameters": "a wider encoder, as many parameters as T5",
+    "equal_flops": "a wider encoder, as many FLOPs as T5",
+    "deep_encoder": "half of the decoder's layers moved to the encoder",
+    "learned_only": "learnt positions instead of the relative bias",
+    "no_positions": "no positions in the encoder",
+    "positions": "learnt positions",
+}
 
 
 def answer(results: ResultSet, analysis: Analysis, checks: InputChecks) -> list[str]:
@@ -20,8 +37,8 @@ def answer(results: ResultSet, analysis: Analysis, checks: InputChecks) -> list[
     if reason is not None:
         sentences.append(f"{why_withheld(reason)} The tables below are a record of what was run.")
     else:
-        sentences += [*_comparisons(analysis), *_left_out(results)]
-    return [*sentences, *_short(results), _scope(results)]
+        sentences += [*findings(analysis), *left_out(results)]
+    return [*sentences, *short_runs(results), scope(results)]
 
 
 def why_withheld(reason: str) -> str:
@@ -29,7 +46,8 @@ def why_withheld(reason: str) -> str:
     return f"Every statement about mixing and every compute multiplier is withheld, because {reason}."
 
 
-def _comparisons(analysis: Analysis) -> list[str]:
+def findings(analysis: Analysis) -> list[str]:
+    """Every arm against the baseline, and the controls against the hybrids. Not for results whose statements are withheld."""
     sentences = [_comparison(one, analysis) for one in analysis.comparisons if not isinstance(one.multiplier, Refused)]
     if not sentences:
         sentences = [
@@ -37,7 +55,7 @@ def _comparisons(analysis: Analysis) -> list[str]:
             "sizes). Comparisons at single sizes follow."
         ]
     sentences += [_control(one, analysis) for one in at_anchor(analysis.controls)]
-    return sentences + [_pair(one, analysis.baseline, analysis) for one in at_anchor(analysis.pairs)]
+    return sentences + [_pair(one, analysis) for one in at_anchor(analysis.pairs)]
 
 
 def at_anchor(pairs: Sequence[PairView]) -> list[PairView]:
@@ -67,6 +85,21 @@ def shown(interval: Interval | Refused | None, digits: int = 3) -> str:
     if isinstance(interval, Refused):
         return f"refused: {interval.reason}"
     return f"{interval.value:.{digits}g} ({interval.low:.{digits}g} to {interval.high:.{digits}g})"
+
+
+def arm_in_words(arm: str) -> str:
+    """What a ladder's arm is; empty for other names."""
+    base = next((name for name in _ENCODERS if arm == name or arm.startswith(f"{name}_")), "")
+    parts, rest = [_ENCODERS.get(base, "")], arm[len(base) + 1 :]
+    for name, text in _VARIANTS.items():
+        if rest == name or rest.startswith(f"{name}_"):
+            parts, rest = [*parts, text], rest[len(name) + 1 :]
+    return "" if rest or not base else ", ".join(parts)
+
+
+def flops(value: float) -> str:
+    """FLOPs with two digits, as 2.5e12."""
+    return f"{value:.2g}".replace("e+", "e")
 
 
 def percent(interval: Interval | None) -> str:
@@ -107,7 +140,7 @@ def _comparison(found: Comparison, analysis: Analysis) -> str:
     }[kind]
     text = (
         f"At equal loss and each at its best size, {said}: {value.value:.2f} times (95 % interval {value.low:.2f} to "
-        f"{value.high:.2f}) what {analysis.baseline} needs, at {found.flops:.2g} FLOPs a run."
+        f"{value.high:.2f}) what {analysis.baseline} needs, at {flops(found.flops)} FLOPs a run."
     )
     if isinstance(found.multiplier_of_minima, Refused):
         return text + f" The second method gives no result: {found.multiplier_of_minima.reason}."
@@ -120,17 +153,17 @@ def _comparison(found: Comparison, analysis: Analysis) -> str:
 
 
 def _control(pair: PairView, analysis: Analysis) -> str:
-    """The comparison of a control with the hybrid: the effect of the one thing in which they differ."""
-    text = _pair(pair, HYBRID, analysis)
-    if pair.arm != NO_MIXING or pair.difference is None or verdict(pair.difference, 0.0) == "worse":
+    """The comparison of a control with a hybrid: the effect of the one thing in which they differ."""
+    text = _pair(pair, analysis)
+    if pair.arm not in NO_MIXING or pair.difference is None or verdict(pair.difference, 0.0) == "worse":
         return text
     return f"{text} So these results do not show that Fourier mixing helps."
 
 
-def _pair(pair: PairView, baseline: str, analysis: Analysis) -> str:
+def _pair(pair: PairView, analysis: Analysis) -> str:
     kind = verdict(pair.difference, 0.0)
-    many = f"as many parameters as {baseline}"
-    relation = many if pair.has_equal_parameters else f"{pair.parameters_ratio:.2f} x {baseline}'s parameters"
+    many = f"as many parameters as {pair.against}"
+    relation = many if pair.has_equal_parameters else f"{pair.parameters_ratio:.2f} x {pair.against}'s parameters"
     budget, value, seeds = pair.by_budget[-1]
     largest = f"{100 * value:+.2f} %"
     if pair.difference is None:
@@ -138,12 +171,12 @@ def _pair(pair: PairView, baseline: str, analysis: Analysis) -> str:
     else:
         found = f"{kind}, {percent(pair.difference)}"
         if budget != pair.budget:
-            found += f", and {largest} at {budget:.2g} ({seeds} seed{'s' if seeds > 1 else ''}),"
-    place = f"at {pair.size} and equal FLOPs ({pair.budget:.2g}; {relation})"
-    return f"{pair.arm} against {baseline} {place}: {found} in {analysis.measure.split(' of ')[0]}."
+            found += f", and {largest} at {flops(budget)} ({seeds} seed{'s' if seeds > 1 else ''}),"
+    place = f"at {pair.size} and equal FLOPs ({flops(pair.budget)}; {relation})"
+    return f"{pair.arm} against {pair.against} {place}: {found} in {analysis.measure.split(' of ')[0]}."
 
 
-def _left_out(results: ResultSet) -> list[str]:
+def left_out(results: ResultSet) -> list[str]:
     early = before_order(results)
     if not early:
         return []
@@ -154,7 +187,7 @@ def _left_out(results: ResultSet) -> list[str]:
     ]
 
 
-def _short(results: ResultSet) -> list[str]:
+def short_runs(results: ResultSet) -> list[str]:
     short = [one for one in results.results if one.is_short]
     if not short:
         return []
@@ -166,7 +199,7 @@ def _short(results: ResultSet) -> list[str]:
     ]
 
 
-def _scope(results: ResultSet) -> str:
+def scope(results: ResultSet) -> str:
     points = results.checked.points
     runs = len({point.run for point in points})
     tokens = max(point.tokens for point in points)

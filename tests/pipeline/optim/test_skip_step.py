@@ -201,11 +201,11 @@ def test_a_silent_or_failed_rank_ends_the_other_with_the_reason() -> None:
     killed[1].communicate(timeout=60)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_signals_are_remembered(number: signal.Signals) -> None:
     from pipeline.training.hooks.preemption import StopSignal
 
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)}
     try:
         stop = StopSignal()
         stop.install()

@@ -22,7 +22,8 @@ from pipeline.scaling.results import Collected, collect
 
 REPOSITORY = Path(__file__).parents[3]
 CLAIMS = re.compile(
-    r"needs (less|more) compute|times \(95 %|mixing helps|: (better|worse)|\| (better|worse) \||no difference shown"
+    r"needs (less|more) compute|times \(95 %|mixing (helps|matters|does harm)|% (above|below) that of|: (better|worse)"
+    r"|\| (better|worse) \||no difference shown"
 )
 
 
@@ -119,6 +120,11 @@ def test_statements_are_withheld_where_a_check_does_not_hold(
         text = (tmp_path / "page" / name).read_text()
         assert not CLAIMS.search(text), CLAIMS.search(text)
         assert text.count("is withheld, because") >= 2
+        assert (
+            text.index("There is no answer: ")
+            < text.index("every compute multiplier is withheld.")
+            < text.index("What was checked")
+        )
     (fits,) = json.loads((tmp_path / "page" / "fits.json").read_bytes())
     assert reason in fits["withheld"]
     assert not CLAIMS.search(" ".join(said))
@@ -128,6 +134,8 @@ def quick_report(collected: Collected, output: Path, monkeypatch: pytest.MonkeyP
     """Written with few bootstraps and without figures: what is said depends on neither."""
     monkeypatch.setattr("pipeline.scaling.report.page.figures", lambda *_: [])
     monkeypatch.setattr("pipeline.scaling.report.page.input_figures", lambda *_: [])
+    monkeypatch.setattr("pipeline.scaling.report.page.check_figure", lambda *_: None)
+    monkeypatch.setattr("pipeline.scaling.report.page.carrying_figure", lambda *_: None)
     reported = [ReportedSet.of(results, analyse(results, "t5", num_draws=40)) for results in collected.sets]
     write_report(output, collected, reported, "fnet-t5 scaling report")
     return opening(reported)
@@ -137,7 +145,9 @@ def test_statements_are_made_where_all_checks_hold(planted: Path, tmp_path: Path
     said = quick_report(collect([planted]), tmp_path / "page", monkeypatch)
     assert CLAIMS.search(" ".join(said))
     assert CLAIMS.search((tmp_path / "page" / "report.md").read_text())
-    assert "withheld" not in (tmp_path / "page" / "report.md").read_text()
+    markdown = (tmp_path / "page" / "report.md").read_text()
+    assert "is withheld" not in markdown.replace("what is withheld", "")
+    assert "Withheld: Nothing: all three checks hold." in markdown
 
 
 def test_the_shuffle_cost_must_exceed_three_times_the_noise(planted: Path) -> None:
@@ -259,7 +269,7 @@ def test_the_first_ladder_is_reported_without_its_multiplier() -> None:
     assert (checks.order.holds, checks.floor.holds, checks.control.holds) == (None, None, False)
     assert checks.withheld is not None
     for name in ("report.md", "index.html"):
-        text = (folder / name).read_text().replace("&#39;", "'")
+        text = (folder / name).read_text().replace("&#39;", "'").replace("<code>", "`").replace("</code>", "`")
         assert all(check.sentence in text for check in checks.all)
         assert checks.withheld in text
         assert not CLAIMS.search(text)

@@ -57,8 +57,8 @@ def test_arms_with_one_size_are_not_fitted(analysis: Analysis) -> None:
 def test_all_differences_are_one_family(analysis: Analysis, results: ResultSet) -> None:
     tested = [one.test for one in (*analysis.comparisons, *analysis.pairs, *analysis.controls) if one.test is not None]
     assert {test.family for test in tested} == {len(tested)}
-    # 4 pairs of the hybrid, 3 other arms, 1 control, and the joint fit's comparison
-    assert len(tested) == 9
+    # 4 pairs of the hybrid, 3 other arms, 2 controls, and the joint fit's comparison
+    assert len(tested) == 10
     verdicts = {pair.arm: pair.test.verdict for pair in analysis.pairs if pair.size == "d64" and pair.test is not None}
     assert verdicts["ff_only"] == "different"
     without = analyse(results, "t5", AnalysisOptions(), DRAWS)

@@ -30,7 +30,7 @@ from tests.helpers.processes import start_processes
 DOCS = Path(__file__).parents[3] / "docs" / "train.md"
 
 RECORDER = """
-import json, os, sys
+import json, os, signal, sys
 from pathlib import Path
 from pipeline.training.hooks.hook import Hook
 from pipeline.training.trainer import train
@@ -45,6 +45,7 @@ class Recorder(Hook):
     def on_start(self, trainer):
         if trainer.mesh.is_main:  # which has written it just before
             assert (RUN / "STATUS").read_text() == "running\\n"
+        assert callable(signal.getsignal(signal.SIGTERM))  # from now on a signal waits for a save
         self.events.append(["start", trainer.step])
 
     def before_step(self, trainer):
