@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# One process of tests a core, at most four; the files of tests are shared out among them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n logical --maxprocesses 4 --dist loadfile
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test test-all lint types install clean lock
@@ -10,10 +12,10 @@ demo: install
 	$(BIN)/fnet-t5 demo $(ARGS)
 
 test: lint types
-	$(BIN)/pytest -q
+	$(PYTEST)
 
 test-all: lint types
-	$(BIN)/pytest -q -m ""
+	$(PYTEST) -m ""
 
 lint: install
 	$(BIN)/ruff check .

@@ -90,6 +90,7 @@ class PrepareConfig(BaseModel):
 
     - `input`, `val` and `test` are globs, URLs or datasets. If `val` or `test` is given, files decide the split. Otherwise a
       hash of each document's text and `seed` sends `val_share` and `test_share` of the documents to val and test.
+    - With `base`, the documents of a finished folder come first, and only files that it does not have are read.
     - Without `tokenizer`, one with `vocab_size` ids is trained on the input.
     - `workers`, `ray_address`, `unit_bytes`, `engine`, `max_worker_bytes`, `max_wait_seconds` and
       `max_bad_share` do not change the output.
@@ -109,6 +110,9 @@ class PrepareConfig(BaseModel):
     """Files, globs, URLs or data sets of the test split. Default: a hash of each document's text decides."""
     output: Path
     """Dataset folder to write."""
+    base: Path | None = None
+    """Finished dataset folder to add the input to: the new folder begins with its documents, and only files that it does not
+    have are read. It is not changed. Default: start from nothing."""
     tokenizer: Literal["bytes"] | Path | None = None
     """tokenizer.json to use, or `bytes` for the byte tokenizer of `fnet-t5 tokenizer bytes`. Default: a byte-level BPE with
     `vocab_size` ids is trained on the input."""

@@ -26,6 +26,7 @@ from data_prep.tokenization.tokenizer import (
     save_tokenizer,
     train_tokenizer,
 )
+from data_prep.units.base_dataset import BaseDataset
 from data_prep.units.bundles import BundleResult
 from data_prep.units.counts import validate_num_sources
 from data_prep.units.finish import CommittedRun, finish
@@ -42,6 +43,7 @@ from data_prep.units.up_to_date import up_to_date
 def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | None = None, command: str = "") -> Manifest:
     """Make the dataset folder `config.output` and return its manifest.
 
+    With `config.base`, the folder begins with the documents of that finished one, and only further inputs are read.
     If the folder was already made from the same inputs and settings, it is left as it is and its manifest is returned.
     After an error, an interruption or a kill there is no manifest, and the same call resumes from the committed units.
     All errors are ValueErrors: PrepareError (a folder made or begun from other inputs, a file that cannot be read, more
@@ -51,22 +53,25 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | Non
     filters = FilterPlan(config)  # fails before any input is read
     if config.output.exists() and not config.output.is_dir():
         raise PrepareError(f"{config.output} is a file: give another --output")
+    base = BaseDataset(config, filters.decisions) if config.base else None
     # Absolute, because workers run in another folder.
     output = OutputFolder(config.output.absolute(), same=_same_tokenizer(config))
     is_finished = (output.folder / MANIFEST_FILE).exists()
     if output.folder.is_dir() and not is_finished:
         output.validate()  # before any input is read
     made_plan = make_plan(config, is_own_output)
-    files = made_plan.files
+    if base:
+        made_plan = base.added(made_plan)
     output.folder.mkdir(parents=True, exist_ok=True)
     with only_writer(output.folder):
         if (output.folder / MANIFEST_FILE).exists():
-            manifest = up_to_date(config, filters.decisions, files, output.folder)
+            there, sha256 = (base.decisions, base.sha256) if base else (filters.decisions, None)
+            manifest = up_to_date(config, there, made_plan.files, output.folder, sha256)
             output.end()
             return manifest
         output.begin()
         try:
-            return _PrepareRun(config, filters, made_plan, output, on_progress, command).run()
+            return _PrepareRun(config, filters, made_plan, output, on_progress, command, base).run()
         except (OSError, DiskFullError) as error:
             if not isinstance(error, DiskFullError) and not is_disk_full(error):
                 raise
@@ -99,6 +104,7 @@ class _PrepareRun:
         output: OutputFolder,
         on_progress: Callable[[Progress], None] | None,
         command: str,
+        base: BaseDataset | None,
     ) -> None:
         self.config = config
         self.filter_plan = filters
@@ -108,7 +114,8 @@ class _PrepareRun:
         self.output = output
         self.clock = Clock(plan.files, config.unit_bytes, on_progress)
         self.command = command
-        self.job = Job(output.work, filters.decisions)
+        self.base = base
+        self.job = Job(output.work, base.decisions, base.sha256) if base else Job(output.work, filters.decisions)
         self.hash_split = HashSplit(config.val_share, config.test_share, config.seed)
         self.skipped: dict[int, str] = {}
         self.sources: set[str] = set()
@@ -142,7 +149,11 @@ class _PrepareRun:
         if self.config.mixture:
             validate_unmixed_files(self.files, self.config.mixture, self.config.max_record_bytes)
         path = self.job.tokenizer_file
-        _make_tokenizer(self.config, self.filter_plan.filters, self.files, self.hash_split, path)
+        if self.base:
+            with atomic_write(path) as file:
+                file.write(self.base.read_tokenizer())
+        else:
+            _make_tokenizer(self.config, self.filter_plan.filters, self.files, self.hash_split, path)
         reason = "`engine: reference` is set" if self.config.engine == "reference" else why_not_fast(load_tokenizer(path))
         self.job.begin(self.config, self.files, sha256_file(path), reason)
 
@@ -301,6 +312,7 @@ class _PrepareRun:
             notes=self.notes,
             skipped=self.skipped,
             fast=self._fast,
+            base=self.base,
         )
 
 

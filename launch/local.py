@@ -259,3 +259,8 @@ STOPPED_EXITS = frozenset(SIGNAL_EXIT + number for number in (signal.SIGINT, sig
 """Exit codes after a request to stop."""
 PREEMPTED_EXIT = 75
 """EX_TEMPFAIL of sysexits.h, "try again": a run that saved itself when it was asked to stop, and can be started again."""
+
+
+def preempted_exit() -> int:
+    """The exit code of a preempted rank of an outer launcher's job: torchrun takes any other than 0 for a failure."""
+    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else PREEMPTED_EXIT

@@ -16,7 +16,7 @@ from pathlib import Path
 from data_prep.dataset.manifest import Manifest, ManifestError, load_manifest
 from data_prep.files import FolderInUseError, only_writer
 from launch.config import check_same_run, write_resolved
-from launch.local import PREEMPTED_EXIT, SIGNAL_EXIT, STOPPED_EXITS, run_local
+from launch.local import PREEMPTED_EXIT, SIGNAL_EXIT, STOPPED_EXITS, preempted_exit, run_local
 from launch.preflight import (
     check_data,
     check_disk,
@@ -41,6 +41,7 @@ from pipeline.run_folder import (
 )
 from pipeline.tracking import mlflow_tracker
 from pipeline.tracking.mlflow_tracker import settle_run
+from pipeline.training.hooks.preemption import StopSignal
 
 _PREEMPTING = (0, SIGNAL_EXIT + signal.SIGTERM, SIGNAL_EXIT + signal.SIGUSR1)
 """Exit codes of a preempted run: its processes were asked to stop, or ended by themselves after they had saved."""
@@ -200,8 +201,10 @@ def send_pending(run: PreparedRun) -> list[str]:
     return mlflow_tracker.send_pending(run.folder, run.config.tracking.experiment, flatten(run.config.model_dump(mode="json")))
 
 
-def start_run(run: PreparedRun, then: Sequence[PreparedRun] = ()) -> int:
+def start_run(run: PreparedRun, then: Sequence[PreparedRun] = (), stop: StopSignal | None = None) -> int:
     """Train a run, and then others in the same local processes; returns an exit code.
+
+    `stop` watches for signals before the first step, for a rank of an outer launcher's job.
 
     0: done. PREEMPTED_EXIT: stopped by SIGTERM or SIGUSR1 and saved, to be started again (0 under torchrun, which treats any
     other code as a failure). 128 + N: ended by signal N. Otherwise the code of the first process that failed.
@@ -209,7 +212,7 @@ def start_run(run: PreparedRun, then: Sequence[PreparedRun] = ()) -> int:
     """
     assert run.processes is not None, "give check_run the processes of a run that is started here"
     if run.processes.rank is not None:
-        return _join(run)
+        return _join(run, stop or StopSignal())
     runs = [run, *then]
     before = _status_times(runs)
     code = 1  # if run_local raises
@@ -222,7 +225,7 @@ def start_run(run: PreparedRun, then: Sequence[PreparedRun] = ()) -> int:
     return PREEMPTED_EXIT if code in _PREEMPTING and was_preempted else code
 
 
-def _join(run: PreparedRun) -> int:
+def _join(run: PreparedRun, stop: StopSignal) -> int:
     """Train as one rank of an outer launcher's job."""
     from pipeline.tracking.logs import configure_logging
 
@@ -231,13 +234,15 @@ def _join(run: PreparedRun) -> int:
 
     assert run.processes is not None
     before = _status_times([run])
+    if run.processes.is_first:
+        stop.at_start = lambda reason: _settle([run], before, has_failed=False, was_stopped=True)
     try:
-        status = train(run.folder)
+        status = train(run.folder, stop=stop)
     except BaseException:
         if run.processes.is_first:
             _settle([run], before, has_failed=True)
         raise
-    return PREEMPTED_EXIT if status == "preempted" and "TORCHELASTIC_RUN_ID" not in os.environ else 0
+    return preempted_exit() if status == "preempted" else 0
 
 
 def _settle(runs: Sequence[PreparedRun], before: Mapping[Path, int], *, has_failed: bool, was_stopped: bool = False) -> None:
@@ -252,9 +257,10 @@ def _settle(runs: Sequence[PreparedRun], before: Mapping[Path, int], *, has_fail
     for run in runs:
         try:
             with only_writer(run.folder):
-                settle_status(run.folder)
                 if run is current and _status_time(run.folder) == before[run.folder]:
                     write_status(run.folder, "failed" if has_failed else "preempted")
+                else:
+                    settle_status(run.folder)
         except FolderInUseError:  # another process trains here: STATUS is about that one
             continue
         if run.config.tracking.enabled and read_status(run.folder) == "failed":

@@ -63,12 +63,16 @@ def test_a_planted_import_breaks_its_contract(copy: Path, file: str, planted: st
 
 
 def test_no_folder_has_too_many_entries() -> None:
-    for package in PACKAGES:
-        for folder in (ROOT / package, *(path for path in (ROOT / package).rglob("*") if path.is_dir())):
-            if folder.name == "__pycache__":
-                continue
-            entries = sorted(path.name for path in folder.iterdir() if path.name != "__pycache__")
-            assert len(entries) <= MAX_ENTRIES, f"{folder.relative_to(ROOT)} holds {len(entries)} entries: {', '.join(entries)}"
+    folders = [
+        folder
+        for package in PACKAGES
+        for folder in (ROOT / package, *(ROOT / package).rglob("*"))
+        if folder.is_dir() and folder.name != "__pycache__"
+    ]
+    assert len(folders) > 40
+    for folder in folders:
+        entries = sorted(path.name for path in folder.iterdir() if path.name != "__pycache__")
+        assert len(entries) <= MAX_ENTRIES, f"{folder.relative_to(ROOT)} holds {len(entries)} entries: {', '.join(entries)}"
 
 
 # Module names that occur twice outside of launch/cli (a command's file has the command's name) and of hooks/ (a hook's file has
@@ -89,6 +93,7 @@ def test_no_two_modules_share_a_name_without_a_reason() -> None:
             parts = path.relative_to(ROOT).parts
             if path.name != "__init__.py" and parts[:2] != ("launch", "cli") and "hooks" not in parts:
                 found[path.name].append("/".join(parts))
+    assert len(found) > 200
     shared = {name: paths for name, paths in found.items() if len(paths) > 1}
     unexplained = {name: paths for name, paths in shared.items() if name not in SHARED_MODULE_NAMES}
     assert not unexplained
@@ -108,8 +113,12 @@ def test_no_two_public_classes_share_a_name() -> None:
 
 
 def test_no_function_has_more_than_60_lines() -> None:
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
-                    assert node.end_lineno - node.lineno < 60, f"{path.relative_to(ROOT)}: {node.name}"
+    lines = [
+        (node.end_lineno - node.lineno, f"{path.relative_to(ROOT)}: {node.name}")
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None
+    ]
+    assert len(lines) > 1000
+    assert not [name for number, name in lines if number >= 60]

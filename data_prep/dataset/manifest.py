@@ -105,9 +105,24 @@ class EngineRecord(_Record):
     checked_documents: int
 
 
+class AppendRecord(_Record):
+    """One addition of files to a finished dataset. `base`: the name of its folder, whose documents come first; `base_sha256`: a
+    hash of its content; `time`: UTC; `inputs`: the names of the added files; `splits`: the added documents."""
+
+    base: str
+    base_sha256: str
+    time: str
+    command: str
+    inputs: list[str]
+    splits: dict[str, SourceCounts]
+    records: int
+    rejected: int
+    dropped: int
+
+
 class Manifest(_Record):
     """`manifest.json`. Two runs with the same inputs and settings may differ only in `stage_seconds`, `command`,
-    `retokenized_units` and `manifest_sha256`.
+    `retokenized_units`, `manifest_sha256` and the times and commands of `appends`.
 
     - `config`: the settings that output bytes depend on.
     - `records`: all records read. Always: documents of the splits - `repeated` + `rejected` + `dropped`.
@@ -115,6 +130,8 @@ class Manifest(_Record):
     - `epochs`: how often training reads each source, if there is a mixture.
     - `skipped_inputs`: by file, why it was skipped. `notes`: remarks for the user, such as missing sources.
     - `retokenized_units`: units that were started again because of a crash or damage.
+    - `appends`: if the folder was made from a finished one and added files: each addition, the oldest first. All other fields
+      are of the whole folder, except `command` and `stage_seconds`, which are of the last run.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -138,6 +155,7 @@ class Manifest(_Record):
     retokenized_units: int
     stage_seconds: dict[str, float]
     files: dict[str, FileRecord]
+    appends: list[AppendRecord] = []
     manifest_sha256: str = ""
 
     @property
@@ -147,11 +165,21 @@ class Manifest(_Record):
 
     def own_sha256(self) -> str:
         """SHA-256 of the canonical JSON of everything except `manifest_sha256`."""
-        return sha256_bytes(canonical_json(self.model_dump(exclude={"manifest_sha256"})))
+        return sha256_bytes(canonical_json(self._fields({"manifest_sha256"})))
 
     def rendered(self) -> bytes:
         """The bytes of `manifest.json`. `load_manifest` accepts no other bytes, so any change of the file is found."""
-        return readable_json(self.model_dump())
+        return readable_json(self._fields(set()))
+
+    def _fields(self, left_out: set[str]) -> dict[str, Any]:
+        # Without appends there is no such key: the bytes are those of versions that did not know it.
+        return self.model_dump(exclude=left_out | ({"appends"} if not self.appends else set()))
+
+    def content_sha256(self) -> str:
+        """One hash of the dataset as something to add to: settings, inputs and documents, whatever row indexes there are."""
+        files = {name: record.sha256 for name, record in self.files.items() if ".rows_" not in name}
+        inputs = [[record.name, record.split, record.sha256] for record in self.inputs]
+        return sha256_bytes(canonical_json({"config": self.config, "inputs": inputs, "files": files}))
 
     def fingerprint(self, row_length: int | None = None) -> str:
         """One hash of everything that training reads: tokens, tokenizer, and the row indexes of `row_length` (None: all).

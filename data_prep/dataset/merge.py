@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 
 from data_prep.config import PackingConfig
 from data_prep.dataset.indexed_dataset import TokenFile, TokenFileWriter
+from data_prep.dataset.joined import SourceNumbers, joined_source_numbers, summed_counts, summed_histograms
 from data_prep.dataset.manifest import (
     MANIFEST_FILE,
     QUARANTINE_FILE,
     EngineRecord,
     Manifest,
-    SourceCounts,
     SplitRecord,
     describe_files,
     load_manifest,
@@ -60,10 +59,10 @@ def merge(folders: Sequence[Path], output: Path, packing: PackingConfig, command
             if present:
                 target.claim(split_files(split, packing))
                 _join(split, [folder for folder, _ in present], output, np.dtype(manifests[0].token_dtype).newbyteorder("<"))
-                write_sources(output, split, _joined_sources(split, present))
+                write_sources(output, split, joined_source_numbers(_source_numbers(split, present)))
                 splits[split] = SplitRecord(
-                    sources=_summed_sources([record for _, record in present]),
-                    length_histogram=_summed_histograms([record for _, record in present]),
+                    sources=summed_counts([record.sources for _, record in present]),
+                    length_histogram=summed_histograms([record.length_histogram for _, record in present]),
                     packing=pack_split(output, split, packing),
                 )
         target.claim([TOKENIZER_FILE, QUARANTINE_FILE])
@@ -135,13 +134,8 @@ def _join(split: Split, folders: Sequence[Path], output: Path, dtype: np.dtype[n
                 writer.add(file.tokens[first : first + int(lengths.sum(dtype=np.int64))], lengths)
 
 
-def _joined_sources(split: Split, present: Sequence[tuple[Path, SplitRecord]]) -> npt.NDArray[np.uint16]:
-    places = {source: place for place, source in enumerate(sorted(_summed_sources([record for _, record in present])))}
-    parts = []
-    for folder, record in present:
-        here = np.array([places[source] for source in sorted(record.sources)], dtype=np.uint16)
-        parts.append(here[np.load(folder / sources_file(split))])
-    return np.concatenate(parts)
+def _source_numbers(split: Split, present: Sequence[tuple[Path, SplitRecord]]) -> list[SourceNumbers]:
+    return [SourceNumbers(sorted(record.sources), np.load(folder / sources_file(split))) for folder, record in present]
 
 
 def _join_quarantine(folders: Sequence[Path], names: Sequence[str], output: Path) -> None:
@@ -151,22 +145,3 @@ def _join_quarantine(folders: Sequence[Path], names: Sequence[str], output: Path
                 for line in lines:
                     rejected = orjson.loads(line)
                     target.write(canonical_json({**rejected, "file": f"{name}/{rejected['file']}"}) + b"\n")
-
-
-def _summed_sources(records: Sequence[SplitRecord]) -> dict[str, SourceCounts]:
-    sources: dict[str, SourceCounts] = {}
-    for record in records:
-        for source, counts in record.sources.items():
-            sources[source] = sources.get(source, SourceCounts()) + counts
-    return sources
-
-
-def _summed_histograms(records: Sequence[SplitRecord]) -> dict[str, list[int]]:
-    histograms: dict[str, list[int]] = {}
-    for record in records:
-        for source, bins in record.length_histogram.items():
-            before = histograms.get(source, [])
-            size = max(len(before), len(bins))
-            padded = [values + [0] * (size - len(values)) for values in (before, bins)]
-            histograms[source] = [a + b for a, b in zip(*padded, strict=True)]
-    return histograms

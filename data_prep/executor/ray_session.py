@@ -6,8 +6,9 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache, partial
+from pathlib import Path
 
 import psutil
 
@@ -84,7 +85,7 @@ def ray_session(
             if not address:
                 starting.enter_context(_environment(_embedded_environment()))
                 starting.enter_context(_current_folder(str(folder / "empty")))
-            _start(start, tries=1 if address else _START_TRIES)
+            _start(start, tries=1) if address else _start(start, _START_TRIES, folder)
         if not address:
             stack.callback(_raylets.clear)
             children = psutil.Process().children(recursive=True)
@@ -92,8 +93,11 @@ def ray_session(
         yield
 
 
-def _start(start: Callable[..., object], tries: int) -> None:
-    """Start Ray, again if it gives up: it waits only half a minute for its processes, which a busy machine may exceed."""
+def _start(start: Callable[..., object], tries: int, folder: Path | None = None) -> None:
+    """Start Ray, again if it gives up: it waits only half a minute for its processes, which a busy machine may exceed.
+
+    `folder`: the folder of a session that is started here. Processes of a failed start have it in their command lines.
+    """
     import ray
 
     for number in range(1, tries + 1):
@@ -101,14 +105,24 @@ def _start(start: Callable[..., object], tries: int) -> None:
             start(log_to_driver=False, logging_level="ERROR")
             return
         except Exception as error:  # Ray raises bare Exceptions, some of many lines
+            ray.shutdown()
+            if folder:
+                _kill_processes_of(folder)
             if number < tries:
-                ray.shutdown()
                 continue
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise RaySessionError(
                 f"Ray did not start ({reason.rstrip('. ')}): the machine may be overloaded or out of memory or processes; "
                 "rerun the same command"
             ) from error
+
+
+def _kill_processes_of(folder: Path) -> None:
+    """Kill what a failed start has left: Ray forgets the processes of a node that it gives up."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if any(str(folder) in argument for argument in child.cmdline()):
+                child.kill()
 
 
 def _validate_loopback() -> None:

@@ -1,10 +1,10 @@
 """Committed units to the token files of a split: workers copy tokens to known offsets in parallel, the index is last."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -118,11 +118,21 @@ class _Content:
 
 
 def join_tokens(
-    content: SplitContent, split: Split, store: UnitStore, output: Path, dtype: np.dtype[Any], pool: WorkerPool
+    content: SplitContent,
+    split: Split,
+    store: UnitStore,
+    output: Path,
+    dtype: np.dtype[Any],
+    pool: WorkerPool,
+    write_head: Callable[[BinaryIO], None] = lambda file: None,
 ) -> None:
-    """Write `<split>.bin` with several workers at once, then the sources, then `.idx`."""
+    """Write `<split>.bin` with several workers at once, then the sources, then `.idx`.
+
+    `write_head` writes the tokens that come before those of the units.
+    """
     path = output / f"{split}.bin"
     with atomic_write(path) as file:
+        write_head(file)
         file.truncate(int(content.lengths.sum(dtype=np.int64)) * dtype.itemsize)
         target = Path(file.name)
         for _ in pool.map(

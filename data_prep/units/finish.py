@@ -4,6 +4,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from data_prep.readers.streams import DAMAGES
 from data_prep.tokenization.backends import FastBackend, ReferenceBackend
 from data_prep.tokenization.tokenizer import TOKENIZER_FILE, eos_id, load_tokenizer, num_ids
 from data_prep.units.assemble import Copies, join_quarantine, join_tokens, split_content
+from data_prep.units.base_dataset import BaseDataset
 from data_prep.units.counts import RecordCounts, count_records, validate_bad_share, validate_training_split
 from data_prep.units.dedup import kept_documents
 from data_prep.units.job import Job
@@ -43,7 +45,7 @@ class CommittedRun:
     """A run whose units are all committed, and what its manifest reports.
 
     `skipped`: by file number, why a file was left out. `notes`: remarks for the user so far. `fast`: whether the fast
-    backend tokenized.
+    backend tokenized. `base`: the dataset that the inputs are added to.
     """
 
     config: PrepareConfig
@@ -55,6 +57,7 @@ class CommittedRun:
     notes: Sequence[str]
     skipped: Mapping[int, str]
     fast: bool
+    base: BaseDataset | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ def finish(run: CommittedRun, pool: WorkerPool) -> Manifest:
     _copy_from_work_folder(run)
     with run.clock.stage("checksums"):
         files = describe_files(run.output.folder)
-    manifest = write_manifest(run.output.folder, _manifest(run, units, counts, selection, splits, files))
+    manifest = _manifest(run, units, counts, selection, splits, files)
+    manifest = write_manifest(run.output.folder, run.base.joined(manifest) if run.base else manifest)
     run.output.end()
     return manifest
 
@@ -121,10 +125,13 @@ def _write_splits(run: CommittedRun, units: Sequence[UnitRecord], copies: Copies
     splits: dict[str, SplitRecord] = {}
     for split in SPLITS:
         content = split_content(units, split, run.job.store, copies)
+        if run.base:
+            content = run.base.begin(split, content)
         if content.sources:
             run.output.claim(split_files(split, run.config.packing))
             with run.clock.stage(f"assemble {split}"):
-                join_tokens(content, split, run.job.store, run.output.folder, dtype, pool)
+                head = [partial(run.base.copy, f"{split}.bin")] if run.base else []
+                join_tokens(content, split, run.job.store, run.output.folder, dtype, pool, *head)
             with run.clock.stage(f"pack {split}"):
                 packing = pack_split(run.output.folder, split, run.config.packing)
             splits[split] = SplitRecord(sources=content.sources, length_histogram=content.histogram, packing=packing)
@@ -136,6 +143,8 @@ def _copy_from_work_folder(run: CommittedRun) -> None:
     run.output.claim([QUARANTINE_FILE, TOKENIZER_FILE])
     for name in (QUARANTINE_FILE, TOKENIZER_FILE):
         with atomic_write(run.output.folder / name) as file, open(run.job.folder / name, "rb") as source:
+            if run.base and name == QUARANTINE_FILE:
+                run.base.copy(name, file)
             shutil.copyfileobj(source, file)
 
 
@@ -147,10 +156,11 @@ def _manifest(
     splits: dict[str, SplitRecord],
     files: dict[str, FileRecord],
 ) -> Manifest:
-    config, job = run.config, run.job
+    job = run.job
     tokenizer = load_tokenizer(job.tokenizer_file)
     dropped = counts.dropped + selection.dropped
-    num_kept = sum(split.total.documents for split in splits.values()) - selection.num_repeated
+    num_before = run.base.num_documents if run.base else 0
+    num_kept = sum(split.total.documents for split in splits.values()) - selection.num_repeated - num_before
     assert counts.records == num_kept + counts.rejected.total() + dropped.total(), "a record is neither kept nor counted"
     return Manifest(
         command=run.command,
@@ -169,12 +179,7 @@ def _manifest(
         epochs=selection.epochs,
         blank_lines=counts.blank_lines,
         skipped_inputs={run.files[number].name: reason for number, reason in sorted(run.skipped.items())},
-        notes=[
-            *run.notes,
-            *missing_sources(config, splits, dropped),
-            *unknown_source_names(config, splits, dropped),
-            *(damaged_files(job.quarantine_file) if counts.rejected.keys() & DAMAGES else []),
-        ],
+        notes=_notes(run, counts, splits, dropped),
         engine=EngineRecord(
             name=(FastBackend(tokenizer) if run.fast else ReferenceBackend(tokenizer)).name,
             note=job.why_reference,
@@ -185,3 +190,13 @@ def _manifest(
         stage_seconds=run.clock.stage_seconds,
         files=files,
     )
+
+
+def _notes(run: CommittedRun, counts: RecordCounts, splits: Mapping[str, SplitRecord], dropped: Counter[str]) -> list[str]:
+    everything_dropped = dropped + Counter(run.base.manifest.dropped if run.base else {})
+    return [
+        *run.notes,
+        *missing_sources(run.config, splits, everything_dropped),
+        *unknown_source_names(run.config, splits, everything_dropped),
+        *(damaged_files(run.job.quarantine_file) if counts.rejected.keys() & DAMAGES else []),
+    ]

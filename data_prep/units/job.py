@@ -37,11 +37,13 @@ def different_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 
 class Job:
-    """The work folder of one run. `decisions` are the settings that the output depends on."""
+    """The work folder of one run. `decisions` are the settings that the output depends on; `base_sha256` identifies the dataset
+    that the run adds to."""
 
-    def __init__(self, folder: Path, decisions: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, decisions: dict[str, Any], base_sha256: str | None = None) -> None:
         self.folder = folder
         self.decisions = decisions
+        self.base_sha256 = base_sha256
         self.tokenizer_file = folder / TOKENIZER_FILE
         self.quarantine_file = folder / QUARANTINE_FILE
         self.store = UnitStore(folder / "units")
@@ -201,6 +203,8 @@ class Job:
         ]
         if there["unit_bytes"] != here["unit_bytes"]:
             differences.append(f"unit_bytes was {there['unit_bytes']} and is {here['unit_bytes']}")
+        if there.get("base") != here.get("base"):
+            differences.append("--base is not the dataset that it was begun with")
         if config.tokenizer and sha256_bytes(read_given_tokenizer(config.tokenizer)) != there["tokenizer_sha256"]:
             differences.append(f"the tokenizer differs from {config.tokenizer}")
         before = {name: (split, size) for name, split, size in there["inputs"]}
@@ -248,7 +252,8 @@ class Job:
         inputs = [[file.name, file.split or "hash", file.bytes] for file in files]
         # Not the mixture: it is applied to finished units, so a missing weight can be added and the run resumed.
         decisions = {key: value for key, value in self.decisions.items() if key != "mixture"}
-        return {"config": decisions, "unit_bytes": config.unit_bytes, "inputs": inputs}
+        base = {"base": self.base_sha256} if self.base_sha256 else {}
+        return {"config": decisions, "unit_bytes": config.unit_bytes, "inputs": inputs, **base}
 
 
 def _has_gap(record: UnitRecord) -> bool:

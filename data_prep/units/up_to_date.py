@@ -21,7 +21,8 @@ def input_record(file: InputFile, end: FileEnd) -> InputRecord:
     return InputRecord(name=file.name, split=file.split or "hash", bytes=end.bytes, sha256=end.sha256, version=version)
 
 
-def _is_same_input(file: InputFile, there: InputRecord) -> bool:
+def is_same_input(file: InputFile, there: InputRecord) -> bool:
+    """Whether a file is the input of a finished folder, for the same split."""
     if (file.split or "hash") != there.split or (file.bytes and file.bytes != there.bytes):
         return False
     if file.version == there.version != "":
@@ -29,8 +30,10 @@ def _is_same_input(file: InputFile, there: InputRecord) -> bool:
     return sha256_location(file.path) == there.sha256
 
 
-def up_to_date(config: PrepareConfig, decisions: Mapping[str, Any], files: list[InputFile], output: Path) -> Manifest:
-    """The manifest of a finished folder, if this run would make the same folder.
+def up_to_date(
+    config: PrepareConfig, decisions: Mapping[str, Any], files: list[InputFile], output: Path, base_sha256: str | None = None
+) -> Manifest:
+    """The manifest of a finished folder, if this run would make the same folder: from `files` and the dataset `base_sha256`.
 
     Raises PrepareError, naming all differences, if it would not.
     """
@@ -40,11 +43,15 @@ def up_to_date(config: PrepareConfig, decisions: Mapping[str, Any], files: list[
     if config.tokenizer and sha256_bytes(read_given_tokenizer(config.tokenizer)) != manifest.tokenizer.sha256:
         differences.append(f"its tokenizer is not {config.tokenizer}")
     there = {record.name: record for record in manifest.inputs}
+    if manifest.appends and base_sha256:
+        there = {name: there[name] for name in manifest.appends[-1].inputs}
+    if base_sha256 != (manifest.appends[-1].base_sha256 if manifest.appends else None):
+        differences.append(_other_base(config, manifest))
     here = {file.name: file for file in files if file.name not in manifest.skipped_inputs}
     differences += [f"input {name} is only there" for name in sorted(there.keys() - here.keys())]
     differences += [f"input {name} is only here" for name in sorted(here.keys() - there.keys())]
     for name in sorted(there.keys() & here.keys()):
-        if not _is_same_input(here[name], there[name]):
+        if not is_same_input(here[name], there[name]):
             differences.append(f"input {name} has other bytes or another split")
     differences += [
         f"{name} is damaged there"
@@ -58,5 +65,13 @@ def up_to_date(config: PrepareConfig, decisions: Mapping[str, Any], files: list[
             f"--method {config.packing.method}`, give another --output, or delete it"
         )
     if differences:
-        raise PrepareError(f"{output} has another dataset: {'; '.join(differences)}. Give another --output or delete it")
+        remedy = "Give another --output or delete it"
+        if config.base is None and here.keys() > there.keys():
+            remedy += f". To add files without reading the others again: --base {output} and another --output"
+        raise PrepareError(f"{output} has another dataset: {'; '.join(differences)}. {remedy}")
     return manifest
+
+
+def _other_base(config: PrepareConfig, manifest: Manifest) -> str:
+    there = f"it begins with the documents of {manifest.appends[-1].base}" if manifest.appends else "it has no base"
+    return f"{there}, and this run has " + (f"the base {config.base}" if config.base else "no base")

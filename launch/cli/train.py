@@ -12,6 +12,7 @@ from launch.cli.arguments import Overrides, Recipe
 if TYPE_CHECKING:
     from launch.start import PreparedRun, Processes
     from pipeline.config import RunConfig
+    from pipeline.training.hooks.preemption import StopSignal
 
 EXAMPLE = (
     "Example: fnet-t5 train configs/train/demo.yaml --nproc 4 --output runs/mine train.steps=500\n\n"
@@ -42,17 +43,33 @@ def train(
     SIGUSR1, SIGHUP or Ctrl-C ends the run after the current step: it saves a checkpoint and writes `preempted` to STATUS.
     The exit code is 75 after SIGTERM and SIGUSR1 (0 under torchrun), 129 after SIGHUP, 130 after Ctrl-C.
     """
+    from launch.local import preempted_exit
+    from pipeline.training.early_stop import stops_at_signal
+
+    folder = output or Path("runs") / Path(config).stem
+    with stops_at_signal(folder, preempted_exit()) as stop:
+        code = _train(config, overrides or [], nproc, folder, branch, branch_step, stop)
+    if code:
+        raise typer.Exit(code)
+
+
+def _train(
+    recipe: str,
+    overrides: list[str],
+    nproc: int | None,
+    folder: Path,
+    branch: Path | None,
+    branch_step: int | None,
+    stop: StopSignal,
+) -> int:
+    """Check, write and start the run; returns the exit code."""
     from launch.config import load_run_config
     from launch.start import BranchPoint, Processes, begin_branch, check_run, send_pending, start_run, write_config
 
-    run_config = load_run_config(config, overrides or [])
+    run_config = load_run_config(recipe, overrides)
     processes = Processes.from_environment(run_config, nproc)
-    run = check_run(
-        run_config,
-        output or Path("runs") / Path(config).stem,
-        processes=processes,
-        branch=None if branch is None else BranchPoint(branch, branch_step),
-    )
+    start_point = None if branch is None else BranchPoint(branch, branch_step)
+    run = check_run(run_config, folder, processes=processes, branch=start_point)
     if processes.rank is None and run.is_finished:
         typer.echo(
             f"{run.folder} is finished at step {run.config.train.steps:,}: raise "
@@ -60,18 +77,17 @@ def train(
         )
         for line in send_pending(run):
             typer.echo(line)
-        return
+        return 0
     if processes.is_first:
         for line in (*run.notes, *describe(run, processes)):
             typer.echo(line)
     write_config(run)
     if branch is not None and processes.is_first:
         typer.echo(f"Branched from {branch} at step {begin_branch(run):,}")
-    code = start_run(run)
+    code = start_run(run, stop=stop)
     if processes.rank is None:
         _say_how_to_resume(run, code)
-    if code:
-        raise typer.Exit(code)
+    return code
 
 
 def describe(run: PreparedRun, processes: Processes) -> list[str]:

@@ -104,7 +104,8 @@ def preparation_inputs(config: PrepareConfig) -> dict[str, Path]:
         for pattern in getattr(config, name)
         if "://" not in pattern
     }
-    return {**inputs, **({"--tokenizer": config.tokenizer} if isinstance(config.tokenizer, Path) else {})}
+    read = {"--tokenizer": config.tokenizer, "--base": config.base}
+    return {**inputs, **{option: path for option, path in read.items() if isinstance(path, Path)}}
 
 
 def check_in_container(spec: LaunchSpec, cluster: str, paths: Mapping[str, Path], written: frozenset[str]) -> None:

@@ -18,6 +18,7 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -51,6 +52,8 @@ class Watchdog:
         self._rank, self._world_size = rank, world_size
         self._hang_seconds, self._peer_seconds = hang_seconds, peer_seconds
         self._activity, self._last_beat, self._num_beats = "starting", time.monotonic(), 0
+        self.at_end: Callable[[str], None] = lambda reason: None
+        """Called with the reason before the watchdog ends the process."""
         self._pipe = _progress_pipe()
         self._last_told = 0.0
         self._stopped = threading.Event()
@@ -112,7 +115,7 @@ class Watchdog:
             self._end_hang(silent)
         if reason and not self._stopped.is_set():
             _log.error("rank %d ends while %s: %s", self._rank, self._activity, reason)
-            _exit()
+            self._end(reason)
 
     def _count_progress(self) -> None:
         """Add this rank's progress since the last call to the common count, and see whether any rank made some."""
@@ -127,7 +130,13 @@ class Watchdog:
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         self._stopped.wait(_STACK_SECONDS)
         self._publish(_FAILURE, f"rank {self._rank}: {message}", only_first=True)
-        _exit()
+        self._end(message)
+
+    def _end(self, reason: str) -> NoReturn:
+        try:
+            self.at_end(reason)
+        finally:
+            _exit()
 
     def _silent_neighbour(self) -> str | None:
         now, key = time.monotonic(), f"fnet_t5/alive/{self._neighbour}"

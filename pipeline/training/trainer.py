@@ -31,18 +31,19 @@ from pipeline.run_folder import hold, write_status
 from pipeline.tracking.metrics import Counters
 from pipeline.training.hooks.default import default_hooks
 from pipeline.training.hooks.hook import Hook, HookList, StepReport
-from pipeline.training.hooks.preemption import StopSignal
+from pipeline.training.hooks.preemption import BEFORE_FIRST_STEP, StopSignal
 
 _log = logging.getLogger(__name__)
 
 
-def train(*runs: Path, hooks: Sequence[Hook] = ()) -> str:
+def train(*runs: Path, hooks: Sequence[Hook] = (), stop: StopSignal | None = None) -> str:
     """Train run folders one after another, each to its last step from its latest checkpoint; returns the last status written.
 
-    Called by every process. `hooks` follow the default ones; each run gets the same objects. SIGTERM, SIGINT or SIGUSR1 ends a
-    run after the current step with a checkpoint, as `preempted`; the runs after it are not started.
+    Called by every process. `hooks` follow the default ones; each run gets the same objects. SIGTERM, SIGINT, SIGUSR1 or SIGHUP
+    ends a run after the current step with a checkpoint, as `preempted`; the runs after it are not started. `stop` is one that
+    the caller watches for signals before the first step.
     """
-    stop = StopSignal()
+    stop = stop or StopSignal()
     for run in runs:
         status = _train(run, stop, hooks)
         if status != "finished":
@@ -56,16 +57,30 @@ def _train(run: Path, stop: StopSignal, hooks: Sequence[Hook]) -> str:
     mesh = join(config.mesh)
     watchdog = Watchdog(mesh.rank, mesh.world_size, 60 * config.train.hang_minutes)
     watchdog.start()
+
+    trainer: Trainer | None = None
+
+    def settle(reason: str) -> None:
+        """STATUS of a run that does not end in order. A signal before the first step may have reached only some ranks."""
+        is_preempted = (stop.received or reason.endswith(BEFORE_FIRST_STEP)) and not (trainer and trainer.has_begun)
+        if mesh.is_main:
+            write_status(run, "preempted" if is_preempted else "failed")
+
+    def end_at_signal(reason: str) -> None:
+        settle(reason)
+        watchdog.fail(reason)
+
     with hold(run) if mesh.is_main else nullcontext():
+        stop.at_start, watchdog.at_end = end_at_signal, settle
         try:
             trainer = Trainer(run, config, mesh, [*default_hooks(config, mesh, watchdog, stop), *hooks])
+            stop.install()  # not earlier: until all ranks are ready for the first step, a signal should just end them
             status = trainer.run()
         except BaseException as error:
             watchdog.fail(f"{type(error).__name__}: {error}")
-            if mesh.is_main:
-                write_status(run, "failed")
-            first = watchdog.first_failure()
-            if first is not None and not first.startswith(f"rank {mesh.rank}:"):
+            first = watchdog.first_failure() or ""
+            settle(first)
+            if first and not first.startswith(f"rank {mesh.rank}:"):
                 raise RuntimeError(f"ended with {first}") from error
             raise
     watchdog.stop()
@@ -87,6 +102,8 @@ class Trainer:
         self.run_folder, self.config, self.mesh, self.hooks = run, config, mesh, HookList(hooks)
         data, train = config.data, config.train
         self.step = 0
+        self.has_begun = False
+        """Whether this start has begun a step: until then, nothing is lost when it ends."""
         self.has_pending_validation = False
         """Set by a hook whose validation of the last step was interrupted: the run is then not finished."""
         self.objective = objective_of(config)
@@ -161,6 +178,7 @@ class Trainer:
         train = self.config.train
         started = time.perf_counter()
         self.step += 1
+        self.has_begun = True
         self.hooks.on_activity(self, f"training step {self.step}")
         self.hooks.before_step(self)
         asked = time.perf_counter()

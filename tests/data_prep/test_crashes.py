@@ -77,12 +77,13 @@ def _moments(process: subprocess.Popen[bytes], output: Path) -> Iterator[int]:
         time.sleep(0.002)
 
 
-def _kill_driver_at(config: PrepareConfig, num_units: int) -> None:
-    """Start a run and kill only its driver when `num_units` units are committed."""
+def _kill_driver_at(config: PrepareConfig, num_units: int, seconds: float = 0) -> None:
+    """Start a run and kill only its driver `seconds` after `num_units` units are committed."""
     process = _start(config)
     children: list[psutil.Process] = []
     for committed in _moments(process, config.output):
         if committed >= num_units:
+            time.sleep(seconds)
             children = psutil.Process(process.pid).children(recursive=True)
             process.kill()
             break
@@ -111,21 +112,50 @@ def test_a_run_resumes_after_its_driver_was_killed(
 
 
 @pytest.mark.slow
+def test_an_addition_that_is_killed_leaves_its_base_and_has_the_bytes_of_one_run(
+    real_ray: None, big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    base = _config(big_corpus, tokenizer_file, tmp_path / "base", input=[f"{big_corpus}/a.jsonl.zst"])
+    prepare(base)
+    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in base.output.iterdir()}
+    config = _config(big_corpus, tokenizer_file, tmp_path / "data", base=base.output)
+    for num_units in (3, 15):
+        _kill_driver_at(config, num_units)
+        assert not (config.output / "manifest.json").exists()
+    manifest = prepare(config)
+    assert manifest.retokenized_units <= 2 * 2 * _WORKERS
+    assert _hashes(config.output) == expected
+    assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in base.output.iterdir()} == before
+
+
+@pytest.fixture(scope="module")
+def num_units(
+    big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> int:
+    """The units of the runs that are killed."""
+    output = tmp_path_factory.mktemp("units") / "data"
+    with inline_ray(output.parent):
+        manifest = prepare(_config(big_corpus, tokenizer_file, output))
+    assert _hashes(output) == expected
+    return manifest.units
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_drivers_killed_at_random_moments(
-    real_ray: None, big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], tmp_path: Path, seed: int
+    real_ray: None, big_corpus: Path, tokenizer_file: Path, expected: dict[str, str], num_units: int, tmp_path: Path, seed: int
 ) -> None:
+    """Moments are counted in committed units, so that they are spread over the work on a machine of any speed.
+
+    Two of the drivers are killed after the last commit, while files are assembled.
+    """
     moments = random.Random(seed)
     config = _config(big_corpus, tokenizer_file, tmp_path / "data")
-    process = _start(config)
-    time.sleep(moments.uniform(1, 7))
-    if process.poll() is None:
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        for child in psutil.wait_procs(children, timeout=3)[1]:
-            child.kill()
-    process.communicate()
-    prepare(config)
+    due = num_units if seed < 2 else moments.randrange(num_units)
+    _kill_driver_at(config, due, seconds=moments.uniform(0, 0.05))
+    assert not (config.output / "manifest.json").exists()
+    manifest = prepare(config)
+    assert manifest.retokenized_units <= 2 * _WORKERS
     assert _hashes(config.output) == expected
     assert verify(config.output) == []
 

@@ -78,6 +78,8 @@ def launch(run: Path, num_ranks: int) -> NoReturn:
 def main() -> None:
     """Serve starts until stdin is closed."""
     die_with_launcher()
+    for number in (signal.SIGINT, signal.SIGHUP):  # shells start background jobs with SIGINT ignored, and nohup with SIGHUP
+        signal.signal(number, signal.SIG_DFL)
     # ranks whose launcher is killed become children of this process
     assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
     local.subprocess = SimpleNamespace(Popen=Forked, DEVNULL=None)  # type: ignore[assignment]

@@ -14,6 +14,8 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,27 @@ def resharding(output: Path, world_size: int, results: dict[str, Any]) -> None:
             results[name] = steps(engine, config, SAVED_AT + 1, STEPS)
 
 
+@contextmanager
+def spoil_gradient(engine: Engine, here: bool) -> Iterator[None]:
+    """Make one gradient of this rank infinite in the backward pass; its loss stays finite."""
+    parameter = next(parameter for parameter in engine.stages.parameters() if parameter.requires_grad)
+    handle = parameter.register_hook(lambda gradient: gradient * math.inf) if here else None
+    yield
+    if handle is not None:
+        handle.remove()
+
+
+@contextmanager
+def spoil_norm(engine: Engine, here: bool) -> Iterator[None]:
+    """Let this rank alone compute a norm that is not finite, as a faulty device would."""
+    guard = engine.skip_step
+    measure = guard._norm  # a collective
+    if here:
+        guard._norm = lambda: measure() * math.nan  # type: ignore[method-assign]
+    yield
+    guard.__dict__.pop("_norm", None)
+
+
 def guarding(results: dict[str, Any]) -> None:
     for setting, bad_rank in (("fp32", 3), ("bf16", 2)):
         engine, config, mesh = build(setting, 1, 2, spike_window=6)
@@ -115,6 +138,12 @@ def guarding(results: dict[str, Any]) -> None:
             result = engine.train_step(batches, config.optimizer.learning_rate)
             same = all(torch.equal(a, b) for a, b in zip(before, bits(engine), strict=True))
             found[name] = {"skipped": result.skipped, "bit_equal": not mesh.any(not same)[0]}
+        for name, spoil in (("gradient_alone", spoil_gradient), ("one_rank_alone", spoil_norm)):
+            with spoil(engine, mesh.rank == bad_rank):
+                result = engine.train_step(micro_batches(5, engine.shard), config.optimizer.learning_rate)
+            same = all(torch.equal(a, b) for a, b in zip(before, bits(engine), strict=True))
+            found[name] = {"skipped": result.skipped, "bit_equal": not mesh.any(not same)[0]}
+            found[f"{name}_loss"] = result.loss
         asked = engine.train_step(micro_batches(5, engine.shard), config.optimizer.learning_rate, skip=True)
         same = all(torch.equal(a, b) for a, b in zip(before, bits(engine), strict=True))
         found["asked"] = {"skipped": asked.skipped, "bit_equal": not mesh.any(not same)[0]}

@@ -61,6 +61,7 @@ class Training:
     micro_batch: int = MICRO_BATCH
     precision: str = "fp32"
     recompute: bool = False
+    zero_stage: int = 1
     optimizer: dict[str, Any] = field(default_factory=dict)
 
 
@@ -99,6 +100,7 @@ def run_config(training: Training) -> RunConfig:
                 "precision": training.precision,
                 "seed": 3,
                 "recompute": training.recompute,
+                "zero_stage": training.zero_stage,
             },
             # no warm-up, a rate that changes the loss, and a clip norm that always clips
             "optimizer": {

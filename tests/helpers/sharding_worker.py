@@ -130,10 +130,11 @@ def difference(first: dict[str, Any], second: dict[str, Any]) -> dict[str, float
     def relative(a: Tensor, b: Tensor) -> float:
         return float((a - b).norm() / b.norm())
 
+    of_gradients = [relative(gradient, second["gradients"][name]) for name, gradient in first["gradients"].items()]
     return {
         "output": relative(first["output"], second["output"]),
         "input_gradient": relative(first["input"], second["input"]),
-        "replicated_gradients": max(relative(g, second["gradients"][name]) for name, g in first["gradients"].items()),
+        "replicated_gradients": float(torch.tensor(of_gradients).max()),  # NaN if one is: Python's max would pass over it
     }
 
 

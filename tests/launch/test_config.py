@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from data_prep.config import PrepareConfig
 from launch.cluster.spec.load import launch_spec_class
-from launch.config import check_same_run, load_config, load_run_config, write_resolved
+from launch.config import _MAY_CHANGE, check_same_run, load_config, load_run_config, write_resolved
 from launch.config_errors import ConfigError, all_keys
 from launch.recipes import packaged_recipes
 from pipeline.config import RunConfig
@@ -259,6 +259,14 @@ def test_a_run_folder_accepts_only_its_own_run(tmp_path: Path) -> None:
     assert "optimizer.learning_rate (0.003 there, 0.5 now)" in message
     assert "train.steps" not in message
     assert "another --output" in message
+
+
+def test_no_key_that_changes_numbers_may_differ_at_a_resume() -> None:
+    assert set(all_keys(RunConfig)) >= _MAY_CHANGE  # no misspelt key
+    decisive = {"train.seed", "train.precision", "train.global_batch_size", "train.initial_weights", "train.initial_moments"}
+    decisive |= {"data.objective", "data.encoder_length", "data.decoder_length", "data.layout", "data.blend"}
+    assert not decisive & _MAY_CHANGE
+    assert not {key for key in _MAY_CHANGE if key.startswith(("model.", "optimizer."))}
 
 
 def test_a_run_folder_of_another_version_is_compared_by_key(tmp_path: Path) -> None:

@@ -152,13 +152,23 @@ def test_processes_that_die_before_writing_a_status_are_marked_failed(
     assert died.state_in_mlflow(run.folder) == "FAILED"
 
 
-def test_an_interruption_before_training_keeps_the_status(
-    processes: Callable[..., FakeProcesses], prepare_run: Callable[[str], PreparedRun]
+@pytest.mark.parametrize(
+    ("code", "expected", "before"),
+    [(130, 130, "preempted"), (129, 129, "finished"), (143, 75, "running"), (143, 75, None), (138, 75, "failed")],
+)
+def test_a_stop_before_the_first_step_leaves_the_run_preempted(
+    code: int,
+    expected: int,
+    before: str | None,
+    processes: Callable[..., FakeProcesses],
+    prepare_run: Callable[[str], PreparedRun],
 ) -> None:
+    """`running` is there after kill -9 of an earlier start, and from the scripts of SLURM."""
     run = prepare_run("run")
-    write_status(run.folder, "preempted")
-    processes(130, None)
-    assert start_run(run) == 130
+    if before is not None:
+        write_status(run.folder, before)
+    processes(code, None)
+    assert start_run(run) == expected
     assert read_status(run.folder) == "preempted"
 
 
@@ -190,7 +200,7 @@ def test_a_failed_rank_in_the_job_of_an_outer_launcher_marks_the_run_failed(
 ) -> None:
     died = FakeProcesses(mlflow, 1)
 
-    def train(run: Path) -> None:
+    def train(run: Path, stop: Any) -> None:
         died(run, 8)
         raise RuntimeError("lost")
 

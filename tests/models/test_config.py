@@ -70,6 +70,38 @@ def test_small_encoders_have_as_many_parameters_as_in_transformers(size: str, ar
     assert num_parameters(config) == sum(parameter.numel() for parameter in theirs.parameters())
 
 
+# Sizes that transformers' classes have as their defaults, and the keys in which we differ on purpose.
+DEFAULT_SIZES = {"t5-small": "t5", "gpt2": "gpt2", "bert-base": "bert", "fnet-base": "fnet"}
+NOT_COMPARED = {"architectures", "model_type", "vocab_size", "torch_dtype", "dtype"}
+NO_DROPOUT = {"dropout_rate", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout_prob", "attention_probs_dropout_prob"}
+
+
+@pytest.mark.parametrize("size", DEFAULT_SIZES)
+def test_defaults_are_those_of_transformers(size: str) -> None:
+    """Every key that both have: norms' epsilons, buckets, distances, initial deviations, activations, dimensions."""
+    config = ModelConfig(**expand_size({"size": size, "architecture": DEFAULT_SIZES[size], "vocab_size": 32128}))
+    ours = their_config(config)
+    config_class = getattr(transformers, ours["architectures"][0]).config_class
+    read, theirs = config_class(**ours).to_dict(), config_class().to_dict()
+    compared = {name for name in ours if name in theirs and name not in NOT_COMPARED | NO_DROPOUT and theirs[name] is not None}
+    assert len(compared) >= 8
+    assert {name: read[name] for name in compared} == {name: theirs[name] for name in compared}
+
+
+def test_defaults_of_the_hybrid_are_those_of_t5() -> None:
+    """The keys that no size gives."""
+    hybrid, theirs = ModelConfig(**expand_size({"size": "nano"})), transformers.T5Config()
+    assert hybrid.norm_eps == theirs.layer_norm_epsilon
+    assert hybrid.num_buckets == theirs.relative_attention_num_buckets
+    assert hybrid.max_distance == theirs.relative_attention_max_distance
+    assert hybrid.tie_embeddings == theirs.tie_word_embeddings
+    v11 = transformers.T5Config(feed_forward_proj="gated-gelu")  # google/t5-v1_1-*
+    assert (hybrid.feed_forward, v11.is_gated_act, v11.dense_act_fn) == ("gated_gelu", True, "gelu_new")
+    assert (hybrid.norm, hybrid.norm_position, hybrid.bias, hybrid.position, hybrid.scale_scores) == (
+        *("rms", "pre", False, "relative", False),
+    )
+
+
 def test_the_hybrid_lacks_exactly_the_encoder_attention() -> None:
     section = {"size": "t5-v1.1-base", "vocab_size": 32128}
     with torch.device("meta"):

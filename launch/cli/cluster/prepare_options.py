@@ -29,6 +29,7 @@ class PrepareOptions:
     val: Annotated[list[str] | None, typer.Option(metavar="GLOB...", help="Files for validation.")] = None
     test: Annotated[list[str] | None, typer.Option(metavar="GLOB...", help="Files for the final test.")] = None
     output: Annotated[Path | None, typer.Option(help="Dataset folder to create, on storage that all nodes share.")] = None
+    base: Annotated[Path | None, typer.Option(help="Finished dataset folder to add the input to; it is not changed.")] = None
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json, or bytes. Default: train one.")] = None
     workers: Annotated[int | None, typer.Option(help="Worker processes. Default: one per CPU of the cluster.")] = None
     seed: Annotated[int | None, typer.Option(help="Seed of the split by hash.")] = None
@@ -48,6 +49,7 @@ class PrepareOptions:
             "val": self.val or None,
             "test": self.test or None,
             "output": self.output,
+            "base": self.base,
             "tokenizer": self.tokenizer,
             "workers": self.workers,
             "seed": self.seed,

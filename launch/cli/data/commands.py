@@ -131,6 +131,7 @@ def stats(
         f"Tokenizer: {tokenizer.vocab_size:,} ids, sha256 {tokenizer.sha256[:12]}…; tokens stored as {manifest.token_dtype}",
         f"Tokenized by: {manifest.engine.name}, {manifest.engine.checked_documents:,} documents checked against the reference",
         f"Units: {manifest.units:,}, repeated after a crash: {manifest.retokenized_units:,}",
+        *map(tables.appended, manifest.appends),
         tables.reconciliation(manifest),
         f"Rejected: {tables.rejections(manifest)}",
         f"Made by: {manifest.command or 'a Python program'}",

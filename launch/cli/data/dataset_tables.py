@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich import box
 from rich.table import Table
 
-from data_prep.dataset.manifest import Manifest, SourceCounts
+from data_prep.dataset.manifest import AppendRecord, Manifest, SourceCounts
 from data_prep.dataset.preview import source_table
 
 
@@ -70,6 +70,14 @@ def stages(manifest: Manifest) -> Table:
 def rejections(manifest: Manifest) -> str:
     """The number of rejected records by reason, in one line."""
     return ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items())) or "nothing"
+
+
+def appended(record: AppendRecord) -> str:
+    """One line: when files were added to a finished folder, how many, and what they had."""
+    tokens = sum(counts.tokens for counts in record.splits.values())
+    documents = ", ".join(f"{counts.documents:,} {split}" for split, counts in record.splits.items()) or "no"
+    files = "1 file" if len(record.inputs) == 1 else f"{len(record.inputs):,} files"
+    return f"Added to {record.base} at {record.time}: {files} with {documents} documents, {tokens:,} tokens"
 
 
 def reconciliation(manifest: Manifest) -> str:

@@ -41,6 +41,12 @@ def prepare(
         list[str] | None, typer.Option(metavar="GLOB...", help="Test files. Default: documents chosen by a hash.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Dataset folder to make.", show_default=False)] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="Finished dataset folder to add the input to: --output begins with its documents. It is not changed."
+        ),
+    ] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json, or bytes. Default: train one.")] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes. The output does not depend on it.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split by hash and of the mixture.")] = None,
@@ -63,6 +69,7 @@ def prepare(
         "val": val or None,
         "test": test or None,
         "output": output,
+        "base": base,
         "tokenizer": tokenizer,
         "workers": workers,
         "seed": seed,
@@ -96,9 +103,13 @@ def _run(config: PrepareConfig) -> None:
 
 
 def _print_plan(config: PrepareConfig) -> None:
-    tokenizer = f"tokenizer {config.tokenizer}" if config.tokenizer else f"a new tokenizer of up to {config.vocab_size:,} ids"
+    tokenizer = f"a new tokenizer of up to {config.vocab_size:,} ids"
+    if config.tokenizer or config.base:
+        tokenizer = f"tokenizer {config.tokenizer}" if config.tokenizer else f"the tokenizer of {config.base}"
     rows = " and ".join(str(length) for length in config.packing.lengths)
     typer.echo(f"Preparing {listed(config.input)} into {config.output}")
+    if config.base:
+        typer.echo(f"which begins with the documents of {config.base}; only inputs that are not in it are read;")
     typer.echo(f"with {tokenizer}, in rows of {rows} tokens; worker processes: {config.workers}")
 
 
@@ -110,6 +121,8 @@ def _print_result(config: PrepareConfig, manifest: Manifest, console: Console) -
 
     for table in (*tables.sources(manifest), tables.packing(manifest)):
         console.print(table)
+    if manifest.appends:
+        typer.echo(tables.appended(manifest.appends[-1]))
     if not config.tokenizer:
         typer.echo(f"Tokenizer: {manifest.tokenizer.vocab_size:,} ids, in {config.output / TOKENIZER_FILE}")
     if manifest.rejected:
@@ -123,6 +136,7 @@ def _print_result(config: PrepareConfig, manifest: Manifest, console: Console) -
 
 def _print_speed(manifest: Manifest, peak_bytes: int) -> None:
     seconds = sum(manifest.stage_seconds.values())
-    rate = sum(record.total.bytes for record in manifest.splits.values()) / seconds / 1e6
+    made = manifest.appends[-1].splits if manifest.appends else {name: record.total for name, record in manifest.splits.items()}
+    rate = sum(counts.bytes for counts in made.values()) / seconds / 1e6
     peak = f"; peak memory of all processes on this machine {peak_bytes / 2**30:.1f} GiB" if peak_bytes else ""
     typer.echo(f"{seconds:,.0f} s, {rate:,.1f} MB of text per second in total{peak}")

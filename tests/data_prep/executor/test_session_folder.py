@@ -85,7 +85,11 @@ def test_the_object_store_goes_where_the_space_is(tmp_path: Path, monkeypatch: p
         plasma_folder(tmp_path, 1_000_000_000)
 
 
-def test_a_start_that_fails_is_tried_again_and_named_at_last() -> None:
+def test_a_start_that_fails_is_tried_again_and_named_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    shutdowns: list[int] = []
+    monkeypatch.setattr(ray, "shutdown", lambda: shutdowns.append(1))  # not the session of all tests
     answers = [Exception("The node timed out.\nMore lines"), Exception("again"), None, *[Exception("The node timed out.")] * 3]
 
     def start(**kwargs: object) -> None:
@@ -95,8 +99,37 @@ def test_a_start_that_fails_is_tried_again_and_named_at_last() -> None:
 
     ray_session._start(start, tries=3)
     assert len(answers) == 3
+    assert len(shutdowns) == 2
     with pytest.raises(RaySessionError, match=r"^Ray did not start \(The node timed out\): the machine may be overloaded"):
         ray_session._start(start, tries=3)
+
+
+def test_processes_of_a_failed_start_are_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray gives up a node whose processes do not answer in time, and forgets them: each start would leave some more."""
+    import ray
+
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    wait = "import time; time.sleep(100)"
+    others = [subprocess.Popen([sys.executable, "-c", wait, "/another/folder"])]
+    left: list[subprocess.Popen[bytes]] = []
+
+    def start(**kwargs: object) -> None:
+        left.append(subprocess.Popen([sys.executable, "-c", wait, f"--logs-dir={tmp_path}/logs"]))
+        if len(left) < 3:
+            raise Exception("The node timed out.")
+
+    try:
+        ray_session._start(start, tries=3, folder=tmp_path)
+        assert [process.wait(timeout=30) for process in left[:2]] == [-9, -9]
+        assert [process.poll() for process in (left[2], *others)] == [None, None]
+        left.clear()
+        with pytest.raises(RaySessionError, match="Ray did not start"):
+            ray_session._start(start, tries=1, folder=tmp_path)
+        assert left[0].wait(timeout=30) == -9
+    finally:
+        for process in (*left, *others):
+            process.kill()
+            process.wait()
 
 
 def test_a_machine_without_a_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

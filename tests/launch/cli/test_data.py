@@ -10,6 +10,7 @@ import pytest
 
 from launch.cli import main
 from tests.helpers.datasets import tales
+from tests.helpers.inline_ray import inline_ray
 
 Command = Callable[..., int]
 ErrorLine = Callable[[], str]
@@ -49,6 +50,31 @@ def test_prepare_writes_the_requested_dataset(prepared: Path, command: Command, 
         "Made by: fnet-t5 prepare --input",
     ):
         assert text in shown
+
+
+def test_files_are_added_to_a_finished_dataset(
+    prepared: Path, command: Command, error_line: ErrorLine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    records = [{"text": text, "meta": {"pile_set_name": "Poems"}} for text, _ in tales(7)]
+    (tmp_path / "more.jsonl").write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
+    arguments = ("prepare", "--base", prepared, "--input", tmp_path / "more.jsonl", "--val", prepared.parent / "2.jsonl")
+    arguments += ("--output", tmp_path / "new", "packing.lengths=[64,640]")
+    with inline_ray(tmp_path):
+        assert command(*arguments) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"which begins with the documents of {prepared}; only inputs that are not in it are read;" in shown
+    assert f"with the tokenizer of {prepared}, in rows of 64 and 640 tokens" in shown
+    assert "1 file with 30 train documents" in shown
+    assert command("data", "stats", tmp_path / "new") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in ("Poems 30", "Songs 30", "all 90", "Added to made at 20", "1 file with 30 train documents"):
+        assert text in shown
+    assert command("data", "verify", tmp_path / "new") == 0
+    capsys.readouterr()
+    assert command(*arguments) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert command(*arguments, "--output", prepared) == 1
+    assert "itself: give another folder" in error_line()
 
 
 def test_inspect_shows_the_text(prepared: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:

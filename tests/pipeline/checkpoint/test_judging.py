@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from launch.cli import _GlobalOptions, build_app
 from pipeline.checkpoint import checkpoint as saving
 from pipeline.checkpoint import resume as resuming
+from pipeline.checkpoint.branch import branch
 from pipeline.checkpoint.checkpoint import NotFiniteError, Position, finish, save, verify
 from pipeline.checkpoint.resume import newest_intact
 from pipeline.checkpoint.retention import prune, remove_leftovers
@@ -111,6 +112,13 @@ def test_a_missing_shard_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert f"{shard} is missing" in caplog.text
     with pytest.raises(ValueError, match=f"{shard.name} is missing"):
         find(tmp_path, 4)
+
+
+def test_a_branch_from_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    flip(make(tmp_path / "parent", 2) / "state" / "engine" / "rank_00000.safetensors")
+    with pytest.raises(ValueError, match=r"rank_00000\.safetensors differs from its checksum"):
+        branch(tmp_path / "parent", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_run_resumes_from_the_newest_checkpoint_that_can_be_used(tmp_path: Path, mesh: Any) -> None:

@@ -94,8 +94,13 @@ def assert_equal_state(first: dict[tuple[str, str], torch.Tensor], second: dict[
 
 
 def test_a_branch_without_a_change_continues_bit_for_bit(run: Path, tmp_path: Path, dataset: Path) -> None:
-    """Pipeline 2 × data 2 with ZeRO-1: steps 3 and 4 of the branch are those of its parent."""
-    folder = write_run(tmp_path / "branch", recipe(dataset))
+    """Pipeline 2 × data 2 with ZeRO-1: steps 3 and 4 of the branch are those of its parent.
+
+    A range of samples that lies before its place in the data changes nothing.
+    """
+    same = recipe(dataset)
+    same["data"]["skip_ranges"] = [[0, 2], [3, 5]]
+    folder = write_run(tmp_path / "branch", same)
     branch(run, folder, step=2)
     start_processes(4, WORKER, folder)
     assert_equal_state(stored(folder, 4), stored(run, 4))

@@ -193,6 +193,22 @@ def test_adding_a_folder_does_not_reshuffle_the_first(folders: list[Path]) -> No
     assert sorted(both.rows(samples)[drawn == 1][:30]) == list(range(50, 80))
 
 
+def test_seed_epoch_and_source_each_change_the_order() -> None:
+    """Of every source, also of the second: with equal numbers of rows, no two orders are the same."""
+    samples = np.arange(200)
+    orders: dict[tuple[int, int, int], tuple[int, ...]] = {}
+    for seed in (1, 2):
+        order = SampleOrder([50, 50], [1, 1], seed)
+        drawn, _ = order.blend(samples)
+        for source in (0, 1):
+            rows = order.rows(samples)[drawn == source] - 50 * source
+            for epoch in (0, 1):
+                mine = rows[50 * epoch : 50 * (epoch + 1)]
+                assert sorted(mine) == list(range(50))
+                orders[seed, source, epoch] = tuple(mine.tolist())
+    assert len(set(orders.values())) == 8
+
+
 def test_prefetch_raises_at_the_requested_step_and_allows_jumps() -> None:
     made: Counter[int] = Counter()
 

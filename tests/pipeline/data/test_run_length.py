@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.tokenization.tokenizer import load_tokenizer
 from pipeline.config import RunConfig
 from pipeline.data.batches import DataShard, TrainingBatches, objective_of, training_rows
 from pipeline.data.blend import Blend
@@ -23,8 +24,6 @@ from tests.helpers.recipes import nano_recipe
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
     """A folder with the tokenizer of `dataset` and fewer rows."""
-    from data_prep.tokenization.tokenizer import load_tokenizer
-
     texts = {"train": tales(1)[:3], "val": tales(2)[:2]}
     tokenizer = load_tokenizer(dataset / "tokenizer.json")
     return write_text_dataset(tmp_path_factory.mktemp("small") / "data", texts, [24], tokenizer=tokenizer)
@@ -62,12 +61,16 @@ def test_tokens_are_the_fewest_steps_that_read_them(other: Path) -> None:
     assert read[0] - 24 * 8 < config.train.tokens <= read[1] + 24 * 8
 
 
-def test_the_tokens_of_a_blend_are_weighted_by_its_shares(dataset: Path, other: Path) -> None:
-    config, batches = opened(dataset, other, tokens=2000)
+def test_the_tokens_of_a_blend_are_weighted_by_its_shares(dataset: Path, tmp_path: Path) -> None:
+    """The second folder has one short row."""
+    texts = {"train": [("The.", "one")], "val": tales(2)[:2]}
+    short = write_text_dataset(tmp_path / "short", texts, [24], tokenizer=load_tokenizer(dataset / "tokenizer.json"))
+    config, batches = opened(dataset, short, tokens=2000)
     steps = steps_of(config.train, batches)
     read = sum(batches.raw_tokens(step) for step in range(1, steps + 1))
     assert read == pytest.approx(2000, abs=24 * 8)
     means = [sum(source.lengths(np.arange(len(source)))) / len(source) for source in batches.sources]
+    assert means[1] < 0.5 * means[0]
     assert steps == -(-2000 // (8 * (0.75 * means[0] + 0.25 * means[1]))).astype(int)
 
 

@@ -64,6 +64,9 @@ def test_a_bad_step_on_one_rank_is_skipped_on_all_ranks(guarded: dict[str, Any],
     found = guarded[f"guards_{setting}"]
     assert found["nan_gradient"] == {"skipped": "not finite", "bit_equal": True}
     assert found["infinite_gradient"] == {"skipped": "not finite", "bit_equal": True}
+    for name in ("gradient_alone", "one_rank_alone"):
+        assert found[name] == {"skipped": "not finite", "bit_equal": True}
+        assert 0 < found[f"{name}_loss"] < 10  # finite
     assert found["spike"] == {"skipped": "spike", "bit_equal": True}
     assert found["asked"] == {"skipped": "train.skip_steps", "bit_equal": True}
     assert found["next"] == {"skipped": None, "bit_equal": False}

@@ -7,10 +7,13 @@ embeddings, a clip norm that always clips, uneven target counts, ten steps witho
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
@@ -84,6 +87,7 @@ QUICK = [
     cell("fnet_t5", "t4p1d1", "columns", reference=HYBRID_ALONE),
     cell("fnet_t5", "t2p1d1", "columns", reference=HYBRID_ALONE, micro_batch=1),
     cell("fnet_t5", "t2p2d1", "recompute", reference=HYBRID_ALONE, recompute=True),
+    *(cell("fnet_t5", mesh, "zero0", reference=HYBRID_ALONE, zero_stage=0) for mesh in ("t1p1d2", "t2p1d2")),
     *(cell("fnet_t5", mesh, "rms", optimizer=RMS) for mesh in ("t1p1d2", "t2p1d1", "t1p2d2")),
     *with_one("fnet_t5", "t2p2d1", name="bf16", precision="bf16", tolerance=BF16),
     *with_one("untied", "t2p2d1"),
@@ -96,6 +100,8 @@ QUICK = [
     *with_one("prefix_decoder", "t2p2d1", objective="ul2", lengths=(48, 24)),
     *with_one("bert", "t2p2d1", "t1p1d2", objective="masked_lm", tolerance=ORDER),
     *with_one("fnet", "t2p2d1", "t2p1d1", objective="masked_lm", tolerance=ORDER),
+    # FNet's unnormalised transform, by columns
+    cell("fnet", "t2p1d1", "columns", reference="fnet_t1p1d1", objective="masked_lm", micro_batch=1, tolerance=ORDER),
     *(cell("fnet_t5", mesh, f"bug{number}", bug=bug) for number, (mesh, bug) in enumerate(BUGS)),
 ]
 # the full matrix: {hybrid, T5, GPT-2} x {tensor, pipeline, data in 1, 2; up to 4 processes} x {fp32, bf16}
@@ -131,16 +137,21 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     return run_plans(MATRIX, tmp_path_factory.mktemp("matrix"))
 
 
+def largest(values: Iterable[float]) -> float:
+    """The largest value; NaN if one is NaN. Python's max would pass over it."""
+    return float(np.max(list(values)))
+
+
 def disagreement(first: Result, second: Result) -> dict[str, float]:
-    """Largest relative difference of each kind. Parameters are compared in the 2-norm."""
+    """Largest relative difference of each kind; NaN if one is. Parameters are compared in the 2-norm."""
     (ours, our_parameters), (theirs, their_parameters) = first, second
     assert our_parameters.keys() == their_parameters.keys()
     return {
-        "losses": max(abs(a - b) / abs(b) for a, b in zip(ours["losses"], theirs["losses"], strict=True)),
-        "norms": max(abs(a - b) / abs(b) for a, b in zip(ours["norms"], theirs["norms"], strict=True)),
+        "losses": largest(abs(a - b) / abs(b) for a, b in zip(ours["losses"], theirs["losses"], strict=True)),
+        "norms": largest(abs(a - b) / abs(b) for a, b in zip(ours["norms"], theirs["norms"], strict=True)),
         "validation": abs(ours["validation"] - theirs["validation"]) / theirs["validation"],
         # A key bias adds a constant to all scores of a query. Its gradient is only rounding error, which Adam amplifies.
-        "parameters": max(
+        "parameters": largest(
             float((our_parameters[name] - value).norm() / value.norm())
             for name, value in their_parameters.items()
             if not name.endswith("key.bias")
@@ -164,6 +175,25 @@ def check_within(tolerance: Tolerance, found: dict[str, float]) -> None:
     limits = asdict(tolerance)
     assert limits.keys() == found.keys()
     assert all(found[kind] < limits[kind] for kind in limits), found
+
+
+@pytest.mark.parametrize("place", [("losses", 1), ("norms", 0), ("validation", None), ("parameters", "b")])
+def test_a_value_that_is_not_a_number_is_a_difference(place: tuple[str, Any]) -> None:
+    def result() -> Result:
+        record = {"losses": [3.0, 2.0, 1.0], "norms": [1.0, 1.0, 2.0], "validation": 3.0}
+        return record, {name: torch.ones(3) for name in "abc"}
+
+    check_within(FP32, disagreement(result(), result()))
+    changed = result()
+    kind, key = place
+    if kind == "parameters":
+        changed[1][key][1] = math.nan
+    elif key is None:
+        changed[0][kind] = math.nan
+    else:
+        changed[0][kind][key] = math.nan
+    with pytest.raises(AssertionError, match="nan"):
+        check_within(FP32, disagreement(changed, result()))
 
 
 @pytest.mark.parametrize("name", [plan.name for plan in QUICK if plan.num_processes == 1])
@@ -192,7 +222,7 @@ def test_every_mesh_equals_one_process(matrix: dict[str, Result], name: str) -> 
 @pytest.mark.parametrize("number", range(len(BUGS)), ids=[bug for _, bug in BUGS])
 def test_planted_bugs_are_detected(results: dict[str, Result], number: int) -> None:
     found = disagreement(results[f"fnet_t5_bug{number}_{BUGS[number][0]}"], results["fnet_t5_t1p1d1"])
-    assert max(found.values()) > 10 * FP32.losses, found
+    assert largest(found.values()) > 10 * FP32.losses, found
 
 
 def plain_run(plan: Plan) -> Result:

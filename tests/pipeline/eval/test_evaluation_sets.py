@@ -43,6 +43,7 @@ def test_each_set_holds_windows_of_one_source(folder: Path, documents: list[list
 def test_a_smaller_set_is_a_fixed_sample(folder: Path) -> None:
     whole = evaluation_sets(folder, "val", 20, 1000, shortest=11)
     few, again = (evaluation_sets(folder, "val", 20, 7, shortest=11) for _ in range(2))
+    assert list(few) == list(whole) == ["books", "code", "mail"]
     for name, rows in few.items():
         assert len(rows) == 7
         assert rows.fingerprint == again[name].fingerprint != whole[name].fingerprint
@@ -77,6 +78,8 @@ def test_every_architecture_is_scored_on_the_same_bytes(folder: Path, architectu
     byte_lengths = np.arange(5000) % 7
     objective = suffix_bpb_objective(architecture, 16, prefix, suffix, start_id=0)
     found = score(sets, objective, unigram_nll, byte_lengths, batch_size)
+    assert list(found) == list(sets) == ["books", "code", "mail"]
+    assert all(one.target_tokens > 0 for one in found.values())
     for name, rows in sets.items():
         ids, lengths = rows.read(np.arange(len(rows)))
         suffixes = [token for row, length in zip(ids, lengths, strict=True) for token in row[prefix:length].tolist()]

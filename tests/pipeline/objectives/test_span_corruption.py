@@ -304,3 +304,14 @@ def test_impossible_numbers_of_spans_are_refused_by_key() -> None:
 def test_too_many_spans_error_names_the_remedy() -> None:
     with pytest.raises(ValueError, match=r"needs 341 sentinels a row.*repeat_sentinels"):
         SpanCorruptionConfig(noise_density=0.3).build(3410, 4096, 4096, VOCABULARY, "0")
+
+
+def test_sentinels_repeat_from_the_first_on() -> None:
+    few = Vocabulary(start=0, end=1, sentinels=(90, 91, 92))
+    assert few.span_ids(3, False, "span_corruption").tolist() == [90, 91, 92]
+    assert few.span_ids(8, True, "span_corruption").tolist() == [90, 91, 92, 90, 91, 92, 90, 91]
+    config = SpanCorruptionConfig(noise_density=0.5, mean_span_length=1, repeat_sentinels=True)
+    objective = config.build(10, *config.needs(10), few, "0")
+    batch = objective(1000 + np.arange(10)[None], np.array([10]), np.arange(1))
+    for ids in (batch.encoder_ids[0], batch.targets[0]):
+        assert ids[(ids < 1000) & (ids > 1)].tolist() == [90, 91, 92, 90, 91]

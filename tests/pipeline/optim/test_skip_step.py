@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from data_prep.files import write_json_atomically
 from pipeline.checkpoint.retention import prune
-from pipeline.optim.skip_step import SpikeDetector
+from pipeline.optim.skip_step import ASKED, NOT_FINITE, SPIKE, TAKEN, SkipStepGuard, SpikeDetector
 from pipeline.run_folder import LATEST, STATE, checkpoints_of, latest, step_name
 from tests.helpers.processes import free_port
 
@@ -35,6 +40,59 @@ def test_spikes_are_six_deviations_above_recent_steps() -> None:
     restored = SpikeDetector()
     restored.restore(json.loads(json.dumps(detector.state())))
     assert restored.is_spike(float(mean + 6.1 * deviation), 1.0)
+    assert restored.is_spike(3.0, 2.0)
+    assert restored.state() == detector.state()
+
+
+def guard_of(optimizer: Any, parameters: Sequence[Any] = (), data_parallel: int = 1) -> SkipStepGuard:
+    engine = SimpleNamespace(optimizer=optimizer)
+    stages = SimpleNamespace(canonical_parameters=lambda: parameters)
+    mesh = SimpleNamespace(tensor_rank=0, data_parallel=data_parallel, device="cpu")
+    return SkipStepGuard(engine, stages, mesh, spikes=SpikeDetector(), clip=1.0, step=lambda engine: None)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[torch.Tensor], None]]:
+    """Other ranks: what they do to the tensor of an all-reduce. None: this process is alone."""
+    found: list[Callable[[torch.Tensor], None]] = []
+
+    def all_reduce(tensor: torch.Tensor, op: Any = None) -> None:
+        for add in found:
+            add(tensor)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    return found
+
+
+@pytest.mark.parametrize("norm", [-1.0, math.nan, math.inf])
+def test_a_norm_that_is_not_finite_is_never_taken(norm: float, others: list[Any]) -> None:
+    """DeepSpeed reports -1 for it, while the loss may be finite: only the gradient is bad."""
+    guard = guard_of(SimpleNamespace(scaled_global_norm=lambda: torch.tensor(norm)))
+    assert not math.isfinite(guard._norm())
+    assert guard._verdict(3.0, guard._norm()) == NOT_FINITE
+    assert guard._verdict(3.0, 1.0) == TAKEN
+    assert guard._verdict(math.nan, 1.0) == NOT_FINITE
+
+
+@pytest.mark.parametrize("verdict", [ASKED, SPIKE, NOT_FINITE])
+def test_the_worst_verdict_of_any_rank_is_that_of_all(verdict: int, others: list[Any]) -> None:
+    others.append(lambda tensor: tensor.clamp_(min=verdict))
+    assert guard_of(None)._verdict(3.0, 1.0) == verdict
+
+
+@pytest.mark.parametrize("data_parallel", [1, 2, 4])
+def test_the_norm_without_zero_counts_every_parameter_once(data_parallel: int, others: list[Any]) -> None:
+    """The sum over all ranks holds the gradients of every replica, which are equal."""
+    others.append(lambda tensor: tensor.mul_(data_parallel))
+    gradients = [torch.randn(5, 3), torch.randn(7)]
+
+    def entry(gradient: torch.Tensor | None, is_copy: bool = False) -> Any:
+        parameter = SimpleNamespace(grad=gradient)
+        return SimpleNamespace(parameter=parameter, is_copy=is_copy, shard_dim=None)
+
+    entries = [*map(entry, gradients), entry(torch.ones(9), is_copy=True), entry(None)]
+    expected = float(torch.cat([gradient.flatten() for gradient in gradients]).norm())
+    assert guard_of(SimpleNamespace(), entries, data_parallel)._norm() == pytest.approx(expected, rel=1e-6)
 
 
 def test_no_spike_is_reported_before_half_a_window() -> None:
@@ -75,9 +133,11 @@ def test_old_checkpoints_are_removed_and_permanent_ones_kept(tmp_path: Path) -> 
     for step in range(5, 45, 5):
         checkpoint(tmp_path, step)
     assert prune(tmp_path, None, None) == []
-    prune(tmp_path, keep_last=2, keep_every=20)
+    prune(tmp_path, keep_last=2, keep_every=20, keep=(10, 15))
     left = sorted(int(path.name[5:]) for path in checkpoints_of(tmp_path).iterdir())
-    assert left == [20, 35, 40]
+    assert left == [10, 15, 20, 35, 40]
+    prune(tmp_path, keep_last=1, keep_every=None)
+    assert [path.name for path in checkpoints_of(tmp_path).iterdir()] == ["step_00000040"]
 
 
 _RANKS = """
@@ -141,11 +201,11 @@ def test_a_silent_or_failed_rank_ends_the_other_with_the_reason() -> None:
     killed[1].communicate(timeout=60)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_signals_are_remembered(number: signal.Signals) -> None:
     from pipeline.training.hooks.preemption import StopSignal
 
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)}
     try:
         stop = StopSignal()
         stop.install()

@@ -30,7 +30,7 @@ from tests.helpers.processes import start_processes
 DOCS = Path(__file__).parents[3] / "docs" / "train.md"
 
 RECORDER = """
-import json, os, sys
+import json, os, signal, sys
 from pathlib import Path
 from pipeline.training.hooks.hook import Hook
 from pipeline.training.trainer import train
@@ -45,6 +45,7 @@ class Recorder(Hook):
     def on_start(self, trainer):
         if trainer.mesh.is_main:  # which has written it just before
             assert (RUN / "STATUS").read_text() == "running\\n"
+        assert callable(signal.getsignal(signal.SIGTERM))  # from now on a signal waits for a save
         self.events.append(["start", trainer.step])
 
     def before_step(self, trainer):
@@ -233,7 +234,7 @@ def test_metrics_are_logged_at_the_first_each_nth_the_last_and_every_skipped_ste
     every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[dict[str, Any]] = []
-    order = SampleOrder([20], [1], seed=0)
+    order = SampleOrder([10, 100], [1, 1], seed=0)
     trainer: Any = SimpleNamespace(
         step=0,
         config=SimpleNamespace(train=SimpleNamespace(steps=10, global_batch_size=8)),
@@ -245,8 +246,8 @@ def test_metrics_are_logged_at_the_first_each_nth_the_last_and_every_skipped_ste
     for trainer.step in range(1, 11):
         hook.after_step(trainer, report("spike" if trainer.step == 7 else None))
     assert [row["step"] for row in rows] == (list(range(1, 11)) if every == 1 else [1, 4, 7, 8, 10])
-    assert rows[-1]["epoch"] == 4.0
-    assert rows[-1]["repeated_rows"] == 60
+    assert rows[-1]["epoch"] == 4.0  # of the folder that was read most often
+    assert rows[-1]["repeated_rows"] == 30  # 40 reads of 10 rows, and 40 of 100
     assert rows[0]["epoch"] == 0.4
     assert rows[0]["repeated_rows"] == 0
     (skipped,) = [row for row in rows if row["step"] == 7]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -21,16 +22,20 @@ PROGRAMS = ("sbatch", "slurmctld", "slurmd", "munged")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def slurm() -> Iterator[None]:
-    """The cluster, started if it does not run yet; skips if SLURM is not installed or the user is not root."""
+    """The cluster, started if it does not run yet; skips if SLURM is not installed or the user is not root.
+
+    Files of tests take turns: the jobs of two would wait for each other's nodes.
+    """
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"
     missing = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
     if missing:
         pytest.skip(f"no SLURM here ({', '.join(missing)} missing): apt-get install slurmctld slurmd slurm-client munge")
     if os.geteuid() != 0:
         pytest.skip("only root can start a SLURM of two nodes on one machine")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, open(f"{FOLDER}.tests", "w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
         patch.setenv("PATH", path)
         patch.setenv("SLURM_CONF", str(FOLDER / "slurm.conf"))
         patch.delenv("RANK", raising=False)
