@@ -117,7 +117,7 @@ def _isoflop_panel(axis: Axes, *, results: ResultSet, measure: str, fit: ArmFit,
             _parabola(axis, fit.minima, number, [p.num_parameters for p in here], style["color"], shade)
     logarithmic(axis, "x")
     axis.set(xlabel="parameters", ylabel=measure, title=fit.arm)
-    legend_below(axis, 2)
+    legend_below(axis, 3)
 
 
 def _parabola(axis: Axes, fit: MinimaFit, number: int, sizes: list[int], colour: str, shade: float) -> None:

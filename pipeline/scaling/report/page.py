@@ -18,6 +18,7 @@ from pipeline.scaling.fit.points import Excluded
 from pipeline.scaling.input_checks import InputChecks, input_checks
 from pipeline.scaling.ladder.ladder import EXCLUSION_RULES, Ladder, planned_at, stored_sha256
 from pipeline.scaling.report.figures import figures
+from pipeline.scaling.report.fit_figures import multiplier_figures
 from pipeline.scaling.report.fit_tables import joint_tables
 from pipeline.scaling.report.headline import carrying_figure, question, short_answer
 from pipeline.scaling.report.honesty import honesty_box
@@ -161,7 +162,8 @@ def _set_sections(one: ReportedSet, where: str) -> Iterator[ReportSection]:
         tables=tuple(input_tables(results, analysis.baseline)),
         figures=(*([checked] if checked else []), *input_figures(results)),
     )
-    yield ReportSection(title=f"Losses, fits and costs{where}", figures=tuple(figures(results, analysis)))
+    multipliers = [] if withheld else multiplier_figures(analysis)
+    yield ReportSection(title=f"Losses, fits and costs{where}", figures=(*multipliers, *figures(results, analysis)))
     yield ReportSection(
         title=f"Tables{where}",
         texts=(f"Measure: {results.measure}.",),

@@ -16,6 +16,7 @@ from pipeline.scaling.fit.intervals import Interval
 from pipeline.scaling.fit.points import Excluded
 from pipeline.scaling.input_checks import InputCheck, InputChecks, input_checks
 from pipeline.scaling.ladder.arm_models import ARM_MODELS
+from pipeline.scaling.report.fit_figures import comparison_figure, multiplier_figures
 from pipeline.scaling.report.headline import carrying_figure, question, short_answer
 from pipeline.scaling.report.honesty import HonestyBox, honesty_box
 from pipeline.scaling.report.input_figures import check_figure
@@ -172,6 +173,41 @@ def test_the_figure_is_the_comparison_or_the_checks(results: ResultSet, analysis
         True
     ] * 3
     assert all(size in texts[0] for size in ("d32", "d64", "d96", "d144"))
+
+
+def test_the_checks_are_drawn_of_the_results_that_were_checked(results: ResultSet) -> None:
+    """At the largest budget of each size: seeds that only smaller budgets have are not in the means."""
+    drawn: dict[str, Any] = {}
+
+    class Axis:
+        figure = None
+
+        def plot(self, places: Any, values: list[float], **style: Any) -> None:
+            drawn[style["label"]] = values
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_, **__: None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.scaling.report.input_figures.legend_below", lambda *_: None)
+        patch.setattr("pipeline.scaling.report.input_figures.draw", lambda plots, _: plots[1].paint(Axis()) or ())
+        check_figure(results, input_checks(results))
+    sentence = input_checks(results).floor.sentence
+    assert [f"{loss:.3f}" for loss in drawn["loss of T5"]] == re.findall(r"(\S+) against", sentence)
+    assert drawn["needed: below the trigram floor"] == [40.0] * 4
+
+
+def test_many_multipliers_have_a_panel_each(analysis: Analysis) -> None:
+    (own,) = (one for one in analysis.comparisons if one.arm == "fnet_t5")
+    arms = ("ff_only", "ff_only_positions", "gpt2")
+    many = replace(analysis, comparisons=(*(replace(own, arm=arm) for arm in arms), own))
+    assert multiplier_figures(analysis) == []
+    (figure,) = multiplier_figures(many)
+    assert [panel.alt.split(": ")[1].split(" ")[0] for panel in figure.panels] == ["fnet_t5", *arms]
+    first = comparison_figure(many)
+    assert first is not None
+    assert len(first.panels) == 2
+    assert "Bands of gpt2: in a figure below." in first.caption
 
 
 def test_what_was_not_measured_is_not_drawn(results: ResultSet) -> None:
