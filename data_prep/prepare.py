@@ -211,7 +211,10 @@ class _PrepareRun:
                 return
             except BackendMismatchError as error:
                 self.clock.note = f"{error}: starting over with the slow reference"
+                # Units that are still running would be committed after all others were discarded.
+                pool.drain()
                 self.job.fall_back(str(error))
+                self.clock.start_over()
 
     def _run_units(self, pool: WorkerPool) -> None:
         with self.clock.stage("tokenize"):

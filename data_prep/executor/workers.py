@@ -188,6 +188,18 @@ class WorkerPool:
             self._release(worker)
         return call, result
 
+    def drain(self) -> None:
+        """Wait for all running calls and forget their results and errors, because their work is thrown away."""
+        while self._running or self._retry_queue:
+            self._retry_queue.clear()
+            for reference in self.wait([*self._running]) if self._running else ():
+                try:
+                    self.finish(reference)
+                except RaySessionError:
+                    raise
+                except Exception:
+                    continue
+
     def _replace(self) -> None:
         worker = self._actor.remote()
         self._starting[worker.ready.remote()] = worker

@@ -71,6 +71,11 @@ class Clock:
         if resumed:
             self._resumed_bytes = self._total.bytes
 
+    def start_over(self) -> None:
+        """Forget all finished units: they are done again."""
+        self._done = self._rejected = self._resumed_bytes = 0
+        self._total = SourceCounts()
+
     def add_end(self, end: FileEnd) -> None:
         """Record the true number of units of a file."""
         num_units = max(1, len(end.blocks))

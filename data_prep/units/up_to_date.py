@@ -66,7 +66,7 @@ def up_to_date(
         )
     if differences:
         remedy = "Give another --output or delete it"
-        if config.base is None and here.keys() > there.keys():
+        if here.keys() > there.keys() and not (config.base or config.deduplicate or config.mixture):
             remedy += f". To add files without reading the others again: --base {output} and another --output"
         raise PrepareError(f"{output} has another dataset: {'; '.join(differences)}. {remedy}")
     return manifest

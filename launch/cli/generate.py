@@ -104,7 +104,8 @@ def _continue_lines(run: Path, step: int | None, text: str, sampling: Sampling, 
     model, config, _ = load_model(run, step)
     tokenizer = load_tokenizer(run / TOKENIZER_FILE)
     stops = stop_ids(tokenizer, stop)
-    prompts = [line for line in text.splitlines() if line.strip()]
+    # not splitlines(), which also cuts at form feeds and at Unicode's separators within a line
+    prompts = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
     if not prompts:
         raise ValueError("--lines: there is no line with text")
     for start in range(0, len(prompts), batch_size):

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data_prep.files import FolderInUseError, only_writer
+from data_prep.files import FolderInUseError, atomic_write, only_writer
 from pipeline.training.hooks.preemption import StopSignal
+
+_STATUS = "STATUS"  # as in pipeline/run_folder.py, which imports torch
 
 
 @contextmanager
@@ -27,11 +29,9 @@ def stops_at_signal(folder: Path, exit_code: int) -> Iterator[StopSignal]:
         return
 
     def settle(reason: str) -> None:
-        from pipeline.run_folder import read_status, write_status
-
-        if os.environ["RANK"] == "0" and read_status(folder) is not None:
-            with suppress(FolderInUseError), only_writer(folder):
-                write_status(folder, "preempted")
+        if os.environ["RANK"] == "0" and (folder / _STATUS).is_file():
+            with suppress(FolderInUseError), only_writer(folder), atomic_write(folder / _STATUS) as file:
+                file.write(b"preempted\n")
 
     stop.at_start = settle
     with stop.watched(exit_code):

@@ -155,7 +155,12 @@ def test_too_many_sources_are_refused_before_all_work_is_done(
     config = _config(raw, tokenizer_file, unit_bytes=1000)
     with pytest.raises(PrepareError, match=r"more than 20 sources, one of them 'https://page/\d+': meta\.pile_set_name"):
         prepare(config)
-    assert len(list((config.output / ".work" / "units").glob("*.json"))) < 20
+    committed = sorted((config.output / ".work" / "units").glob("*.json"))
+    assert len(committed) < 20
+    # Those of committed units count: the next run does no further unit.
+    with pytest.raises(PrepareError, match="more than 20 sources"):
+        prepare(config)
+    assert sorted((config.output / ".work" / "units").glob("*.json")) == committed
 
 
 def test_empty_files_are_named(raw: Path, tokenizer_file: Path) -> None:

@@ -64,7 +64,7 @@ def run(command: list[str], folder: Path) -> str:
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "160",
     }
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=550, check=False)
     logs = "".join(path.read_text()[-2000:] for path in folder.glob("runs/*/logs/*.log")) if done.returncode else ""
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}\n{logs}"
     return done.stdout

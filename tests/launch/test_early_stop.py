@@ -65,7 +65,7 @@ def test_a_signal_ends_a_rank_that_waits_in_a_library(
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    _, message = process.communicate(timeout=60)
+    _, message = process.communicate(timeout=300)
     assert process.returncode == 75
     assert message == f"stopped by {number.name} before the first step\n"
     assert read_status(tmp_path) == after
@@ -81,7 +81,32 @@ def test_a_signal_after_the_start_is_remembered(tmp_path: Path, environment: dic
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
+
+
+FORKING = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.training.early_stop import stops_at_signal
+
+with stops_at_signal(Path(sys.argv[1]), 75):
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write_end, b".")
+        while True:
+            signal.pause()
+    os.read(read_end, 1)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+"""
+
+
+def test_a_signal_to_a_forked_process_does_not_end_the_rank(tmp_path: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING, str(tmp_path)], env={**environment, "RANK": "0"}, timeout=300, check=False
+    )
+    assert done.returncode == 0
 
 
 def _handle_all_signals() -> None:

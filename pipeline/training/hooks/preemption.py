@@ -50,10 +50,20 @@ class StopSignal:
         for number in earlier:
             signal.signal(number, lambda number, frame: None)  # any handler of Python's has the number written to the pipe
         before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        watching = [True]
+
+        def forget() -> None:
+            if watching:  # a signal to a forked process would come through the same pipe
+                signal.set_wakeup_fd(-1)
+                for number in earlier:
+                    signal.signal(number, signal.SIG_DFL)
+
+        os.register_at_fork(after_in_child=forget)
         threading.Thread(target=self._end_at_signal, args=(read_end, exit_code), name="signals", daemon=True).start()
         try:
             yield
         finally:
+            watching.clear()
             signal.set_wakeup_fd(before)
             for number, handler in earlier.items():
                 signal.signal(number, handler)

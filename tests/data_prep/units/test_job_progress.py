@@ -8,6 +8,7 @@ from data_prep.readers.input_files import InputFile
 from data_prep.units import job_progress
 from data_prep.units.job_progress import Clock, Progress
 from data_prep.units.reader import FileEnd
+from data_prep.units.store import UnitRecord
 
 
 class _Files(list[InputFile]):
@@ -57,3 +58,23 @@ def test_a_listener_is_told_new_stages_and_notes_at_once_and_the_rest_rarely(mon
         ("tokenize", "slow"),
         ("pack", "slow"),
     ]
+
+
+def test_units_of_earlier_runs_count_as_done_and_not_for_the_rate() -> None:
+    told: list[Progress] = []
+    clock = Clock(_files(10), 100, told.append)
+    clock.add([_record(0, 1000), _record(1, 500)], resumed=True)
+    clock.notify()
+    clock.add([_record(2, 70)])
+    clock.notify()
+    seen = [(progress.units_done, progress.total.bytes, progress.resumed_bytes, progress.rejected) for progress in told]
+    assert seen[-1] == (3, 1570, 1500, 6)
+    assert seen[0] == (2, 1500, 1500, 4)
+
+
+def _record(file: int, text_bytes: int) -> UnitRecord:
+    fields = {"file": file, "block": 0, "raw_bytes": text_bytes, "raw_sha256": "", "lines": 3, "blank_lines": 0}
+    fields |= {"documents": 1, "tokens": 1, "text_bytes": text_bytes, "sources": ["a"], "rejected": {"empty text": 2}}
+    return UnitRecord.model_validate(
+        {**fields, "dropped": {}, "checked_documents": 0, "sections": {}, "bytes": 0, "sha256": ""}
+    )

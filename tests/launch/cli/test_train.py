@@ -354,6 +354,25 @@ def test_text_that_is_not_utf8_is_named(
     assert error_line() == f"error: standard input {remedy}"
 
 
+def test_a_prompt_is_a_line_of_the_file_whatever_it_holds(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.eval import evaluate, generate
+
+    config = types.SimpleNamespace(data=types.SimpleNamespace(encoder_length=16))
+    monkeypatch.setattr(evaluate, "load_model", lambda run, step: (None, config, None))
+    monkeypatch.setattr("data_prep.tokenization.tokenizer.load_tokenizer", lambda path: None)
+    monkeypatch.setattr(generate, "stop_ids", lambda tokenizer, stop: [])
+    monkeypatch.setattr(generate, "write_texts", lambda model, tokenizer, prompts, *rest: [text.upper() for text in prompts])
+    lines = ["one\u2028still one", "two\x0c\x85still two", "  ", "three"]
+    file = tmp_path / "prompts"
+    file.write_bytes("\r\n".join(lines).encode() + b"\n")
+    assert command("generate", tmp_path, "--file", file, "--lines", "--batch-size", 2) == 0
+    written = [json.loads(line) for line in capsys.readouterr().out.split("\n") if line]
+    assert [one["prompt"] for one in written] == [lines[0], lines[1], lines[3]]
+    assert [one["text"] for one in written] == [text.upper() for text in (lines[0], lines[1], lines[3])]
+
+
 def test_an_objective_without_its_sentinels_is_refused_before_processes_start(
     started: Started, command: Command, error_line: ErrorLine, tmp_path: Path
 ) -> None:
