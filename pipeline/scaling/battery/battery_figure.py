@@ -1,6 +1,6 @@
 """The figure of the battery: the share of rows solved by length, one panel a task, one line an arm.
 
-Colours are Okabe & Ito's palette; every arm also has a marker and a dash of its own. All panels have the same axes.
+Arms look as in reports of ladders. All panels have the same axes.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from typing import Any
 
 from pipeline.scaling.battery.outcomes import BatteryOutcome
 from pipeline.scaling.battery.settings import BatteryRecipe
+from pipeline.scaling.report.palette import Look
 
-_COLOURS = ("#7F7F7F", "#000000", "#56B4E9", "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_DASHES = (":", "--", "-.", "-", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 _COLUMNS = 3
 
 
@@ -52,6 +50,7 @@ def solved_figure(outcomes: Sequence[BatteryOutcome], recipe: BatteryRecipe) -> 
 
 
 def _panel(axis: Any, outcomes: Sequence[BatteryOutcome], recipe: BatteryRecipe) -> None:
+    look = Look(recipe.arms)
     for number, arm in enumerate(recipe.arms):
         points = [
             (place + 0.05 * (number - len(recipe.arms) / 2), [100 * one.solved for one in here])  # side by side
@@ -61,15 +60,11 @@ def _panel(axis: Any, outcomes: Sequence[BatteryOutcome], recipe: BatteryRecipe)
         middles = [mean(values) for _, values in points]
         whiskers = [[m - min(v) for m, (_, v) in zip(middles, points, strict=True)],
                     [max(v) - m for m, (_, v) in zip(middles, points, strict=True)]]  # fmt: skip
-        look = number % len(_COLOURS)
         axis.errorbar(
             [place for place, _ in points],
             middles,
             yerr=whiskers,
-            color=_COLOURS[look],
-            marker=_MARKERS[look],
-            linestyle=_DASHES[look],
-            markersize=4,
+            **look.of(arm),
             linewidth=1.2,
             capsize=2,
             label=arm,

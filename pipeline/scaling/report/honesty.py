@@ -47,7 +47,7 @@ def honesty_box(results: ResultSet, analysis: Analysis, checks: InputChecks, exc
     remarks = [
         ("Withheld", "Nothing: all three checks hold." if withheld is None else why_withheld(withheld)),
         ("Left out of fits", _left_out(results, analysis)),
-        ("Excluded runs", f"{len(excluded)}; the section “Excluded runs” has the reasons." if excluded else "None."),
+        ("Excluded runs", _excluded(excluded)),
     ]
     if withheld is None and (without := _without_multiplier(analysis)):
         remarks.append(("No multiplier", without))
@@ -90,6 +90,15 @@ def _left_out(results: ResultSet, analysis: Analysis) -> str:
     return f"{len(analysis.left_out)} of {len(results.results)} results: {'; '.join(parts)}."
 
 
+def _excluded(excluded: Sequence[Excluded]) -> str:
+    if not excluded:
+        return "None."
+    planned = sum("not started" in one.reason for one in excluded)
+    parts = [f"{planned} that were planned and not started yet"] if planned else []
+    parts += [f"{len(excluded) - planned} by the rules of the report"] if len(excluded) > planned else []
+    return f"{' and '.join(parts)}; the section “Excluded runs” has the reasons."
+
+
 def _without_multiplier(analysis: Analysis) -> str:
     refused = [(one.arm, one.band.reason) for one in analysis.comparisons if isinstance(one.band, Refused)]
     reasons = [reason if arm in reason else f"{arm}: {reason}" for arm, reason in refused]
@@ -105,7 +114,8 @@ def _noise(results: ResultSet, analysis: Analysis) -> str:
     several = list(dict.fromkeys(size for (_, size), found in seeds.items() if len(found) > 1))
     arms = list(dict.fromkeys(arm for (arm, _), found in seeds.items() if len(found) > 1))
     return (
-        f"Seeds scatter by {100 * analysis.noise.deviation:.2f} % of the loss ({analysis.noise.dof} degrees of freedom), "
+        f"Seeds scatter by {100 * analysis.noise.deviation:.2f} % of the loss ({analysis.noise.dof} "
+        f"degree{'' if analysis.noise.dof == 1 else 's'} of freedom), "
         f"measured with {', '.join(arms)} at {', '.join(several)} and assumed everywhere else."
     )
 
