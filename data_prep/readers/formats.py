@@ -68,3 +68,8 @@ def mismatch(head: bytes) -> str:
 def unknown_name(place: object) -> WrongFormatError:
     """The error for a file whose name has no known suffix."""
     return WrongFormatError(f"{place}: cannot tell the format from the name; known endings: {', '.join(SUFFIXES)}")
+
+
+def nothing_readable(path: object, detail: str) -> WrongFormatError:
+    """The error for a file that does not decode from its start: all of its text would be lost. `detail`: the codec's words."""
+    return WrongFormatError(f"{path}: nothing in it can be read: {detail}; fetch or write the file again")

@@ -23,6 +23,7 @@ from data_prep.readers.formats import (
     WrongFormatError,
     looks_like,
     mismatch,
+    nothing_readable,
     unknown_name,
 )
 from data_prep.readers.huggingface import DatasetRows
@@ -41,7 +42,7 @@ DAMAGES = frozenset((TRUNCATED, CORRUPT))
 
 
 class DamagedStreamError(ValueError):
-    """A compressed file that ends early (`reason` TRUNCATED) or does not decode (CORRUPT). `detail`: the codec's words."""
+    """A file that ends early (`reason` TRUNCATED) or stops to decode (CORRUPT) after some text. `detail`: the codec's words."""
 
     def __init__(self, path: Location, reason: str, detail: str) -> None:
         super().__init__(f"{path}: {reason}: {detail}; fetch or compress the file again")
@@ -53,7 +54,8 @@ def read_chunks(path: Location, on_read: Callable[[bytes], object] = lambda data
     """The decompressed bytes of a file in chunks of any size; `on_read` is called with the bytes as stored on disk.
 
     For a dataset, `on_read` is called with its JSON lines. Raises DamagedStreamError after the last good chunk,
-    WrongFormatError for a name without a known suffix and a Parquet file without a column of texts.
+    WrongFormatError for a file in which nothing can be read, a name without a known suffix, and a Parquet file without a column
+    of texts.
     """
     if isinstance(path, DatasetRows):
         for lines in path.lines():
@@ -135,13 +137,18 @@ def _read_frames(
                     has_output = True
                     yield data
             except CodecError as error:
-                raise DamagedStreamError(path, CORRUPT, f"{error}{'' if has_output else mismatch(head)}") from error
+                if not has_output:
+                    raise nothing_readable(path, f"{error}{mismatch(head)}") from error
+                raise DamagedStreamError(path, CORRUPT, str(error)) from error
             chunk = b""
             if frame.eof:
                 chunk, frame = frame.unused_data, None
         chunk = file.read(_COMPRESSED_CHUNK_BYTES)
     if frame is not None:
-        raise DamagedStreamError(path, TRUNCATED, "the last compressed frame does not end")
+        detail = "the last compressed frame does not end"
+        if not has_output:
+            raise nothing_readable(path, detail)
+        raise DamagedStreamError(path, TRUNCATED, detail)
 
 
 def _parquet_lines(path: Path | RemoteFile, on_read: Callable[[bytes], object]) -> Iterator[bytes]:
@@ -151,7 +158,7 @@ def _parquet_lines(path: Path | RemoteFile, on_read: Callable[[bytes], object]) 
 
     if not can_enter(path):
         raise RemoteError(f"{path}: Parquet is read from its end, but this server sends only whole files: download it")
-    head = b""
+    head, has_output = b"", False
     with open_location(path) as file:
         while chunk := file.read(_PLAIN_CHUNK_BYTES):
             head = head or chunk[:HEAD_BYTES]
@@ -164,13 +171,17 @@ def _parquet_lines(path: Path | RemoteFile, on_read: Callable[[bytes], object]) 
             for group in range(parquet.num_row_groups):
                 rows = _batch_rows(parquet.metadata.row_group(group))
                 for batch in parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
+                    has_output = True
                     yield from json_lines(batch.column(TEXT), metas(batch.column(META)) if META in batch.schema.names else None)
     except RemoteError:
         raise
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, WrongFormatError):
             raise
-        raise DamagedStreamError(path, CORRUPT, f"{str(error).splitlines()[0]}{mismatch(head)}") from error
+        detail = str(error).splitlines()[0]
+        if not has_output:
+            raise nothing_readable(path, f"{detail}{mismatch(head)}") from error
+        raise DamagedStreamError(path, CORRUPT, detail) from error
 
 
 def _batch_rows(group: Any) -> int:

@@ -279,14 +279,15 @@ def test_other_containers_give_the_same_documents(raw: Path, tokenizer_file: Pat
     }
 
 
-def test_a_damaged_parquet_file_and_text_that_is_not_utf8_are_quarantined(raw: Path, tokenizer_file: Path) -> None:
+def test_a_parquet_file_in_which_nothing_can_be_read_stops_the_job_or_is_skipped(raw: Path, tokenizer_file: Path) -> None:
     pq.write_table(pa.table({"text": ["a"] * 1000}), raw / "a.parquet")
     (raw / "a.parquet").write_bytes((raw / "a.parquet").read_bytes()[:-20])
     (raw / "b.txt").write_bytes(b'caf\xe9 "\n\\')
-    config = _config(raw, tokenizer_file)
+    with pytest.raises(PrepareError, match=r"a\.parquet: nothing in it can be read: .*on_unreadable=skip"):
+        prepare(_config(raw, tokenizer_file))
+    config = _config(raw, tokenizer_file, on_unreadable="skip")
     manifest = prepare(config)
-    assert [(bad["file"], bad["reason"]) for bad in _quarantine(config)] == [
-        ("a.parquet", "corrupt"),
-        ("b.txt", "invalid UTF-8"),
-    ]
+    assert list(manifest.skipped_inputs) == ["a.parquet"]
+    assert "nothing in it can be read" in manifest.skipped_inputs["a.parquet"]
+    assert [(bad["file"], bad["reason"]) for bad in _quarantine(config)] == [("b.txt", "invalid UTF-8")]
     assert _reconcile(manifest) == 50

@@ -90,30 +90,38 @@ def test_any_frames_read_in_any_chunks_give_their_bytes(
         ("x.jsonl.zst", b'{"text": "plain"}\n', "begins like plain text"),
         ("x.jsonl.gz", _HTML, "begins like an HTML page"),
         ("x.jsonl.xz", gzip.compress(b"{}", mtime=0), "begins like gzip data"),
-        ("x.jsonl.zst", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        ("x.jsonl.zst", b"version https://git-lfs.github.com/spec/v1\n", "begins like a Git LFS pointer .run `git lfs pull`."),
         ("x.parquet", _HTML, "begins like an HTML page"),
     ],
 )
 def test_a_file_that_does_not_decode_is_described(tmp_path: Path, name: str, data: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(data)
-    *_, last = read_lines(tmp_path / name, _MB)
-    assert isinstance(last, LostTail)
-    assert last.reason == "corrupt"
-    assert last.detail
-    assert words in last.detail
-    (rejected,) = read_records(tmp_path / name, name, _MB)
-    assert isinstance(rejected, Rejected)
-    assert rejected.as_json()["detail"] == last.detail
+    for read in (lambda: list(read_lines(tmp_path / name, _MB)), lambda: list(read_records(tmp_path / name, name, _MB))):
+        with pytest.raises(WrongFormatError, match=f"nothing in it can be read: ..*; the file {words}; fetch"):
+            read()
 
 
 def test_a_frame_with_a_dictionary_is_described(tmp_path: Path) -> None:
     samples = [f"document {i} about topic {i % 7} ".encode() * 3 for i in range(2000)]
     dictionary = zstandard.train_dictionary(4096, samples)
     (tmp_path / "x.jsonl.zst").write_bytes(zstandard.ZstdCompressor(dict_data=dictionary).compress(samples[0]))
-    *_, last = read_lines(tmp_path / "x.jsonl.zst", _MB)
-    assert isinstance(last, LostTail)
-    assert last.detail
-    assert "ictionary" in last.detail
+    with pytest.raises(WrongFormatError, match="nothing in it can be read: .*ictionary"):
+        list(read_lines(tmp_path / "x.jsonl.zst", _MB))
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.zst", "x.jsonl.gz", "x.jsonl.xz", "x.parquet"])
+def test_a_file_that_is_lost_as_a_whole_is_no_damaged_record(tmp_path: Path, name: str) -> None:
+    """One bad record in place of all documents of a file would pass any limit on bad records."""
+    text = "".join(f"{i} {random.Random(i).random()} " for i in range(20_000))
+    if name == "x.parquet":
+        pq.write_table(pa.table({"text": [text] * 3}), tmp_path / name)
+    else:
+        packed = {"zst": zstandard.ZstdCompressor().compress, "gz": gzip.compress, "xz": lzma.compress}[name.rsplit(".", 1)[1]]
+        (tmp_path / name).write_bytes(packed(json.dumps({"text": text}).encode()))
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[:30])
+    with pytest.raises(WrongFormatError, match="nothing in it can be read"):
+        list(read_lines(tmp_path / name, _MB))
 
 
 @pytest.mark.parametrize("data", [gzip.compress(b"{}", mtime=0), _HTML, b"PK\x03\x04zip", "{}".encode("utf-16")])
