@@ -256,6 +256,23 @@ def test_a_touched_file_is_compared_and_only_other_bytes_fail_the_job(raw: Path,
     assert _reconcile(manifest) == 50
 
 
+def test_all_units_of_a_skipped_file_are_discarded(raw: Path, tokenizer_file: Path) -> None:
+    """Otherwise a resumed run would compare them with the file, which may be complete by then, and skip it again."""
+    (raw / "a.jsonl").write_bytes(b"".join(_LINES))
+
+    def change(progress: Progress) -> None:
+        if progress.units_done == 4:
+            with open(raw / "a.jsonl", "ab") as file:
+                file.write(b"\n")
+        if progress.stage == "assemble train":
+            raise KeyboardInterrupt
+
+    config = _config(raw, tokenizer_file, unit_bytes=5000, on_unreadable="skip")
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, change)
+    assert {path.name.split(".")[0] for path in (config.output / ".work" / "units").glob("*.json")} == {"00001"}
+
+
 def test_a_folder_without_a_match_is_refused(tmp_path: Path, tokenizer_file: Path) -> None:
     (tmp_path / "raw").mkdir()
     with pytest.raises(InputError, match="no file matches"):
