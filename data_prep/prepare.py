@@ -26,7 +26,7 @@ from data_prep.tokenization.tokenizer import (
     save_tokenizer,
     train_tokenizer,
 )
-from data_prep.units.base_dataset import BaseDataset
+from data_prep.units.base_dataset import BaseDataset, with_settings_of_base
 from data_prep.units.bundles import BundleResult
 from data_prep.units.counts import validate_num_sources
 from data_prep.units.finish import CommittedRun, finish
@@ -50,6 +50,8 @@ def prepare(config: PrepareConfig, on_progress: Callable[[Progress], None] | Non
     bad records than `config.max_bad_share`, nothing to train on), WorkerError, DiskFullError, FolderInUseError,
     InputError, TokenizerError, ForeignFilesError.
     """
+    if config.base:
+        config = with_settings_of_base(config)
     filters = FilterPlan(config)  # fails before any input is read
     if config.output.exists() and not config.output.is_dir():
         raise PrepareError(f"{config.output} is a file: give another --output")

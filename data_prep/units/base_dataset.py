@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from data_prep.config import PrepareConfig
+from data_prep.config import PackingConfig, PrepareConfig
 from data_prep.dataset.indexed_dataset import TokenFile
 from data_prep.dataset.joined import SourceNumbers, joined_source_numbers, summed_counts, summed_histograms
 from data_prep.dataset.manifest import (
@@ -41,6 +41,21 @@ _CHUNK_BYTES = 1 << 20
 # Settings that act on all documents at once: what the base would need for them is not in a finished folder.
 _OF_ALL_DOCUMENTS = ("deduplicate", "mixture")
 _TOKENIZER_KEYS = ("tokenizer", "vocab_size")
+_SHARES = ("val_share", "test_share")
+_INHERITED = ("seed", "packing", "max_record_bytes", "include_sources", "exclude_sources", *_SHARES)
+
+
+def with_settings_of_base(config: PrepareConfig) -> PrepareConfig:
+    """The settings of a run with `base`: those that were not given are the ones of the base. The filters must be given.
+
+    Raises ManifestError if the base is not a finished folder.
+    """
+    assert config.base is not None, "a run without a base"
+    there = load_manifest(config.base).config
+    update = {key: there[key] for key in _INHERITED if key in there and key not in config.model_fields_set}
+    if "packing" in update:
+        update["packing"] = PackingConfig.model_validate(update["packing"])
+    return config.model_copy(update=update)
 
 
 class BaseDataset:
@@ -56,6 +71,10 @@ class BaseDataset:
         self.manifest = load_manifest(self.folder)
         self.sha256 = self.manifest.content_sha256()
         self._config = config
+        # The held-out files of the base need not exist any more: without any, all added files are training files.
+        self._is_training_only = (
+            self.manifest.config.get("split") == "files" and config.splits_by_hash and not config.model_fields_set & {*_SHARES}
+        )
         self._validate_settings(decisions)
         self._validate_files()
 
@@ -91,12 +110,15 @@ class BaseDataset:
         here |= {key: there[key] for key in _TOKENIZER_KEYS if key in there}
         if "vocab_size" in config.model_fields_set and "vocab_size" in there and not config.tokenizer:
             here["vocab_size"] = config.vocab_size
+        if self._is_training_only:
+            here = {key: value for key, value in here.items() if key not in _SHARES} | {"split": "files"}
         keys = different_keys(there, here)
         differences = [f"{key} is {there.get(key)!r} there and {here.get(key)!r} here" for key in keys]
         if config.tokenizer and sha256_bytes(read_given_tokenizer(config.tokenizer)) != self.manifest.tokenizer.sha256:
             differences.append(f"its tokenizer is not {config.tokenizer}")
         if differences:
-            remedy = "Give the settings of the base" + (" (and its --val and --test)" if "split" in keys else "")
+            what = "these settings, and --val and --test," if "split" in keys else "these settings"
+            remedy = f"Leave {what} out, or give those of the base"
             raise PrepareError(
                 f"{folder} was made with other settings: {'; '.join(differences)}. {remedy}, or prepare all files in one run"
             )
@@ -115,6 +137,8 @@ class BaseDataset:
         """
         by_name = {record.name: record for record in self.manifest.inputs}
         by_size: dict[int, list[InputRecord]] = {}
+        if self._is_training_only:
+            plan = InputPlan([replace(file, split="train") for file in plan.files], plan.notes)
         for record in self.manifest.inputs:
             by_size.setdefault(record.bytes, []).append(record)
         new = [file for file in plan.files if not self._has(file, by_name.get(file.name), by_size.get(file.bytes, []))]

@@ -4,8 +4,9 @@ The guard decides after gradients are reduced and before any weight or optimizer
 decision: the worst verdict of any rank. A skipped step uses up its samples and its place in the learning-rate schedule; weights
 and optimizer state keep every bit.
 
-A spike is a loss or gradient norm more than 6 standard deviations above the mean of the last 128 updates (the rule of
-OLMo-core's `SkipStepOptimizer`).
+A spike is a loss or gradient norm more than 6 standard deviations above the mean of the last 128 steps (the rule of
+OLMo-core's `SkipStepOptimizer`). A spike counts among these as the largest value that is none: so a lasting new level is
+accepted after some steps, and one huge value does not hide the next.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class StepResult:
 
 
 class SpikeDetector:
-    """Compares a step with the last updates. `state()` and `restore()` carry it over a restart."""
+    """Compares a step with the last ones. `state()` and `restore()` carry it over a restart."""
 
     def __init__(self, sigma: float = 6.0, window: int = 128) -> None:
         self.sigma, self.window = sigma, window
@@ -52,16 +53,14 @@ class SpikeDetector:
     def is_spike(self, loss: float, norm: float) -> bool:
         """Whether either value lies more than `sigma` deviations above its mean.
 
-        Always False while fewer than half a window of updates are recorded, and where sigma is 0.
+        Always False while fewer than half a window of steps are recorded, and where sigma is 0.
         """
-        if self.sigma == 0 or len(self._losses) < max(2, self.window // 2):
-            return False
-        return self._is_far(loss, self._losses) or self._is_far(norm, self._norms)
+        return loss > self._limit(self._losses) or norm > self._limit(self._norms)
 
     def record(self, loss: float, norm: float) -> None:
-        """Add an update to the window."""
-        self._losses.append(loss)
-        self._norms.append(norm)
+        """Add a step to the window, a spike as the largest value that is none."""
+        self._losses.append(min(loss, self._limit(self._losses)))
+        self._norms.append(min(norm, self._limit(self._norms)))
 
     def state(self) -> dict[str, list[float]]:
         return {"losses": list(self._losses), "norms": list(self._norms)}
@@ -70,10 +69,13 @@ class SpikeDetector:
         self._losses.extend(state.get("losses", []))
         self._norms.extend(state.get("norms", []))
 
-    def _is_far(self, value: float, history: deque[float]) -> bool:
+    def _limit(self, history: deque[float]) -> float:
+        """The largest value that is no spike."""
+        if self.sigma == 0 or len(history) < max(2, self.window // 2):
+            return math.inf
         mean = sum(history) / len(history)
         deviation = math.sqrt(sum((entry - mean) ** 2 for entry in history) / (len(history) - 1))
-        return value > mean + self.sigma * deviation
+        return mean + self.sigma * deviation
 
 
 class SkipStepGuard:
@@ -93,8 +95,9 @@ class SkipStepGuard:
         loss, norm = self._loss(), self._norm()
         verdict = self._verdict(loss, norm)
         self.result = StepResult(loss, norm, REASONS.get(verdict))
-        if verdict == TAKEN:
+        if verdict in (TAKEN, SPIKE):
             self.spikes.record(loss, norm)
+        if verdict == TAKEN:
             self._take(engine, norm)
         else:
             # DeepSpeed's own step clears its gradient buffers, so it runs, but around an optimizer that does nothing.

@@ -103,10 +103,13 @@ def _run(config: PrepareConfig) -> None:
 
 
 def _print_plan(config: PrepareConfig) -> None:
+    from data_prep.units.base_dataset import with_settings_of_base
+
     tokenizer = f"a new tokenizer of up to {config.vocab_size:,} ids"
     if config.tokenizer or config.base:
         tokenizer = f"tokenizer {config.tokenizer}" if config.tokenizer else f"the tokenizer of {config.base}"
-    rows = " and ".join(str(length) for length in config.packing.lengths)
+    settings = with_settings_of_base(config) if config.base else config
+    rows = " and ".join(str(length) for length in settings.packing.lengths)
     typer.echo(f"Preparing {listed(config.input)} into {config.output}")
     if config.base:
         typer.echo(f"which begins with the documents of {config.base}; only inputs that are not in it are read;")

@@ -15,10 +15,10 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.readers.blocks import LostTail, cut_blocks, read_lines
+from data_prep.readers.blocks import cut_blocks, read_lines
 from data_prep.readers.formats import WrongFormatError, looks_like, validate_lines
 from data_prep.readers.json_objects import objects_of
-from data_prep.readers.records import BadRecordError, Document, Rejected, parse_record, read_records
+from data_prep.readers.records import BadRecordError, Document, parse_record, read_records
 from data_prep.readers.streams import read_chunks
 
 _MB = 1 << 20
@@ -97,7 +97,7 @@ def test_any_frames_read_in_any_chunks_give_their_bytes(
 def test_a_file_that_does_not_decode_is_described(tmp_path: Path, name: str, data: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(data)
     for read in (lambda: list(read_lines(tmp_path / name, _MB)), lambda: list(read_records(tmp_path / name, name, _MB))):
-        with pytest.raises(WrongFormatError, match=f"nothing in it can be read: ..*; the file {words}; fetch"):
+        with pytest.raises(WrongFormatError, match=rf"nothing in it can be read: ..*; the file {words}; fetch"):
             read()
 
 
@@ -105,7 +105,7 @@ def test_a_frame_with_a_dictionary_is_described(tmp_path: Path) -> None:
     samples = [f"document {i} about topic {i % 7} ".encode() * 3 for i in range(2000)]
     dictionary = zstandard.train_dictionary(4096, samples)
     (tmp_path / "x.jsonl.zst").write_bytes(zstandard.ZstdCompressor(dict_data=dictionary).compress(samples[0]))
-    with pytest.raises(WrongFormatError, match="nothing in it can be read: .*ictionary"):
+    with pytest.raises(WrongFormatError, match=r"nothing in it can be read: .*ictionary"):
         list(read_lines(tmp_path / "x.jsonl.zst", _MB))
 
 

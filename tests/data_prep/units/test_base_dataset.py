@@ -265,13 +265,19 @@ def test_text_of_the_base_is_not_added_to_another_split(tmp_path: Path, tokenize
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"seed": 3}, r"seed is 0 there and 3 here\. Give the settings of the base, or prepare all files in one run"),
+        (
+            {"seed": 3},
+            r"seed is 0 there and 3 here\. Leave these settings out, or give those of the base, or prepare all files",
+        ),
         ({"val_share": 0.2}, r"val_share is 0\.1 there and 0\.2 here"),
         ({"packing": {"lengths": [64]}}, r"packing is .*640.* there and .* here"),
         ({"exclude_sources": ["odd"]}, r"exclude_sources is \[\] there and \['odd'\] here"),
         ({"language": {"keep": ["en"]}}, r"language is None there and"),
         ({"max_record_bytes": 7}, r"max_record_bytes is"),
-        ({"val": ["raw/0.jsonl.zst"]}, r"split is 'hash' there and 'files' here.*\(and its --val and --test\)"),
+        (
+            {"val": ["raw/0.jsonl.zst"]},
+            r"split is 'hash' there and 'files' here.*Leave these settings, and --val and --test, out",
+        ),
         ({"deduplicate": True}, r"deduplicate needs all documents at once, and .*old has no texts to compare"),
         ({"mixture": {"epochs": {"odd": 2}}}, r"mixture needs all documents at once"),
         ({"tokenizer_file": "bytes"}, r"its tokenizer is not bytes"),
@@ -351,3 +357,27 @@ def test_bad_records_are_counted_against_the_added_files(folder: Path, tokenizer
     assert manifest.rejected == {"invalid JSON": 3}
     lines = [json.loads(line) for line in (folder / "new" / "quarantine.jsonl").read_text().splitlines()]
     assert [(line["file"], line["line"]) for line in lines] == [("0.jsonl.zst", 61), ("3.jsonl", 2), ("3.jsonl", 3)]
+
+
+def test_settings_that_are_not_given_are_those_of_the_base(folder: Path, tokenizer_file: Path) -> None:
+    given = {"base": folder / "old", "input": [f"{folder}/raw/2*"], "output": folder / "new", "max_bad_share": 0.1}
+    prepare(PrepareConfig.model_validate(given))
+    prepare(_config(folder, "fresh", tokenizer_file))
+    assert _hashes(folder / "new") == _hashes(folder / "fresh")
+
+
+def test_added_files_are_training_files_where_the_held_out_ones_are_gone(folder: Path, tokenizer_file: Path) -> None:
+    for name in ("val", "more"):
+        _write(folder / "held" / f"{name}.jsonl", 30, "s")
+    by_files = {"val": [f"{folder}/held/val.jsonl"], "packing": {"lengths": [64]}, "max_bad_share": 0.1}
+    first = {"input": [f"{folder}/raw/[01]*"], "output": folder / "by_files", "tokenizer": tokenizer_file, **by_files}
+    base = prepare(PrepareConfig.model_validate(first))
+    (folder / "held" / "val.jsonl").unlink()
+    added = {"base": folder / "by_files", "input": [f"{folder}/held/more.jsonl"], "output": folder / "new"}
+    manifest = prepare(PrepareConfig.model_validate(added))
+    assert manifest.splits["val"] == base.splits["val"]
+    assert manifest.splits["train"].total.documents == base.splits["train"].total.documents + 30
+    assert set(manifest.splits) == {"train", "val"}
+    assert _texts(folder / "new", "train")[-30:] == [f"more.jsonl word {i} " * (1 + i % 9) for i in range(30)]
+    with pytest.raises(PrepareError, match=r"val_share is None there and 0\.5 here"):
+        prepare(PrepareConfig.model_validate({**added, "output": folder / "other", "val_share": 0.5}))

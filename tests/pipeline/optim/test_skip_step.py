@@ -95,6 +95,23 @@ def test_the_norm_without_zero_counts_every_parameter_once(data_parallel: int, o
     assert guard_of(SimpleNamespace(), entries, data_parallel)._norm() == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_lasting_new_level_is_accepted_and_a_huge_value_does_not_hide_the_next() -> None:
+    """Without this, a norm that rises for good would be skipped until `train.max_skips` fails a healthy run."""
+    generator = np.random.default_rng(0)
+    detector = SpikeDetector()
+    for norm in 1 + 0.02 * generator.standard_normal(128):
+        detector.record(2.0, float(norm))
+    detector.record(2.0, 1e9)
+    assert detector.is_spike(2.0, 1.3)
+    skipped = 0
+    for norm in 1.5 + 0.02 * generator.standard_normal(20):
+        skipped += detector.is_spike(2.0, float(norm))
+        detector.record(2.0, float(norm))
+    assert 0 < skipped < 15
+    assert not detector.is_spike(2.0, 1.5)
+    assert detector.is_spike(2.0, 1e9)
+
+
 def test_no_spike_is_reported_before_half_a_window() -> None:
     detector = SpikeDetector(window=8)
     for _ in range(3):
