@@ -15,6 +15,7 @@ from data_prep.dataset.manifest import MANIFEST_FILE, Manifest
 from data_prep.files import sha256_file
 from data_prep.tokenization.tokenizer import TOKENIZER_FILE
 from pipeline.config import RunConfig
+from pipeline.optim.lr_schedule import learning_rate
 from pipeline.run_folder import POSITION, STATE, hold, problem
 
 if TYPE_CHECKING:  # imports torch
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # imports torch
 
 # What a launch on a cluster puts into a run folder before the run's own processes start.
 _BEFORE_THE_START = {"launch", "logs", "STATUS"}
+_COMPARED_STEPS = 64
 
 
 def check_folder(run_dir: Path) -> None:
@@ -126,6 +128,23 @@ def schedule_warnings(config: RunConfig) -> list[str]:
     return [
         f"warning: optimizer.warmup_steps {warmup} is not less than {config.train.length}: the learning rate never reaches "
         f"{config.optimizer.learning_rate}"
+    ]
+
+
+def changed_rates(config: RunConfig, run_dir: Path, checkpoint: Path) -> list[str]:
+    """A warning if another length of a begun run changes the learning rates of steps that it would have made anyway."""
+    before = RunConfig.load(run_dir)
+    done = int(checkpoint.name.removeprefix("step_"))
+    last = min(before.train.steps, config.train.steps)
+    steps = sorted({done + 1 + (last - done - 1) * share // _COMPARED_STEPS for share in range(_COMPARED_STEPS + 1)})
+    rates = [
+        [learning_rate(step, run.train.steps, run.optimizer) for step in steps if step <= last] for run in (before, config)
+    ]
+    if rates[0] == rates[1]:
+        return []
+    return [
+        f"warning: train.steps was {before.train.steps:,} and is {config.train.steps:,}: the learning rates of further steps "
+        "are others than planned, because the schedule ends with the run; optimizer.decay_steps fixes where it ends"
     ]
 
 

@@ -18,6 +18,7 @@ from data_prep.files import FolderInUseError, only_writer
 from launch.config import check_same_run, write_resolved
 from launch.local import PREEMPTED_EXIT, SIGNAL_EXIT, STOPPED_EXITS, preempted_exit, run_local
 from launch.preflight import (
+    changed_rates,
     check_data,
     check_disk,
     check_folder,
@@ -132,7 +133,8 @@ def check_run(
         try:
             manifest = load_manifest(config.data.path)
         except ManifestError as error:
-            raise ValueError(f"data.path: {error}") from error
+            moved = "; if it was moved, give its new place: data.path=FOLDER" if latest(folder) else ""
+            raise ValueError(f"data.path: {error}{moved}") from error
     config = config.resolved()
     if processes is not None:
         config.train.accumulation_steps(config.mesh.data_parallel(processes.number))
@@ -151,6 +153,7 @@ def check_run(
         if checkpoint is not None:
             check_same_run(config, folder, has_checkpoint=True)
             check_resume(config, checkpoint, batches.fingerprint, is_branch=False)
+            notes += changed_rates(config, folder, checkpoint)
         elif branch is not None:
             begin = find(branch.parent, branch.step)
             check_resume(config, begin, batches.fingerprint, is_branch=True)

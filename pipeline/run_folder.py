@@ -31,7 +31,7 @@ _LOCK = ".lock"
 Report = Callable[[str], None]
 """Called with what is being done, between the parts of something that may take long: that counts as progress."""
 _REPORTED_BYTES = 256 << 20
-_REMEDY = "the checkpoint is damaged; take another one (--step)"
+_REMEDY = "the checkpoint is damaged; use another one, by --step where the command takes it"
 
 
 def no_report(activity: str) -> None:

@@ -50,7 +50,7 @@ def newest_intact(run: Path, mesh: Mesh, report: Report) -> Found:
             break
         why, text = _judge(checkpoint, mesh, report)
         if not why:
-            return Found(checkpoint, notes)
+            return Found(checkpoint, [*notes, f"resuming from {checkpoint.name} instead"] if notes else [])
         if mesh.is_main:
             notes.append(f"skipped checkpoint: {text}; moved to {set_aside(checkpoint, why).name}")
             _log.warning(notes[-1])

@@ -214,7 +214,12 @@ def saved(run: Path, step: int, config: Any, data: str = "") -> None:
 
 
 def test_a_run_goes_on_with_moved_data_without_its_start_folder_and_with_other_reports(
-    started: Started, prepared: Path, command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    started: Started,
+    prepared: Path,
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+    error_line: ErrorLine,
+    tmp_path: Path,
 ) -> None:
     run, old = Path("runs/demo"), shutil.copytree(prepared, tmp_path / "old")
     config = load_run_config(DEMO, [f"data.path={old}"]).resolved()
@@ -225,11 +230,44 @@ def test_a_run_goes_on_with_moved_data_without_its_start_folder_and_with_other_r
     (run / "config.json").write_text(json.dumps(values))
     saved(run, 100, config)
     shutil.rmtree(old)
+    assert command("train", DEMO, f"data.path={old}") == 1
+    assert (
+        "the folder does not exist; make one with `fnet-t5 prepare`; if it was moved, give its new place: data" in error_line()
+    )
     overrides = [f"train.initial_weights={tmp_path / 'gone'}", "tracking.enabled=false", "data.validation_rows=600"]
     assert command("train", DEMO, f"data.path={prepared}", *overrides) == 0
     assert "from step 100 to step 400" in capsys.readouterr().out
     assert json.loads((run / "config.json").read_text())["data"]["path"] == str(prepared)
     assert command("train", DEMO, f"data.path={prepared}", "data.decoder_length=17") == 1  # this changes numbers
+    assert len(started.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["train.steps=300"], True),
+        (["train.steps=500"], True),
+        (["train.steps=500", "optimizer.decay_steps=400"], False),
+        ([], False),
+    ],
+)
+def test_another_length_that_changes_the_learning_rates_is_told(
+    changes: list[str],
+    told: bool,
+    started: Started,
+    prepared: Path,
+    command: Command,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """The demo's cosine ends at train.steps, unless optimizer.decay_steps says where."""
+    before = [f"data.path={prepared}", *(change for change in changes if "decay" in change)]
+    config = load_run_config(DEMO, before).resolved()
+    write_resolved(config, tmp_path / "run")
+    saved(tmp_path / "run", 200, config)
+    assert command("train", DEMO, f"data.path={prepared}", "--output", tmp_path / "run", *changes) == 0
+    shown = capsys.readouterr().out
+    assert ("warning: train.steps was 400 and is " in shown) is told
     assert len(started.calls) == 1
 
 

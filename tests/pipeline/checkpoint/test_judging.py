@@ -138,7 +138,7 @@ def test_a_run_resumes_from_the_newest_checkpoint_that_can_be_used(tmp_path: Pat
         "step_00000010.damaged",
     ]
     texts = ["probe.safetensors is missing", "outputs are not finite", "rank_00000.safetensors differs from its checksum"]
-    assert len(found.notes) == 3
+    texts.append("resuming from step_00000004 instead")  # the start may have named a newer one
     assert all(text in note for text, note in zip(texts, found.notes, strict=True))
     # every file that is read counts as progress
     assert sum(activity.startswith("verifying step_00000004/") for activity in activities) == 4
