@@ -137,18 +137,13 @@ def _read_frames(
                     has_output = True
                     yield data
             except CodecError as error:
-                if not has_output:
-                    raise nothing_readable(path, f"{error}{mismatch(head)}") from error
-                raise DamagedStreamError(path, CORRUPT, str(error)) from error
+                raise _damage(path, CORRUPT, str(error), has_output, head) from error
             chunk = b""
             if frame.eof:
                 chunk, frame = frame.unused_data, None
         chunk = file.read(_COMPRESSED_CHUNK_BYTES)
     if frame is not None:
-        detail = "the last compressed frame does not end"
-        if not has_output:
-            raise nothing_readable(path, detail)
-        raise DamagedStreamError(path, TRUNCATED, detail)
+        raise _damage(path, TRUNCATED, "the last compressed frame does not end", has_output)
 
 
 def _parquet_lines(path: Path | RemoteFile, on_read: Callable[[bytes], object]) -> Iterator[bytes]:
@@ -178,10 +173,12 @@ def _parquet_lines(path: Path | RemoteFile, on_read: Callable[[bytes], object]) 
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, WrongFormatError):
             raise
-        detail = str(error).splitlines()[0]
-        if not has_output:
-            raise nothing_readable(path, f"{detail}{mismatch(head)}") from error
-        raise DamagedStreamError(path, CORRUPT, detail) from error
+        raise _damage(path, CORRUPT, str(error).splitlines()[0], has_output, head) from error
+
+
+def _damage(path: Location, reason: str, detail: str, has_output: bool, head: bytes = b"") -> ValueError:
+    """The error for a file that does not decode: after some output a part of it is lost, without any all of it."""
+    return DamagedStreamError(path, reason, detail) if has_output else nothing_readable(path, f"{detail}{mismatch(head)}")
 
 
 def _batch_rows(group: Any) -> int:

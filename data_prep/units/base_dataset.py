@@ -135,10 +135,10 @@ class BaseDataset:
         Raises PrepareError if there are none, if one has the name of an input of the base and other bytes, or if one was
         prepared for another split.
         """
-        by_name = {record.name: record for record in self.manifest.inputs}
-        by_size: dict[int, list[InputRecord]] = {}
         if self._is_training_only:
             plan = InputPlan([replace(file, split="train") for file in plan.files], plan.notes)
+        by_name = {record.name: record for record in self.manifest.inputs}
+        by_size: dict[int, list[InputRecord]] = {}
         for record in self.manifest.inputs:
             by_size.setdefault(record.bytes, []).append(record)
         new = [file for file in plan.files if not self._has(file, by_name.get(file.name), by_size.get(file.bytes, []))]
