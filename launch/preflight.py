@@ -16,7 +16,7 @@ from data_prep.files import sha256_file
 from data_prep.tokenization.tokenizer import TOKENIZER_FILE
 from pipeline.config import RunConfig
 from pipeline.optim.lr_schedule import learning_rate
-from pipeline.run_folder import POSITION, STATE, hold, problem
+from pipeline.run_folder import POSITION, STATE, hold, problem, step_of
 
 if TYPE_CHECKING:  # imports torch
     from pipeline.data.batches import TrainingBatches
@@ -134,7 +134,7 @@ def schedule_warnings(config: RunConfig) -> list[str]:
 def changed_rates(config: RunConfig, run_dir: Path, checkpoint: Path) -> list[str]:
     """A warning if another length of a begun run changes the learning rates of steps that it would have made anyway."""
     before = RunConfig.load(run_dir)
-    done = int(checkpoint.name.removeprefix("step_"))
+    done = step_of(checkpoint)
     last = min(before.train.steps, config.train.steps)
     steps = sorted({done + 1 + (last - done - 1) * share // _COMPARED_STEPS for share in range(_COMPARED_STEPS + 1)})
     rates = [

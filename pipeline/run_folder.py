@@ -46,6 +46,11 @@ def step_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint. Raises ValueError for another name."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
 def latest(run: Path) -> Path | None:
     """The newest complete checkpoint of a run, or None.
 
@@ -247,7 +252,7 @@ def describe(checkpoint: Path) -> StoredCheckpoint:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         mesh, target_tokens = None, 0
     return StoredCheckpoint(
-        step=int(checkpoint.name.removeprefix("step_")),
+        step=step_of(checkpoint),
         mesh=f"{mesh['tensor']} × {mesh['pipeline']} × {mesh['data']}" if mesh else "?",
         num_bytes=sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()),
         target_tokens=target_tokens,

@@ -92,12 +92,14 @@ def _train(
 
 def describe(run: PreparedRun, processes: Processes) -> list[str]:
     """What a start of this run will do, in a few lines."""
+    from pipeline.run_folder import step_of
+
     config, folder = run.config, run.folder
     model, mesh, data = config.model, config.mesh, config.data
     noun = "process" if processes.number == 1 else "processes"
     verb, begin = "Training", ""
     if run.checkpoint is not None:
-        verb, begin = "Resuming", f"from step {int(run.checkpoint.name.removeprefix('step_')):,} "
+        verb, begin = "Resuming", f"from step {step_of(run.checkpoint):,} "
     start = config.train.initial_weights
     is_new = run.checkpoint is None and run.branch is None
     what = "weights and moments" if config.train.initial_moments else "weights"

@@ -10,7 +10,7 @@ import orjson
 
 from data_prep.files import atomic_write
 from pipeline.checkpoint.checkpoint import verify
-from pipeline.run_folder import LATEST, METRICS, checkpoints_of, find
+from pipeline.run_folder import LATEST, METRICS, checkpoints_of, find, step_of
 from pipeline.tracking.metrics import read_metrics
 
 
@@ -21,7 +21,7 @@ def branch(parent: Path, output: Path, step: int | None = None) -> int:
     the same output changes nothing. Raises ValueError if the parent has no such checkpoint.
     """
     checkpoint = find(parent, step)
-    start = int(checkpoint.name.removeprefix("step_"))
+    start = step_of(checkpoint)
     folder = checkpoints_of(output)
     if folder.is_dir():  # started before: it resumes from its own latest checkpoint
         return start

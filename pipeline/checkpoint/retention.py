@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from pipeline.run_folder import checkpoints_of, problem
+from pipeline.run_folder import checkpoints_of, problem, step_of
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def prune(run: Path, keep_last: int | None, keep_every: int | None, keep: Collec
     found = [path for path in sorted(checkpoints_of(run).glob("step_*[0-9]")) if problem(path) is None]
     removed = []
     for path in found[: -max(1, keep_last)]:
-        step = int(path.name.removeprefix("step_"))
+        step = step_of(path)
         if step in keep or (keep_every is not None and step % keep_every == 0):
             continue
         hidden = path.with_name(f".{path.name}.removed")  # a half-removed one must not look like a checkpoint

@@ -31,7 +31,7 @@ from pipeline.eval.suffix_bpb import Nll, Score, score, suffix_bpb_objective
 from pipeline.objectives.interface import VALIDATION_SEED, AnyBatch
 from pipeline.objectives.loss import losses_of
 from pipeline.objectives.vocabulary import Vocabulary
-from pipeline.run_folder import find, load_weights
+from pipeline.run_folder import find, load_weights, step_of
 
 _TOKENS_PER_COUNT = 1 << 22
 
@@ -124,7 +124,7 @@ def load_model(run: Path, step: int | None = None) -> tuple[SingleProcessModel, 
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     check_fits(model, shapes, f"{checkpoint} does not fit {run}/config.json")
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    return model.eval(), config, int(checkpoint.name.removeprefix("step_"))
+    return model.eval(), config, step_of(checkpoint)
 
 
 def check_fits(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], problem: str) -> None:

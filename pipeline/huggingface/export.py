@@ -27,7 +27,7 @@ from pipeline.config import RunConfig
 from pipeline.huggingface.folder import write_folder
 from pipeline.huggingface.model_card import model_card
 from pipeline.objectives.vocabulary import Vocabulary
-from pipeline.run_folder import METRICS, find, load_weights
+from pipeline.run_folder import METRICS, find, load_weights, step_of
 
 _CODE = ("configuration_fnet_t5.py", "layers_fnet_t5.py", "modeling_fnet_t5.py", "pipeline_fnet_t5.py")
 
@@ -36,7 +36,7 @@ def export_run(run: Path, output: Path, step: int | None = None) -> ModelConfig:
     """Write a run's checkpoint (the latest by default) as a folder. Raises ValueError if no class there can hold the model."""
     config = RunConfig.load(run)
     checkpoint = find(run, step)
-    number = int(checkpoint.name.removeprefix("step_"))
+    number = step_of(checkpoint)
     card = model_card(config.model, run.resolve().name, _results(run, number, config))
     export_model(
         config.model,
